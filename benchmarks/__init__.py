@@ -1,0 +1,1 @@
+"""Benchmarks of tomfisher against its peers (installed as `tomfisher.benchmarks`)."""

@@ -1,0 +1,130 @@
+"""What the sub-commands share: flags, help with commands to paste, and messages."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tomfisher.experiment.config import Config, check_kappa
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+MODEL_FIELDS = ("model", "device", "trust_remote_code", "revision")
+
+
+def add_command(
+    subparsers: Any, name: str, help: str, description: str, examples: Iterable[str]
+) -> argparse.ArgumentParser:
+    """A sub-command whose help ends with commands to paste.
+
+    Args:
+        subparsers: what `ArgumentParser.add_subparsers` returned.
+        name: the command.
+        help: one line for the list of commands.
+        description: what it does, in a few sentences.
+        examples: whole command lines.
+
+    Returns:
+        The parser; give it its flags and `set_defaults(execute=...)`.
+    """
+    lines = "\n".join(f"  {example}" for example in examples)
+    return subparsers.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=f"examples:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser, *names: str, required: Iterable[str] = ()) -> None:
+    """Flags for some of the study's settings, spelled like the fields of `Config`.
+
+    A flag that is not given leaves no attribute behind (`given_settings`), so that YAML and defaults show through.
+
+    Args:
+        parser: the command's parser.
+        names: fields of `Config`; none means all.
+        required: fields that must be given.
+    """
+    for name in names or tuple(_FIELDS):
+        field = _FIELDS[name]
+        default = "" if field.default in (None, "") else f" [{_shown(field.default)}]"
+        options: dict[str, Any] = {"help": f"{field.metadata['help']}{default}".replace("%", "%%")}
+        if field.metadata["kind"] == "bool":
+            options["action"] = "store_true"
+        else:
+            options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else (
+                name.upper()
+            )
+        parser.add_argument(
+            f"--{name}", dest=name, default=argparse.SUPPRESS, required=name in tuple(required), **options
+        )
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    return {name: value for name, value in vars(args).items() if name in _FIELDS}
+
+
+def setting(args: argparse.Namespace, name: str) -> Any:
+    """One setting of a command that is not a whole study: as given, or its default, in its own type."""
+    from tomfisher.experiment.config import coerce
+
+    field = _FIELDS[name]
+    value = coerce(field, getattr(args, name, field.default))
+    choices = field.metadata["choices"]
+    if choices and value is not None and value not in choices:
+        raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {value!r}.")
+    return value
+
+
+def load_named_model(args: argparse.Namespace, dtype: str = "fp32") -> Any:
+    """The model that --model, --device, --trust_remote_code and --revision name; see `tomfisher.models`."""
+    from tomfisher.models import load_model
+
+    return load_model(
+        setting(args, "model"),
+        dtype=dtype,
+        device=setting(args, "device"),
+        trust_remote_code=setting(args, "trust_remote_code"),
+        revision=setting(args, "revision"),
+    )
+
+
+def kappa(text: str) -> float:
+    """argparse type of --kappa: a fraction strictly between 0 and 1."""
+    try:
+        return check_kappa(float(text), "kappa")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            str(error) if "strictly" in str(error) else f"kappa must be a number such as 1e-4, got {text!r}."
+        ) from None
+
+
+def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse to write over something unless told to.
+
+    Raises:
+        ValueError: it exists and `overwrite` is off.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise ValueError(f"{os.fspath(path)} exists. Give another --output_path, or --overwrite to replace it.")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """The flag that lets a command replace what is at its --output_path."""
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at --output_path")
+
+
+def note(line: str) -> None:
+    """Tell the user something beside the result, on standard error."""
+    print(f"tomfisher: {line}", file=sys.stderr, flush=True)
+
+
+def _shown(value: Any) -> str:
+    return ",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,122 @@
+"""`tomfisher`: reads the command line, runs one sub-command, turns errors into one clear message."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+import textwrap
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from tomfisher.version import __version__
+
+COMMANDS = (
+    ("run", "fisher", "mask", "perturb", "evaluate", "sweep"),
+    ("plan", "ls", "testbed", "bench"),
+)
+EXAMPLES = """\
+start here:
+  tomfisher run --preset demo-testbed                      the effect on a tiny model, under a minute
+  tomfisher run --preset demo-smollm2                      the same study on a real language model
+  tomfisher run --model HuggingFaceTB/SmolLM2-360M         any causal language model
+  tomfisher run --model testbed-llama --task my_task.jsonl --control my_text.txt
+  tomfisher plan --model smollm2-135m                      what a run will cost
+  tomfisher ls                                             tasks, models, fills, presets
+  tomfisher COMMAND --help                                 flags and more commands to paste
+"""
+USER_ERRORS = (ValueError, TypeError, FileNotFoundError, NotImplementedError, ImportError, FloatingPointError)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; None takes `sys.argv`.
+
+    Returns:
+        Exit code: 0 done, 2 an error that was explained, 130 interrupted.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "execute"):
+        parser.print_help()
+        return 0
+    warnings.showwarning = _show_warning
+    try:
+        return int(args.execute(args) or 0)
+    except KeyboardInterrupt:
+        print("\ntomfisher: interrupted. Finished parts are kept; run the same command to go on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        if args.debug:
+            traceback.print_exc()
+        print(f"tomfisher: {message}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all sub-commands; their heavy imports happen only when one runs."""
+    parser = argparse.ArgumentParser(
+        prog="tomfisher",
+        description="Which few weights does a language model need for one ability, and what breaks without them?",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tomfisher {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for group in COMMANDS:
+        for name in group:
+            importlib.import_module(f"tomfisher.cli.{name}").add_parser(subparsers)
+    for command in subparsers.choices.values():
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def explain(error: Exception) -> str | None:
+    """An error as one paragraph for the user, or None when it is a defect of ours that needs a traceback."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE or "No space left on device" in str(error):
+        place = getattr(error, "filename", None)
+        return (
+            f"the disk is full{f' (writing {place})' if place else ''}: {error}. Nothing that was finished is lost, "
+            "and no half-written result is left. Free some space and run the same command again."
+        )
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"there is no file or folder {str(error.filename)!r}. Check the path."
+    if isinstance(error, USER_ERRORS):
+        return str(error) or type(error).__name__
+    if isinstance(error, OSError):
+        return f"{error}. Check the path and its permissions."
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of GPU memory: {error} Use a smaller --tokens_per_batch or --batch_size, or --device cpu."
+    return None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> Any:
+    """Warnings as one wrapped paragraph, without a line of source code."""
+    text = textwrap.fill(f"tomfisher: warning: {message}", width=110, subsequent_indent="  ", break_on_hyphens=False)
+    print(text, file=file or sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

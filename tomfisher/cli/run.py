@@ -1,0 +1,53 @@
+"""`tomfisher run`: the whole study."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = add_command(
+        subparsers,
+        "run",
+        "the whole study: Fisher, masks, sweep, random controls, verdict",
+        "Take the Fisher diagonals of a task and of general text, perturb the weights that matter to the task but\n"
+        "not to the text, and measure what breaks. Finished parts stay in the run folder: the same command\n"
+        "resumes a stopped run. Settings: command line > --config > --preset > defaults.",
+        (
+            "tomfisher run --preset demo-testbed",
+            "tomfisher run --preset demo-smollm2 --output_path runs/mine",
+            "tomfisher run --model HuggingFaceTB/SmolLM2-360M --kappas 1e-5,1e-4 --limit 160",
+            "tomfisher run --model ./my-model --task my_task.jsonl --control my_text.txt",
+            "tomfisher run --config runs/demo-testbed/config.yaml",
+        ),
+    )
+    parser.add_argument("--config", "-C", metavar="YAML", help="read settings from this file, such as RUN/config.yaml")
+    parser.add_argument("--preset", help="a complete named study (tomfisher ls presets)")
+    add_settings(parser)
+    add_overwrite(parser)
+    parser.set_defaults(execute=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run or resume the study and print table, verdict and where the results lie."""
+    from tomfisher.experiment.config import Config
+
+    return run_study(Config.resolve(given_settings(args), args.config, args.preset), args.overwrite)
+
+
+def run_study(config: Any, overwrite: bool) -> int:
+    """Run a study and print what it found."""
+    from tomfisher.experiment import Experiment, judge
+    from tomfisher.experiment.table import render
+
+    results = Experiment(config, overwrite=overwrite).run()
+    print(f"{config.model}: {config.task} against {config.control}\n")
+    print(f"{render(results)}\n")
+    print(f"{judge(results)}\n")
+    print(f"Results: {config.output_path}/results.json, results.csv, verdict.txt; again: "
+          f"tomfisher run --config {config.output_path}/config.yaml")
+    return 0

@@ -1,0 +1,74 @@
+"""Running a model for measurement: mode, limits, and logits only where they are needed."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's training flag is put back on any exit."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def device_of(model: Any) -> torch.device:
+    """The device that token ids have to be on."""
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    return next((embeddings if embeddings is not None else model).parameters()).device
+
+
+def position_limit(model: Any) -> int | None:
+    """Longest sequence the model was built for, in tokens; None where its config names none (Mamba)."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "max_seq_len"):
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+def check_length(model: Any, length: int, what: str) -> None:
+    """Refuse a sequence of more tokens than the model has positions for."""
+    limit = position_limit(model)
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"{what} takes {length} tokens, but the model has positions for {limit} "
+            "(max_position_embeddings of its config). Shorten it."
+        )
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Stack id lists, padded on the right with id 0: a causal model never looks at what comes after."""
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=device)
+
+
+def accepts(model: Any, argument: str) -> bool:
+    """Whether the model's forward names this argument."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def logits_at(model: Any, ids: Tensor, keep: Tensor, **arguments: Any) -> Tensor:
+    """Logits `[B, K, vocab]` at the positions `keep` `[K]` of `ids` `[B, T]`, in the model's dtype."""
+    if accepts(model, "use_cache"):
+        arguments.setdefault("use_cache", False)
+    if accepts(model, "logits_to_keep"):
+        return model(input_ids=ids, logits_to_keep=keep, **arguments).logits
+    return model(input_ids=ids, **arguments).logits[:, keep]

@@ -1,0 +1,217 @@
+"""Multiple choice by log-probability: which answer does the model find most likely?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tomfisher.evaluate._forward import check_length, device_of, logits_at, measuring, pad
+from tomfisher.evaluate._prefix import Batch, Row, Step, can_share, execute, plan_plain, plan_shared
+from tomfisher.evaluate.records import ALL, Record, Scores
+from tomfisher.progress import progress_bar
+from tomfisher.tokens import split_continuation
+
+BATCH_SIZE = 64
+
+
+class ChoiceEvaluator:
+    """Stories encoded and planned once, to be scored on many models or many states of one model.
+
+    For every choice the score is log p(" " + choice | prompt) = Σ_t log p(token t | all before), the sum over all
+    tokens of the answer, in nats, with a float32 log-softmax. The choice with the largest score is predicted.
+    Choices that tie for the first place share the point: with m of them, the right one among them gives 1/m
+    (the expected value of a fair coin; low-precision logits do tie), and `predicted` is the first of them.
+
+    Sequences that are equal, or the beginning of another one, are run once: both one-token answers of a
+    question are read off one row.
+
+    Args:
+        tokenizer: a transformers tokenizer; its default special tokens are used.
+        stories: objects with `id, group, condition, cell, kind, prompt, choices, answer`.
+        batch_size: number of rows in one forward, at least 1.
+
+    Raises:
+        ValueError: no stories; a story with fewer than two choices, equal choices, an answer that is no index
+            into them, the reserved group name "all", or an id that another story has.
+    """
+
+    def __init__(self, tokenizer: Any, stories: Iterable[Any], batch_size: int = BATCH_SIZE) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        self.stories = tuple(stories)
+        check_stories(self.stories)
+        self.batch_size = batch_size
+        spans: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self._owners: list[int] = []
+        for index, story in enumerate(self.stories):
+            for choice in story.choices:
+                prompt, answer = split_continuation(tokenizer, story.prompt, " " + choice)
+                spans.append((tuple(prompt), tuple(answer)))
+                self._owners.append(index)
+        self.rows, self._row_of = _merge([prompt + answer[:-1] for prompt, answer in spans], spans)
+        # (answer number, position, target id) to read off each row
+        self._reads: list[list[tuple[int, int, int]]] = [[] for _ in self.rows]
+        for number, (prompt, answer) in enumerate(spans):
+            reads = self._reads[self._row_of[number]]
+            reads += [(number, len(prompt) - 1 + i, token) for i, token in enumerate(answer)]
+        self._plans: dict[bool, tuple[Step | Batch, ...]] = {}
+
+    def plan(self, share: bool) -> tuple[Step | Batch, ...]:
+        """The forwards that a call of `score` runs, with or without shared beginnings; made once."""
+        if share not in self._plans:
+            self._plans[share] = (plan_shared if share else plan_plain)(self.rows, self.batch_size)
+        return self._plans[share]
+
+    def score(self, model: Any, share_prefix: bool | str = "auto", progress: bool = True) -> Scores:
+        """Score all stories on a model as it is now.
+
+        Args:
+            model: a causal language model of transformers, on any device, in any dtype.
+            share_prefix: compute the tokens that several sequences begin with once (the same numbers up to
+                rounding). "auto": where the model keeps nothing but keys and values; True: or refuse; False: never.
+            progress: show a bar on a terminal.
+
+        Returns:
+            `Scores`, records in the order of the stories; `shared_prefix` says which road was taken.
+
+        Raises:
+            ValueError: a story is longer than the model's positions, `share_prefix=True` on a model whose cache
+                cannot be repeated, or the model gives a log-probability that is not finite (the story is named).
+        """
+        share = _decide(model, share_prefix)
+        self._check_fit(model)
+        device = device_of(model)
+        totals = torch.zeros(len(self._owners), dtype=torch.float64)
+        bar = progress_bar(total=len(self.rows), desc="choice", unit="row", enabled=progress)
+        with measuring(model), bar:
+            for batch, cache in execute(model, self.plan(share), self.rows, device):
+                self._read(model, batch, cache, device, totals)
+                bar.update(len(batch.rows))
+        self._check_finite(totals)
+        return Scores(tuple(self._records(totals.tolist())), "choice", share)
+
+    def _read(self, model: Any, batch: Batch, cache: Any, device: torch.device, totals: Tensor) -> None:
+        """Run one batch and add the log-probabilities of its answer tokens to `totals`."""
+        reads = [
+            (i, position - batch.past, number, token)
+            for i, row in enumerate(batch.rows)
+            for number, position, token in self._reads[row]
+        ]
+        keep = sorted({position for _, position, _, _ in reads})
+        column = {position: k for k, position in enumerate(keep)}
+        places = sorted({(i, column[position]) for i, position, _, _ in reads})
+        place = {where: k for k, where in enumerate(places)}
+        ids = pad([self.rows[r].ids[batch.past :] for r in batch.rows], device)
+        arguments = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        logits = logits_at(model, ids, torch.tensor(keep, device=device), **arguments)
+        where = torch.tensor(places, device=logits.device)
+        logprobs = torch.log_softmax(logits[where[:, 0], where[:, 1]].float(), dim=-1)
+        at = [place[i, column[position]] for i, position, _, _ in reads]
+        picked = logprobs[at, [token for *_, token in reads]]
+        totals.index_add_(0, torch.tensor([number for _, _, number, _ in reads]), picked.cpu().double())
+
+    def _check_fit(self, model: Any) -> None:
+        longest = max(range(len(self._owners)), key=lambda number: len(self.rows[self._row_of[number]].ids))
+        story = self.stories[self._owners[longest]]
+        check_length(model, len(self.rows[self._row_of[longest]].ids), f"Story {story.id!r} with its answer")
+
+    def _check_finite(self, totals: Tensor) -> None:
+        bad = (~totals.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            story = self.stories[self._owners[bad[0]]]
+            raise ValueError(
+                f"Story {story.id!r}: the log-probability of an answer is {totals[bad[0]].item()} ({len(bad)} of "
+                f"{len(totals)} answers are not finite). Every score must be finite: look for NaN weights, or use a "
+                "wider dtype."
+            )
+
+    def _records(self, totals: list[float]) -> Iterable[Record]:
+        start = 0
+        for story in self.stories:
+            logprobs = tuple(totals[start : start + len(story.choices)])
+            start += len(logprobs)
+            best = max(logprobs)
+            first = [i for i, value in enumerate(logprobs) if value == best]
+            correct = 1.0 / len(first) if story.answer in first else 0.0
+            others = [value for i, value in enumerate(logprobs) if i != story.answer]
+            yield make_record(
+                story, (correct,), story.choices[first[0]], logprobs, logprobs[story.answer] - max(others)
+            )
+
+
+def make_record(
+    story: Any,
+    outcomes: tuple[float, ...],
+    predicted: str,
+    logprobs: tuple[float, ...] | None = None,
+    margin: float | None = None,
+) -> Record:
+    """The record of one story from its correctness in every repetition."""
+    return Record(
+        id=story.id,
+        group=story.group,
+        condition=story.condition,
+        cell=story.cell,
+        kind=story.kind,
+        correct=sum(outcomes) / len(outcomes),
+        predicted=predicted,
+        logprobs=logprobs,
+        margin=margin,
+        outcomes=outcomes,
+    )
+
+
+def check_stories(stories: Sequence[Any]) -> None:
+    """Refuse what cannot be scored, naming the story."""
+    if not stories:
+        raise ValueError("There are no stories to score. Pass at least one.")
+    seen: set[str] = set()
+    for story in stories:
+        rule = ""
+        if len(story.choices) < 2:
+            rule = f"has {len(story.choices)} choice(s); at least 2 are needed"
+        elif len(set(story.choices)) < len(story.choices):
+            rule = f"has equal choices {story.choices!r}; they must differ"
+        elif not 0 <= story.answer < len(story.choices):
+            rule = f"has answer {story.answer}; it must be an index into its {len(story.choices)} choices"
+        elif story.group == ALL:
+            rule = f"is in a group called {ALL!r}, which is the name of the union; rename its condition"
+        elif story.id in seen:
+            rule = "has an id that an earlier story has; ids must be unique"
+        if rule:
+            raise ValueError(f"Story {story.id!r} {rule}.")
+        seen.add(story.id)
+
+
+def _decide(model: Any, share_prefix: bool | str) -> bool:
+    if share_prefix not in (True, False, "auto"):
+        raise ValueError(f"share_prefix is {share_prefix!r}; it must be 'auto', True or False.")
+    if share_prefix is False:
+        return False
+    able = can_share(model)
+    if share_prefix is True and not able:
+        raise ValueError(
+            f"share_prefix=True, but the cache of {type(model).__name__} holds more than keys and values (or is not "
+            "known to), so it cannot be repeated. Use share_prefix='auto' or False."
+        )
+    return able
+
+
+def _merge(
+    inputs: list[tuple[int, ...]], spans: list[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> tuple[list[Row], list[int]]:
+    """Distinct rows for the inputs; an input that another one begins with is read off the longer one."""
+    longest: dict[tuple[int, ...], tuple[int, ...]] = {}
+    following: tuple[int, ...] = ()
+    for ids in sorted(set(inputs), reverse=True):
+        following = following if following[: len(ids)] == ids else ids
+        longest[ids] = following
+    first: dict[tuple[int, ...], int] = {}
+    for ids, (prompt, _) in zip(inputs, spans, strict=True):
+        whole = longest[ids]
+        first[whole] = min(first.get(whole, len(whole)), len(prompt) - 1)
+    number = {whole: i for i, whole in enumerate(first)}
+    return [Row(whole, start) for whole, start in first.items()], [number[longest[ids]] for ids in inputs]

@@ -1,0 +1,168 @@
+"""What an evaluation gives back: one record per question, and the summaries made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tomfisher.evaluate.statistics import mcnemar, wilson_interval
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question and how it was answered.
+
+    Args:
+        id: the story's id.
+        group: the name it is reported under.
+        condition: the story's condition.
+        cell: what the two questions of one cell share.
+        kind: "belief" or "reality".
+        correct: mean correctness over the repetitions, in [0, 1].
+        predicted: the choice taken, or the generated first word (of the first repetition).
+        logprobs: log-probability of every choice in nats, or None when it was not measured.
+        margin: log-probability of the right choice minus the best other one, nats, or None.
+        outcomes: correctness in every repetition; one entry where nothing is repeated.
+    """
+
+    id: str
+    group: str
+    condition: str
+    cell: str
+    kind: str
+    correct: float
+    predicted: str
+    logprobs: tuple[float, ...] | None = None
+    margin: float | None = None
+    outcomes: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Accuracy of one group of records.
+
+    Args:
+        n: number of items (questions, or cells).
+        accuracy: mean correctness in [0, 1].
+        ci95: Wilson 95 % interval `(low, high)` of the accuracy, for `n` items.
+    """
+
+    n: int
+    accuracy: float
+    ci95: tuple[float, float]
+
+    @classmethod
+    def of(cls, correct: Iterable[float]) -> GroupScore:
+        """Summarise the correctness of some items."""
+        values = list(correct)
+        total = sum(values)
+        return cls(len(values), total / len(values), wilson_interval(min(total, len(values)), len(values)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"n", "accuracy", "ci95": [low, high]}`, fit for JSON."""
+        return {"n": self.n, "accuracy": self.accuracy, "ci95": list(self.ci95)}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All records of one evaluation, in the order of the stories.
+
+    Args:
+        records: one per question.
+        method: "choice" or "generate".
+        shared_prefix: whether tokens that several questions begin with were computed once.
+    """
+
+    records: tuple[Record, ...]
+    method: str = "choice"
+    shared_prefix: bool = False
+
+    def by_group(self) -> dict[str, GroupScore]:
+        """Accuracy per group, in order of appearance, and of everything under "all" (last)."""
+        groups: dict[str, list[float]] = {}
+        for record in self.records:
+            groups.setdefault(record.group, []).append(record.correct)
+        groups[ALL] = [record.correct for record in self.records]
+        return {name: GroupScore.of(values) for name, values in groups.items()}
+
+    def cells(self) -> dict[str, GroupScore]:
+        """Accuracy per condition, counting cells instead of questions, and of everything under "all" (last).
+
+        A cell is right in a repetition when all its questions are right in that repetition; its correctness is
+        the mean over the repetitions. (A tie enters with its fraction, multiplied over the questions.)
+        """
+        cells: dict[tuple[str, str], list[Record]] = {}
+        for record in self.records:
+            cells.setdefault((record.condition, record.cell), []).append(record)
+        conditions: dict[str, list[float]] = {}
+        for (condition, _), members in cells.items():
+            conditions.setdefault(condition, []).append(_all_right(members))
+        conditions[ALL] = [value for values in conditions.values() for value in values]
+        return {name: GroupScore.of(values) for name, values in conditions.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists and dicts, fit for JSON; `Scores.from_dict` reads it back."""
+        return {
+            "method": self.method,
+            "shared_prefix": self.shared_prefix,
+            "records": [asdict(record) for record in self.records],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Scores:
+        """Rebuild what `to_dict` gave, also after a trip through JSON."""
+        return cls(
+            tuple(_record_from(entry) for entry in data["records"]), data["method"], data["shared_prefix"]
+        )
+
+
+def compare(baseline: Scores, other: Scores) -> dict[str, float]:
+    """Paired exact McNemar test of two evaluations of the same stories.
+
+    Args:
+        baseline: scores before.
+        other: scores after, of the same story ids (in any order).
+
+    Returns:
+        The two-sided p-value per group, "all" last.
+
+    Raises:
+        ValueError: the two hold different stories.
+    """
+    after = {record.id: record.correct for record in other.records}
+    missing = sorted({record.id for record in baseline.records} ^ set(after))
+    if missing:
+        raise ValueError(
+            f"compare got scores of different stories: {len(missing)} ids are in only one of them, such as "
+            f"{', '.join(map(repr, missing[:3]))}. Score the same stories twice."
+        )
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for record in baseline.records:
+        pairs.setdefault(record.group, []).append((record.correct, after[record.id]))
+    pairs[ALL] = [pair for group in pairs.values() for pair in group]
+    return {name: mcnemar([a for a, _ in group], [b for _, b in group]) for name, group in pairs.items()}
+
+
+def _all_right(members: list[Record]) -> float:
+    repetitions = list(zip(*(record.outcomes or (record.correct,) for record in members), strict=True))
+    total = 0.0
+    for outcomes in repetitions:
+        right = 1.0
+        for outcome in outcomes:
+            right *= outcome
+        total += right
+    return total / len(repetitions)
+
+
+def _record_from(entry: dict[str, Any]) -> Record:
+    logprobs = entry["logprobs"]
+    return Record(
+        **{
+            **entry,
+            "logprobs": None if logprobs is None else tuple(logprobs),
+            "outcomes": tuple(entry["outcomes"]),
+        }
+    )

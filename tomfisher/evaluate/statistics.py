@@ -1,0 +1,66 @@
+"""The two statistics of an evaluation: how sure an accuracy is, and whether two accuracies differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+NORMAL_975 = 1.959963984540054
+
+
+def wilson_interval(successes: float, n: int, z: float = NORMAL_975) -> tuple[float, float]:
+    """Wilson score interval of a proportion.
+
+    With p = successes / n: centre = (p + z²/2n) / (1 + z²/n), half width = z / (1 + z²/n) · sqrt(p(1-p)/n + z²/4n²).
+
+    Args:
+        successes: number of successes, 0 <= successes <= n; a fraction where an item counts in part.
+        n: number of items, at least 1.
+        z: two-sided normal quantile; the default gives 95 %.
+
+    Returns:
+        `(low, high)` as proportions in [0, 1].
+
+    Raises:
+        ValueError: `n` is below 1 or `successes` lies outside 0 ... n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(
+            f"wilson_interval got {successes} successes of {n}; n must be at least 1 and 0 <= successes <= n."
+        )
+    p, shrink = successes / n, 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / shrink
+    half = z / shrink * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return low, high
+
+
+def mcnemar(baseline: Sequence[float], other: Sequence[float]) -> float:
+    """Exact two-sided McNemar test on the same items scored twice.
+
+    Only the items whose correctness changed count: with b losses and c gains, p is the two-sided binomial
+    probability of a split at least as uneven as (b, c) when both are equally likely,
+    p = min(1, 2 · Σ_{k <= min(b, c)} C(b+c, k) / 2^(b+c)). Where correctness is a fraction (mean over
+    repetitions, ties), an item is a loss or a gain by the sign of its change, so this is the exact sign test;
+    the size of a change does not count. Without any change p = 1.
+
+    Args:
+        baseline: correctness of each item before, in [0, 1].
+        other: correctness of the same items after, in the same order.
+
+    Returns:
+        The p-value in (0, 1].
+
+    Raises:
+        ValueError: the two differ in length.
+    """
+    if len(baseline) != len(other):
+        raise ValueError(
+            f"mcnemar got {len(baseline)} and {len(other)} items; it is a paired test, so score the same items twice."
+        )
+    losses = sum(after < before for before, after in zip(baseline, other, strict=True))
+    gains = sum(after > before for before, after in zip(baseline, other, strict=True))
+    changed = losses + gains
+    tail = sum(math.comb(changed, k) for k in range(min(losses, gains) + 1))
+    return min(1.0, 2 * tail / 2**changed)

@@ -1,0 +1,94 @@
+"""The texts of a study: Fisher samples, questions and perplexity text, with their hashes."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tomfisher.experiment.config import Config
+from tomfisher.experiment.results import HEADLINE
+from tomfisher.files import sha256_of_text
+from tomfisher.sample import Sample
+from tomfisher.tasks.story import Story
+
+
+class Inputs:
+    """Loads what the config names, once and when first asked for.
+
+    Args:
+        config: the study.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @functools.cached_property
+    def task_stories(self) -> list[Story]:
+        """Stories of the Fisher pool."""
+        from tomfisher import tasks
+
+        return tasks.load(self.config.task, n=self.config.n_task, seed=self.config.seed, split="fisher")
+
+    @functools.cached_property
+    def questions(self) -> list[Story]:
+        """Stories of the evaluation pool."""
+        from tomfisher import tasks
+
+        return tasks.load(self.config.task, n=self.config.limit, seed=self.config.seed, split="evaluation")
+
+    @functools.cached_property
+    def _control(self) -> tuple[Any, Any, str]:
+        from tomfisher.tasks import corpus
+
+        whole = corpus.load(self.config.control)
+        return *corpus.split(whole, seed=self.config.seed), whole.sha256
+
+    @functools.cached_property
+    def perplexity_text(self) -> str:
+        """The part of the control text that no Fisher sample is taken from."""
+        return "\n\n".join(self._control[1].documents)
+
+    def task_samples(self, tokenizer: Any, context: int | None) -> list[Sample]:
+        """The task's Fisher samples; longer ones are cut to `max_length` or the model's context (said)."""
+        from tomfisher.tasks.encode import encode
+
+        length = self.config.max_length or context
+        return encode(tokenizer, self.task_stories, supervise=self.config.supervise, max_length=length)
+
+    def control_samples(self, tokenizer: Any) -> list[Sample]:
+        """The control's Fisher samples: windows of `control_length` tokens, every token supervised."""
+        from tomfisher.tasks import corpus
+
+        return corpus.windows(
+            tokenizer,
+            self._control[0],
+            length=self.config.control_length,
+            n=self.config.n_control,
+            seed=self.config.seed,
+        )
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the texts: equal hashes mean equal samples and questions."""
+        found = {"questions": _sha256(self.questions), "control": self._control[2]}
+        if self.config.task_store is None:
+            found["task"] = _sha256(self.task_stories)
+        return found
+
+    def chance(self) -> dict[str, float | None]:
+        """Accuracy of guessing on the belief questions about false beliefs, and on all questions.
+
+        None for generated answers, where guessing has no defined accuracy.
+        """
+        if self.config.method != "choice":
+            return {HEADLINE: None, "all": None}
+        beliefs = [story for story in self.questions if story.group.split("/")[-1] == HEADLINE]
+        return {name: _guess(stories) for name, stories in ((HEADLINE, beliefs), ("all", self.questions))}
+
+
+def _guess(stories: list[Story]) -> float | None:
+    return sum(1 / len(story.choices) for story in stories) / len(stories) if stories else None
+
+
+def _sha256(stories: list[Story]) -> str:
+    parts = ((story.id, story.prompt, *story.choices, str(story.answer)) for story in stories)
+    return sha256_of_text(*(text for part in parts for text in part))

@@ -1,0 +1,79 @@
+"""One measurement of a model as it is now: questions and perplexity, prepared once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tomfisher import evaluate
+from tomfisher.evaluate.choice import ChoiceEvaluator
+from tomfisher.evaluate.records import Scores
+from tomfisher.experiment.config import Config
+from tomfisher.experiment.inputs import Inputs
+from tomfisher.models.load import LoadedModel
+
+if TYPE_CHECKING:
+    from tomfisher.evaluate import Perplexity
+
+
+class Measure:
+    """Scores the study's questions and its perplexity text on one model, again and again.
+
+    The questions are tokenised and their shared beginnings planned once.
+
+    Args:
+        config: the study.
+        inputs: its texts.
+        loaded: the model, which may be perturbed between the calls, and its tokenizer.
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, loaded: LoadedModel) -> None:
+        self.config = config
+        self.inputs = inputs
+        self.loaded = loaded
+        self._options: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
+        self._choice: ChoiceEvaluator | None = None
+        if config.method == "choice":
+            self._choice = ChoiceEvaluator(loaded.tokenizer, inputs.questions, **self._options)
+
+    def __call__(self) -> tuple[Scores, Perplexity]:
+        """Scores and perplexity of the model in its present state."""
+        return self.score(), self.perplexity()
+
+    def score(self) -> Scores:
+        """Answers to all questions."""
+        if self._choice is not None:
+            return self._choice.score(self.loaded.model, progress=False)
+        config = self.config
+        return evaluate.score(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            self.inputs.questions,
+            method="generate",
+            temperature=config.temperature,
+            top_p=config.top_p,
+            repetitions=config.repetitions,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            progress=False,
+            **self._options,
+        )
+
+    def perplexity(self) -> Perplexity:
+        """Perplexity on the control text's held-out part."""
+        config = self.config
+        return evaluate.perplexity(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            self.inputs.perplexity_text,
+            window=config.perplexity_window,
+            stride=config.perplexity_stride,
+            max_tokens=config.perplexity_tokens,
+            progress=False,
+            **self._options,
+        )
+
+    def describe(self) -> str:
+        """What one call costs, in words."""
+        return (
+            f"{len(self.inputs.questions)} questions and {self.config.perplexity_tokens} tokens of text each"
+        )

@@ -1,0 +1,198 @@
+"""What a study found: points, their conditions, and the files they are written to."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from tomfisher.evaluate.records import ALL, GroupScore, Record, Scores
+from tomfisher.evaluate.statistics import mcnemar
+from tomfisher.files import atomic_path
+
+HEADLINE = "false-belief"
+BASELINE, TASK_CONTROL, CONTROL_ONLY, RANDOM = "none", "task-control", "control-only", "random"
+CSV_COLUMNS = [
+    "kappa",
+    "mask",
+    "seed",
+    "nnz",
+    "condition",
+    "n",
+    "accuracy",
+    "ci95_low",
+    "ci95_high",
+    "p_vs_baseline",
+    "perplexity",
+    "word_perplexity",
+]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured state of the model.
+
+    Args:
+        kappa: fraction of each tensor's weights that was selected; 0.0 for the baseline.
+        mask: "none", "task-control", "control-only" or "random".
+        seed: seed of a random mask, else None.
+        nnz: number of perturbed weights.
+        conditions: per condition `{"n", "accuracy", "ci95": [low, high], "p_vs_baseline"}`; accuracies in
+            [0, 1], Wilson 95 % intervals, exact two-sided McNemar p (None for the baseline).
+        perplexity: per token, on the held-out control text.
+        word_perplexity: per word of the same text.
+    """
+
+    kappa: float
+    mask: str
+    seed: int | None
+    nnz: int
+    conditions: dict[str, dict[str, Any]]
+    perplexity: float
+    word_perplexity: float | None = None
+
+    @property
+    def key(self) -> str:
+        """The point's file name: "baseline", "task-control-1e-05" or "random-1e-05-seed0"."""
+        if self.mask == BASELINE:
+            return "baseline"
+        return point_key(self.mask, self.kappa, self.seed)
+
+    def accuracy(self, condition: str) -> float:
+        """Accuracy of one condition, in [0, 1]."""
+        return float(self.conditions[condition]["accuracy"])
+
+    def headline(self) -> str:
+        """The condition that the verdict is about: "false-belief" where the task has it, else "all"."""
+        return HEADLINE if HEADLINE in self.conditions else ALL
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole study.
+
+    Args:
+        baseline: the untouched model.
+        points: every mask at every κ, in the order of measurement.
+        provenance: where the numbers come from.
+    """
+
+    baseline: Point
+    points: tuple[Point, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def at(self, kappa: float, mask: str) -> tuple[Point, ...]:
+        """The points of one mask at one κ: one, or one per seed for random masks."""
+        return tuple(point for point in self.points if point.kappa == kappa and point.mask == mask)
+
+    @property
+    def kappas(self) -> tuple[float, ...]:
+        """The κ of the sweep, rising."""
+        return tuple(sorted({point.kappa for point in self.points}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        points = [asdict(point) for point in self.points]
+        return {"baseline": asdict(self.baseline), "points": points, "provenance": self.provenance}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Results:
+        """Rebuild what `to_dict` gave."""
+        points = tuple(Point(**point) for point in data["points"])
+        return cls(Point(**data["baseline"]), points, dict(data["provenance"]))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Results:
+        """Read `results.json`, or the run folder that holds it.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is no results file.
+        """
+        file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+        try:
+            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file} is no results.json of tomfisher ({error}). Run the study again."
+            ) from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `results.json` and `results.csv` (one row per point and condition) into a folder."""
+        with atomic_path(Path(folder) / "results.json") as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        with (
+            atomic_path(Path(folder) / "results.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as handle,
+        ):
+            self.write_csv(handle)
+
+    def write_csv(self, handle: TextIO) -> None:
+        """Write one row per point and condition."""
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for point in (self.baseline, *self.points):
+            writer.writerows(_rows(point))
+
+
+def point_key(mask: str, kappa: float, seed: int | None = None) -> str:
+    """File name of a point that is not the baseline."""
+    return f"{mask}-{kappa!r}" + ("" if seed is None else f"-seed{seed}")
+
+
+def _rows(point: Point) -> Iterator[list[Any]]:
+    for name, score in point.conditions.items():
+        measured = [score["n"], score["accuracy"], *score["ci95"], score["p_vs_baseline"]]
+        yield [
+            *(point.kappa, point.mask, point.seed, point.nnz, name),
+            *measured,
+            *(point.perplexity, point.word_perplexity),
+        ]
+
+
+def conditions_of(scores: Scores, baseline: Scores | None = None) -> dict[str, dict[str, Any]]:
+    """Accuracy, interval and test of every condition of an evaluation.
+
+    Beside the groups of the records and "all" there are unions and cells: "false-belief" is the belief
+    questions of every family's false-belief condition, "false-belief/reality" the reality questions on the
+    same stories, and "<condition>/both" counts cells, right when all their questions are.
+
+    Args:
+        scores: what was measured.
+        baseline: the same stories on the untouched model, or None when this is it.
+
+    Returns:
+        `{condition: {"n", "accuracy", "ci95", "p_vs_baseline"}}`.
+    """
+    before = None if baseline is None else _members(baseline)
+    found = {}
+    for name, members in _members(scores).items():
+        pairs = None if before is None else [(before[name][key], value) for key, value in members.items()]
+        p = None if pairs is None else mcnemar([a for a, _ in pairs], [b for _, b in pairs])
+        found[name] = {**GroupScore.of(members.values()).to_dict(), "p_vs_baseline": p}
+    return found
+
+
+def _members(scores: Scores) -> dict[str, dict[str, float]]:
+    """Per condition, the correctness of each of its items by id; "all" last."""
+    members: dict[str, dict[str, float]] = {}
+    cells: dict[str, dict[str, list[Record]]] = {}
+    for record in scores.records:
+        members.setdefault(record.group, {})[record.id] = record.correct
+        cells.setdefault(f"{record.condition}/both", {}).setdefault(record.cell, []).append(record)
+    unions: dict[str, dict[str, float]] = {}
+    for record in scores.records:
+        if record.condition.endswith(f"/{HEADLINE}"):
+            name = HEADLINE if record.kind == "belief" else f"{HEADLINE}/{record.kind}"
+            unions.setdefault(name, {})[record.id] = record.correct
+    together = {
+        name: {cell: Scores(tuple(records)).cells()[ALL].accuracy for cell, records in by_cell.items()}
+        for name, by_cell in cells.items()
+        if any(len(records) > 1 for records in by_cell.values())
+    }
+    everything = {record.id: record.correct for record in scores.records}
+    return {**unions, **members, **together, ALL: everything}

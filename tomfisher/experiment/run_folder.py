@@ -1,0 +1,191 @@
+"""The folder of one study: locked while in use, resumed if it is the same study, refused if it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from tomfisher.experiment.config import Config
+from tomfisher.experiment.results import Point
+from tomfisher.files import atomic_path
+
+OWN_FILES = ("config.yaml", "inputs.json", "results.json", "results.csv", "verdict.txt")
+OWN_FOLDERS = ("fisher", "masks", "points")
+
+
+class RunFolder:
+    """Reads and writes one run folder; use `RunFolder.open`.
+
+    Args:
+        path: the folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, config: Config, overwrite: bool = False) -> Iterator[RunFolder]:
+        """Lock the config's run folder and make sure that it belongs to this config.
+
+        Args:
+            config: the study; everything but `output_path` must equal the folder's `config.yaml`.
+            overwrite: delete what an earlier study left there (only files that tomfisher writes).
+
+        Yields:
+            The folder, with `config.yaml` in it and leftovers of a killed run removed.
+
+        Raises:
+            ValueError: another study's folder (the differing settings are named), a folder with other things
+                in it, or one that another process is working in.
+        """
+        path = Path(config.output_path).expanduser()
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output_path {str(path)!r} is a file. Give a folder for the run.")
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / ".lock").open("w") as handle:
+            _lock(handle, path)
+            folder = cls(path)
+            if overwrite:
+                folder._clear()
+            folder._claim(config)
+            folder._sweep_leftovers()
+            yield folder
+
+    def pin(self, **facts: Any) -> None:
+        """Record facts about the inputs on the first run; refuse the folder when a later run finds others.
+
+        Raises:
+            ValueError: a fact differs from what the folder's earlier results were computed with.
+        """
+        pinned = self.pinned()
+        facts = json.loads(json.dumps(facts))
+        differing = {
+            key: (pinned[key], facts[key]) for key in facts if key in pinned and pinned[key] != facts[key]
+        }
+        if differing:
+            raise ValueError(
+                f"The inputs of {self.path} changed since it was begun:\n{_listed(_leaves(differing))}\n"
+                "Its earlier results would not fit. Give another --output_path, or --overwrite to begin anew."
+            )
+        self._write_json("inputs.json", {**pinned, **facts})
+
+    def pinned(self) -> dict[str, Any]:
+        """The facts recorded so far."""
+        file = self.path / "inputs.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+    def store_path(self, which: str) -> Path:
+        """Where the Fisher store "task" or "control" lies."""
+        return self.path / "fisher" / which
+
+    def mask_path(self, key: str) -> Path:
+        """Where the mask of a point lies."""
+        return self.path / "masks" / f"{key}.safetensors"
+
+    def save_point(self, point: Point, scores: dict[str, Any]) -> None:
+        """Write a finished point with its records, all or nothing."""
+        self._write_json(f"points/{point.key}.json", {"point": asdict(point), "scores": scores})
+
+    def load_point(self, key: str) -> tuple[Point, dict[str, Any]] | None:
+        """A finished point and its records; None when it is not there, or damaged (which is said)."""
+        file = self.path / "points" / f"{key}.json"
+        if not file.is_file():
+            return None
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            point = Point(**data["point"])
+            if point.key != key:
+                raise ValueError(f"it holds point {point.key}")
+            return point, data["scores"]
+        except (ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"{file} is damaged ({error}); the point is measured again.", stacklevel=2)
+            return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, all or nothing."""
+        with atomic_path(self.path / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _write_json(self, name: str, data: dict[str, Any]) -> None:
+        self.write_text(name, json.dumps(data, indent=1) + "\n")
+
+    def _claim(self, config: Config) -> None:
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            foreign = [item.name for item in self.path.iterdir() if not item.name.startswith(".")]
+            if foreign:
+                raise ValueError(
+                    f"{self.path} is no run folder: it has no config.yaml but holds "
+                    f"{', '.join(sorted(foreign)[:4])}. Give another --output_path."
+                )
+            self.write_text("config.yaml", config.to_yaml())
+            return
+        differing = _differences(_read_settings(file), config.to_dict())
+        if differing:
+            raise ValueError(
+                f"{self.path} holds a study with other settings:\n{_listed(differing)}\n"
+                "Give another --output_path, or --overwrite to delete that study and start again."
+            )
+
+    def _clear(self) -> None:
+        if not (self.path / "config.yaml").is_file():
+            return
+        for name in OWN_FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in OWN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+
+    def _sweep_leftovers(self) -> None:
+        """Remove temporary files and folders of a run that was killed while writing."""
+        for parent in (self.path, *(self.path / name for name in OWN_FOLDERS)):
+            for item in [*parent.glob(".*.tmp"), *parent.glob(".*.old")]:
+                remove: Callable[[Path], None] = shutil.rmtree if item.is_dir() else Path.unlink
+                remove(item)
+
+
+def _lock(handle: TextIO, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"Another tomfisher process is working in {path}. Wait for it, or give another --output_path."
+        ) from None
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """The folder's settings, defaults filled in, so that a config of an older version still compares."""
+    try:
+        return Config.from_dict(yaml.safe_load(file.read_text(encoding="utf-8"))).to_dict()
+    except (yaml.YAMLError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}). Use --overwrite to start again.") from error
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {key: (old[key], new[key]) for key in new if key != "output_path" and old[key] != new[key]}
+
+
+def _leaves(differing: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Differences of nested facts, down to the entries that differ."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key, (old, new) in differing.items():
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
+            changed = {name: pair for name, pair in inner.items() if pair[0] != pair[1]}
+            found |= {f"{key}.{name}": pair for name, pair in _leaves(changed).items()}
+        else:
+            found[key] = (old, new)
+    return found
+
+
+def _listed(differing: dict[str, tuple[Any, Any]]) -> str:
+    return "\n".join(f"  {key}: there {old!r}, now {new!r}" for key, (old, new) in differing.items())

@@ -1,0 +1,307 @@
+"""`Experiment`: Fisher, masks, sweep and controls, from one config into one run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tomfisher import provenance
+from tomfisher.evaluate.records import Scores
+from tomfisher.experiment.config import Config, parse_fill
+from tomfisher.experiment.inputs import Inputs
+from tomfisher.experiment.measure import Measure
+from tomfisher.experiment.results import (
+    BASELINE,
+    CONTROL_ONLY,
+    RANDOM,
+    TASK_CONTROL,
+    Point,
+    Results,
+    conditions_of,
+    point_key,
+)
+from tomfisher.experiment.run_folder import RunFolder
+from tomfisher.experiment.stores import check_belongs, check_pair, open_own, open_store
+from tomfisher.experiment.verdict import judge
+from tomfisher.models.load import (
+    LoadedModel,
+    dtype_name,
+    fast_cpu_bf16,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+)
+from tomfisher.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tomfisher.fisher import FisherDiagonal
+    from tomfisher.masks import Ranking, SparseMask
+
+NAMED_PARAMS = ("decoder-linear", "attention-qk", "all")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One point to measure: which mask at which κ, and the seed of a random one."""
+
+    mask: str
+    kappa: float
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The point's file name."""
+        return "baseline" if self.mask == BASELINE else point_key(self.mask, self.kappa, self.seed)
+
+
+class Experiment:
+    """The whole study of one config: every step is kept in the run folder and never done twice.
+
+    Args:
+        config: the settings.
+        overwrite: delete an earlier study in the same folder first.
+        say: called with one line per step; None prints to standard error when `run(progress=True)`.
+
+    Example::
+
+        results = tomfisher.Experiment(Config(model="testbed-llama", task="testbed", control="testbed")).run()
+    """
+
+    def __init__(
+        self, config: Config, overwrite: bool = False, say: Callable[[str], None] | None = None
+    ) -> None:
+        self.config = config
+        self.overwrite = overwrite
+        self.inputs = Inputs(config)
+        self.device = resolve_device(config.device)
+        self.fisher_dtype = resolve_dtype(config.fisher_dtype, torch.device("cpu"))
+        self.eval_dtype = _eval_dtype(config.eval_dtype, self.device)
+        self._say = say
+        self._progress = True
+        self._loaded: LoadedModel | None = None
+        self._stores: tuple[FisherDiagonal, FisherDiagonal] | None = None
+
+    def run(self, progress: bool = True) -> Results:
+        """Do what is left to do and write `results.json`, `results.csv` and `verdict.txt`.
+
+        Args:
+            progress: show bars on a terminal, and say each step.
+
+        Returns:
+            The results, also those of points that were measured earlier.
+
+        Raises:
+            ValueError: the run folder holds another study, an input is unusable, or a store is damaged.
+        """
+        self._progress = progress
+        with RunFolder.open(self.config, self.overwrite) as folder:
+            if not folder.pinned():
+                folder.pin(command=provenance.command_line(), started=provenance.now())
+            folder.pin(data=self.inputs.hashes(), resolved=self._resolved())
+            pending = [plan for plan in self.plans() if folder.load_point(plan.key) is None]
+            if pending:
+                self._measure(folder, pending)
+            self._loaded = None
+            results = self._collect(folder)
+            results.save(folder.path)
+            folder.write_text("verdict.txt", f"{judge(results)}\n")
+        return results
+
+    def plans(self) -> list[Plan]:
+        """All points in the order of measurement: the baseline, then κ by κ."""
+        config = self.config
+        random_kappas = config.kappas if config.random_kappas is None else config.random_kappas
+        plans = [Plan(BASELINE, 0.0)]
+        for kappa in config.kappas:
+            plans += [Plan(TASK_CONTROL, kappa), Plan(CONTROL_ONLY, kappa)]
+            if kappa in random_kappas:
+                plans += [Plan(RANDOM, kappa, config.seed + i) for i in range(config.random_seeds)]
+        return plans
+
+    def fisher(self, folder: RunFolder) -> tuple[FisherDiagonal, FisherDiagonal]:
+        """The Fisher diagonals of task and control, from the config's stores or the run folder's."""
+        if self._stores is not None:
+            return self._stores
+        found = []
+        for which, given in (("task", self.config.task_store), ("control", self.config.control_store)):
+            if given is not None:
+                found.append(open_store(Path(given).expanduser()))
+                continue
+            found.append(open_own(folder.store_path(which), lambda which=which: self._compute(folder, which)))
+        check_pair(*found)
+        self._stores = found[0], found[1]
+        folder.pin(fisher={"task": _said(found[0]), "control": _said(found[1])})
+        return self._stores
+
+    def _compute(self, folder: RunFolder, which: str) -> FisherDiagonal:
+        from tomfisher.fisher import fisher_diagonal
+
+        config = self.config
+        loaded = self._model(folder, "fisher", self.fisher_dtype)
+        context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        samples = (
+            self.inputs.task_samples(loaded.tokenizer, context)
+            if which == "task"
+            else self.inputs.control_samples(loaded.tokenizer)
+        )
+        self.say(f"Fisher diagonal of {len(samples)} {which} samples")
+        F = fisher_diagonal(
+            loaded.model,
+            samples,
+            params=parse_params(config.params),
+            labels=config.labels,
+            reduction=config.reduction,
+            tokens_per_batch=config.tokens_per_batch,
+            progress=self._progress,
+            seed=config.seed,
+        )
+        F.metadata.update(model=loaded.identity, data_sha256=self.inputs.hashes()[which], seed=config.seed)
+        return F
+
+    def _measure(self, folder: RunFolder, pending: list[Plan]) -> None:
+        rankings = self._rankings(folder) if any(plan.mask != BASELINE for plan in pending) else None
+        loaded = self._model(folder, "evaluation", self.eval_dtype)
+        if rankings is not None:
+            for which, ranking in zip(("task", "control"), rankings, strict=True):
+                check_belongs(ranking.shapes, loaded.model, f"The {which} store")
+        measure = Measure(self.config, self.inputs, loaded)
+        self.say(f"measuring {len(pending)} points, {measure.describe()}")
+        baseline: Scores | None = None
+        for plan in progress_bar(pending, desc="points", unit="point", enabled=self._progress):
+            with self._perturbed(folder, loaded.model, plan, rankings) as nnz:
+                scores, perplexity = measure()
+            if plan.mask != BASELINE and baseline is None:
+                baseline = _saved_scores(folder)
+            point = Point(
+                kappa=plan.kappa,
+                mask=plan.mask,
+                seed=plan.seed,
+                nnz=nnz,
+                conditions=conditions_of(scores, baseline),
+                perplexity=perplexity.token,
+                word_perplexity=perplexity.word,
+            )
+            folder.save_point(point, scores.to_dict())
+
+    def _rankings(self, folder: RunFolder) -> tuple[Ranking, Ranking]:
+        from tomfisher.masks import rank
+
+        config = self.config
+        task, control = self.fisher(folder)
+        self.say(f"ranking {len(task)} tensors at kappa {max(config.kappas):g}")
+        kappa, scope, compat = max(config.kappas), config.scope, config.compat
+        return rank(task, kappa, scope, compat), rank(control, kappa, scope, compat)
+
+    @contextlib.contextmanager
+    def _perturbed(
+        self, folder: RunFolder, model: Any, plan: Plan, rankings: tuple[Ranking, Ranking] | None
+    ) -> Iterator[int]:
+        """The model with the plan's mask written into it, for the time of the block; yields the count."""
+        if plan.mask == BASELINE or rankings is None:
+            yield 0
+            return
+        from tomfisher.perturbation import perturb
+
+        mask = self._mask(plan, *rankings)
+        if plan.mask != RANDOM:
+            mask.save(folder.mask_path(plan.key))
+        if mask.nnz == 0:
+            self.say(f"the {plan.mask} mask at kappa {plan.kappa:g} is empty: nothing is perturbed")
+        fill, seed = parse_fill(self.config.fill), self.config.seed
+        with perturb(model, mask, fill=fill, seed=seed, compat=self.config.compat) as perturbation:
+            yield perturbation.nnz
+
+    def _mask(self, plan: Plan, task: Ranking, control: Ranking) -> SparseMask:
+        top_task, top_control = task.mask(plan.kappa), control.mask(plan.kappa)
+        if plan.mask == CONTROL_ONLY:
+            return top_control - top_task
+        mask = top_task - top_control
+        return mask if plan.seed is None else mask.random_like(plan.seed)
+
+    def _model(self, folder: RunFolder, role: str, dtype: torch.dtype) -> LoadedModel:
+        """The model in this dtype; the one in memory if it has it, else loaded again from its source.
+
+        Loading again instead of converting keeps buffers such as rotary frequencies in float32.
+        """
+        config = self.config
+        if self._loaded is None or self._loaded.identity["dtype"] != dtype_name(dtype):
+            self._loaded = None
+            self.say(f"loading {config.model} in {dtype_name(dtype)} on {self.device}")
+            self._loaded = load_model(
+                config.model, dtype, self.device, config.trust_remote_code, config.revision
+            )
+        folder.pin(**{f"{role}_model": self._loaded.identity})
+        return self._loaded
+
+    def _resolved(self) -> dict[str, Any]:
+        dtypes = {"fisher_dtype": dtype_name(self.fisher_dtype), "eval_dtype": dtype_name(self.eval_dtype)}
+        return {"device": str(self.device), **dtypes}
+
+    def _collect(self, folder: RunFolder) -> Results:
+        points = []
+        for plan in self.plans():
+            found = folder.load_point(plan.key)
+            if found is None:
+                raise ValueError(f"Point {plan.key} vanished from {folder.path}. Run the same command again.")
+            points.append(found[0])
+        return Results(points[0], tuple(points[1:]), self._provenance(folder))
+
+    def _provenance(self, folder: RunFolder) -> dict[str, Any]:
+        config, pinned = self.config, folder.pinned()
+        return {
+            "command": pinned["command"],
+            "config": config.to_dict(),
+            "versions": provenance.versions(),
+            "machine": provenance.machine(self.device),
+            "model": pinned["evaluation_model"],
+            "data": {**pinned["data"], "names": {"task": config.task, "control": config.control}},
+            "fisher": pinned["fisher"],
+            "evaluation": {"method": config.method, "chance": self.inputs.chance(), **pinned["resolved"]},
+            "seeds": {"study": config.seed, "random": [config.seed + i for i in range(config.random_seeds)]},
+            "time": {"started": pinned["started"], "finished": provenance.now()},
+        }
+
+    def say(self, line: str) -> None:
+        """Tell the user what is being done."""
+        if self._say is not None:
+            self._say(line)
+        elif self._progress:
+            print(f"tomfisher: {line}", file=sys.stderr, flush=True)
+
+
+def parse_params(text: str) -> str | list[str]:
+    """The `params` setting as `fisher_diagonal` takes it: a name, or a list of glob patterns."""
+    return text if text in NAMED_PARAMS else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _eval_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto" and device.type == "cpu" and fast_cpu_bf16():
+        return torch.bfloat16
+    return resolve_dtype(name, device)
+
+
+def _said(F: FisherDiagonal) -> dict[str, Any]:
+    """What a result records about a Fisher diagonal."""
+    roads = Counter(road.partition(":")[0] for road in F.roads.values())
+    return {
+        "definition": dict(F.definition),
+        "num_samples": F.num_samples,
+        "num_tokens": F.num_tokens,
+        "roads": dict(roads),
+        "implementations": F.implementations,
+        "data_sha256": F.metadata.get("data_sha256"),
+    }
+
+
+def _saved_scores(folder: RunFolder) -> Scores:
+    found = folder.load_point("baseline")
+    if found is None:
+        raise ValueError(f"The baseline of {folder.path} is damaged. Run the same command again.")
+    return Scores.from_dict(found[1])

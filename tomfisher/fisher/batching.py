@@ -1,0 +1,82 @@
+"""Samples into padded batches under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tomfisher.sample import IGNORED, Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples padded on the right to one length.
+
+    `input_ids` and `labels` are int64 `[B, T]`; `lengths[b]` positions of row b are real; `indices[b]` is
+    the sample's position in the caller's list.
+    """
+
+    indices: list[int]
+    lengths: list[int]
+    input_ids: Tensor
+    labels: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(B, T)`."""
+        return self.input_ids.shape[0], self.input_ids.shape[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return sum(self.lengths)
+
+
+def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
+    """Pad the samples at `indices` on the right.
+
+    A causal model never looks to the right, so what stands in the padding cannot change a real position; it
+    repeats the sample's last token, because some models warn about (or treat) their padding token specially.
+    """
+    chosen = [samples[i] for i in indices]
+    lengths = [len(s) for s in chosen]
+    T = max(lengths)
+    input_ids = torch.stack([torch.cat([s.input_ids, s.input_ids[-1:].expand(T - len(s))]) for s in chosen])
+    labels = torch.full_like(input_ids, IGNORED)
+    for row, sample in enumerate(chosen):
+        labels[row, : len(sample)] = sample.labels
+    return Batch(list(indices), lengths, input_ids, labels)
+
+
+def plan_batches(
+    lengths: Sequence[int], tokens_per_batch: int, max_samples: int | None = None
+) -> list[list[int]]:
+    """Group sample indices so that `B * T` stays within the budget, longest samples first.
+
+    Sorting by length keeps padding small; longest first meets the memory peak at the start. A sample longer
+    than the budget gets a batch of its own.
+
+    Args:
+        lengths: tokens of each sample.
+        tokens_per_batch: upper bound of `B * T`.
+        max_samples: upper bound of B.
+
+    Returns:
+        Lists of indices into `lengths`; every index occurs once.
+    """
+    if tokens_per_batch < 1:
+        raise ValueError(f"tokens_per_batch must be at least 1 or 'auto', got {tokens_per_batch}.")
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    for index in order:
+        current = batches[-1] if batches else []
+        longest = lengths[current[0]] if current else 0
+        full = max_samples is not None and len(current) >= max_samples
+        if current and not full and (len(current) + 1) * longest <= tokens_per_batch:
+            current.append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -1,0 +1,164 @@
+"""Watching a backward pass: every captured module hands over its input and output gradient, and nothing else.
+
+The weights are frozen, so autograd computes no weight gradient; an identity function on each module's
+output sees the output gradient as it flows by and adds the per-sample squares to F. The module's own forward
+runs untouched, so values, device placement and gradient checkpointing are the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tomfisher import ops
+from tomfisher.fisher.batching import Batch
+from tomfisher.fisher.contributions import Accumulator, BatchLayout, Contribution, contribution_for
+from tomfisher.fisher.layout import LayoutError, per_sample
+from tomfisher.models.structure import owners_of
+
+
+class _Tap(torch.autograd.Function):
+    """Identity that shows `sink` the gradient flowing through it, together with saved tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, sink: Callable[..., None], *saved: Tensor) -> Tensor:
+        ctx.sink = sink
+        ctx.save_for_backward(*saved)
+        return output.detach()  # same memory; unlike a view it may be modified in place by the model
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_output,) = grad_outputs
+        saved = ctx.saved_tensors  # read once: checkpointing recomputes at the first read and forbids a second
+        ctx.sink(grad_output, *saved)
+        return (grad_output, None, *(None for _ in saved))
+
+
+@dataclass
+class CapturedModule:
+    """A module, its closed form, and which of its attributes are which selected parameters."""
+
+    name: str
+    module: nn.Module
+    contribution: Contribution
+    parameters: dict[str, str] = field(default_factory=dict)
+
+
+def capturable(
+    model: nn.Module, selection: dict[str, nn.Parameter]
+) -> tuple[dict[str, CapturedModule], dict[str, str]]:
+    """Split a selection into modules that can be captured and parameters that cannot, with the reason.
+
+    Returns:
+        `(modules by name, {parameter name: why it must take the fallback})`.
+    """
+    owners = owners_of(model)
+    modules: dict[str, CapturedModule] = {}
+    reasons: dict[str, str] = {}
+    for name, parameter in selection.items():
+        places = owners[id(parameter)]
+        if len(places) > 1:
+            reasons[name] = "tied: also " + ", ".join(f"{o.module_name}.{o.attribute}" for o in places[1:])
+            continue
+        owner = places[0]
+        contribution = contribution_for(owner.module)
+        if contribution is None:
+            reasons[name] = f"no closed form for {type(owner.module).__name__}.{owner.attribute}"
+            continue
+        entry = modules.setdefault(
+            owner.module_name, CapturedModule(owner.module_name, owner.module, contribution)
+        )
+        entry.parameters[owner.attribute] = name
+    return modules, reasons
+
+
+class Capture:
+    """Hooks on the captured modules for the time of a run; use as a context manager.
+
+    Args:
+        modules: what to capture, from `capturable`.
+        accumulators: parameter name to where its squares go.
+        impl: implementation of `squared_gradient_`.
+    """
+
+    def __init__(
+        self,
+        modules: dict[str, CapturedModule],
+        accumulators: dict[str, Accumulator],
+        impl: ops.Impl = "auto",
+    ) -> None:
+        self.modules = modules
+        self.accumulators = accumulators
+        self.impl = impl
+        self.calls: dict[str, int] = {}
+        self.unreadable: dict[str, str] = {}
+        self._finite: list[tuple[str, Tensor]] = []
+        self._layout = BatchLayout((0, 0), [])
+        self._skip: set[str] = set()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Capture:
+        for captured in self.modules.values():
+            handle = captured.module.register_forward_hook(self._hook(captured), with_kwargs=True)
+            self._stack.callback(handle.remove)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    @contextmanager
+    def batch(self, batch: Batch, skip: set[str]) -> Iterator[None]:
+        """Everything inside belongs to `batch`; modules in `skip` already have it and add nothing."""
+        self._layout = BatchLayout(batch.shape, batch.lengths, self.impl)
+        self._skip = skip
+        self.calls = {}
+        self._finite = []
+        yield
+
+    def done(self) -> set[str]:
+        """Modules whose contribution of the running batch is complete."""
+        return set(self.calls)
+
+    def first_non_finite(self) -> tuple[str, int] | None:
+        """Module nearest to the loss that received a non-finite gradient, and the row of its sample."""
+        if not self._finite:
+            return None
+        table = torch.stack([flags.cpu() for _, flags in self._finite])
+        bad = (~table).nonzero()
+        if not len(bad):
+            return None
+        return self._finite[int(bad[0, 0])][0], int(bad[0, 1])
+
+    def _hook(self, captured: CapturedModule) -> Callable[..., Any]:
+        def forward_hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> Any:
+            if not (isinstance(output, Tensor) and output.requires_grad and torch.is_grad_enabled()):
+                return output
+            inputs = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+            try:
+                for tensor in (output, *inputs[:1]):
+                    per_sample(
+                        tensor if tensor.is_floating_point() else tensor[..., None], self._layout.shape
+                    )
+            except LayoutError as error:
+                self.unreadable[captured.name] = str(error)
+                return output
+            return _Tap.apply(output, lambda g, *saved: self._add(captured, g, saved), *inputs)
+
+        return forward_hook
+
+    def _add(self, captured: CapturedModule, grad_output: Tensor, inputs: tuple[Tensor, ...]) -> None:
+        if captured.name not in self._skip:
+            targets = {
+                a: self.accumulators[p] for a, p in captured.parameters.items() if p in self.accumulators
+            }
+            captured.contribution(captured.module, targets, grad_output, inputs, self._layout)
+        self.calls[captured.name] = self.calls.get(captured.name, 0) + 1
+        flags = torch.isfinite(per_sample(grad_output, self._layout.shape)).flatten(1).all(1)
+        self._finite.append((captured.name, flags))

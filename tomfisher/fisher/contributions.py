@@ -1,0 +1,122 @@
+"""Per-sample squares of the parameters of one module, from its input and its output gradient.
+
+One function per kind of module. Each adds `Σ_n (∂ℓ_n/∂θ)²` of the running batch to the Fisher tensors of
+that module's parameters, and none ever holds a weight gradient for more than one sample. All memory is
+taken before the first write to F: a batch that runs out of memory has either contributed to a module or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tomfisher import ops
+from tomfisher.fisher.layout import per_sample
+from tomfisher.models.structure import is_conv1d, is_linear
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """Where the squares of one parameter go.
+
+    With `rows`, F holds only those rows of a weight matrix (the probe compares a few rows); without, all.
+    """
+
+    F: Tensor
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """Shape of the running batch: `(B, T)` and how many positions of each sample are real."""
+
+    shape: tuple[int, int]
+    lengths: list[int]
+    impl: ops.Impl = "auto"
+
+
+Contribution = Callable[[nn.Module, dict[str, Accumulator], Tensor, tuple[Tensor, ...], BatchLayout], None]
+
+
+def contribution_for(module: nn.Module) -> Contribution | None:
+    """The function that knows this kind of module, or None where there is no closed form."""
+    if is_linear(module):
+        return linear
+    if isinstance(module, nn.Embedding):
+        return None if module.scale_grad_by_freq or module.sparse else embedding
+    own = [p for p in module._parameters.values() if p is not None]
+    if own and all(p.ndim == 1 for p in own) and not any(True for _ in module.children()):
+        return elementwise_affine
+    return None
+
+
+def linear(
+    module: nn.Module,
+    accumulators: dict[str, Accumulator],
+    grad_output: Tensor,
+    inputs: tuple[Tensor, ...],
+    layout: BatchLayout,
+) -> None:
+    """`nn.Linear` and `Conv1D`: weight by `squared_gradient_`, bias by `(Σ_t grad_output[t])²`."""
+    y, x = per_sample(grad_output, layout.shape), per_sample(inputs[0], layout.shape)
+    lengths = layout.lengths if y.shape[1] == layout.shape[1] else None
+    bias_square = y.float().sum(1).square().sum(0) if "bias" in accumulators else None
+    if "weight" in accumulators:
+        target = accumulators["weight"]
+        left, right = (x, y) if is_conv1d(module) else (y, x)
+        if target.rows is not None:
+            left = left[..., target.rows]
+        ops.squared_gradient_(target.F, left, right.to(left.dtype), lengths=lengths, impl=layout.impl)
+    if bias_square is not None:
+        accumulators["bias"].F.add_(bias_square)
+
+
+def embedding(
+    module: nn.Module,
+    accumulators: dict[str, Accumulator],
+    grad_output: Tensor,
+    inputs: tuple[Tensor, ...],
+    layout: BatchLayout,
+) -> None:
+    """`nn.Embedding`: row v gets `(Σ_{t: id[t]=v} grad_output[t])²` of every sample that contains v."""
+    F = accumulators["weight"].F
+    B = layout.shape[0]
+    gradient = per_sample(grad_output, layout.shape).float()
+    ids = inputs[0].reshape(B, -1)
+    keys = ids + torch.arange(B, device=ids.device)[:, None] * F.shape[0]
+    unique, position = keys.unique(return_inverse=True)
+    sums = torch.zeros(len(unique), F.shape[1], device=F.device)
+    sums.index_add_(0, position.flatten(), gradient.flatten(0, 1))
+    rows = unique % F.shape[0]
+    padding: int | None = getattr(module, "padding_idx", None)
+    if padding is not None:  # autograd gives this row no gradient
+        sums[rows == padding] = 0
+    F.index_add_(0, rows, sums.square_())
+
+
+def elementwise_affine(
+    module: nn.Module,
+    accumulators: dict[str, Accumulator],
+    grad_output: Tensor,
+    inputs: tuple[Tensor, ...],
+    layout: BatchLayout,
+) -> None:
+    """Norm layers: the output is affine in each parameter, so `∂out/∂p = out(p=1) - out(p=0)`, others zero.
+
+    This holds for LayerNorm, for every RMSNorm variant (Gemma's `1 + w` too) and for gated norms, whatever
+    the class is called; the probe checks it against autograd.
+    """
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    zeros = {name: torch.zeros_like(p) for name, p in own.items()}
+    offset = functional_call(module, zeros, inputs)
+    upstream = grad_output.float()
+    squares = {}
+    for name in accumulators:
+        response = functional_call(module, {**zeros, name: torch.ones_like(own[name])}, inputs) - offset
+        squares[name] = per_sample(upstream * response.float(), layout.shape).sum(1).square().sum(0)
+    for name, accumulator in accumulators.items():
+        accumulator.F.add_(squares[name])

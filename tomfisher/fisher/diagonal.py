@@ -1,0 +1,125 @@
+"""`FisherDiagonal`: the result of a run, a read-only mapping from parameter name to float32 tensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+class FisherDiagonal(Mapping[str, Tensor]):
+    """Sums of per-sample squared gradients, with what is needed to add, average and trust them.
+
+    `F[name]` is float32 with the parameter's shape; sums over samples, so that two runs add up exactly.
+
+    Args:
+        tensors: parameter name to tensor; may read lazily from disk.
+        num_samples: samples summed.
+        num_tokens: tokens of those samples.
+        roads: parameter name to "captured" or "fallback: reason".
+        metadata: definition, model, data, versions, implementations: plain JSON values.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        num_samples: int,
+        num_tokens: int,
+        roads: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._tensors = tensors
+        self.num_samples = num_samples
+        self.num_tokens = num_tokens
+        self.roads = dict(roads or {})
+        self.metadata = dict(metadata or {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return (
+            f"FisherDiagonal({len(self)} tensors, {self.num_samples} samples, {self.num_tokens} tokens, "
+            f"{self.definition.get('labels', 'unknown')} labels)"
+        )
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """Formula, loss, labels, reduction and seed of this Fisher."""
+        return dict(self.metadata.get("definition", {}))
+
+    @property
+    def implementations(self) -> dict[str, str]:
+        """Which implementation of each op ran, per device type."""
+        return dict(self.metadata.get("implementations", {}))
+
+    def mean(self) -> dict[str, Tensor]:
+        """Average over samples: `F / num_samples`, new float32 tensors."""
+        return {name: self[name] / self.num_samples for name in self}
+
+    def __add__(self, other: FisherDiagonal) -> FisherDiagonal:
+        """Sum of two runs over disjoint samples of one model.
+
+        Raises:
+            ValueError: names, shapes or definitions differ.
+        """
+        if not isinstance(other, FisherDiagonal):
+            return NotImplemented
+        if list(self) != list(other) or any(self[n].shape != other[n].shape for n in self):
+            odd = sorted(set(self) ^ set(other)) or [n for n in self if self[n].shape != other[n].shape]
+            raise ValueError(
+                f"These Fisher diagonals cover different parameters; the first that differ: {odd[:4]}. "
+                "Add runs of one model with one `params`."
+            )
+        if self.definition != other.definition:
+            keys = [k for k in self.definition if self.definition.get(k) != other.definition.get(k)]
+            raise ValueError(
+                f"These Fisher diagonals are defined differently in {keys}: {self.definition} and "
+                f"{other.definition}. Their sum would mean nothing."
+            )
+        implementations = {**self.implementations, **other.implementations}
+        data = [self.metadata.get("data_sha256"), other.metadata.get("data_sha256")]
+        return FisherDiagonal(
+            {name: self[name] + other[name] for name in self},
+            self.num_samples + other.num_samples,
+            self.num_tokens + other.num_tokens,
+            {**self.roads, **other.roads},
+            {**self.metadata, "implementations": implementations, "data_sha256": data},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a Fisher store: safetensors shards, `model.safetensors.index.json` and `fisher.json`.
+
+        Args:
+            path: folder to create; written under a temporary name and renamed.
+
+        Raises:
+            FileExistsError: something that is no Fisher store stands at `path`.
+        """
+        from tomfisher.fisher.store import write_store
+
+        write_store(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], verify: bool = True) -> FisherDiagonal:
+        """Open a Fisher store; tensors are memory-mapped and read when asked for.
+
+        Args:
+            path: the folder.
+            verify: compare every shard with its recorded SHA-256 first (reads the whole store once).
+
+        Raises:
+            FileNotFoundError: no store there.
+            ValueError: the store is incomplete, altered or of an unknown format.
+        """
+        from tomfisher.fisher.store import read_store
+
+        return read_store(path, verify)

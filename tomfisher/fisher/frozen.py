@@ -1,0 +1,85 @@
+"""The state a model is in while its Fisher is taken, and back exactly as it was afterwards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def frozen(model: nn.Module, trainable: tuple[nn.Parameter, ...] = ()) -> Iterator[None]:
+    """Evaluation mode, frozen parameters, and a graph that is alive from the embedding on.
+
+    Dropout is off. Parameters have `requires_grad=False` except `trainable`; the output of the input
+    embedding requires a gradient, so that the backward pass reaches every module. Where the user enabled
+    gradient checkpointing it stays in force (transformers itself switches it off outside training mode).
+    `requires_grad`, `.grad`, training flags and forwards are restored on any exit.
+
+    Args:
+        model: a transformers model.
+        trainable: parameters whose gradient autograd shall compute.
+    """
+    training = {module: module.training for module in model.modules()}
+    required = {p: p.requires_grad for p in model.parameters()}
+    gradients = {p: p.grad for p in model.parameters()}
+    with ExitStack() as stack:
+        stack.callback(_restore, training, required, gradients)
+        model.eval()
+        for parameter in required:
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+        stack.callback(embedding.register_forward_hook(_require_grad).remove)
+        for layer in model.modules():
+            if getattr(layer, "gradient_checkpointing", False) and _is_decoder_layer(layer):
+                stack.callback(_checkpointed(layer))
+        yield
+
+
+def _require_grad(module: nn.Module, args: Any, output: Tensor) -> None:
+    if torch.is_grad_enabled() and not output.requires_grad:
+        output.requires_grad_(True)
+
+
+def _is_decoder_layer(module: nn.Module) -> bool:
+    return any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__)
+
+
+def _checkpointed(layer: nn.Module) -> Callable[[], None]:
+    """Give this layer a forward that recomputes itself in the backward pass; return how to undo that."""
+    shadowed = layer.__dict__.get("forward")
+    original = layer.forward
+
+    @functools.wraps(original)
+    def recomputing(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(original, *args, use_reentrant=False, **kwargs)
+
+    layer.forward = recomputing  # type: ignore[method-assign]
+
+    def undo() -> None:
+        if shadowed is None:
+            del layer.forward
+        else:
+            layer.forward = shadowed  # type: ignore[method-assign]
+
+    return undo
+
+
+def _restore(
+    training: dict[nn.Module, bool],
+    required: dict[nn.Parameter, bool],
+    gradients: dict[nn.Parameter, Tensor | None],
+) -> None:
+    for module, flag in training.items():
+        module.training = flag
+    for parameter, flag in required.items():
+        parameter.requires_grad_(flag)
+        parameter.grad = gradients[parameter]

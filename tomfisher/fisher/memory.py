@@ -1,0 +1,45 @@
+"""Running out of memory: recognising it, and how many tokens to try at once."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from torch import nn
+
+_CPU_TOKENS = 256
+_GPU_TOKENS = 16_384
+_ACTIVATION_COPIES = 40  # activations kept per token and layer, in units of the hidden size
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+
+
+def release() -> None:
+    """Give back what a failed batch still holds."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def auto_tokens_per_batch(model: nn.Module, device: torch.device) -> int:
+    """A first guess of the token budget; out-of-memory halves it during the run.
+
+    On the CPU small batches are as fast as large ones and take less memory. On a GPU half the free memory
+    over the bytes that one token's activations and logits need, at most 16,384 tokens.
+    """
+    if device.type != "cuda":
+        return _CPU_TOKENS
+    config = getattr(model.config, "get_text_config", lambda: model.config)()
+    width = int(getattr(config, "hidden_size", 4096))
+    layers = int(getattr(config, "num_hidden_layers", 32))
+    vocabulary = int(getattr(config, "vocab_size", 32_000))
+    size = next(model.parameters()).element_size()
+    per_token = layers * width * size * _ACTIVATION_COPIES + vocabulary * 16
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(256, min(_GPU_TOKENS, free // 2 // per_token))

@@ -1,0 +1,81 @@
+"""The loss whose gradient is squared: negative log-likelihood of each sample's supervised tokens, in nats."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tomfisher.fisher.batching import Batch
+from tomfisher.sample import IGNORED
+
+Labels = Literal["empirical", "sampled"]
+Reduction = Literal["mean", "sum"]
+
+
+def sample_losses(model: nn.Module, batch: Batch, labels: Labels, reduction: Reduction, seed: int) -> Tensor:
+    """One loss per sample of a batch.
+
+    `loss[n] = Σ_t -log p(y[t] | x[<t])` over the supervised t of sample n, divided by their number for
+    reduction "mean". Logits are computed only at positions that some sample of the batch supervises.
+
+    Args:
+        model: a transformers causal language model.
+        batch: B padded samples.
+        labels: "empirical" takes y from the labels; "sampled" draws y from the model's own prediction.
+        reduction: over the tokens of one sample; samples are never averaged.
+        seed: for "sampled"; the draw depends on the seed and the sample's index alone, not on the batch.
+
+    Returns:
+        float32 (float64 for a float64 model), shape `[B]`, in nats.
+    """
+    device = input_device(model)
+    targets, positions = _supervised(batch.labels)
+    logits = _logits_at(model, batch.input_ids.to(device), positions)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if labels == "sampled":
+        targets = _draw(logits.detach(), targets, batch.indices, seed)
+    nll = nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten().to(logits.device), ignore_index=IGNORED, reduction="none"
+    ).view(targets.shape)
+    total = nll.sum(1)
+    if reduction == "sum":
+        return total
+    return total / (targets != IGNORED).sum(1).to(total)
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token ids go: the device of the input embedding."""
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    return next(embedding.parameters()).device
+
+
+def _supervised(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets `[B, K]` and the K positions that predict them, where any sample is supervised."""
+    shifted = labels[:, 1:]
+    positions = (shifted != IGNORED).any(0).nonzero().squeeze(1)
+    return shifted[:, positions], positions
+
+
+def _logits_at(model: nn.Module, input_ids: Tensor, positions: Tensor) -> Tensor:
+    positions = positions.to(input_ids.device)
+    arguments: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        return model(**arguments, logits_to_keep=positions).logits
+    return model(**arguments).logits[:, positions]
+
+
+def _draw(logits: Tensor, targets: Tensor, indices: list[int], seed: int) -> Tensor:
+    """Replace supervised targets by inverse-CDF draws from softmax(logits)."""
+    drawn = targets.clone()
+    for row, index in enumerate(indices):
+        where = (targets[row] != IGNORED).nonzero().squeeze(1)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+        uniform = torch.rand(len(where), 1, generator=generator, dtype=torch.float64).to(logits.device)
+        cumulative = logits[row, where.to(logits.device)].double().softmax(-1).cumsum(-1)
+        choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:]).squeeze(1)
+        drawn[row, where] = choice.clamp_max(logits.shape[-1] - 1).to(drawn.device)
+    return drawn

@@ -1,0 +1,113 @@
+"""Which parameters a Fisher run covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from tomfisher.models.structure import (
+    FUSED_QUERY_KEY,
+    SEPARATE_QUERY_KEY,
+    is_fused_experts,
+    is_linear,
+    layer_index,
+    owners_of,
+)
+
+Params = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
+PRESETS = {
+    "decoder-linear": "all weight matrices of the decoder layers, experts included: the paper's set",
+    "attention-qk": "query and key projections of the decoder layers",
+    "all": "every parameter",
+}
+
+
+def select_parameters(model: nn.Module, params: Params) -> dict[str, nn.Parameter]:
+    """Choose parameters by preset, glob patterns or predicate.
+
+    Args:
+        model: any module.
+        params: "decoder-linear", "attention-qk" or "all"; a glob pattern or a list of them, matched against
+            full parameter names ("model.layers.*.q_proj.weight"); or a predicate `(name, parameter) -> bool`.
+
+    Returns:
+        Name to parameter, in model order; a tied parameter appears once, under its first name.
+
+    Raises:
+        TypeError: `params` is none of the above.
+        ValueError: nothing is selected, a pattern matches nothing, or a selected parameter is no
+            floating-point tensor.
+    """
+    named = dict(model.named_parameters())
+    if callable(params):
+        chosen = {name: p for name, p in named.items() if params(name, p)}
+    elif params == "all":
+        chosen = named
+    elif params == "decoder-linear":
+        chosen = _decoder_linear(model, named)
+    elif params == "attention-qk":
+        chosen = _attention_qk(model, named)
+    elif isinstance(params, str):
+        chosen = _match(named, [params])
+    elif isinstance(params, Sequence):
+        chosen = _match(named, list(params))
+    else:
+        raise TypeError(
+            f"params must be a preset ({', '.join(PRESETS)}), glob patterns or a predicate, "
+            f"got {type(params).__name__}."
+        )
+    if not chosen:
+        raise ValueError(
+            f"params={params!r} selects nothing of this {type(model).__name__}, whose parameters start "
+            f"{list(named)[:4]}. Use one of {', '.join(PRESETS)}, or a glob pattern such as '*.weight'."
+        )
+    for name, parameter in chosen.items():
+        if not parameter.dtype.is_floating_point:
+            raise ValueError(
+                f"{name} is {parameter.dtype}: a quantised weight has no gradient. Load the model in a "
+                "floating-point dtype, or leave this parameter out."
+            )
+    return chosen
+
+
+def describe_params(params: Params) -> str | list[str]:
+    """A selection as a record can hold it: the preset, the patterns, or the predicate's name."""
+    if callable(params):
+        return f"predicate {getattr(params, '__qualname__', type(params).__name__)}"
+    return params if isinstance(params, str) else [str(pattern) for pattern in params]
+
+
+def _decoder_linear(model: nn.Module, named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    owners = owners_of(model)
+    chosen = {}
+    for name, parameter in named.items():
+        module = owners[id(parameter)][0].module
+        matrix = is_linear(module) and parameter.ndim == 2
+        if layer_index(name) is not None and (matrix or is_fused_experts(module, parameter)):
+            chosen[name] = parameter
+    return chosen
+
+
+def _attention_qk(model: nn.Module, named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    linear = _decoder_linear(model, named)
+    chosen = {n: p for n, p in linear.items() if n.split(".")[-2] in SEPARATE_QUERY_KEY}
+    fused = [n for n in linear if n.split(".")[-2] in FUSED_QUERY_KEY]
+    if fused and not chosen:
+        whole = f"*.{fused[0].split('.')[-2]}.weight"
+        raise ValueError(
+            f"This model keeps query, key and value in one matrix ({fused[0]} and {len(fused) - 1} more), so "
+            f"'attention-qk' cannot select them alone. Use params={whole!r} for all three."
+        )
+    return chosen
+
+
+def _match(named: dict[str, nn.Parameter], patterns: list[str]) -> dict[str, nn.Parameter]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise ValueError(
+                f"The pattern {pattern!r} matches no parameter; names look like {list(named)[:4]}. "
+                f"Presets are {', '.join(PRESETS)}."
+            )
+    return {n: p for n, p in named.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}

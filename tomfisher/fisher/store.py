@@ -1,0 +1,147 @@
+"""Fisher stores on disk: a folder that any safetensors reader understands, plus `fisher.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tomfisher.files import atomic_path, sha256_of_file
+from tomfisher.fisher.diagonal import FisherDiagonal
+from tomfisher.progress import progress_bar
+
+FORMAT = 1
+INDEX = "model.safetensors.index.json"
+RECORD = "fisher.json"
+SHARD_BYTES = 2 * 2**30
+
+
+def write_store(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:
+    """Write shards of at most 2 GiB (a larger tensor gets its own), the index and the record."""
+    path = Path(path)
+    if path.exists() and not (path / RECORD).is_file():
+        raise FileExistsError(
+            f"{path} exists and is no Fisher store, so it is left alone. Choose another path or remove it."
+        )
+    shards = _plan_shards(fisher)
+    with atomic_path(path) as folder:
+        folder.mkdir()
+        weight_map, checksums = {}, {}
+        for file, names in progress_bar(shards.items(), desc="Writing store", unit="shard"):
+            tensors = {name: fisher[name].detach().cpu().contiguous() for name in names}
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            weight_map.update(dict.fromkeys(names, file))
+            checksums[file] = {
+                "sha256": sha256_of_file(folder / file),
+                "bytes": (folder / file).stat().st_size,
+            }
+        total = sum(fisher[name].numel() * 4 for name in fisher)
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        record = {
+            "format": FORMAT,
+            "num_samples": fisher.num_samples,
+            "num_tokens": fisher.num_tokens,
+            **fisher.metadata,
+            "roads": fisher.roads,
+            "shards": checksums,
+        }
+        _write_json(folder / RECORD, record)
+
+
+def read_store(path: str | os.PathLike[str], verify: bool = True) -> FisherDiagonal:
+    """Check a store and open it lazily."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"No Fisher store at {path}. Make one with `tomfisher fisher --output_path {path}`."
+        )
+    record, index = _read_json(path / RECORD), _read_json(path / INDEX)
+    if record.get("format") != FORMAT:
+        raise ValueError(
+            f"{path / RECORD} has format {record.get('format')!r}; this version reads {FORMAT}. "
+            "Compute the store again, or use the version of tomfisher that wrote it."
+        )
+    shards: dict[str, dict[str, Any]] = record["shards"]
+    for file, expected in progress_bar(shards.items(), desc="Checking store", unit="shard"):
+        _check_shard(path / file, expected, verify)
+    unlisted = set(index["weight_map"].values()) - set(shards)
+    if unlisted:
+        raise ValueError(f"{path}: {INDEX} names {sorted(unlisted)}, which {RECORD} does not. {_AGAIN}")
+    own = ("format", "num_samples", "num_tokens", "roads", "shards")
+    return FisherDiagonal(
+        _LazyTensors(path, index["weight_map"]),
+        record["num_samples"],
+        record["num_tokens"],
+        record["roads"],
+        {key: value for key, value in record.items() if key not in own},
+    )
+
+
+_AGAIN = "The store is damaged: delete it and compute it again."
+
+
+class _LazyTensors(Mapping[str, Tensor]):
+    """Tensors of a sharded store, memory-mapped one at a time."""
+
+    def __init__(self, folder: Path, weight_map: dict[str, str]) -> None:
+        self._folder = folder
+        self._weight_map = weight_map
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._folder / self._weight_map[name], framework="pt") as shard:
+            return shard.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weight_map)
+
+    def __len__(self) -> int:
+        return len(self._weight_map)
+
+
+def _plan_shards(fisher: FisherDiagonal) -> dict[str, list[str]]:
+    groups: list[list[str]] = []
+    room = 0
+    for name in fisher:
+        size = fisher[name].numel() * 4
+        if not groups or size > room:
+            groups.append([])
+            room = SHARD_BYTES
+        groups[-1].append(name)
+        room -= size
+    if len(groups) <= 1:
+        return {"model.safetensors": groups[0] if groups else []}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups, start=1)}
+
+
+def _check_shard(file: Path, expected: dict[str, Any], verify: bool) -> None:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing. {_AGAIN}")
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        raise ValueError(f"{file} has {size} bytes, its record says {expected['bytes']}. {_AGAIN}")
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no readable safetensors file ({error}). {_AGAIN}") from error
+    if verify and sha256_of_file(file) != expected["sha256"]:
+        raise ValueError(f"{file} does not have its recorded SHA-256. {_AGAIN}")
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, so {file.parent} is no complete Fisher store. {_AGAIN}")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no valid JSON ({error}). {_AGAIN}") from error

@@ -1,0 +1,219 @@
+"""`rank`: the top entries, selected and ordered once; the mask of any smaller κ is then a prefix."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tomfisher.masks.fraction import checked_kappa, count, smallest_kappa
+from tomfisher.masks.sparse_mask import SparseMask
+from tomfisher.ops import topk
+
+Scope = Literal["tensor", "layer", "model"]
+_SCOPES = ("tensor", "layer", "model")
+
+
+class TopList(NamedTuple):
+    """Top entries of one group of tensors: value descending, then tensor order, then flat index ascending.
+
+    Attributes:
+        names: the group's tensors, in the order of the mapping.
+        numel: number of entries of all of them.
+        owner: `[k]` int64, which of `names` an entry lies in.
+        positions: `[k]` int64, its flat row-major position there.
+        values: `[k]` float64.
+    """
+
+    names: tuple[str, ...]
+    numel: int
+    owner: Tensor
+    positions: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ordered top lists at the largest κ, from which the mask of every smaller κ is read off.
+
+    Attributes:
+        lists: one list per tensor, layer or model.
+        shapes: shape of every tensor.
+        kappa: the largest κ.
+        scope: "tensor", "layer" or "model".
+        compat: None, or "authors" for the paper's thresholding.
+        source: what the values were, for the mask's provenance.
+    """
+
+    lists: tuple[TopList, ...]
+    shapes: dict[str, tuple[int, ...]]
+    kappa: float
+    scope: Scope
+    compat: str | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def mask(self, kappa: float) -> SparseMask:
+        """The mask at `kappa`: the first k of every list, without selecting again.
+
+        Tensors too small to get an entry at this κ are named in one warning.
+
+        Args:
+            kappa: greater than 0, at most the ranking's κ.
+
+        Returns:
+            The same mask as `top_fraction` at this κ.
+
+        Raises:
+            ValueError: κ is not in (0, 1) or larger than the ranking's.
+        """
+        kappa = checked_kappa(kappa)
+        if kappa > self.kappa:
+            raise ValueError(
+                f"kappa must be at most {self.kappa:g}, what this ranking was taken at, got {kappa:g}. "
+                "Rank again at the largest kappa of the sweep."
+            )
+        chosen: dict[str, Tensor] = {}
+        missed: list[TopList] = []
+        for top in self.lists:
+            k = self._length(top, kappa)
+            chosen.update(_split(top, k))
+            if k == 0 and top.numel:
+                missed.append(top)
+        if missed:
+            warnings.warn(_missed(missed, kappa, self.compat), stacklevel=2)
+        indices = {name: chosen[name] for name in self.shapes}
+        step = {"operation": "top_fraction", "kappa": kappa, "scope": self.scope, "compat": self.compat}
+        return SparseMask(indices, self.shapes, kappa, self.scope, [{**step, **self.source}])
+
+    def _length(self, top: TopList, kappa: float) -> int:
+        k = _count(kappa, top.numel, self.compat)
+        if self.compat is None or k == 0:
+            return k
+        return int((top.values[:k] > top.values[k - 1]).sum())
+
+
+def rank(
+    F: Mapping[str, Tensor], kappa: float, scope: Scope = "tensor", compat: str | None = None
+) -> Ranking:
+    """Order the top entries of F once, for a sweep over κ.
+
+    A group is one tensor (`scope="tensor"`), the tensors with one layer number in their names, as in
+    "model.layers.12.", those without any being one more group ("layer"), or all ("model"). Of each the
+    k = floor(κ·numel) largest entries are kept, numel being the group's: larger value first, then the earlier
+    tensor of F, then the lower flat index.
+    Only one tensor of F is held at a time; for "layer" and "model" every tensor is read twice.
+
+    Args:
+        F: any mapping from names to tensors of float16, bfloat16, float32 or float64 values.
+        kappa: the largest κ of the sweep, in (0, 1).
+        scope: where the top-k is taken.
+        compat: "authors" for the paper's rule: of k = int(numel·κ) entries only those strictly above the k-th
+            largest value stay (k - 1 without ties); `scope="tensor"` only.
+
+    Returns:
+        The ranking; `Ranking.mask(kappa)` costs a copy of the prefix.
+
+    Raises:
+        TypeError: a tensor has no floating-point dtype.
+        ValueError: κ, scope or compat is unknown, F is empty, or a tensor holds NaN or infinity.
+    """
+    kappa = checked_kappa(kappa)
+    if scope not in _SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(_SCOPES)}, got {scope!r}.")
+    if compat not in (None, "authors"):
+        raise ValueError(f"compat must be None or 'authors', got {compat!r}.")
+    if compat == "authors" and scope != "tensor":
+        raise ValueError(f"compat='authors' selects per tensor, got scope={scope!r}. Use scope='tensor'.")
+    if not len(F):
+        raise ValueError("F holds no tensor: nothing to select from.")
+    shapes: dict[str, tuple[int, ...]] = {}
+    if scope == "tensor":
+        lists = tuple(_tensor_list(name, values, kappa, compat, shapes) for name, values in F.items())
+    else:
+        lists = tuple(_group_list(F, names, kappa, shapes) for names in _groups(F, scope))
+    return Ranking(lists, {name: shapes[name] for name in F}, kappa, scope, compat, _source(F))
+
+
+def _count(kappa: float, numel: int, compat: str | None) -> int:
+    return count(kappa, numel) if compat is None else int(numel * kappa)
+
+
+def _tensor_list(
+    name: str, values: Tensor, kappa: float, compat: str | None, shapes: dict[str, tuple[int, ...]]
+) -> TopList:
+    shapes[name] = tuple(values.shape)
+    top, index = _top(name, values, _count(kappa, values.numel(), compat))
+    return TopList((name,), values.numel(), torch.zeros_like(index), index, top)
+
+
+def _group_list(
+    F: Mapping[str, Tensor], names: tuple[str, ...], kappa: float, shapes: dict[str, tuple[int, ...]]
+) -> TopList:
+    shapes.update((name, tuple(F[name].shape)) for name in names)
+    numel = sum(torch.Size(shapes[name]).numel() for name in names)
+    k = count(kappa, numel)
+    best = torch.empty(0, dtype=torch.float64)
+    owner = index = torch.empty(0, dtype=torch.int64)
+    for position, name in enumerate(names):
+        values = F[name]
+        top, where = _top(name, values, min(k, values.numel()))
+        best = torch.cat([best, top])
+        order = torch.sort(best, descending=True, stable=True).indices[:k]
+        best = best[order]
+        owner = torch.cat([owner, torch.full_like(where, position)])[order]
+        index = torch.cat([index, where])[order]
+    return TopList(names, numel, owner, index, best)
+
+
+def _top(name: str, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Top values (float64, -0.0 as 0.0) and their positions, on the CPU."""
+    try:
+        found = topk(values, k)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"Tensor {name!r} cannot be ranked: {error}") from error
+    return found.values.cpu().double() + 0.0, found.indices.cpu()
+
+
+def _groups(F: Mapping[str, Tensor], scope: Scope) -> Iterator[tuple[str, ...]]:
+    groups: dict[str, list[str]] = {}
+    for name in F:
+        groups.setdefault(layer_of(name) if scope == "layer" else "", []).append(name)
+    yield from map(tuple, groups.values())
+
+
+def layer_of(name: str) -> str:
+    """The first number among the dotted parts of a name ("model.layers.12.mlp.w": "12"), or ""."""
+    found = re.search(r"(?:^|\.)(\d+)(?=\.|$)", name)
+    return found.group(1) if found else ""
+
+
+def _split(top: TopList, k: int) -> dict[str, Tensor]:
+    """The first k entries of a list, per tensor and sorted."""
+    owner, positions = top.owner[:k], top.positions[:k]
+    parts = positions[torch.argsort(owner, stable=True)].split(
+        torch.bincount(owner, minlength=len(top.names)).tolist()
+    )
+    return {name: part.sort().values for name, part in zip(top.names, parts, strict=True)}
+
+
+def _missed(missed: list[TopList], kappa: float, compat: str | None) -> str:
+    needed = 1 if compat is None else 2
+
+    def words(top: TopList) -> str:
+        names = top.names[0] if len(top.names) == 1 else f"{top.names[0]} and its group"
+        return f"{names} ({top.numel} entries, needs kappa >= {smallest_kappa(top.numel, needed):g})"
+
+    listed = "; ".join(map(words, missed[:3]))
+    more = f"; and {len(missed) - 3} more" if len(missed) > 3 else ""
+    return f"kappa={kappa:g} selects no entry in {len(missed)} of the tensors or groups: {listed}{more}."
+
+
+def _source(F: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a Fisher says about itself, where F is one."""
+    said = {key: getattr(F, key, None) for key in ("definition", "num_samples")}
+    return {key: value for key, value in said.items() if isinstance(value, (dict, int))}

@@ -1,0 +1,45 @@
+"""`top_fraction`: the mask of the largest entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from tomfisher.masks.ranking import Scope, rank
+from tomfisher.masks.sparse_mask import SparseMask
+
+
+def top_fraction(
+    F: Mapping[str, Tensor], kappa: float, scope: Scope = "tensor", compat: str | None = None
+) -> SparseMask:
+    """Choose the k = floor(κ·numel) largest entries of F: larger value first, then the lower flat index.
+
+    Equivalent PyTorch, per tensor::
+
+        k = floor(kappa * values.numel())
+        index = values.flatten().sort(descending=True, stable=True).indices[:k].sort().values
+
+    For several κ use `tomfisher.masks.rank` once and `Ranking.mask(kappa)` for each. κ is read as the decimal
+    that it prints as, so that 0.29 of 100 entries is 29.
+
+    Args:
+        F: any mapping from names to tensors of float16, bfloat16, float32 or float64 values, such as a Fisher
+            diagonal; read one tensor at a time.
+        kappa: fraction of the entries, in (0, 1). A warning names tensors too small to get any.
+        scope: "tensor" (the paper), "layer" or "model": over which entries κ is taken.
+        compat: "authors" for the paper's code, which keeps the entries strictly above the int(numel·κ)-th
+            largest value: one entry fewer, or more if there are ties; per tensor only.
+
+    Returns:
+        The mask, with κ, scope and the provenance of F.
+
+    Raises:
+        TypeError: a tensor has no floating-point dtype.
+        ValueError: κ is not in (0, 1), scope or compat is unknown, F is empty, or a tensor holds NaN or
+            infinity.
+
+    Source:
+        arXiv 2504.04238, section on the mask.
+    """
+    return rank(F, kappa, scope, compat).mask(kappa)

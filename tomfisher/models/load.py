@@ -1,0 +1,220 @@
+"""`load_model`: a hub id, a local folder, a GGUF file or a built-in name becomes model and tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tomfisher.models import builtin
+from tomfisher.models.gguf import dense_folder
+from tomfisher.models.quiet import quiet_unless_terminal
+
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+FINGERPRINT_VALUES = 64
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode, its tokenizer, and what they are.
+
+    Args:
+        model: a transformers causal language model on its device.
+        tokenizer: its tokenizer; `pad_token` is set.
+        name: what the user asked for.
+        identity: `source`, `revision`, `model_type`, `config_sha256`, `weights_sha256` (of the first 64
+            values of every parameter, rounded to bf16), `num_parameters`, `dtype`.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    identity: dict[str, Any]
+
+
+def load_model(
+    source: str,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        source: a built-in name (see `tomfisher ls models`), a local folder, a `.gguf` file, or a hub id.
+        dtype: "fp32", "bf16", "fp16", "fp64", a floating-point `torch.dtype`, or "auto": bf16 on CUDA,
+            fp32 elsewhere.
+        device: where the weights go; None is CUDA when there is one, else the CPU.
+        trust_remote_code: let transformers run code that comes with the model.
+        revision: hub branch, tag or commit.
+
+    Returns:
+        The model in evaluation mode, with tokenizer, name and identity.
+
+    Raises:
+        ValueError: nothing of that name exists or can be reached; an unknown dtype; a tokenizer without a
+            single special token.
+        ModuleNotFoundError: a package that this source needs is missing.
+    """
+    place = resolve_device(device)
+    precision = resolve_dtype(dtype, place)
+    location = _locate(source)
+    model, tokenizer = _from_pretrained(source, location, precision, trust_remote_code, revision)
+    _set_pad_token(tokenizer, source)
+    model = model.to(place).eval()
+    return LoadedModel(model, tokenizer, source, identify(model, source))
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or CUDA when there is one, or the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be like 'cpu' or 'cuda:0', got {device!r}.") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is not here: this machine has {torch.cuda.device_count()} CUDA device(s). "
+            "Use 'cpu'."
+        )
+    return place
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """A name such as "bf16" as a `torch.dtype`; "auto" is bf16 on CUDA and fp32 elsewhere.
+
+    Raises:
+        ValueError: unknown name, or no floating-point dtype.
+    """
+    if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point:
+            raise ValueError(
+                f"dtype must be a floating-point dtype, got {dtype}. Use one of {', '.join(DTYPES)}."
+            )
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}.")
+    return DTYPES[dtype]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The short name of a dtype: `torch.bfloat16` -> "bf16"."""
+    return next((name for name, value in DTYPES.items() if value == dtype), str(dtype).removeprefix("torch."))
+
+
+def fast_cpu_bf16() -> bool:
+    """Whether this processor multiplies bf16 in hardware (AVX-512 BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def identify(model: nn.Module, source: str) -> dict[str, Any]:
+    """What a result records about a model; equal for equal weights, whatever the machine."""
+    config: Any = model.config
+    settings = {key: value for key, value in config.to_dict().items() if key not in _UNSTABLE_KEYS}
+    return {
+        "source": source,
+        "revision": getattr(config, "_commit_hash", None),
+        "model_type": config.model_type,
+        "config_sha256": hashlib.sha256(
+            json.dumps(settings, sort_keys=True, default=str).encode()
+        ).hexdigest(),
+        "weights_sha256": _fingerprint(model),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": dtype_name(next(model.parameters()).dtype),
+    }
+
+
+_UNSTABLE_KEYS = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "_attn_implementation")
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        head = parameter.detach().flatten()[:FINGERPRINT_VALUES].to("cpu", torch.bfloat16)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(head.contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _locate(source: str) -> str:
+    """The folder behind a built-in name, a path or a GGUF file; anything else is taken as a hub id."""
+    if source in builtin.BUILTIN:
+        return str(builtin.BUILTIN[source].folder())
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return str(dense_folder(path))
+    names = ", ".join(builtin.BUILTIN)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"Model folder {source!r} has no config.json. Give a folder that save_pretrained wrote."
+            )
+        return str(path)
+    if path.exists():
+        raise ValueError(
+            f"Model {source!r} is a file, but no .gguf. Give its folder, a hub id, or one of: {names}."
+        )
+    if (meant := builtin.near_miss(source)) is not None:
+        raise ValueError(f"Unknown model {source!r}. Did you mean {meant!r}? Built-in names: {names}.")
+    if source.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf":
+        raise ValueError(f"Model {source!r}: there is no such file or folder. Built-in names: {names}.")
+    return source
+
+
+def _from_pretrained(
+    source: str, location: str, dtype: torch.dtype, trust_remote_code: bool, revision: str | None
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if not Path(location).is_dir():
+        options["revision"] = revision
+    try:
+        with quiet_unless_terminal():
+            tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        tried = (
+            "the folder"
+            if Path(location).is_dir()
+            else "no such folder, then the Hugging Face hub and its cache"
+        )
+        raise ValueError(
+            f"Cannot load model {source!r} (tried: {tried}): {reason} "
+            f"Give a hub id, a local folder, a .gguf file, or one of: {', '.join(builtin.BUILTIN)}."
+        ) from error
+    return model, tokenizer
+
+
+def _set_pad_token(tokenizer: Any, source: str) -> None:
+    """Give a tokenizer without a padding token one of its other special tokens; padding is always masked."""
+    if tokenizer.pad_token is not None:
+        return
+    for name in ("eos_token", "bos_token", "unk_token"):
+        if getattr(tokenizer, name) is not None:
+            tokenizer.pad_token = getattr(tokenizer, name)
+            return
+    raise ValueError(
+        f"The tokenizer of {source!r} has no special token at all (pad, eos, bos, unk). Set one, e.g. "
+        "tokenizer.eos_token = '</s>', and save it again with tokenizer.save_pretrained(folder)."
+    )

@@ -1,0 +1,56 @@
+"""What a model is made of: who owns a parameter, which modules are linear, where its layers are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+_ANY_INDEX = re.compile(r"\.(\d+)\.")
+SEPARATE_QUERY_KEY = ("q_proj", "k_proj", "query", "key")
+FUSED_QUERY_KEY = ("c_attn", "query_key_value", "Wqkv", "qkv_proj", "in_proj_qkv")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One place where a parameter is registered: `module._parameters[attribute]`."""
+
+    module_name: str
+    module: nn.Module
+    attribute: str
+
+
+def owners_of(model: nn.Module) -> dict[int, list[Owner]]:
+    """Every place each parameter is registered at, keyed by `id(parameter)`; tied parameters have several."""
+    owners: dict[int, list[Owner]] = {}
+    for module_name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(Owner(module_name, module, attribute))
+    return owners
+
+
+def layer_index(name: str) -> int | None:
+    """Number of the decoder layer in a parameter's name: `model.layers.3.mlp.up_proj.weight` -> 3, or None."""
+    found = _LAYER.search(name) or _ANY_INDEX.search(name)
+    return int(found.group(1)) if found else None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether the module is transformers' `Conv1D`, a linear layer whose weight is `[d_in, d_out]`."""
+    return any(
+        base.__name__ == "Conv1D" and base.__module__.startswith("transformers.")
+        for base in type(module).__mro__
+    )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module multiplies its input by one weight matrix: `nn.Linear` or `Conv1D`."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def is_fused_experts(module: nn.Module, parameter: Tensor) -> bool:
+    """Whether the parameter holds all experts of a mixture in one `[E, d_out, d_in]` tensor."""
+    return parameter.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd)

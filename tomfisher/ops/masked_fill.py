@@ -1,0 +1,73 @@
+"""`masked_fill_mean_`: overwrite entries with the mean of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import tomfisher.ops.reference.masked_fill  # noqa: F401  (registers the definition)
+from tomfisher.ops.dispatch import Impl, resolve
+from tomfisher.ops.scatter import check_entries, check_values
+
+
+class NonFiniteMeanError(ValueError):
+    """The unmasked entries of `weights[position]` have no finite mean; nothing was written."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(
+            f"weights[{position}] holds NaN or infinity outside the mask, so its entries have no mean. "
+            "Nothing was written."
+        )
+        self.position = position
+
+
+@torch.no_grad()
+def masked_fill_mean_(
+    weights: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    undo: Sequence[Tensor] | None = None,
+    impl: Impl = "auto",
+) -> list[Tensor]:
+    """Write to the masked entries of each tensor the mean of its unmasked entries.
+
+    Equivalent PyTorch, for a contiguous weight::
+
+        keep = torch.ones(weight.numel(), dtype=torch.bool).index_fill(0, index, False)
+        undo = weight.view(-1)[index]
+        weight.view(-1)[index] = weight.view(-1)[keep].double().mean().to(weight.dtype)
+
+    The mean is accumulated in float64 over the unmasked entries alone and rounded once to the weight's dtype.
+    All means are taken before the first entry is written. `scatter_(weights, indices, undo)` undoes it.
+
+    Args:
+        weights: float16, bfloat16, float32 or float64 tensors of any shape and strides, on one device.
+        indices: int64 vectors of flat row-major positions without repetitions, on the same device.
+        undo: vectors to receive the old values (the indices' lengths, the weights' dtypes); made if None.
+        impl: "auto", "triton", "cpp" or "reference".
+
+    Returns:
+        The old values, one vector `[k]` per weight: `undo` if it was given.
+
+    Raises:
+        TypeError: a dtype does not fit.
+        ValueError: as for `scatter_`; or a tensor is masked entirely; or its unmasked entries have no finite
+            mean (`NonFiniteMeanError`).
+    """
+    check_entries(weights, indices)
+    for i, (weight, index) in enumerate(zip(weights, indices, strict=True)):
+        if 0 < weight.numel() == index.numel():
+            raise ValueError(
+                f"weights[{i}] is masked entirely ({index.numel()} entries): no entry is left to average. "
+                "Mask fewer, or fill with a number."
+            )
+    if undo is None:
+        undo = [weight.new_empty(len(index)) for weight, index in zip(weights, indices, strict=True)]
+    check_values("undo", weights, indices, undo)
+    if weights:
+        _, run = resolve("masked_fill_mean_", impl, weights[0].device)
+        failed = run(weights, indices, undo)
+        if failed is not None:
+            raise NonFiniteMeanError(failed)
+    return list(undo)

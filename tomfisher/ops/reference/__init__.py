@@ -1,0 +1,1 @@
+"""Plain-PyTorch definitions of the operations: readable, exact, on any device."""

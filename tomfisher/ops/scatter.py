@@ -1,0 +1,99 @@
+"""`scatter_`: write values to flat positions, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import tomfisher.ops.reference.scatter  # noqa: F401  (registers the definition)
+from tomfisher.ops.dispatch import Impl, resolve
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@torch.no_grad()
+def scatter_(
+    weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Tensor], impl: Impl = "auto"
+) -> None:
+    """Write `values[i]` to the flat row-major positions `indices[i]` of `weights[i]`, bit patterns unchanged.
+
+    Equivalent PyTorch, for a contiguous weight: `weight.view(-1)[index] = value`.
+    Everything is checked before the first entry is written; autograd does not record the write.
+
+    Args:
+        weights: float16, bfloat16, float32 or float64 tensors of any shape and strides, on one device.
+        indices: int64 vectors without repetitions, in any order, on the same device.
+        values: vectors of the indices' lengths and the weights' dtypes, on the same device.
+        impl: "auto", "triton", "cpp" or "reference".
+
+    Raises:
+        TypeError: a dtype does not fit.
+        ValueError: lengths or devices differ, or an index is out of range or given twice.
+    """
+    check_entries(weights, indices)
+    check_values("values", weights, indices, values)
+    if weights:
+        _, run = resolve("scatter_", impl, weights[0].device)
+        run(weights, indices, values)
+
+
+def check_entries(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
+    """Refuse weights and flat indices that an in-place write cannot handle.
+
+    Raises:
+        TypeError: a weight's or an index's dtype does not fit.
+        ValueError: lengths, devices or strides do not fit, or an index is out of range or given twice.
+    """
+    if len(weights) != len(indices):
+        raise ValueError(f"weights and indices must be of one length, got {len(weights)} and {len(indices)}.")
+    for i, (weight, index) in enumerate(zip(weights, indices, strict=True)):
+        if weight.dtype not in DTYPES:
+            raise TypeError(
+                f"weights[{i}] must be float16, bfloat16, float32 or float64, got {weight.dtype}."
+            )
+        if index.dtype != torch.int64:
+            raise TypeError(f"indices[{i}] must be int64, got {index.dtype}.")
+        if index.ndim != 1:
+            raise ValueError(f"indices[{i}] must be a vector of positions, got shape {tuple(index.shape)}.")
+        if not weight.device == index.device == weights[0].device:
+            raise ValueError(
+                f"All weights and indices must be on one device, got weights[{i}] on {weight.device}, "
+                f"indices[{i}] on {index.device}, weights[0] on {weights[0].device}. Call once per device."
+            )
+        if any(step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape, strict=True)):
+            raise ValueError(f"weights[{i}] is an expanded view: its entries share memory. Pass a clone.")
+        _check_positions(f"indices[{i}]", index, weight.numel())
+
+
+def _check_positions(label: str, index: Tensor, numel: int) -> None:
+    if index.numel() == 0:
+        return
+    ordered = index if bool((index[1:] > index[:-1]).all()) else index.sort().values
+    low, high = int(ordered[0]), int(ordered[-1])
+    if low < 0 or high >= numel:
+        raise ValueError(f"{label} must lie between 0 and {numel - 1}, got {low if low < 0 else high}.")
+    if ordered is not index and bool((repeated := ordered[1:] == ordered[:-1]).any()):
+        raise ValueError(f"{label} must not repeat a position, got {int(ordered[1:][repeated][0])} twice.")
+
+
+def check_values(
+    label: str, weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Tensor]
+) -> None:
+    """Refuse value vectors that do not fit their weights and indices.
+
+    Raises:
+        TypeError: a vector's dtype is not its weight's.
+        ValueError: numbers, shapes or devices differ.
+    """
+    if len(values) != len(weights):
+        raise ValueError(f"{label} must hold one tensor per weight, got {len(values)} for {len(weights)}.")
+    for i, (weight, index, value) in enumerate(zip(weights, indices, values, strict=True)):
+        if value.dtype != weight.dtype:
+            raise TypeError(f"{label}[{i}] must have its weight's dtype {weight.dtype}, got {value.dtype}.")
+        if value.shape != index.shape or value.device != weight.device:
+            raise ValueError(
+                f"{label}[{i}] must have the index's shape {tuple(index.shape)} on {weight.device}, "
+                f"got {tuple(value.shape)} on {value.device}."
+            )

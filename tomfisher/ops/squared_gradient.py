@@ -1,0 +1,134 @@
+"""`squared_gradient_`: per-sample squared weight gradients of a linear layer, summed into F."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import tomfisher.ops.reference.squared_gradient  # noqa: F401  (registers the definition)
+from tomfisher.ops.dispatch import Impl, resolve
+
+
+def squared_gradient_(
+    F: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    offsets: Sequence[int] | Tensor | None = None,
+    targets: Sequence[int] | Tensor | None = None,
+    lengths: Sequence[int] | Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Add to F the square of each segment's weight gradient: `F[o,i] += Σ_n (Σ_{t∈n} Y[t,o]·X[t,i])²`.
+
+    Equivalent PyTorch, for `[B, T, ·]` operands::
+
+        F += torch.einsum("bto,bti->boi", grad_output.float(), input.float()).square().sum(0)
+
+    A segment is one sample (or, for fused experts, one sample's tokens of one expert). The square is of the
+    segment's summed gradient, never of a token's or of the batch's. For a weight stored as `[d_in, d_out]`
+    (transformers' Conv1D) swap `grad_output` and `input`.
+
+    Args:
+        F: float32, contiguous, shape `[d_out, d_in]`; with `targets` `[E, d_out, d_in]`. Changed in place.
+        grad_output: gradient with respect to the layer's output, `[B, T, d_out]` or packed `[N, d_out]`.
+        input: the layer's input, `[B, T, d_in]` or packed `[N, d_in]`; same dtype and device.
+        offsets: for packed operands, `S + 1` rising row numbers; segment s is rows `offsets[s]:offsets[s+1]`.
+        targets: for `[E, d_out, d_in]`, the slice of F that each of the S segments adds to.
+        lengths: for `[B, T, ·]`, how many leading positions of each sample count; the rest is padding.
+        impl: "auto", "triton", "cpp" or "reference".
+
+    Returns:
+        F.
+
+    Raises:
+        TypeError: F is not float32, or the operands' dtypes differ or are no floating-point dtype.
+        ValueError: shapes, devices, offsets, lengths or targets do not fit together.
+
+    Source:
+        Diagonal of the empirical Fisher; arXiv 2504.04238, section on sensitivity.
+    """
+    _check_tensors(F, grad_output, input, targets is not None)
+    bounds = _segments(grad_output, offsets, lengths)
+    chosen = None if targets is None else _targets(targets, len(bounds), F.shape[0])
+    _, run = resolve("squared_gradient_", impl, F.device)
+    run(F, grad_output.flatten(0, -2), input.flatten(0, -2), bounds, chosen)
+    return F
+
+
+def _check_tensors(F: Tensor, grad_output: Tensor, input: Tensor, has_targets: bool) -> None:
+    if F.dtype != torch.float32:
+        raise TypeError(
+            f"F must be float32, got {F.dtype}: squares underflow in 16 bits. Use torch.zeros(shape)."
+        )
+    if grad_output.dtype != input.dtype or not input.dtype.is_floating_point:
+        raise TypeError(
+            f"grad_output and input must share one floating-point dtype, got {grad_output.dtype} and {input.dtype}."
+        )
+    if not (F.device == grad_output.device == input.device):
+        raise ValueError(
+            f"F, grad_output and input must be on one device, got {F.device}, {grad_output.device}, {input.device}."
+        )
+    rank = 3 if has_targets else 2
+    if F.ndim != rank or not F.is_contiguous():
+        raise ValueError(
+            f"F must be contiguous with {rank} dimensions {'(targets given)' if has_targets else ''}, "
+            f"got shape {tuple(F.shape)}, strides {F.stride()}."
+        )
+    if grad_output.ndim not in (2, 3) or grad_output.shape[:-1] != input.shape[:-1]:
+        raise ValueError(
+            "grad_output and input must be [B, T, ·] or [N, ·] with equal leading dimensions, "
+            f"got {tuple(grad_output.shape)} and {tuple(input.shape)}."
+        )
+    if (grad_output.shape[-1], input.shape[-1]) != tuple(F.shape[-2:]):
+        raise ValueError(
+            f"F's last two dimensions must be [d_out, d_in] = [{grad_output.shape[-1]}, {input.shape[-1]}], "
+            f"got {tuple(F.shape)}."
+        )
+    if _overlap(F, grad_output) or _overlap(F, input):
+        raise ValueError(
+            "F shares memory with grad_output or input; it is written while they are read. Clone F."
+        )
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.numel() > 0 and b.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    )
+
+
+def _integers(values: Sequence[int] | Tensor) -> list[int]:
+    return [int(v) for v in (values.tolist() if isinstance(values, Tensor) else values)]
+
+
+def _segments(
+    grad_output: Tensor, offsets: Sequence[int] | Tensor | None, lengths: Sequence[int] | Tensor | None
+) -> list[tuple[int, int]]:
+    """Row ranges of the segments in the flattened operands."""
+    if grad_output.ndim == 2:
+        if lengths is not None:
+            raise ValueError("lengths belong to [B, T, ·] operands; for packed [N, ·] operands give offsets.")
+        ends = [0, grad_output.shape[0]] if offsets is None else _integers(offsets)
+        rising = all(a <= b for a, b in zip(ends, ends[1:], strict=False))
+        if not ends or ends[0] < 0 or ends[-1] > grad_output.shape[0] or not rising:
+            raise ValueError(
+                f"offsets must rise from >= 0 to <= {grad_output.shape[0]} (the number of rows), got {ends[:8]}."
+            )
+        return list(zip(ends, ends[1:], strict=False))
+    if offsets is not None:
+        raise ValueError("offsets belong to packed [N, ·] operands; for [B, T, ·] operands give lengths.")
+    B, T = grad_output.shape[:2]
+    counts = [T] * B if lengths is None else _integers(lengths)
+    if len(counts) != B or any(not 0 <= n <= T for n in counts):
+        raise ValueError(f"lengths must be {B} numbers between 0 and {T}, got {counts[:8]}.")
+    return [(b * T, b * T + n) for b, n in enumerate(counts)]
+
+
+def _targets(targets: Sequence[int] | Tensor, segments: int, slices: int) -> list[int]:
+    chosen = _integers(targets)
+    if len(chosen) != segments or any(not 0 <= t < slices for t in chosen):
+        raise ValueError(
+            f"targets must be {segments} numbers (one per segment) between 0 and {slices - 1}, got {chosen[:8]}."
+        )
+    return chosen

@@ -1,0 +1,97 @@
+"""`topk`: the exact k largest entries, in an order that is a pure function of the values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+import tomfisher.ops.reference.topk  # noqa: F401  (registers the definition)
+from tomfisher.ops.dispatch import Impl, resolve
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class TopK(NamedTuple):
+    """The k largest entries of one tensor.
+
+    Attributes:
+        values: `[k]`, the input's dtype, largest first.
+        indices: `[k]` int64, flat row-major positions of `values`; among equal values the lower comes first.
+        threshold: 0-dimensional, the input's dtype: the smallest selected value (+inf when k is 0).
+    """
+
+    values: Tensor
+    indices: Tensor
+    threshold: Tensor
+
+
+@overload
+def topk(values: Tensor, k: int, impl: Impl = "auto") -> TopK: ...
+
+
+@overload
+def topk(values: Sequence[Tensor], k: int | Sequence[int], impl: Impl = "auto") -> list[TopK]: ...
+
+
+def topk(values: Tensor | Sequence[Tensor], k: int | Sequence[int], impl: Impl = "auto") -> TopK | list[TopK]:
+    """Select the k largest entries, larger value first, then lower flat index (-0.0 equals 0.0).
+
+    Equivalent PyTorch::
+
+        flat = values.flatten()
+        indices = torch.sort(flat, descending=True, stable=True).indices[:k]
+        TopK(flat[indices], indices, flat[indices][-1])
+
+    Args:
+        values: one tensor of any shape, or several on one device; float16, bfloat16, float32 or float64.
+            A non-contiguous tensor is copied.
+        k: how many, 0 to the number of entries; for several tensors one number for all or one for each.
+        impl: "auto", "triton", "cpp" or "reference".
+
+    Returns:
+        A `TopK` on the values' device, or a list of them.
+
+    Raises:
+        TypeError: a tensor has another dtype, or k is no integer.
+        ValueError: NaN or infinity among the values, k out of range, lengths or devices that differ.
+    """
+    single = isinstance(values, Tensor)
+    tensors = [values] if isinstance(values, Tensor) else list(values)
+    counts = [k] * len(tensors) if isinstance(k, int) else list(k)
+    if len(counts) != len(tensors):
+        raise ValueError(f"k must be one number or one per tensor, got {len(counts)} for {len(tensors)}.")
+    labels = ["values"] if single else [f"values[{i}]" for i in range(len(tensors))]
+    flats = [_checked(label, t, n) for label, t, n in zip(labels, tensors, counts, strict=True)]
+    if len({flat.device for flat in flats}) > 1:
+        devices = sorted({str(flat.device) for flat in flats})
+        raise ValueError(f"values must be on one device, got {devices}. Call topk once per device.")
+    if not flats:
+        return []
+    _, run = resolve("topk", impl, flats[0].device)
+    results = [_result(flat, indices) for flat, indices in zip(flats, run(flats, counts), strict=True)]
+    return results[0] if single else results
+
+
+def _checked(label: str, tensor: Tensor, k: int) -> Tensor:
+    """The tensor as a detached vector, once it and k are known to be usable."""
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{label} must be float16, bfloat16, float32 or float64, got {tensor.dtype}.")
+    if not isinstance(k, int) or isinstance(k, bool):
+        raise TypeError(f"k must be an integer, got {k!r} for {label}.")
+    flat = tensor.detach().reshape(-1)
+    if not 0 <= k <= flat.numel():
+        raise ValueError(f"k must be between 0 and {flat.numel()} (the entries of {label}), got {k}.")
+    if flat.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(flat)):
+        first = int(torch.isfinite(flat).logical_not().nonzero()[0])
+        raise ValueError(
+            f"{label} must be finite (it is put in an order), got {flat[first].item()} at flat index {first}."
+        )
+    return flat
+
+
+def _result(flat: Tensor, indices: Tensor) -> TopK:
+    values = flat[indices]
+    return TopK(values, indices, values[-1] if len(values) else flat.new_tensor(float("inf")))

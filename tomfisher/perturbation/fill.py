@@ -1,0 +1,169 @@
+"""What is written to the masked entries."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tomfisher.ops import masked_fill_mean_, scatter_
+from tomfisher.ops.dispatch import Impl
+from tomfisher.ops.masked_fill import NonFiniteMeanError
+from tomfisher.ops.reference.masked_fill import round_once, unmasked_sum
+from tomfisher.perturbation.targets import Target
+
+FillLike = str | float | tuple[str, float]
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A fill, read from what the caller wrote.
+
+    Attributes:
+        kind: "mean", "number", "noise" or "scale".
+        value: the number, or the factor of "scale".
+    """
+
+    kind: Literal["mean", "number", "noise", "scale"]
+    value: float = 0.0
+
+    def __str__(self) -> str:
+        if self.kind == "scale":
+            return f"scale:{self.value:g}"
+        return f"{self.value:g}" if self.kind == "number" else self.kind
+
+    @classmethod
+    def parse(cls, fill: FillLike) -> Fill:
+        """Read "mean", "zero", "noise", a number, ("scale", factor) or "scale:factor".
+
+        Raises:
+            ValueError: it is none of these, or a number is not finite.
+        """
+        if fill in ("mean", "noise"):
+            return cls("mean" if fill == "mean" else "noise")
+        if fill == "zero":
+            return cls("number", 0.0)
+        kind, number = _kind_and_number(fill)
+        try:
+            value = float(number)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            value = math.nan
+        if kind not in ("number", "scale") or isinstance(number, bool) or not math.isfinite(value):
+            raise ValueError(
+                "fill must be 'mean', 'zero', 'noise', a finite number, ('scale', factor) or 'scale:factor', "
+                f"got {fill!r}."
+            )
+        return cls("scale" if kind == "scale" else "number", value)
+
+
+def _kind_and_number(fill: object) -> tuple[object, object]:
+    if isinstance(fill, str) and ":" in fill:
+        kind, _, number = fill.partition(":")
+        return kind, number
+    if isinstance(fill, (tuple, list)) and len(fill) == 2:
+        return fill[0], fill[1]
+    return "number", fill
+
+
+def write_fill(
+    fill: Fill, targets: Sequence[Target], old: Sequence[Tensor], seed: int, compat: str | None, impl: Impl
+) -> None:
+    """Write the fill to every target.
+
+    Args:
+        fill: what to write.
+        targets: where.
+        old: the current values of each target, `[k]`, weight dtype.
+        seed: for "noise".
+        compat: "authors" for the paper's mean.
+        impl: implementation of the operations.
+
+    Raises:
+        ValueError: a value cannot be computed, the tensor is named; some targets may have been written.
+    """
+    for together, values in _by_device(targets, old):
+        views, indices = [t.view for t in together], [t.index for t in together]
+        if fill.kind == "mean" and compat is None:
+            _refuse_full(together)
+            try:
+                masked_fill_mean_(views, indices, values, impl=impl)
+            except NonFiniteMeanError as error:
+                raise _not_finite(together[error.position]) from error
+        else:
+            new = [_new_values(fill, t, v, seed) for t, v in zip(together, values, strict=True)]
+            scatter_(views, indices, new, impl=impl)
+
+
+def _by_device(
+    targets: Sequence[Target], old: Sequence[Tensor]
+) -> Iterator[tuple[list[Target], list[Tensor]]]:
+    for device in dict.fromkeys(target.view.device for target in targets):
+        pairs = [(t, v) for t, v in zip(targets, old, strict=True) if t.view.device == device]
+        yield [t for t, _ in pairs], [v for _, v in pairs]
+
+
+def restore(targets: Sequence[Target], old: Sequence[Tensor], impl: Impl) -> None:
+    """Write the old values back, bit for bit."""
+    for together, values in _by_device(targets, old):
+        scatter_([t.view for t in together], [t.index for t in together], values, impl=impl)
+
+
+def _refuse_full(targets: Sequence[Target]) -> None:
+    for target in targets:
+        if target.index.numel() == target.view.numel():
+            raise ValueError(
+                f"{target.label} is masked entirely ({target.view.numel()} entries): no unmasked entry is left "
+                "to take the mean of. Use a smaller kappa or fill='zero'."
+            )
+
+
+def _not_finite(target: Target) -> ValueError:
+    return ValueError(f"{target.label} holds NaN or infinity: a fill cannot be computed. Repair the weights.")
+
+
+def _new_values(fill: Fill, target: Target, old: Tensor, seed: int) -> Tensor:
+    dtype = target.view.dtype
+    if fill.kind == "scale":
+        new = (old.double() * fill.value).to(dtype)
+    elif fill.kind == "noise":
+        mean, std = _moments(target)
+        new = old.new_tensor(mean + std * _normal(seed, target), dtype=torch.float64).to(dtype)
+    elif fill.kind == "number":
+        new = torch.full_like(old, round_once(fill.value, dtype))
+    else:
+        mean = unmasked_sum(target.view, target.index) / target.view.numel()
+        if not math.isfinite(mean):
+            raise _not_finite(target)
+        new = torch.full_like(old, round_once(mean, dtype))
+    if not bool(new.isfinite().all()):
+        raise ValueError(
+            f"fill {fill} does not give finite {dtype} values in {target.label}: it overflows, or the "
+            "weights hold NaN or infinity already."
+        )
+    return new
+
+
+def _moments(target: Target) -> tuple[float, float]:
+    """Mean and standard deviation (dividing by n) of all entries of a tensor, in float64."""
+    nothing = target.index[:0]
+    mean = unmasked_sum(target.view, nothing) / target.view.numel()
+    if not math.isfinite(mean):
+        raise _not_finite(target)
+    squares = [
+        (chunk.double() - mean).square_().sum().item() for chunk in target.view.reshape(-1).split(_CHUNK)
+    ]
+    return mean, math.sqrt(math.fsum(squares) / target.view.numel())
+
+
+def _normal(seed: int, target: Target) -> np.ndarray:
+    """Standard normal draws `[k]`: a function of the seed, the tensor's (first) name and k."""
+    digest = hashlib.sha256(f"{seed}:{target.names[0]}".encode()).digest()
+    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+    return generator.standard_normal(target.index.numel())

@@ -1,0 +1,199 @@
+"""`perturb`: overwrite masked weights in place, with an exact way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from tomfisher.masks import SparseMask
+from tomfisher.masks.store import some
+from tomfisher.ops.dispatch import Impl, resolve
+from tomfisher.ops.reference.scatter import gather
+from tomfisher.perturbation import stack
+from tomfisher.perturbation.fill import Fill, FillLike, restore, write_fill
+from tomfisher.perturbation.interrupt import deferred_interrupt
+from tomfisher.perturbation.targets import Target, named_tensors, resolve_targets
+
+
+class Perturbation:
+    """A sparse write that can be applied and undone; as a context manager it is applied inside the block.
+
+    Made by `perturb`. The memory it takes is that of the masked entries, never a copy of a weight.
+
+    Attributes:
+        mask: the entries it writes.
+        fill: what it writes.
+        nnz: number of entries written; those of tied weights count once.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module | Mapping[str, Tensor],
+        mask: SparseMask,
+        fill: Fill,
+        seed: int,
+        compat: str | None,
+        impl: Impl,
+    ) -> None:
+        self.mask = mask
+        self.fill = fill
+        self._target = target
+        self._seed = seed
+        self._compat = compat
+        self._impl = impl
+        targets = resolve_targets(target, mask)
+        self.nnz = sum(t.index.numel() for t in targets)
+        op = "masked_fill_mean_" if fill.kind == "mean" and compat is None else "scatter_"
+        for device in {t.view.device for t in targets}:
+            resolve(op, impl, device)
+            resolve("scatter_", impl, device)
+        self._log: tuple[list[Target], list[Tensor]] | None = None
+
+    def __repr__(self) -> str:
+        state = "applied" if self.applied else "not applied"
+        tensors = sum(count > 0 for count in self.mask.counts().values())
+        return f"Perturbation(fill={str(self.fill)!r}, {self.nnz} entries in {tensors} tensors, {state})"
+
+    @property
+    def applied(self) -> bool:
+        """Whether the weights are perturbed by this object now."""
+        return self._log is not None
+
+    def apply(self) -> Perturbation:
+        """Write the fill: completely, or after an error or Ctrl-C on the way not at all.
+
+        Returns:
+            Itself.
+
+        Raises:
+            RuntimeError: it is applied already.
+            TypeError: the model's tensors have become of an unsuitable kind since `perturb` was called.
+            ValueError: a fill cannot be computed (NaN weights, a tensor masked entirely), or the model's
+                tensors have become others.
+        """
+        if self.applied:
+            raise RuntimeError(f"{self} cannot be applied twice. Call undo() first.")
+        try:
+            with deferred_interrupt(), torch.no_grad():
+                self._write()
+        except BaseException:
+            if self.applied:  # a Ctrl-C that waited for the write
+                self.undo()
+            raise
+        return self
+
+    __enter__ = apply
+
+    def _write(self) -> None:
+        targets = resolve_targets(self._target, self.mask)
+        old = [gather(target.view, target.index) for target in targets]
+        try:
+            write_fill(self.fill, targets, old, self._seed, self._compat, self._impl)
+            stack.push(self, {target.key for target in targets})
+        except BaseException:
+            restore(targets, old, self._impl)
+            raise
+        self._log = (targets, old)
+
+    def undo(self) -> None:
+        """Write the old values back, bit for bit. Ctrl-C waits until it is done.
+
+        Raises:
+            RuntimeError: it is not applied; or another perturbation of the same weights was applied later and
+                must be undone first; or the weights were moved or converted in between, in which case nothing
+                is written.
+        """
+        if self._log is None:
+            raise RuntimeError(f"{self} cannot be undone: apply() it first.")
+        targets, old = self._log
+        keys = {target.key for target in targets}
+        if later := stack.above(self, keys):
+            raise RuntimeError(f"{self} cannot be undone yet: undo {later[0]} first, it was applied later.")
+        self._refuse_moved(targets)
+        with deferred_interrupt(), torch.no_grad():
+            restore(targets, old, self._impl)
+            stack.remove(self, keys)
+            self._log = None
+
+    def _refuse_moved(self, targets: list[Target]) -> None:
+        """Weights whose memory was replaced, as by `model.to(...)`, cannot be reached any more."""
+        now = named_tensors(self._target)
+        moved = [
+            name
+            for target in targets
+            for name in target.names
+            if name not in now or now[name].untyped_storage().data_ptr() != target.key[1]
+        ]
+        if moved:
+            raise RuntimeError(
+                f"{self} cannot be undone: the memory of {some(moved)} was replaced since it was applied, by "
+                "model.to(...) for example. Undo before moving or converting a model; load this one again."
+            )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self.applied:
+                self.undo()
+        except KeyboardInterrupt:  # it arrived before the write began
+            if self.applied:
+                self.undo()
+            raise
+
+
+def perturb(
+    target: nn.Module | Mapping[str, Tensor],
+    mask: SparseMask,
+    fill: FillLike = "mean",
+    seed: int = 0,
+    compat: str | None = None,
+    impl: Impl = "auto",
+) -> Perturbation:
+    """Prepare an in-place overwrite of the masked weights; `with` applies it and undoes it to the bit.
+
+    Example::
+
+        with tomfisher.perturb(model, mask):    # or p = tomfisher.perturb(model, mask).apply(); p.undo()
+            scores = tomfisher.evaluate.score(model, tokenizer, stories)
+
+    The undo is exact after an exception or Ctrl-C inside the block too. Perturbations of the same weights nest:
+    the last applied is the first undone. Weights that share memory (tied embeddings) are written once, at the
+    union of their masked entries. A `Perturbation` that is dropped without `undo()` leaves its change for good.
+
+    Args:
+        target: the model, or a mapping from names to tensors, of float16, bfloat16, float32 or float64.
+        mask: the entries; its names and shapes must be the target's.
+        fill: "mean": of the unmasked entries of the same tensor, float64 accumulation, rounded once.
+            "zero", or a number: that value.
+            "noise": independent normal draws with the mean and standard deviation of all entries of the same
+            tensor, a function of `seed` and the tensor's name.
+            ("scale", factor) or "scale:factor": each entry times the factor, computed in float64.
+        seed: for "noise".
+        compat: "authors" for the paper's mean, the sum of the unmasked entries divided by the number of ALL
+            entries (masked ones count as zeros); float64 accumulation, rounded once to the weight's dtype.
+        impl: "auto", "triton", "cpp" or "reference".
+
+    Returns:
+        A `Perturbation`, not applied yet.
+
+    Raises:
+        NotImplementedError: `impl` does not exist for these weights' device.
+        TypeError: mask or target is of another type, or a masked tensor is quantised or not floating-point.
+        ValueError: the mask is of another model (names or shapes differ), a tensor is on the meta device, or
+            fill or compat is unknown.
+    """
+    if not isinstance(mask, SparseMask):
+        raise TypeError(f"mask must be a SparseMask, got {type(mask).__name__}. See tomfisher.top_fraction.")
+    parsed = Fill.parse(fill)
+    if compat not in (None, "authors"):
+        raise ValueError(f"compat must be None or 'authors', got {compat!r}.")
+    if compat == "authors" and parsed.kind != "mean":
+        raise ValueError(f"compat='authors' is a way to take the mean, got fill={fill!r}. Use fill='mean'.")
+    return Perturbation(target, mask, parsed, seed, compat, impl)

@@ -1,0 +1,153 @@
+"""From the names of a mask to the memory that is written: each entry once, however many names it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from tomfisher.masks import SparseMask
+from tomfisher.masks.store import some
+from tomfisher.perturbation.stack import Key
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One piece of memory to write.
+
+    Attributes:
+        names: the tensors of the mask that are this memory, sorted; several if weights are tied.
+        view: the tensor, detached; a vector in memory order where it is dense.
+        index: `[k]` int64, flat row-major positions in `view`, sorted, on its device; k >= 1.
+    """
+
+    names: tuple[str, ...]
+    view: Tensor
+    index: Tensor
+
+    @property
+    def label(self) -> str:
+        """The names for a message."""
+        return " = ".join(self.names)
+
+    @property
+    def key(self) -> Key:
+        """The storage behind the view."""
+        return str(self.view.device), self.view.untyped_storage().data_ptr()
+
+
+def named_tensors(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every weight under every one of its names.
+
+    Raises:
+        TypeError: `target` is neither a module nor a mapping of tensors.
+    """
+    if isinstance(target, nn.Module):
+        return dict(target.named_parameters(remove_duplicate=False))
+    if not isinstance(target, Mapping):
+        raise TypeError(
+            f"Only a torch.nn.Module or a mapping from names to tensors can be perturbed, "
+            f"got {type(target).__name__}."
+        )
+    return dict(target)
+
+
+def resolve_targets(target: nn.Module | Mapping[str, Tensor], mask: SparseMask) -> list[Target]:
+    """Find the memory behind a mask, merging names that share it.
+
+    Returns:
+        One `Target` per piece of memory with at least one masked entry, in the order of the mask.
+
+    Raises:
+        TypeError: see `named_tensors`; or a weight is quantised, of an integer dtype, or a distributed tensor.
+        ValueError: the mask names tensors that are not there, of other shapes, on the meta device, or that
+            overlap in memory without being the same.
+    """
+    tensors = named_tensors(target)
+    _check_names(tensors, mask)
+    merged: dict[tuple[object, ...], list[tuple[str, Tensor, Tensor]]] = {}
+    for name, index in mask.items():
+        _check_tensor(name, tensors[name])
+        if index.numel():
+            view, positions = _flatten(tensors[name].detach(), index)
+            key = (view.device, view.data_ptr(), view.dtype, view.shape, view.stride())
+            merged.setdefault(key, []).append((name, view, positions))
+    targets = [_merge(shared) for shared in merged.values()]
+    _check_overlap(targets)
+    return targets
+
+
+def _check_names(tensors: dict[str, Tensor], mask: SparseMask) -> None:
+    if missing := [name for name in mask if name not in tensors]:
+        raise ValueError(
+            f"The mask names {len(missing)} of {len(mask)} tensors that are not there: {some(missing)}. "
+            f"It must be of this model, which has {some(list(tensors)) or 'no tensor'}."
+        )
+    differing = [name for name in mask if tuple(tensors[name].shape) != mask.shapes[name]]
+    if differing:
+        shapes = [f"{n} {mask.shapes[n]} in the mask, {tuple(tensors[n].shape)} here" for n in differing]
+        raise ValueError(
+            f"Shapes of {len(differing)} tensors differ: {some(shapes)}. The mask must be of this model."
+        )
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
+        raise ValueError(f"{name!r} is on the meta device: it holds no values. Load the weights first.")
+    if tensor.is_quantized or tensor.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name!r} has dtype {tensor.dtype}: only float16, bfloat16, float32 and float64 weights can be "
+            "perturbed. Load the model without quantisation."
+        )
+    if tensor.layout != torch.strided or is_traceable_wrapper_subclass(tensor):
+        raise TypeError(
+            f"{name!r} is a {type(tensor).__name__} of layout {tensor.layout}: only plain dense tensors can be "
+            "perturbed. Load the model unsharded and without quantisation."
+        )
+
+
+def _flatten(tensor: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The tensor as a vector in memory order, with the positions to match; unchanged if it has gaps."""
+    index = index.to(tensor.device)
+    if tensor.is_contiguous():
+        return tensor.view(-1), index
+    in_memory = tensor.permute(sorted(range(tensor.ndim), key=lambda d: tensor.stride(d), reverse=True))
+    if not in_memory.is_contiguous():
+        return tensor, index
+    return in_memory.view(-1), _offsets(tensor, index).sort().values
+
+
+def _offsets(tensor: Tensor, index: Tensor) -> Tensor:
+    """Distance of each entry from the tensor's first, in entries."""
+    coordinates = torch.unravel_index(index, tensor.shape)
+    steps = [c * step for c, step in zip(coordinates, tensor.stride(), strict=True)]
+    return torch.stack(steps).sum(0) if steps else index
+
+
+def _merge(shared: list[tuple[str, Tensor, Tensor]]) -> Target:
+    names = tuple(sorted(name for name, _, _ in shared))
+    index = (
+        shared[0][2] if len(shared) == 1 else torch.cat([positions for _, _, positions in shared]).unique()
+    )
+    return Target(names, shared[0][1], index)
+
+
+def _check_overlap(targets: list[Target]) -> None:
+    """Refuse different views of one storage whose masked entries meet: "written once" has no meaning there."""
+    by_storage: dict[Key, list[Target]] = {}
+    for target in targets:
+        by_storage.setdefault(target.key, []).append(target)
+    for together in by_storage.values():
+        if len(together) == 1:
+            continue
+        addresses = [t.view.data_ptr() + t.view.element_size() * _offsets(t.view, t.index) for t in together]
+        if torch.cat(addresses).unique().numel() < sum(a.numel() for a in addresses):
+            raise ValueError(
+                f"{some([t.label for t in together])} are different views that overlap in memory, and the mask "
+                "names an entry under both. Mask one of them only."
+            )

@@ -1,0 +1,291 @@
+"""The false-belief language: a closed vocabulary, stories about who saw what, and the questions on them.
+
+Every story is drawn from a scene: two people, a thing, and two places (or two contents) of it. The scene's
+combination of names decides by a hash which split it belongs to, so training, Fisher and evaluation stories
+never share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tomfisher.testbed import general
+
+if TYPE_CHECKING:
+    from tomfisher.tasks.corpus import Corpus
+    from tomfisher.tasks.story import Story
+
+PEOPLE = general.PEOPLE
+OBJECTS = general.OBJECTS
+PLACES = general.PLACES
+CONTAINERS = general.CONTAINERS
+STUFFS = general.STUFFS
+
+CONDITIONS = {
+    "contents": ("false-belief", "correct-label", "informed", "open"),
+    "transfer": ("false-belief", "no-transfer", "informed", "present"),
+}
+SPLITS = ("training", "fisher", "evaluation")
+TEMPLATE = "{story} {question}"
+DEFAULT_SIZES = {"evaluation": 640, "fisher": 200}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a story is about, before its condition is chosen.
+
+    Args:
+        family: "contents" or "transfer".
+        person: the protagonist, whose belief is asked for.
+        other: the second person, who always knows how things stand.
+        thing: the container (contents) or the object (transfer).
+        first: what the label says, or the place where the object is first.
+        second: what is really inside, or the place where it goes.
+        opening: a sentence that changes nothing, possibly empty.
+        flipped: exchanges who acts first, or which of two facts is told first.
+    """
+
+    family: str
+    person: str
+    other: str
+    thing: str
+    first: str
+    second: str
+    opening: str = ""
+    flipped: bool = False
+
+    @property
+    def combination(self) -> tuple[str, ...]:
+        """Protagonist, thing and the unordered pair of answers: what the split is decided by."""
+        return (self.family, self.person, self.thing, *sorted((self.first, self.second)))
+
+    @property
+    def split(self) -> str:
+        """The split of this combination: 80 % training, 10 % fisher, 10 % evaluation."""
+        digit = int(hashlib.sha256("|".join(self.combination).encode()).hexdigest(), 16) % 10
+        return {0: "evaluation", 1: "fisher"}.get(digit, "training")
+
+    def swapped(self) -> Scene:
+        """The same scene in the other direction."""
+        return replace(self, first=self.second, second=self.first)
+
+    def truth(self, condition: str) -> str:
+        """Where the object is, or what is inside, at the end of the story."""
+        return self.first if condition in ("no-transfer", "correct-label") else self.second
+
+    def belief(self, condition: str) -> str:
+        """What the protagonist believes it to be: the truth, except under false belief."""
+        return self.first if condition == "false-belief" else self.truth(condition)
+
+    def tell(self, condition: str) -> str:
+        """The story in words.
+
+        Args:
+            condition: one of `CONDITIONS[family]`.
+
+        Returns:
+            Lower-case sentences, every word and every full stop separated by one space.
+
+        Raises:
+            ValueError: the family has no such condition.
+        """
+        if condition not in CONDITIONS[self.family]:
+            raise ValueError(
+                f"{self.family} stories have no condition {condition!r}; choose from {CONDITIONS[self.family]}."
+            )
+        body = self._transfer(condition) if self.family == "transfer" else self._contents(condition)
+        return " ".join(part for part in (self.opening, *body) if part)
+
+    def _transfer(self, condition: str) -> list[str]:
+        one, two = (self.other, self.person) if self.flipped else (self.person, self.other)
+        stays = condition == "present"
+        moves = condition != "no-transfer"
+        return [
+            f"{one} and {two} are in the room .",
+            f"{one} puts the {self.thing} in the {self.first} .",
+            f"{self.person} stays in the room ." if stays else f"{self.person} leaves the room .",
+            f"{self.other} moves the {self.thing} to the {self.second} ."
+            if moves
+            else f"{self.other} looks at the {self.second} .",
+            "" if stays else f"{self.person} comes back .",
+            f"{self.other} tells {self.person} about it ." if condition == "informed" else "",
+        ]
+
+    def _contents(self, condition: str) -> list[str]:
+        inside = self.truth(condition)
+        facts = [
+            f"{self.other} fills the {self.thing} with {inside} .",
+            f"the label says {self.first} .",
+        ]
+        return [
+            *(reversed(facts) if self.flipped else facts),
+            f"there is some {self.second} on the floor ." if condition == "correct-label" else "",
+            f"the {self.thing} is {'open' if condition == 'open' else 'closed'} .",
+            f"{self.person} reads the label .",
+            f"{self.other} tells {self.person} about it ." if condition == "informed" else "",
+        ]
+
+    def belief_question(self, who: str) -> str:
+        """The cloze stem that asks for the belief of `who`."""
+        if self.family == "transfer":
+            return f"{who} looks for the {self.thing} in the"
+        return f"{who} thinks that the {self.thing} is full of"
+
+    @property
+    def reality_question(self) -> str:
+        """The cloze stem that asks how things stand."""
+        return f"the {self.thing} is in the" if self.family == "transfer" else f"the {self.thing} is full of"
+
+    def questions(self, condition: str) -> list[tuple[str, str]]:
+        """Stems with their answers: the protagonist's belief, reality, and the other person's belief."""
+        truth = self.truth(condition)
+        return [
+            (self.belief_question(self.person), self.belief(condition)),
+            (self.reality_question, truth),
+            (self.belief_question(self.other), truth),
+        ]
+
+
+def draw_scene(rng: random.Random, family: str, split: str) -> Scene:
+    """Draw a scene whose combination belongs to `split`.
+
+    Args:
+        rng: source of randomness; moved forward.
+        family: "contents" or "transfer".
+        split: "training", "fisher" or "evaluation".
+
+    Returns:
+        The scene.
+
+    Raises:
+        ValueError: no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"The false-belief language has no split {split!r}; choose from {SPLITS}.")
+    while True:
+        person, other = rng.sample(PEOPLE, 2)
+        thing = rng.choice(OBJECTS if family == "transfer" else CONTAINERS)
+        first, second = rng.sample(PLACES if family == "transfer" else STUFFS, 2)
+        opening = rng.choice(("", f"it is {rng.choice(general.DAYS)} .", f"{other} is {rng.choice(general.MOODS)} ."))
+        scene = Scene(family, person, other, thing, first, second, opening, rng.random() < 0.5)
+        if scene.split == split:
+            return scene
+
+
+def _cell(scene: Scene, condition: str, direction: str, prefix: str) -> Iterator[Story]:
+    """Both questions of one cell."""
+    from tomfisher.tasks.story import Story
+
+    story = scene.tell(condition)
+    choices = tuple(sorted((scene.first, scene.second)))
+    belief, reality, _ = scene.questions(condition)
+    for order, name, (question, answer) in ((1, "belief", belief), (0, "reality", reality)):
+        yield Story(
+            story=story,
+            question=question,
+            choices=choices,
+            answer=choices.index(answer),
+            condition=f"{scene.family}/{condition}",
+            order=order,
+            id=f"{prefix}/{condition}/{direction}/{name}",
+            template=TEMPLATE,
+        )
+
+
+def _endless(seed: int, split: str) -> Iterator[Story]:
+    """Stories of one split without end; eight (evaluation) or two (fisher) cells in a row are balanced."""
+    rng = random.Random(f"tomfisher.testbed:{split}:{seed}")
+    number = 0
+    while True:
+        scenes = [draw_scene(rng, family, split) for family in CONDITIONS]
+        conditions = [CONDITIONS[scene.family] if split == "evaluation" else ("false-belief",) for scene in scenes]
+        for direction in ("original", "swapped"):
+            for row in zip(*conditions, strict=True):
+                for scene, condition in zip(scenes, row, strict=True):
+                    prefix = f"{scene.family}/{split}/{number:03d}"
+                    turned = scene if direction == "original" else scene.swapped()
+                    yield from _cell(turned, condition, direction, prefix)
+        number += 1
+
+
+def stories(n: int | None = None, seed: int = 0, split: str = "evaluation") -> list[Story]:
+    """Stories of the false-belief language, balanced over families, conditions and directions.
+
+    "evaluation" gives whole cells (a belief and a reality question on one story) of every condition, "fisher"
+    the belief question of the false-belief condition only. The combinations of the two splits are disjoint,
+    and no training story uses either.
+
+    Args:
+        n: number of questions; None for 640 (evaluation) or 200 (fisher). An odd number is rounded down to
+            whole cells in "evaluation".
+        seed: another seed draws other scenes.
+        split: "evaluation" or "fisher".
+
+    Returns:
+        The stories, a pure function of the arguments; a smaller `n` gives a prefix.
+
+    Raises:
+        ValueError: unknown split, or too few stories asked for.
+    """
+    if split not in DEFAULT_SIZES:
+        raise ValueError(f"The testbed has no story split {split!r}; choose from {tuple(DEFAULT_SIZES)}.")
+    whole = split == "evaluation"
+    n = DEFAULT_SIZES[split] if n is None else n
+    smallest = 2 if whole else 1
+    if n < smallest:
+        raise ValueError(f"n={n} asks for too few {split} stories; the smallest number is {smallest}.")
+    wanted = n - n % 2 if whole else n
+    found: list[Story] = []
+    for story in _endless(seed, split):
+        if len(found) == wanted:
+            break
+        if whole or story.order == 1:
+            found.append(story)
+    return found
+
+
+def training_text(rng: random.Random) -> str:
+    """One training story, followed by two answered questions: the protagonist's belief and one of the others.
+
+    False belief is the only condition in which belief and reality differ, so it is told as often as the three
+    others together.
+    """
+    family = rng.choice(tuple(CONDITIONS))
+    false_belief, *others = CONDITIONS[family]
+    condition = false_belief if rng.random() < 0.5 else rng.choice(others)
+    scene = draw_scene(rng, family, "training")
+    belief, reality, knowing = scene.questions(condition)
+    asked = [belief, rng.choice((reality, knowing))]
+    rng.shuffle(asked)
+    return " ".join([scene.tell(condition), *(f"{stem} {answer} ." for stem, answer in asked)])
+
+
+def corpus(documents: int = 400, seed: int = 0) -> Corpus:
+    """General text of the same language, without beliefs: the control text, none of it seen in training.
+
+    Args:
+        documents: number of documents, about 90 words each.
+        seed: another seed draws other documents.
+
+    Returns:
+        A `tomfisher.tasks.corpus.Corpus` named "testbed".
+    """
+    from tomfisher.files import sha256_of_text
+    from tomfisher.tasks.corpus import Corpus
+
+    rng = random.Random(f"tomfisher.testbed:corpus:{seed}")
+    texts = [general.document(rng, held_out=True) for _ in range(documents)]
+    return Corpus(name="testbed", documents=texts, sha256=sha256_of_text(*texts))
+
+
+def vocabulary() -> list[str]:
+    """Every word of the language, sorted; stories and general text use no other."""
+    frame = (
+        "and are in the room . puts stays leaves moves to looks at comes back tells about it fills with label says "
+        "there is some on floor open closed reads for thinks that full of"
+    )
+    return sorted({*frame.split(), *general.vocabulary()})

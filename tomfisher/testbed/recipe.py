@@ -1,0 +1,119 @@
+"""How the testbed model is built and fed: sizes, optimisation settings, training batches."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tomfisher.sample import IGNORED
+from tomfisher.testbed import general, language
+from tomfisher.testbed.tokenizer import BEGIN, PAD, word_ids
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, apart from the thread count and the torch version.
+
+    Args:
+        steps: optimiser steps.
+        seed: of the initial weights and of the training text.
+        stories: stories per step.
+        general_tokens: tokens of general text per step, cut into windows of 128, 256 or 512.
+        learning_rate: peak of AdamW's rate; linear warm-up, then cosine decay to a tenth.
+        warmup: warm-up steps.
+        weight_decay: of the weight matrices.
+        log_every: steps between two entries of the log.
+        hidden: model width.
+        intermediate: width of the feed-forward layers.
+        layers: decoder layers.
+        heads: attention heads.
+    """
+
+    steps: int = 1000
+    seed: int = 0
+    stories: int = 48
+    general_tokens: int = 2048
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    weight_decay: float = 0.1
+    log_every: int = 250
+    hidden: int = 128
+    intermediate: int = 256
+    layers: int = 4
+    heads: int = 4
+
+    def config(self) -> LlamaConfig:
+        """The transformers configuration of the model."""
+        from transformers import LlamaConfig
+
+        ids = word_ids()
+        return LlamaConfig(
+            vocab_size=len(ids),
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=ids[BEGIN],
+            eos_token_id=ids["</s>"],
+            pad_token_id=ids[PAD],
+        )
+
+    def rate(self, step: int) -> float:
+        """Learning rate of optimiser step `step` (from 0)."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+class Batch(NamedTuple):
+    """Token ids and labels (-100 = not supervised), int64, both of shape `[rows, length]`."""
+
+    input_ids: Tensor
+    labels: Tensor
+
+
+def _story_batch(rng: random.Random, ids: dict[str, int], rows: int) -> Batch:
+    """Stories with their three answered questions, padded on the right."""
+    lines = [[ids[BEGIN], *(ids[word] for word in language.training_text(rng).split())] for _ in range(rows)]
+    length = max(map(len, lines))
+    input_ids = torch.full((rows, length), ids[PAD])
+    labels = torch.full((rows, length), IGNORED)
+    for row, line in enumerate(lines):
+        input_ids[row, : len(line)] = labels[row, : len(line)] = torch.tensor(line)
+    return Batch(input_ids, labels)
+
+
+def _general_batch(rng: random.Random, ids: dict[str, int], tokens: int) -> Batch:
+    """Windows cut anywhere out of concatenated documents; every other one begins with `<s>`."""
+    length = rng.choice([size for size in (128, 256, 512) if size <= tokens] or [tokens])
+    lines = []
+    for row in range(tokens // length):
+        words: list[str] = []
+        skipped = rng.randrange(64)
+        while len(words) < skipped + length:
+            words += general.document(rng, held_out=False).split()
+        line = [ids[word] for word in words[skipped : skipped + length]]
+        lines.append([ids[BEGIN], *line[:-1]] if row % 2 else line)
+    windows = torch.tensor(lines)
+    return Batch(windows, windows)
+
+
+def batches(recipe: Recipe) -> Iterator[tuple[Batch, Batch]]:
+    """The training text, one (stories, general text) pair per step, without end; a pure function of the seed."""
+    rng = random.Random(f"tomfisher.testbed:training:{recipe.seed}")
+    ids = word_ids()
+    while True:
+        yield _story_batch(rng, ids, recipe.stories), _general_batch(rng, ids, recipe.general_tokens)
