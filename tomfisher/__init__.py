@@ -26,7 +26,7 @@ _HOMES = {
     "perturb": "tomfisher.perturbation",
     "top_fraction": "tomfisher.masks",
 }
-_SUBPACKAGES = ("evaluate", "models", "ops", "tasks", "testbed")
+_SUBPACKAGES = ("evaluate", "experiment", "fisher", "masks", "models", "ops", "perturbation", "tasks", "testbed")
 
 __all__ = [
     "Experiment",

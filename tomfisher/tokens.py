@@ -5,12 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 
+def leading_specials(tokenizer: Any, ids: list[int]) -> int:
+    """Count the special tokens, such as begin-of-sequence, that `ids` starts with."""
+    special = set(tokenizer.all_special_ids)
+    return next((i for i, token in enumerate(ids) if token not in special), len(ids))
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Encode a text with the tokenizer's default special tokens in front of it and none behind it.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        text: any text; there is no limit on its length and no warning about it.
+
+    Returns:
+        Token ids.
+    """
+    ids, special, _ = _encode(tokenizer, text)
+    return ids[: _end(special)]
+
+
 def split_continuation(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
     """Encode `prompt + continuation` as one string and cut the ids where the continuation begins.
 
     One string is encoded because many tokenizers merge across the boundary when the parts are encoded alone.
     A token belongs to the continuation when its last character does. Without character offsets (slow
-    tokenizers) the cut is at `len(encode(prompt))`.
+    tokenizers) the cut is at the length of the encoded prompt.
 
     Args:
         tokenizer: a transformers tokenizer; its default special tokens are added.
@@ -24,20 +44,13 @@ def split_continuation(tokenizer: Any, prompt: str, continuation: str) -> tuple[
     Raises:
         ValueError: the continuation has no token, or no token comes before it.
     """
-    whole = prompt + continuation
-    if getattr(tokenizer, "is_fast", False):
-        encoded = tokenizer(whole, return_offsets_mapping=True, return_special_tokens_mask=True)
-        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-        special = encoded["special_tokens_mask"]
-        while ids and special[len(ids) - 1] and offsets[len(ids) - 1][0] == offsets[len(ids) - 1][1]:
-            ids.pop()
-        cut = next(
-            (i for i in range(len(ids)) if not special[i] and offsets[i][1] > len(prompt)),
-            len(ids),
-        )
+    ids, special, offsets = _encode(tokenizer, prompt + continuation)
+    ids = ids[: _end(special)]
+    if offsets is None:
+        front = next((i for i, added in enumerate(special) if not added), len(ids))
+        cut = max(len(encode_text(tokenizer, prompt)), front)
     else:
-        ids = list(tokenizer(whole)["input_ids"])
-        cut = len(tokenizer(prompt)["input_ids"])
+        cut = next((i for i in range(len(ids)) if not special[i] and offsets[i][1] > len(prompt)), len(ids))
     if cut >= len(ids):
         raise ValueError(
             f"The continuation {continuation!r} has no token of its own. It must add text behind the prompt."
@@ -48,3 +61,19 @@ def split_continuation(tokenizer: Any, prompt: str, continuation: str) -> tuple[
             "Give a non-empty prompt, or a tokenizer that adds a begin-of-sequence token."
         )
     return ids[:cut], ids[cut:]
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[int], list[tuple[int, int]] | None]:
+    """Give ids, flags of added special tokens, and character offsets where the tokenizer has them."""
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    encoded = tokenizer(text, return_offsets_mapping=fast, return_special_tokens_mask=True, verbose=False)
+    offsets = [tuple(pair) for pair in encoded["offset_mapping"]] if fast else None
+    return list(encoded["input_ids"]), list(encoded["special_tokens_mask"]), offsets
+
+
+def _end(special: list[int]) -> int:
+    """Length without the special tokens behind the text."""
+    end = len(special)
+    while end and special[end - 1]:
+        end -= 1
+    return end

@@ -58,8 +58,10 @@ def add_settings(parser: argparse.ArgumentParser, *names: str, required: Iterabl
         if field.metadata["kind"] == "bool":
             options["action"] = "store_true"
         else:
-            options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else (
-                name.upper()
+            options["metavar"] = (
+                "{" + ",".join(field.metadata["choices"]) + "}"
+                if field.metadata["choices"]
+                else (name.upper())
             )
         parser.add_argument(
             f"--{name}", dest=name, default=argparse.SUPPRESS, required=name in tuple(required), **options
@@ -97,7 +99,7 @@ def load_named_model(args: argparse.Namespace, dtype: str = "fp32") -> Any:
 
 
 def kappa(text: str) -> float:
-    """argparse type of --kappa: a fraction strictly between 0 and 1."""
+    """The argparse type of --kappa: a fraction strictly between 0 and 1."""
     try:
         return check_kappa(float(text), "kappa")
     except ValueError as error:
@@ -113,7 +115,9 @@ def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
         ValueError: it exists and `overwrite` is off.
     """
     if os.path.lexists(path) and not overwrite:
-        raise ValueError(f"{os.fspath(path)} exists. Give another --output_path, or --overwrite to replace it.")
+        raise ValueError(
+            f"{os.fspath(path)} exists. Give another --output_path, or --overwrite to replace it."
+        )
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

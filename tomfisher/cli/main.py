@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.execute(args) or 0)
     except KeyboardInterrupt:
-        print("\ntomfisher: interrupted. Finished parts are kept; run the same command to go on.", file=sys.stderr)
+        print(
+            "\ntomfisher: interrupted. Finished parts are kept; run the same command to go on.",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,13 +85,15 @@ def build_parser() -> argparse.ArgumentParser:
         for name in group:
             importlib.import_module(f"tomfisher.cli.{name}").add_parser(subparsers)
     for command in subparsers.choices.values():
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
     return parser
 
 
 def explain(error: Exception) -> str | None:
     """An error as one paragraph for the user, or None when it is a defect of ours that needs a traceback."""
-    if isinstance(error, OSError) and error.errno in NO_SPACE or "No space left on device" in str(error):
+    if getattr(error, "errno", None) in NO_SPACE or "No space left on device" in str(error):
         place = getattr(error, "filename", None)
         return (
             f"the disk is full{f' (writing {place})' if place else ''}: {error}. Nothing that was finished is lost, "
@@ -101,7 +106,9 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return f"{error}. Check the path and its permissions."
     if type(error).__name__ == "OutOfMemoryError":
-        return f"out of GPU memory: {error} Use a smaller --tokens_per_batch or --batch_size, or --device cpu."
+        return (
+            f"out of GPU memory: {error} Use a smaller --tokens_per_batch or --batch_size, or --device cpu."
+        )
     return None
 
 
@@ -114,7 +121,9 @@ def _show_warning(
     line: str | None = None,
 ) -> Any:
     """Warnings as one wrapped paragraph, without a line of source code."""
-    text = textwrap.fill(f"tomfisher: warning: {message}", width=110, subsequent_indent="  ", break_on_hyphens=False)
+    text = textwrap.fill(
+        f"tomfisher: warning: {message}", width=110, subsequent_indent="  ", break_on_hyphens=False
+    )
     print(text, file=file or sys.stderr)
 
 

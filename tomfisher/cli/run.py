@@ -25,7 +25,9 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher run --config runs/demo-testbed/config.yaml",
         ),
     )
-    parser.add_argument("--config", "-C", metavar="YAML", help="read settings from this file, such as RUN/config.yaml")
+    parser.add_argument(
+        "--config", "-C", metavar="YAML", help="read settings from this file, such as RUN/config.yaml"
+    )
     parser.add_argument("--preset", help="a complete named study (tomfisher ls presets)")
     add_settings(parser)
     add_overwrite(parser)
@@ -48,6 +50,8 @@ def run_study(config: Any, overwrite: bool) -> int:
     print(f"{config.model}: {config.task} against {config.control}\n")
     print(f"{render(results)}\n")
     print(f"{judge(results)}\n")
-    print(f"Results: {config.output_path}/results.json, results.csv, verdict.txt; again: "
-          f"tomfisher run --config {config.output_path}/config.yaml")
+    print(
+        f"Results: {config.output_path}/results.json, results.csv, verdict.txt; again: "
+        f"tomfisher run --config {config.output_path}/config.yaml"
+    )
     return 0

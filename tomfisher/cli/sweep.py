@@ -8,7 +8,14 @@ from typing import Any
 from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings
 
 FISHER_FIELDS = (
-    "n_task", "n_control", "control_length", "max_length", "supervise", "labels", "reduction", "params"
+    "n_task",
+    "n_control",
+    "control_length",
+    "max_length",
+    "supervise",
+    "labels",
+    "reduction",
+    "params",
 )
 
 

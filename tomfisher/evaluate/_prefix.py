@@ -10,6 +10,7 @@ children. All of it is exact, up to rounding.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +70,7 @@ def plan_plain(rows: Sequence[Row], batch_size: int) -> tuple[Batch, ...]:
 def plan_shared(rows: Sequence[Row], batch_size: int) -> tuple[Step | Batch, ...]:
     """Rows as a tree of shared beginnings, no more than `batch_size` rows below any step but a common root."""
     order = sorted(range(len(rows)), key=lambda r: rows[r].ids)
-    shared = [0] + [_common(rows[a], rows[b]) for a, b in zip(order, order[1:], strict=False)]
+    shared = [0] + [_common(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
     roots = _tree(order, shared, 0, len(order), 0)
     return _schedule(rows, [(node, -1) for node in roots], 0, batch_size)
 
@@ -141,9 +142,7 @@ def _tree(order: list[int], shared: list[int], low: int, high: int, past: int) -
     cuts = [low, *(i for i in range(low + 1, high) if shared[i] == end), high]
     keep = (end - past) * (len(cuts) - 2) >= FORWARD_COST // 4
     start = end if keep else past
-    children = [
-        node for a, b in zip(cuts, cuts[1:], strict=False) for node in _tree(order, shared, a, b, start)
-    ]
+    children = [node for a, b in itertools.pairwise(cuts) for node in _tree(order, shared, a, b, start)]
     return [Node(end, order[low:high], children)] if keep else children
 
 

@@ -54,9 +54,9 @@ class ChoiceEvaluator:
         self.rows, self._row_of = _merge([prompt + answer[:-1] for prompt, answer in spans], spans)
         # (answer number, position, target id) to read off each row
         self._reads: list[list[tuple[int, int, int]]] = [[] for _ in self.rows]
-        for number, (prompt, answer) in enumerate(spans):
+        for number, (before, tokens) in enumerate(spans):
             reads = self._reads[self._row_of[number]]
-            reads += [(number, len(prompt) - 1 + i, token) for i, token in enumerate(answer)]
+            reads += [(number, len(before) - 1 + i, token) for i, token in enumerate(tokens)]
         self._plans: dict[bool, tuple[Step | Batch, ...]] = {}
 
     def plan(self, share: bool) -> tuple[Step | Batch, ...]:

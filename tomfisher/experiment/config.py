@@ -8,19 +8,28 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 DTYPE_NAMES = ("auto", "fp32", "bf16", "fp16", "fp64")
 
 
-def _setting(default: Any, help: str, kind: str | None = None, choices: tuple[str, ...] | None = None) -> Any:
+def _setting(
+    default: Any,
+    help: str,
+    kind: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    nullable: bool = False,
+) -> Any:
     """A dataclass field with what the command line and the YAML reader need to know about it.
 
     `kind` is "str", "int", "float", "bool", "floats" or "auto or int"; without it, the default's type.
+    A nullable setting may be none.
     """
-    metadata = {"help": help, "kind": kind or type(default).__name__, "choices": choices}
+    kind = kind or type(default).__name__
+    optional = nullable or default is None
+    metadata = {"help": help, "kind": kind, "choices": choices, "nullable": optional}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -47,11 +56,15 @@ class Config:
     max_length: int | None = _setting(
         None, "cut task samples to this many tokens [the model's context]", kind="int"
     )
-    supervise: str = _setting(
+    supervise: Literal["answer", "last", "all"] = _setting(
         "answer", "supervised tokens of a task sample", choices=("answer", "last", "all")
     )
-    labels: str = _setting("empirical", "labels of the Fisher loss", choices=("empirical", "sampled"))
-    reduction: str = _setting("mean", "per-sample loss over its tokens", choices=("mean", "sum"))
+    labels: Literal["empirical", "sampled"] = _setting(
+        "empirical", "labels of the Fisher loss", choices=("empirical", "sampled")
+    )
+    reduction: Literal["mean", "sum"] = _setting(
+        "mean", "per-sample loss over its tokens", choices=("mean", "sum")
+    )
     params: str = _setting(
         "decoder-linear", "parameters: decoder-linear, attention-qk, all or comma-separated globs"
     )
@@ -69,7 +82,9 @@ class Config:
     kappas: tuple[float, ...] = _setting(
         (1e-5, 2e-5, 5e-5, 1e-4, 1e-3), "fractions of a tensor's weights, comma-separated", kind="floats"
     )
-    scope: str = _setting("tensor", "where the top fraction is taken", choices=("tensor", "layer", "model"))
+    scope: Literal["tensor", "layer", "model"] = _setting(
+        "tensor", "where the top fraction is taken", choices=("tensor", "layer", "model")
+    )
     fill: str = _setting("mean", "what masked weights become: mean, zero, noise, scale:FACTOR or a number")
     compat: str | None = _setting(
         None, "authors: the paper's thresholding and fill mean", kind="str", choices=("authors",)
@@ -78,7 +93,7 @@ class Config:
     random_kappas: tuple[float, ...] | None = _setting(
         None, "kappas at which random masks are measured [all]", kind="floats"
     )
-    limit: int | None = _setting(320, "evaluation questions", kind="int")
+    limit: int | None = _setting(320, "evaluation questions; none: all", kind="int", nullable=True)
     method: str = _setting("choice", "how a question is answered", choices=("choice", "generate"))
     max_new_tokens: int = _setting(5, "generate: tokens per answer")
     temperature: float = _setting(0.0, "generate: sampling temperature, 0 is greedy")
@@ -145,7 +160,7 @@ def coerce(field: dataclasses.Field[Any], value: Any) -> Any:
         ValueError: the value is none of that kind.
     """
     kind = field.metadata["kind"]
-    if value is None and field.default is None:
+    if field.metadata["nullable"] and value in (None, "none"):
         return None
     try:
         return _READERS[kind](value)

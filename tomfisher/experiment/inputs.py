@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from pathlib import Path
 from typing import Any
 
 from tomfisher.experiment.config import Config
@@ -25,16 +27,27 @@ class Inputs:
     @functools.cached_property
     def task_stories(self) -> list[Story]:
         """Stories of the Fisher pool."""
-        from tomfisher import tasks
-
-        return tasks.load(self.config.task, n=self.config.n_task, seed=self.config.seed, split="fisher")
+        return self._stories("fisher", self.config.n_task, "n_task")
 
     @functools.cached_property
     def questions(self) -> list[Story]:
         """Stories of the evaluation pool."""
+        return self._stories("evaluation", self.config.limit, "limit")
+
+    def _stories(self, split: str, n: int | None, setting: str) -> list[Story]:
+        """Up to n stories of a split; a file that holds fewer gives all it has, which is said."""
         from tomfisher import tasks
 
-        return tasks.load(self.config.task, n=self.config.limit, seed=self.config.seed, split="evaluation")
+        task, seed = self.config.task, self.config.seed
+        if n is not None and Path(task).is_file():
+            held = len(tasks.load(task, seed=seed, split=split))
+            if held < n:
+                warnings.warn(
+                    f"{setting} is {n}, but {task} has {held} in its {split} half: all are used.",
+                    stacklevel=2,
+                )
+                n = None
+        return tasks.load(task, n=n, seed=seed, split=split)
 
     @functools.cached_property
     def _control(self) -> tuple[Any, Any, str]:

@@ -18,7 +18,7 @@ from tomfisher.experiment.config import Config
 from tomfisher.experiment.results import Point
 from tomfisher.files import atomic_path
 
-OWN_FILES = ("config.yaml", "inputs.json", "results.json", "results.csv", "verdict.txt")
+OWN_FILES = ("inputs.json", "results.json", "results.csv", "verdict.txt")
 OWN_FOLDERS = ("fisher", "masks", "points")
 
 
@@ -55,8 +55,8 @@ class RunFolder:
         with (path / ".lock").open("w") as handle:
             _lock(handle, path)
             folder = cls(path)
-            if overwrite:
-                folder._clear()
+            if overwrite and (path / "config.yaml").is_file():
+                folder._clear(config)
             folder._claim(config)
             folder._sweep_leftovers()
             yield folder
@@ -137,13 +137,14 @@ class RunFolder:
                 "Give another --output_path, or --overwrite to delete that study and start again."
             )
 
-    def _clear(self) -> None:
-        if not (self.path / "config.yaml").is_file():
-            return
+    def _clear(self, config: Config) -> None:
+        """Delete the earlier study; the new `config.yaml` comes last, so that a kill on the way loses nothing."""
         for name in OWN_FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            if (self.path / name).is_dir():
+                shutil.rmtree(self.path / name)
         for name in OWN_FILES:
             (self.path / name).unlink(missing_ok=True)
+        self.write_text("config.yaml", config.to_yaml())
 
     def _sweep_leftovers(self) -> None:
         """Remove temporary files and folders of a run that was killed while writing."""

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,14 @@ from tomfisher.evaluate.records import Scores
 from tomfisher.experiment.config import Config, parse_fill
 from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.measure import Measure
+from tomfisher.experiment.plan import Plan, plans_of
 from tomfisher.experiment.results import (
     BASELINE,
     CONTROL_ONLY,
     RANDOM,
-    TASK_CONTROL,
     Point,
     Results,
     conditions_of,
-    point_key,
 )
 from tomfisher.experiment.run_folder import RunFolder
 from tomfisher.experiment.stores import check_belongs, check_pair, open_own, open_store
@@ -45,20 +44,6 @@ if TYPE_CHECKING:
     from tomfisher.masks import Ranking, SparseMask
 
 NAMED_PARAMS = ("decoder-linear", "attention-qk", "all")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One point to measure: which mask at which κ, and the seed of a random one."""
-
-    mask: str
-    kappa: float
-    seed: int | None = None
-
-    @property
-    def key(self) -> str:
-        """The point's file name."""
-        return "baseline" if self.mask == BASELINE else point_key(self.mask, self.kappa, self.seed)
 
 
 class Experiment:
@@ -105,7 +90,7 @@ class Experiment:
             if not folder.pinned():
                 folder.pin(command=provenance.command_line(), started=provenance.now())
             folder.pin(data=self.inputs.hashes(), resolved=self._resolved())
-            pending = [plan for plan in self.plans() if folder.load_point(plan.key) is None]
+            pending = [plan for plan in plans_of(self.config) if folder.load_point(plan.key) is None]
             if pending:
                 self._measure(folder, pending)
             self._loaded = None
@@ -113,17 +98,6 @@ class Experiment:
             results.save(folder.path)
             folder.write_text("verdict.txt", f"{judge(results)}\n")
         return results
-
-    def plans(self) -> list[Plan]:
-        """All points in the order of measurement: the baseline, then κ by κ."""
-        config = self.config
-        random_kappas = config.kappas if config.random_kappas is None else config.random_kappas
-        plans = [Plan(BASELINE, 0.0)]
-        for kappa in config.kappas:
-            plans += [Plan(TASK_CONTROL, kappa), Plan(CONTROL_ONLY, kappa)]
-            if kappa in random_kappas:
-                plans += [Plan(RANDOM, kappa, config.seed + i) for i in range(config.random_seeds)]
-        return plans
 
     def fisher(self, folder: RunFolder) -> tuple[FisherDiagonal, FisherDiagonal]:
         """The Fisher diagonals of task and control, from the config's stores or the run folder's."""
@@ -134,7 +108,7 @@ class Experiment:
             if given is not None:
                 found.append(open_store(Path(given).expanduser()))
                 continue
-            found.append(open_own(folder.store_path(which), lambda which=which: self._compute(folder, which)))
+            found.append(open_own(folder.store_path(which), partial(self._compute, folder, which)))
         check_pair(*found)
         self._stores = found[0], found[1]
         folder.pin(fisher={"task": _said(found[0]), "control": _said(found[1])})
@@ -162,7 +136,7 @@ class Experiment:
             progress=self._progress,
             seed=config.seed,
         )
-        F.metadata.update(model=loaded.identity, data_sha256=self.inputs.hashes()[which], seed=config.seed)
+        F.metadata.update(model=loaded.identity, texts_sha256=self.inputs.hashes()[which])
         return F
 
     def _measure(self, folder: RunFolder, pending: list[Plan]) -> None:
@@ -246,7 +220,7 @@ class Experiment:
 
     def _collect(self, folder: RunFolder) -> Results:
         points = []
-        for plan in self.plans():
+        for plan in plans_of(self.config):
             found = folder.load_point(plan.key)
             if found is None:
                 raise ValueError(f"Point {plan.key} vanished from {folder.path}. Run the same command again.")
@@ -257,7 +231,7 @@ class Experiment:
         config, pinned = self.config, folder.pinned()
         return {
             "command": pinned["command"],
-            "config": config.to_dict(),
+            "config": {key: value for key, value in config.to_dict().items() if key != "output_path"},
             "versions": provenance.versions(),
             "machine": provenance.machine(self.device),
             "model": pinned["evaluation_model"],

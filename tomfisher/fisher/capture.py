@@ -34,7 +34,9 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        saved = ctx.saved_tensors  # read once: checkpointing recomputes at the first read and forbids a second
+        saved = (
+            ctx.saved_tensors
+        )  # read once: checkpointing recomputes at the first read and forbids a second
         ctx.sink(grad_output, *saved)
         return (grad_output, None, *(None for _ in saved))
 

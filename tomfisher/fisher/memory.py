@@ -9,6 +9,7 @@ from torch import nn
 
 _CPU_TOKENS = 256
 _GPU_TOKENS = 16_384
+_LOGIT_BYTES = 16  # logits, their log-softmax and its gradient, float32
 _ACTIVATION_COPIES = 40  # activations kept per token and layer, in units of the hidden size
 
 
@@ -35,11 +36,15 @@ def auto_tokens_per_batch(model: nn.Module, device: torch.device) -> int:
     """
     if device.type != "cuda":
         return _CPU_TOKENS
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(256, min(_GPU_TOKENS, free // 2 // activation_bytes_per_token(model)))
+
+
+def activation_bytes_per_token(model: nn.Module) -> int:
+    """Rough estimate of what one token holds between forward and backward: activations and its logits."""
     config = getattr(model.config, "get_text_config", lambda: model.config)()
     width = int(getattr(config, "hidden_size", 4096))
     layers = int(getattr(config, "num_hidden_layers", 32))
     vocabulary = int(getattr(config, "vocab_size", 32_000))
     size = next(model.parameters()).element_size()
-    per_token = layers * width * size * _ACTIVATION_COPIES + vocabulary * 16
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(256, min(_GPU_TOKENS, free // 2 // per_token))
+    return layers * width * size * _ACTIVATION_COPIES + vocabulary * _LOGIT_BYTES

@@ -162,7 +162,9 @@ def _objection(
 ) -> str | None:
     """Why the captured squares of a parameter are not to be trusted, or None."""
     if calls == 0:
-        return "its module is not called with a gradient (the weight is read directly, or the input needs none)"
+        return (
+            "its module is not called with a gradient (the weight is read directly, or the input needs none)"
+        )
     if calls > 1:
         return f"its module is called {calls} times in one pass"
     if not captured.numel():

@@ -53,8 +53,8 @@ def load_model(
 
     Args:
         source: a built-in name (see `tomfisher ls models`), a local folder, a `.gguf` file, or a hub id.
-        dtype: "fp32", "bf16", "fp16", "fp64", a floating-point `torch.dtype`, or "auto": bf16 on CUDA,
-            fp32 elsewhere.
+        dtype: "fp32", "bf16", "fp16", "fp64", a floating-point `torch.dtype`, "checkpoint" (as it was
+            saved), or "auto": bf16 on CUDA, fp32 elsewhere.
         device: where the weights go; None is CUDA when there is one, else the CPU.
         trust_remote_code: let transformers run code that comes with the model.
         revision: hub branch, tag or commit.
@@ -68,7 +68,7 @@ def load_model(
         ModuleNotFoundError: a package that this source needs is missing.
     """
     place = resolve_device(device)
-    precision = resolve_dtype(dtype, place)
+    precision = "auto" if dtype == "checkpoint" else resolve_dtype(dtype, place)
     location = _locate(source)
     model, tokenizer = _from_pretrained(source, location, precision, trust_remote_code, revision)
     _set_pad_token(tokenizer, source)
@@ -181,7 +181,7 @@ def _locate(source: str) -> str:
 
 
 def _from_pretrained(
-    source: str, location: str, dtype: torch.dtype, trust_remote_code: bool, revision: str | None
+    source: str, location: str, dtype: torch.dtype | str, trust_remote_code: bool, revision: str | None
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -144,8 +144,8 @@ def _new_values(fill: Fill, target: Target, old: Tensor, seed: int) -> Tensor:
         new = torch.full_like(old, round_once(mean, dtype))
     if not bool(new.isfinite().all()):
         raise ValueError(
-            f"fill {fill} does not give finite {dtype} values in {target.label}: it overflows, or the "
-            "weights hold NaN or infinity already."
+            f"fill {fill} gives values in {target.label} that are not finite in {dtype}: it overflows, or "
+            "the weights hold NaN or infinity already."
         )
     return new
 

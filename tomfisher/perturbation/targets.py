@@ -64,7 +64,7 @@ def resolve_targets(target: nn.Module | Mapping[str, Tensor], mask: SparseMask) 
         One `Target` per piece of memory with at least one masked entry, in the order of the mask.
 
     Raises:
-        TypeError: see `named_tensors`; or a weight is quantised, of an integer dtype, or a distributed tensor.
+        TypeError: see `named_tensors`; or a weight is quantised, of an integer dtype, or distributed.
         ValueError: the mask names tensors that are not there, of other shapes, on the meta device, or that
             overlap in memory without being the same.
     """
@@ -88,6 +88,9 @@ def _check_names(tensors: dict[str, Tensor], mask: SparseMask) -> None:
             f"The mask names {len(missing)} of {len(mask)} tensors that are not there: {some(missing)}. "
             f"It must be of this model, which has {some(list(tensors)) or 'no tensor'}."
         )
+    for name in mask:
+        if not isinstance(tensors[name], Tensor):
+            raise TypeError(f"{name!r} must be a tensor, got {type(tensors[name]).__name__}.")
     differing = [name for name in mask if tuple(tensors[name].shape) != mask.shapes[name]]
     if differing:
         shapes = [f"{n} {mask.shapes[n]} in the mask, {tuple(tensors[n].shape)} here" for n in differing]
@@ -106,8 +109,12 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         )
     if tensor.layout != torch.strided or is_traceable_wrapper_subclass(tensor):
         raise TypeError(
-            f"{name!r} is a {type(tensor).__name__} of layout {tensor.layout}: only plain dense tensors can be "
-            "perturbed. Load the model unsharded and without quantisation."
+            f"{name!r} is a {type(tensor).__name__} of layout {tensor.layout}: only plain dense tensors can "
+            "be perturbed. Load the model unsharded and without quantisation."
+        )
+    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise ValueError(
+            f"{name!r} is an expanded view: its entries share memory. Give it memory with clone()."
         )
 
 
@@ -138,7 +145,7 @@ def _merge(shared: list[tuple[str, Tensor, Tensor]]) -> Target:
 
 
 def _check_overlap(targets: list[Target]) -> None:
-    """Refuse different views of one storage whose masked entries meet: "written once" has no meaning there."""
+    """Refuse different views of one storage whose masked entries meet: no order of writing is right."""
     by_storage: dict[Key, list[Target]] = {}
     for target in targets:
         by_storage.setdefault(target.key, []).append(target)
@@ -148,6 +155,6 @@ def _check_overlap(targets: list[Target]) -> None:
         addresses = [t.view.data_ptr() + t.view.element_size() * _offsets(t.view, t.index) for t in together]
         if torch.cat(addresses).unique().numel() < sum(a.numel() for a in addresses):
             raise ValueError(
-                f"{some([t.label for t in together])} are different views that overlap in memory, and the mask "
-                "names an entry under both. Mask one of them only."
+                f"{some([t.label for t in together])} are different views that overlap in memory, and the "
+                "mask names an entry under both. Mask one of them only."
             )

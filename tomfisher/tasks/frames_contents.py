@@ -219,8 +219,8 @@ FISHER_FRAMES = (
         container="pouch",
         pairs=(("shells", "pens"), ("seeds", "pins"), ("needles", "chalk"), ("feathers", "stones")),
         opening="On an empty train, {name} finds a leather pouch under a seat.",
-        filled='Somebody has stitched the word "{label}" on the pouch, yet its owner uses it for {inside} and '
-        "has filled it with them to the top.",
+        filled='Somebody has stitched the word "{label}" on the pouch, yet its owner has filled it to the top '
+        "with {inside}.",
         unseen="{name} has never met the owner and does not untie the pouch. {He} looks at the stitched word.",
     ),
     ContentsFrame(

@@ -36,8 +36,8 @@ EVALUATION_FRAMES = (
         "that nothing is left in the {start}.",
         back="{name} has heard and seen nothing behind the closed door. {He} comes out of the shower and wants "
         "the {thing}.",
-        stays="{He} goes to take a shower. While the water runs, {friend} looks for a towel in the {end}. All "
-        "this time the {thing} stays in the {start}.",
+        stays="{He} goes to take a shower. While the water runs, {friend} looks for a towel in the {end}, but "
+        "the {thing} stays in the {start}.",
         told="When {name} comes out, {friend} tells {him} that the {start} is empty and that the {thing} is in "
         "the {end}. {name} believes {friend} and wants the {thing}.",
         watched="{name} is still tying {his} shoes when {friend} moves the {thing} to the {end}, and {he} sees "
@@ -52,8 +52,8 @@ EVALUATION_FRAMES = (
         moved="Then {he} travels to a wedding. On Sunday {friend} carries the {thing} to the {end}, because rain "
         "is dripping into the {start}.",
         back="The two have not spoken since Saturday. On Monday {name} comes back.",
-        stays="Then {he} travels to a wedding. On Sunday {friend} cleans the house and leaves the {thing} where "
-        "it is, although rain is dripping into the {end}.",
+        stays="Then {he} travels to a wedding. On Sunday {friend} finds the {thing} where it was and "
+        "only mops up some rain in the {end}.",
         told="On the phone {friend} explains that the {thing} could not stay in the {start} and is now in the "
         "{end}. {name} believes {friend} and comes back on Monday.",
         watched="On Sunday {name} stands on the stairs and watches {friend} carry the {thing} to the {end}, "
@@ -97,7 +97,7 @@ EVALUATION_FRAMES = (
     TransferFrame(
         name="warm-cake",
         things=("cake", "pie", "bread"),
-        pairs=(("fridge", "pantry"), ("oven", "fridge"), ("pantry", "oven"), ("basket", "pantry")),
+        pairs=(("fridge", "pantry"), ("oven", "fridge"), ("pantry", "oven"), ("cabinet", "fridge")),
         opening="Two places at home are free, the {end} and the {start}. {name} puts the {thing} in the {start}.",
         moved="{He} goes upstairs for a nap. Soon {friend} moves the {thing} to the {end} and wipes out the "
         "{start}.",
@@ -121,7 +121,7 @@ EVALUATION_FRAMES = (
         stays="Then {he} goes home. Later {friend} checks the lost things, leaves the {thing} where it is and "
         "locks the {end}.",
         told="The next morning {friend} tells {name} that the {thing} is not in the {start} any more, but in the "
-        "{end}. {name} believes it. A woman asks for the {thing}.",
+        "{end}. {name} believes it.",
         watched="{name} stays a while. {friend} decides that the {thing} belongs in the {end}, and {name} "
         "watches {friend} take it there from the {start}.",
     ),
@@ -228,7 +228,7 @@ FISHER_FRAMES = (
     ),
     TransferFrame(
         name="market-fish",
-        things=("fish", "chicken", "melon"),
+        things=("fish", "chicken", "turkey"),
         pairs=(("freezer", "sink"), ("bowl", "freezer"), ("sink", "bowl"), ("pot", "sink")),
         opening="With the {end} and the {start} both empty, {name} has a choice. {He} puts the {thing} in the "
         "{start} and goes to buy spices.",
@@ -242,7 +242,7 @@ FISHER_FRAMES = (
         things=("drill", "pump", "anchor"),
         pairs=(("cabin", "workshop"), ("workshop", "van"), ("van", "cabin"), ("basement", "workshop")),
         opening="{name} repairs ships. On Friday evening {he} leaves the {thing} in the {start}.",
-        moved="During the weekend {friend} brings the {thing} to the {end}, as a friend wants to paint the "
+        moved="During the weekend {friend} brings the {thing} to the {end}, since somebody will clean the "
         "{start}.",
         back="On Monday {name} arrives early, before anybody can talk to {him}. Work starts as soon as {he} has "
         "the {thing}.",
@@ -270,7 +270,7 @@ FISHER_FRAMES = (
     ),
     TransferFrame(
         name="night-porter",
-        things=("flashlight", "telephone", "violin"),
+        things=("flashlight", "raincoat", "logbook"),
         pairs=(("lobby", "kitchen"), ("kitchen", "gym"), ("hall", "lobby"), ("studio", "kitchen")),
         opening="The {end} is dark, and so is the {start}. {name}, the night porter, leaves the {thing} in the "
         "{start} and walks around the building.",

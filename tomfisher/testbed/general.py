@@ -6,15 +6,20 @@ import hashlib
 import random
 from collections.abc import Callable
 
-PEOPLE = tuple("anna ben carl dora emil fay gus hana ivan jane karl lena".split())
-OBJECTS = tuple("ball book coin cup doll key lamp ring spoon toy".split())
-CONTAINERS = tuple("bag bottle box can jar sack".split())
-PLACES = (*CONTAINERS, *"basket chest drawer shed".split())
-STUFFS = tuple("candy flour honey milk rice sand soap sugar tea wool".split())
-COLOURS = tuple("black blue brown green red white".split())
-DAYS = tuple("monday tuesday wednesday thursday friday saturday sunday".split())
-MOODS = tuple("glad sad tired calm".split())
-NUMBERS = tuple("one two three four five six seven eight nine ten".split())
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+PEOPLE = _words("anna ben carl dora emil fay gus hana ivan jane karl lena")
+OBJECTS = _words("ball book coin cup doll key lamp ring spoon toy")
+CONTAINERS = _words("bag bottle box can jar sack")
+PLACES = (*CONTAINERS, *_words("basket chest drawer shed"))
+STUFFS = _words("candy flour honey milk rice sand soap sugar tea wool")
+COLOURS = _words("black blue brown green red white")
+DAYS = _words("monday tuesday wednesday thursday friday saturday sunday")
+MOODS = _words("glad sad tired calm")
+NUMBERS = _words("one two three four five six seven eight nine ten")
 
 
 def _listing(words: list[str]) -> str:

@@ -8,7 +8,9 @@ never share one.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -170,7 +172,9 @@ def draw_scene(rng: random.Random, family: str, split: str) -> Scene:
         person, other = rng.sample(PEOPLE, 2)
         thing = rng.choice(OBJECTS if family == "transfer" else CONTAINERS)
         first, second = rng.sample(PLACES if family == "transfer" else STUFFS, 2)
-        opening = rng.choice(("", f"it is {rng.choice(general.DAYS)} .", f"{other} is {rng.choice(general.MOODS)} ."))
+        opening = rng.choice(
+            ("", f"it is {rng.choice(general.DAYS)} .", f"{other} is {rng.choice(general.MOODS)} .")
+        )
         scene = Scene(family, person, other, thing, first, second, opening, rng.random() < 0.5)
         if scene.split == split:
             return scene
@@ -202,7 +206,9 @@ def _endless(seed: int, split: str) -> Iterator[Story]:
     number = 0
     while True:
         scenes = [draw_scene(rng, family, split) for family in CONDITIONS]
-        conditions = [CONDITIONS[scene.family] if split == "evaluation" else ("false-belief",) for scene in scenes]
+        conditions = [
+            CONDITIONS[scene.family] if split == "evaluation" else ("false-belief",) for scene in scenes
+        ]
         for direction in ("original", "swapped"):
             for row in zip(*conditions, strict=True):
                 for scene, condition in zip(scenes, row, strict=True):
@@ -220,8 +226,8 @@ def stories(n: int | None = None, seed: int = 0, split: str = "evaluation") -> l
     and no training story uses either.
 
     Args:
-        n: number of questions; None for 640 (evaluation) or 200 (fisher). An odd number is rounded down to
-            whole cells in "evaluation".
+        n: number of questions; None for 640 (evaluation) or 200 (fisher). A number that would tear a cell is
+            rounded up, with a warning.
         seed: another seed draws other scenes.
         split: "evaluation" or "fisher".
 
@@ -229,30 +235,32 @@ def stories(n: int | None = None, seed: int = 0, split: str = "evaluation") -> l
         The stories, a pure function of the arguments; a smaller `n` gives a prefix.
 
     Raises:
-        ValueError: unknown split, or too few stories asked for.
+        ValueError: unknown split, or `n` below 1.
     """
     if split not in DEFAULT_SIZES:
         raise ValueError(f"The testbed has no story split {split!r}; choose from {tuple(DEFAULT_SIZES)}.")
-    whole = split == "evaluation"
     n = DEFAULT_SIZES[split] if n is None else n
-    smallest = 2 if whole else 1
-    if n < smallest:
-        raise ValueError(f"n={n} asks for too few {split} stories; the smallest number is {smallest}.")
-    wanted = n - n % 2 if whole else n
-    found: list[Story] = []
-    for story in _endless(seed, split):
-        if len(found) == wanted:
-            break
-        if whole or story.order == 1:
-            found.append(story)
-    return found
+    if n < 1:
+        raise ValueError(f"n={n} asks for no story; give 1 or more, or None for {DEFAULT_SIZES[split]}.")
+    whole_cells = split == "evaluation"
+    if whole_cells and n % 2:
+        n += 1
+        warnings.warn(f"A testbed cell has two questions: n={n - 1} was rounded up to {n}.", stacklevel=2)
+    wanted = (story for story in _endless(seed, split) if whole_cells or story.order == 1)
+    return list(itertools.islice(wanted, n))
 
 
-def training_text(rng: random.Random) -> str:
-    """One training story, followed by two answered questions: the protagonist's belief and one of the others.
+def training_story(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
+    """Draw a training story with two answered questions: the protagonist's belief and one of the others.
 
     False belief is the only condition in which belief and reality differ, so it is told as often as the three
     others together.
+
+    Args:
+        rng: source of randomness; moved forward.
+
+    Returns:
+        The story, and (stem, answer) pairs in random order.
     """
     family = rng.choice(tuple(CONDITIONS))
     false_belief, *others = CONDITIONS[family]
@@ -261,10 +269,10 @@ def training_text(rng: random.Random) -> str:
     belief, reality, knowing = scene.questions(condition)
     asked = [belief, rng.choice((reality, knowing))]
     rng.shuffle(asked)
-    return " ".join([scene.tell(condition), *(f"{stem} {answer} ." for stem, answer in asked)])
+    return scene.tell(condition), asked
 
 
-def corpus(documents: int = 400, seed: int = 0) -> Corpus:
+def corpus(documents: int = 640, seed: int = 0) -> Corpus:
     """General text of the same language, without beliefs: the control text, none of it seen in training.
 
     Args:

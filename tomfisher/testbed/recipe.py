@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tomfisher.sample import IGNORED
 from tomfisher.testbed import general, language
-from tomfisher.testbed.tokenizer import BEGIN, PAD, word_ids
+from tomfisher.testbed.tokenizer import BEGIN, END, MAX_LENGTH, PAD, word_ids
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig
@@ -27,7 +27,8 @@ class Recipe:
         steps: optimiser steps.
         seed: of the initial weights and of the training text.
         stories: stories per step.
-        general_tokens: tokens of general text per step, cut into windows of 128, 256 or 512.
+        general_tokens: tokens of general text per step, as windows of 128, 256 or 512.
+        answer_weight: the mean loss of the answer tokens is added to the mean loss of all tokens, times this.
         learning_rate: peak of AdamW's rate; linear warm-up, then cosine decay to a tenth.
         warmup: warm-up steps.
         weight_decay: of the weight matrices.
@@ -40,9 +41,10 @@ class Recipe:
 
     steps: int = 1000
     seed: int = 0
-    stories: int = 48
-    general_tokens: int = 2048
-    learning_rate: float = 2e-3
+    stories: int = 32
+    general_tokens: int = 512
+    answer_weight: float = 1.0
+    learning_rate: float = 3e-3
     warmup: int = 50
     weight_decay: float = 0.1
     log_every: int = 250
@@ -63,10 +65,10 @@ class Recipe:
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             num_key_value_heads=self.heads,
-            max_position_embeddings=512,
+            max_position_embeddings=MAX_LENGTH,
             tie_word_embeddings=True,
             bos_token_id=ids[BEGIN],
-            eos_token_id=ids["</s>"],
+            eos_token_id=ids[END],
             pad_token_id=ids[PAD],
         )
 
@@ -79,21 +81,36 @@ class Recipe:
 
 
 class Batch(NamedTuple):
-    """Token ids and labels (-100 = not supervised), int64, both of shape `[rows, length]`."""
+    """Token ids and labels (-100 = not supervised), int64, and which tokens are answers, bool: `[rows, length]`."""
 
     input_ids: Tensor
     labels: Tensor
+    answers: Tensor
+
+
+def _story_line(rng: random.Random, ids: dict[str, int]) -> tuple[list[int], list[int]]:
+    """One training story with its answered questions, and the positions of the answers."""
+    story, asked = language.training_story(rng)
+    line = [ids[BEGIN], *(ids[word] for word in story.split())]
+    answers = []
+    for stem, answer in asked:
+        line += [ids[word] for word in stem.split()]
+        answers.append(len(line))
+        line += [ids[answer], ids["."]]
+    return line, answers
 
 
 def _story_batch(rng: random.Random, ids: dict[str, int], rows: int) -> Batch:
-    """Stories with their three answered questions, padded on the right."""
-    lines = [[ids[BEGIN], *(ids[word] for word in language.training_text(rng).split())] for _ in range(rows)]
-    length = max(map(len, lines))
+    """Stories with their answered questions, padded on the right."""
+    lines = [_story_line(rng, ids) for _ in range(rows)]
+    length = max(len(line) for line, _ in lines)
     input_ids = torch.full((rows, length), ids[PAD])
     labels = torch.full((rows, length), IGNORED)
-    for row, line in enumerate(lines):
+    is_answer = torch.zeros((rows, length), dtype=torch.bool)
+    for row, (line, answers) in enumerate(lines):
         input_ids[row, : len(line)] = labels[row, : len(line)] = torch.tensor(line)
-    return Batch(input_ids, labels)
+        is_answer[row, answers] = True
+    return Batch(input_ids, labels, is_answer)
 
 
 def _general_batch(rng: random.Random, ids: dict[str, int], tokens: int) -> Batch:
@@ -108,11 +125,18 @@ def _general_batch(rng: random.Random, ids: dict[str, int], tokens: int) -> Batc
         line = [ids[word] for word in words[skipped : skipped + length]]
         lines.append([ids[BEGIN], *line[:-1]] if row % 2 else line)
     windows = torch.tensor(lines)
-    return Batch(windows, windows)
+    return Batch(windows, windows, torch.zeros_like(windows, dtype=torch.bool))
 
 
 def batches(recipe: Recipe) -> Iterator[tuple[Batch, Batch]]:
-    """The training text, one (stories, general text) pair per step, without end; a pure function of the seed."""
+    """Generate the training text, a pure function of the seed.
+
+    Args:
+        recipe: its seed and batch sizes.
+
+    Yields:
+        One (stories, general text) pair per step, without end.
+    """
     rng = random.Random(f"tomfisher.testbed:training:{recipe.seed}")
     ids = word_ids()
     while True:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
+MAX_LENGTH = 512
 SPECIALS = (PAD, UNKNOWN, BEGIN, END)
 
 
@@ -18,7 +19,7 @@ def word_ids() -> dict[str, int]:
     return {word: index for index, word in enumerate((*SPECIALS, *language.vocabulary()))}
 
 
-def build_tokenizer(max_length: int = 512) -> PreTrainedTokenizerFast:
+def build_tokenizer(max_length: int = MAX_LENGTH) -> PreTrainedTokenizerFast:
     """Build a fast transformers tokenizer with one token per word.
 
     Text is cut at white space, `<s>` is put in front, and decoding joins words by one space, so every text of

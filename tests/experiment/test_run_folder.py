@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tomfisher.experiment.config import Config
+from tomfisher.experiment.results import Point
+from tomfisher.experiment.run_folder import RunFolder
+
+SCORE = {"n": 2, "accuracy": 0.5, "ci95": [0.1, 0.9], "p_vs_baseline": None}
+
+
+def config_in(path, **changes):
+    return Config(**{"model": "m", "output_path": str(path), **changes})
+
+
+def a_point(**changes):
+    return Point(
+        **{
+            "kappa": 1e-4,
+            "mask": "random",
+            "seed": 3,
+            "nnz": 7,
+            "conditions": {"all": SCORE},
+            "perplexity": 2.0,
+        }
+        | changes
+    )
+
+
+def test_same_settings_reopen_and_another_folder_name_does_not_matter(tmp_path):
+    with RunFolder.open(config_in(tmp_path / "run")) as folder:
+        folder.save_point(a_point(), {"records": []})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with RunFolder.open(config_in(tmp_path / "moved")) as folder:
+        assert folder.load_point("random-0.0001-seed3") == (a_point(), {"records": []})
+
+
+def test_changed_settings_are_refused_with_their_names_and_values(tmp_path):
+    with RunFolder.open(config_in(tmp_path)):
+        pass
+    with pytest.raises(ValueError) as caught, RunFolder.open(config_in(tmp_path, seed=5, fill="zero")):
+        pass
+    lines = str(caught.value).splitlines()
+    assert "  fill: there 'mean', now 'zero'" in lines and "  seed: there 0, now 5" in lines
+    assert len(lines) == 4 and "--overwrite" in lines[-1]
+
+
+def test_overwrite_deletes_only_what_tomfisher_writes(tmp_path):
+    with RunFolder.open(config_in(tmp_path)) as folder:
+        folder.save_point(a_point(), {})
+    (tmp_path / "notes.txt").write_text("mine")
+    with RunFolder.open(config_in(tmp_path, seed=5), overwrite=True) as folder:
+        assert folder.load_point(a_point().key) is None
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_folder_with_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with (
+            pytest.raises(ValueError, match=r"holds thesis\.tex"),
+            RunFolder.open(config_in(tmp_path), overwrite),
+        ):
+            pass
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_second_process_in_the_folder_is_refused(tmp_path):
+    code = (
+        "import sys; from tomfisher.experiment.config import Config\n"
+        "from tomfisher.experiment.run_folder import RunFolder\n"
+        f"with RunFolder.open(Config(model='m', output_path={str(tmp_path)!r})): print('opened')"
+    )
+    with RunFolder.open(config_in(tmp_path)):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0 and "Another tomfisher process" in done.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_damaged_point_is_said_and_measured_again(tmp_path):
+    with RunFolder.open(config_in(tmp_path)) as folder:
+        folder.save_point(a_point(), {})
+        file = tmp_path / "points" / f"{a_point().key}.json"
+        whole = file.read_text()
+        for damaged in (whole[: len(whole) // 2], "{}", json.dumps({"point": {"kappa": 1}, "scores": {}})):
+            file.write_text(damaged)
+            with pytest.warns(UserWarning, match="is damaged"):
+                assert folder.load_point(a_point().key) is None
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    with RunFolder.open(config_in(tmp_path)):
+        pass
+    leftover = tmp_path / "fisher" / ".task.abcd1234.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "model.safetensors").write_text("half")
+    (tmp_path / ".results.json.abcd1234.tmp").write_text("half")
+    with RunFolder.open(config_in(tmp_path)):
+        assert not leftover.exists()
+        assert not list(tmp_path.glob(".results*"))
+
+
+def test_pinned_facts_may_not_change(tmp_path):
+    with RunFolder.open(config_in(tmp_path)) as folder:
+        folder.pin(data={"task": "aa", "control": "bb"}, device="cpu")
+        folder.pin(data={"task": "aa", "control": "bb"})
+        with pytest.raises(ValueError, match=r"data\.control: there 'bb', now 'cc'") as caught:
+            folder.pin(data={"task": "aa", "control": "cc"})
+        assert "data.task" not in str(caught.value)
+        assert folder.pinned()["data"]["control"] == "bb"
+
+
+def test_output_path_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"), RunFolder.open(config_in(tmp_path / "file")):
+        pass

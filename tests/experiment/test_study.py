@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tomfisher import FisherDiagonal, SparseMask, evaluate, perturb, tasks, top_fraction
+from tomfisher.experiment import Config, Experiment, Results
+from tomfisher.models import load_model
+
+# a pause after each file leaves time to be killed
+RUN = """
+import sys, time
+from tomfisher.experiment import Config, Experiment
+from tomfisher.experiment.run_folder import RunFolder
+write = RunFolder.write_text
+RunFolder.write_text = lambda *args: (write(*args), time.sleep(0.1))
+Experiment(Config.resolve({}, config=sys.argv[1])).run(progress=False)
+"""
+
+
+def run(settings):
+    return Experiment(Config.from_dict(settings)).run(progress=False)
+
+
+def without_time(folder):
+    data = json.loads((Path(folder) / "results.json").read_text())
+    del data["provenance"]["time"]
+    return data
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return {}
+
+
+@pytest.fixture
+def finished(tiny_settings, shared):
+    """An unbroken run, made once for the module; returns a private copy of its folder."""
+    target = Path(tiny_settings["output_path"])
+    if "folder" not in shared:
+        run(tiny_settings)
+        shared["folder"] = target.with_name("kept")
+        shutil.copytree(target, shared["folder"])
+    else:
+        shutil.copytree(shared["folder"], target)
+    return tiny_settings
+
+
+def test_points_are_the_plan_and_every_number_is_recomputed_by_hand(finished):
+    folder = Path(finished["output_path"])
+    results = Results.load(folder)
+    assert [(p.mask, p.kappa, p.seed) for p in results.points] == [
+        entry
+        for kappa in (0.01, 0.05)
+        for entry in [("task-control", kappa, None), ("control-only", kappa, None)]
+        + [("random", kappa, seed) for seed in range(5)]
+    ]
+    task, control = (FisherDiagonal.load(folder / "fisher" / which) for which in ("task", "control"))
+    loaded = load_model(finished["model"], dtype="fp32", device="cpu")
+    stories = tasks.load(finished["task"], n=40, split="evaluation")
+    base = evaluate.score(loaded.model, loaded.tokenizer, stories)
+    assert results.baseline.accuracy("all") == base.by_group()["all"].accuracy
+    for kappa in (0.01, 0.05):
+        top_task, top_control = top_fraction(task, kappa), top_fraction(control, kappa)
+        masks = {"task-control": top_task - top_control, "control-only": top_control - top_task}
+        for name, mask in masks.items():
+            (point,) = results.at(kappa, name)
+            assert SparseMask.load(folder / "masks" / f"{point.key}.safetensors") == mask
+            assert point.nnz == mask.nnz > 0
+            with perturb(loaded.model, mask):
+                scores = evaluate.score(loaded.model, loaded.tokenizer, stories)
+            assert point.accuracy("all") == scores.by_group()["all"].accuracy
+            p = evaluate.compare(base, scores)["contents/false-belief"]
+            assert point.conditions["contents/false-belief"]["p_vs_baseline"] == p
+        assert {point.nnz for point in results.at(kappa, "random")} == {masks["task-control"].nnz}
+    assert len({point.perplexity for point in (results.baseline, *results.points)}) == 15
+
+
+def test_model_is_untouched_between_points(finished):
+    results = Results.load(finished["output_path"])
+    loaded = load_model(finished["model"], dtype="fp32", device="cpu")
+    with torch.inference_mode():
+        before = loaded.model(input_ids=torch.arange(20)[None]).logits
+    with perturb(
+        loaded.model, SparseMask.load(Path(finished["output_path"]) / "masks/task-control-0.05.safetensors")
+    ):
+        pass
+    with torch.inference_mode():
+        assert torch.equal(before, loaded.model(input_ids=torch.arange(20)[None]).logits)
+    # the last point was measured after 14 others: alone it gives the same numbers
+    folder = Path(finished["output_path"])
+    last = results.points[-1]
+    (folder / "points" / f"{last.key}.json").unlink()
+    assert run(finished).points[-1] == last
+
+
+def test_samples_for_fisher_questions_and_perplexity_do_not_overlap(finished):
+    from tomfisher.experiment.inputs import Inputs
+
+    inputs = Inputs(Config.from_dict(finished))
+    assert not {s.story for s in inputs.task_stories} & {s.story for s in inputs.questions}
+    tokenizer = load_model(finished["model"], device="cpu").tokenizer
+    for sample in inputs.control_samples(tokenizer):
+        assert tokenizer.decode(sample.input_ids[:20]) not in inputs.perplexity_text
+
+
+def test_finished_run_is_not_computed_again_and_gives_the_same_file(finished, monkeypatch):
+    before = without_time(finished["output_path"])
+    monkeypatch.setattr(
+        "tomfisher.experiment.study.load_model", lambda *a, **k: pytest.fail("loaded the model")
+    )
+    run(finished)
+    assert without_time(finished["output_path"]) == before
+
+
+def test_config_yaml_of_the_folder_runs_the_same_study(finished, tmp_path):
+    before = without_time(finished["output_path"])
+    again = Config.resolve(
+        {"output_path": str(tmp_path / "again")}, config=f"{finished['output_path']}/config.yaml"
+    )
+    Experiment(again).run(progress=False)
+    after = without_time(tmp_path / "again")
+    assert after["points"] == before["points"] and after["baseline"] == before["baseline"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage", ["fisher/task/fisher.json", "points/baseline.json", "points/random-0.05-seed1.json"]
+)
+def test_killed_run_started_again_ends_like_an_unbroken_one(finished, stage, tmp_path):
+    """SIGKILL as soon as a file appears, then the same command again."""
+    folder = tmp_path / "killed"
+    config = tmp_path / "study.yaml"
+    config.write_text(Config.from_dict({**finished, "output_path": str(folder)}).to_yaml())
+    command = [sys.executable, "-c", RUN, str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / stage).exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (folder / stage).exists() and not (folder / "results.json").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    unbroken, resumed = without_time(finished["output_path"]), without_time(folder)
+    for data in (unbroken, resumed):  # the one was started by pytest
+        del data["provenance"]["command"]
+    assert resumed == unbroken
+
+
+def test_changed_setting_is_refused_and_overwrite_starts_again(finished):
+    with pytest.raises(ValueError, match=r"limit: there 40, now 20"):
+        run({**finished, "limit": 20})
+    results = Experiment(Config.from_dict({**finished, "limit": 20}), overwrite=True).run(progress=False)
+    assert results.baseline.conditions["all"]["n"] == 20
+
+
+def test_changed_task_file_is_refused(finished, tmp_path):
+    copy = tmp_path / "task.jsonl"
+    shutil.copy(finished["task"], copy)
+    settings = {**finished, "task": str(copy), "output_path": str(tmp_path / "other"), "random_seeds": 0}
+    run(settings)
+    copy.write_text(copy.read_text().replace("Anna", "Dan"))
+    with pytest.raises(ValueError, match=r"inputs of .* changed since it was begun(.|\n)*data\.questions"):
+        run(settings)
+
+
+def test_changed_model_weights_are_refused(finished, tmp_path):
+    model = load_model(finished["model"], device="cpu").model
+    shutil.copytree(finished["model"], tmp_path / "m")
+    settings = {**finished, "model": str(tmp_path / "m"), "output_path": str(tmp_path / "other")}
+    settings |= {"random_seeds": 0, "kappas": [0.05]}
+    run(settings)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.add_(1.0)
+    model.save_pretrained(tmp_path / "m")
+    (tmp_path / "other/points/task-control-0.05.json").unlink()
+    with pytest.raises(ValueError, match=r"evaluation_model\.weights_sha256"):
+        run(settings)
+
+
+def test_damaged_point_is_said_and_restored(finished):
+    before = without_time(finished["output_path"])
+    file = Path(finished["output_path"]) / "points" / "random-0.01-seed2.json"
+    file.write_text(file.read_text()[:100])
+    with pytest.warns(UserWarning, match=r"random-0\.01-seed2\.json is damaged"):
+        run(finished)
+    assert without_time(finished["output_path"]) == before
+
+
+def test_damaged_store_is_an_error_that_says_what_to_do(finished):
+    folder = Path(finished["output_path"])
+    before = without_time(folder)
+    (folder / "points" / "random-0.01-seed2.json").unlink()
+    (shard,) = (folder / "fisher" / "control").glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 0x40
+    shard.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"SHA-256(.|\n)*Delete the folder .*control"):
+        run(finished)
+    shutil.rmtree(folder / "fisher" / "control")
+    run(finished)
+    assert without_time(folder) == before
+
+
+def test_stores_of_another_model_are_refused_with_names(finished, tmp_path):
+    fisher = Path(finished["output_path"]) / "fisher"
+    other = {f"{name}.renamed": tensor for name, tensor in FisherDiagonal.load(fisher / "task").items()}
+    FisherDiagonal(other, 1, 1, {}, {}).save(tmp_path / "foreign")
+    settings = {**finished, "output_path": str(tmp_path / "other")}
+    foreign = {"task_store": str(tmp_path / "foreign"), "control_store": str(tmp_path / "foreign")}
+    with pytest.raises(
+        ValueError, match=r"of another model .*q_proj\.weight\.renamed .*not in the model.* more"
+    ):
+        run({**settings, **foreign})
+    mixed = {**foreign, "control_store": str(fisher / "control"), "output_path": str(tmp_path / "mixed")}
+    with pytest.raises(ValueError, match="hold different tensors"):
+        run({**settings, **mixed})
+
+
+def test_existing_stores_are_used_instead_of_new_ones(finished, tmp_path):
+    fisher = Path(finished["output_path"]) / "fisher"
+    stores = {"task_store": str(fisher / "task"), "control_store": str(fisher / "control")}
+    results = run({**finished, **stores, "output_path": str(tmp_path / "sweep"), "kappas": [0.05]})
+    assert not (tmp_path / "sweep" / "fisher").exists()
+    old = Results.load(finished["output_path"])
+    assert results.at(0.05, "random") == old.at(0.05, "random")
+
+
+def test_random_masks_only_at_some_kappas(finished, tmp_path):
+    settings = {**finished, "output_path": str(tmp_path / "some"), "random_kappas": [0.05], "random_seeds": 2}
+    results = run(settings)
+    assert results.at(0.01, "random") == () and len(results.at(0.05, "random")) == 2
+
+
+def test_generated_answers_and_authors_compat(finished, tmp_path):
+    settings = {**finished, "output_path": str(tmp_path / "g"), "method": "generate", "compat": "authors"}
+    settings |= {
+        "repetitions": 2,
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "kappas": [0.05],
+        "random_seeds": 1,
+        "limit": 8,
+    }
+    settings |= {"supervise": "last"}
+    results = run(settings)
+    assert math.isfinite(results.points[0].perplexity)
+    assert results.provenance["evaluation"]["chance"]["false-belief"] is None
+    strict = top_fraction(FisherDiagonal.load(tmp_path / "g/fisher/task"), 0.05, compat="authors")
+    control = top_fraction(FisherDiagonal.load(tmp_path / "g/fisher/control"), 0.05, compat="authors")
+    assert results.points[0].nnz == (strict - control).nnz
+
+
+def test_short_task_file_is_used_whole_and_said(finished, tmp_path):
+    settings = {
+        **finished,
+        "output_path": str(tmp_path / "short"),
+        "n_task": 1000,
+        "limit": 1000,
+        "random_seeds": 0,
+    }
+    with pytest.warns(UserWarning, match=r"limit is 1000, but .* has \d+ in its evaluation half"):
+        results = run({**settings, "kappas": [0.05]})
+    assert results.baseline.conditions["all"]["n"] == len(tasks.load(finished["task"], split="evaluation"))
+
+
+def test_provenance_says_where_the_numbers_come_from(finished):
+    said = json.loads((Path(finished["output_path"]) / "results.json").read_text())["provenance"]
+    assert {"torch", "transformers", "python", "tomfisher"} <= set(said["versions"])
+    assert said["model"]["model_type"] == "llama" and len(said["model"]["config_sha256"]) == 64
+    assert {"questions", "control", "task"} <= set(said["data"])
+    assert said["fisher"]["task"]["num_samples"] == 15
+    assert said["fisher"]["task"]["implementations"]
+    assert said["seeds"] == {"study": 0, "random": [0, 1, 2, 3, 4]}
+    assert said["evaluation"] | {"device": 0} == {
+        "method": "choice",
+        "chance": {"false-belief": 0.5, "all": 0.5},
+        "device": 0,
+        "fisher_dtype": "fp32",
+        "eval_dtype": "fp32",
+    }

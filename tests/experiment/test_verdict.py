@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tomfisher.evaluate.statistics import wilson_interval
+from tomfisher.experiment.results import Point, Results
+from tomfisher.experiment.verdict import holm, judge
+
+N = 160
+
+
+def point(mask, kappa, accuracy, p=None, perplexity=10.0, seed=None):
+    low, high = wilson_interval(accuracy * N, N)
+    score = {"n": N, "accuracy": accuracy, "ci95": [low, high], "p_vs_baseline": p}
+    return Point(kappa, mask, seed, 10, {"false-belief": score, "all": score}, perplexity)
+
+
+def study(hit, control=0.9, randoms=(0.9, 0.92), baseline=0.9, p=1e-6, perplexity=10.0, more=()):
+    points = [
+        point("task-control", 1e-4, hit, p, perplexity),
+        point("control-only", 1e-4, control, 0.5),
+        *(point("random", 1e-4, value, 0.5, seed=i) for i, value in enumerate(randoms)),
+        *more,
+    ]
+    provenance = {"evaluation": {"chance": {"false-belief": 0.5}}}
+    return Results(point("none", 0.0, baseline), tuple(points), provenance)
+
+
+def test_a_clean_effect_is_found_and_told_with_its_numbers():
+    verdict = judge(study(hit=0.3, perplexity=10.2))
+    assert verdict.found and verdict.kappa == 1e-4
+    text = str(verdict)
+    assert "above chance (0.500)" in text
+    assert "0.900 to 0.300" in text and "0.900 or more" in text and "+2.0%" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hit": 0.85, "p": 0.3}, "No significant fall at any kappa; the smallest corrected p is 0.3"),
+        ({"hit": 0.95}, "No significant fall"),
+        ({"hit": 0.3, "randoms": (0.9, 0.32)}, "a random mask of the same size gives 0.320"),
+        ({"hit": 0.3, "control": 0.25}, "a control-only mask of the same size gives 0.250"),
+        ({"hit": 0.3, "randoms": ()}, "no random mask was measured there"),
+        ({"hit": 0.3, "perplexity": 11.0}, "perplexity changes by +10.0%"),
+        ({"hit": 0.3, "perplexity": math.nan}, "perplexity changes by +nan%"),
+        (
+            {"hit": 0.2, "baseline": 0.52, "randoms": (0.5, 0.5), "control": 0.5},
+            "the baseline is not above chance",
+        ),
+        ({"hit": 0.05, "baseline": 0.3, "randoms": (0.3, 0.3), "control": 0.3}, "below chance (0.500)"),
+    ],
+)
+def test_a_negative_result_says_why(changes, reason):
+    verdict = judge(study(**changes))
+    assert not verdict.found and verdict.kappa is None
+    assert "Not found" in str(verdict) and reason in str(verdict)
+
+
+def test_many_kappas_make_a_single_small_p_insignificant():
+    alone = study(hit=0.3, p=0.02)
+    others = [point("task-control", kappa, 0.9, 1.0) for kappa in (1e-3, 2e-3)]
+    assert judge(alone).found
+    verdict = judge(study(hit=0.3, p=0.02, more=others))
+    assert not verdict.found and "smallest corrected p is 0.06" in str(verdict)
+
+
+def test_the_kappa_with_the_deepest_fall_is_named():
+    deeper = [
+        point("task-control", 1e-3, 0.1, 1e-9),
+        point("control-only", 1e-3, 0.9, 0.5),
+        point("random", 1e-3, 0.9, 0.5, seed=0),
+    ]
+    assert judge(study(hit=0.3, more=deeper)).kappa == 1e-3
+
+
+def test_without_a_false_belief_condition_all_questions_count():
+    results = study(hit=0.3)
+    for each in (results.baseline, *results.points):
+        del each.conditions["false-belief"]
+    assert "all accuracy from 0.900 to 0.300" in str(judge(results))
+
+
+def test_holm_against_hand_computed_values():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []

@@ -1,0 +1,108 @@
+"""Stores: exact round trip, readable by others, and every kind of damage said."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tomfisher
+from tomfisher import FisherDiagonal
+from tomfisher.fisher import store
+
+
+@pytest.fixture
+def fisher(tiny: SimpleNamespace) -> FisherDiagonal:
+    return tomfisher.fisher_diagonal(tiny.model("llama-gqa"), tiny.samples(3), params="all", progress=False)
+
+
+def test_round_trip_keeps_every_bit_and_every_fact(fisher: FisherDiagonal, tmp_path: Path) -> None:
+    fisher.save(tmp_path / "store")
+    again = FisherDiagonal.load(tmp_path / "store")
+    assert list(again) == list(fisher)
+    assert all(torch.equal(again[n], fisher[n]) for n in fisher)
+    assert (again.num_samples, again.num_tokens) == (3, fisher.num_tokens)
+    assert again.roads == fisher.roads and again.metadata == fisher.metadata
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store"]
+
+
+def test_the_index_is_what_hugging_face_writes(
+    fisher: FisherDiagonal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SHARD_BYTES", 20_000)
+    fisher.save(tmp_path / "store")
+    index = json.loads((tmp_path / "store" / "model.safetensors.index.json").read_text())
+    assert set(index) == {"metadata", "weight_map"}
+    assert index["metadata"]["total_size"] == sum(F.numel() * 4 for F in fisher.values())
+    shards = sorted(set(index["weight_map"].values()))
+    assert len(shards) > 1 and shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    for shard in shards:
+        for name, value in load_file(tmp_path / "store" / shard).items():
+            assert index["weight_map"][name] == shard and torch.equal(value, fisher[name])
+    assert all(torch.equal(FisherDiagonal.load(tmp_path / "store")[n], fisher[n]) for n in fisher)
+
+
+def test_out_saves_what_is_returned(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    F = tomfisher.fisher_diagonal(
+        tiny.model("llama-gqa"), tiny.samples(2), out=tmp_path / "s", progress=False
+    )
+    saved = FisherDiagonal.load(tmp_path / "s")
+    assert all(torch.equal(saved[n], F[n]) for n in F)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda d: _flip(d / "model.safetensors"), "does not have its recorded SHA-256"),
+        (
+            lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-8]),
+            "bytes, its",
+        ),
+        (lambda d: (d / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda d: (d / "fisher.json").unlink(), "no complete Fisher store"),
+        (lambda d: (d / "fisher.json").write_text('{"format": 1,'), "no valid JSON"),
+        (lambda d: (d / "fisher.json").write_text('{"format": 99}'), "has format 99"),
+        (lambda d: (d / "model.safetensors.index.json").unlink(), "index.json is missing"),
+    ],
+)
+def test_damage_is_said(fisher: FisherDiagonal, tmp_path: Path, damage: object, match: str) -> None:
+    fisher.save(tmp_path / "store")
+    damage(tmp_path / "store")  # type: ignore[operator]
+    with pytest.raises(ValueError, match=match):
+        FisherDiagonal.load(tmp_path / "store")
+
+
+def test_no_store_and_no_overwriting_of_something_else(fisher: FisherDiagonal, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="No Fisher store at"):
+        FisherDiagonal.load(tmp_path / "nothing")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="is no Fisher store, so it is left alone"):
+        fisher.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_full_disk_leaves_the_old_store(
+    fisher: FisherDiagonal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fisher.save(tmp_path / "store")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        fisher.save(tmp_path / "store")
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+    assert all(torch.equal(FisherDiagonal.load(tmp_path / "store")[n], fisher[n]) for n in fisher)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tomfisher.ops import dispatch, resolve
+
+CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> dict:
+    entries: dict = {}
+    monkeypatch.setattr(dispatch, "_table", entries)
+    return entries
+
+
+def enter(*names: str) -> None:
+    for name in names:
+        dispatch.register("op_", name)(lambda name=name: name)
+
+
+def test_auto_prefers_the_fast_one_of_the_device(table: dict) -> None:
+    enter("reference", "cpp", "triton")
+    for device, expected in ((CPU, "cpp"), (CUDA, "triton"), (OTHER, "reference")):
+        name, run = resolve("op_", "auto", device)
+        assert (name, run()) == (expected, expected)
+
+
+def test_auto_takes_the_reference_where_nothing_faster_is_registered(table: dict) -> None:
+    enter("reference")
+    assert [resolve("op_", "auto", device)[0] for device in (CPU, CUDA, OTHER)] == ["reference"] * 3
+
+
+def test_an_explicit_request_is_kept_and_never_falls_back(table: dict) -> None:
+    enter("reference", "cpp")
+    assert resolve("op_", "reference", CPU)[0] == "reference"
+    with pytest.raises(NotImplementedError, match=r"'triton' here \(registered: cpp, reference\)"):
+        resolve("op_", "triton", CUDA)
+    with pytest.raises(NotImplementedError, match="registered: none"):
+        resolve("other_", "auto", CPU)
+
+
+def test_an_unknown_name_is_refused(table: dict) -> None:
+    enter("reference")
+    with pytest.raises(ValueError, match=r"one of triton, cpp, reference, got 'fast'"):
+        resolve("op_", "fast", CPU)
+
+
+@pytest.mark.parametrize(
+    "op", ["squared_gradient_", "square_accumulate_", "topk", "masked_fill_mean_", "scatter_"]
+)
+def test_every_operation_has_a_reference(op: str) -> None:
+    assert resolve(op, "reference", CPU)[0] == "reference"

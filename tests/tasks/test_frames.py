@@ -1,0 +1,135 @@
+"""The frames as they stand: pools that share nothing, texts that keep their logic, no way round it by position."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from string import Formatter
+
+import pytest
+
+from tomfisher.tasks.frames import ContentsFrame, Frame, TransferFrame
+from tomfisher.tasks.generator import CONDITIONS, POOLS
+from tomfisher.tasks.names import CASTS_PER_FILLING, EVALUATION_NAMES, FISHER_NAMES, roles
+
+FAMILIES = tuple(CONDITIONS)
+NAMES = {"name", "friend", "he", "He", "him", "his"}
+
+
+def frames(family: str, split: str) -> list[Frame]:
+    return list(POOLS[family, split].frames)
+
+
+def nouns(split: str) -> set[str]:
+    found: set[str] = set()
+    for family in FAMILIES:
+        for frame in frames(family, split):
+            found |= frame.props | {word for pair in frame.pairs for word in pair}
+    return found
+
+
+def slots(text: str) -> set[str]:
+    return {field for _, field, _, _ in Formatter().parse(text) if field}
+
+
+def evaluation_tellings(family: str, condition: str) -> Iterator[tuple[str, str, str, tuple[str, str]]]:
+    """(text, believed, true, pair) of every frame and direction, first filling."""
+    for frame in frames(family, "evaluation"):
+        for pair in (frame.pairs[0], frame.pairs[0][::-1]):
+            telling = frame.tell(condition, *pair, 0, roles(EVALUATION_NAMES, 0, 0, 0))
+            yield telling.text, telling.believed, telling.true, pair
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pools_are_large_and_share_no_frame(family: str) -> None:
+    evaluation, fisher = ({f.name for f in frames(family, split)} for split in ("evaluation", "fisher"))
+    assert len(evaluation) == len(frames(family, "evaluation")) >= 8
+    assert len(fisher) == len(frames(family, "fisher")) >= 8
+    assert not evaluation & fisher
+
+
+def test_pools_share_no_name_and_no_noun() -> None:
+    assert not EVALUATION_NAMES.all & FISHER_NAMES.all
+    assert len(EVALUATION_NAMES.all) == len(FISHER_NAMES.all) == 16
+    assert not nouns("evaluation") & nouns("fisher")
+
+
+def test_no_name_of_one_pool_is_written_into_a_frame() -> None:
+    for family in FAMILIES:
+        for split in ("evaluation", "fisher"):
+            for frame in frames(family, split):
+                text = " ".join(value for value in vars(frame).values() if isinstance(value, str))
+                assert not set(re.findall(r"\b\w+\b", text)) & (EVALUATION_NAMES.all | FISHER_NAMES.all)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("split", ["evaluation", "fisher"])
+def test_pairs_are_single_words_and_no_pair_comes_twice(family: str, split: str) -> None:
+    for frame in frames(family, split):
+        assert all(re.fullmatch(r"[a-z]+", word) for pair in frame.pairs for word in pair)
+        assert len({frozenset(pair) for pair in frame.pairs}) == len(frame.pairs) >= 4
+
+
+def test_contents_pieces_tell_what_their_condition_needs() -> None:
+    for frame in frames("contents", "evaluation") + frames("contents", "fisher"):
+        assert isinstance(frame, ContentsFrame)
+        assert slots(frame.opening) <= NAMES and slots(frame.unseen) <= NAMES
+        assert {"inside", "label"} == slots(frame.filled) - NAMES
+        if frame.told:
+            assert {"inside", "label"} == slots(frame.agreed) - NAMES
+            assert "inside" in slots(frame.told) and "friend" in slots(frame.told)
+            assert "believe" in frame.told or "takes {friend}'s word" in frame.told
+            assert "inside" in slots(frame.seen) and "friend" not in slots(frame.seen)
+
+
+def test_transfer_pieces_tell_what_their_condition_needs() -> None:
+    for frame in frames("transfer", "evaluation") + frames("transfer", "fisher"):
+        assert isinstance(frame, TransferFrame)
+        assert "start" in slots(frame.opening) and "thing" in slots(frame.opening)
+        assert {"start", "end", "friend"} <= slots(frame.moved) | slots(frame.opening)
+        assert "friend" in slots(frame.moved) and "end" in slots(frame.moved)
+        assert not {"start", "end"} & slots(frame.back)
+        if frame.told:
+            assert {"end", "friend"} <= slots(frame.told) and "believe" in frame.told
+            assert {"start", "end", "friend"} <= slots(frame.watched)
+            assert "end" in slots(frame.stays)
+
+
+def test_every_evaluation_telling_is_complete_and_short() -> None:
+    for family in FAMILIES:
+        for condition in CONDITIONS[family]:
+            for text, *_ in evaluation_tellings(family, condition):
+                assert "{" not in text and 3 <= len(re.findall(r"[.!?](?=\s|$)", text)) <= 6, text
+
+
+@pytest.mark.parametrize(("family", "condition"), [(f, c) for f in FAMILIES for c in CONDITIONS[f]])
+def test_both_words_are_told_and_neither_end_gives_the_answer_away(family: str, condition: str) -> None:
+    first = last = total = 0
+    for text, believed, _, pair in evaluation_tellings(family, condition):
+        told = [word for word in re.findall(r"[a-z]+", text) if word in pair]
+        if condition != "open":
+            assert set(told) == set(pair), text
+        total += 1
+        first += told[0] == believed
+        last += told[-1] == believed
+    assert 0.3 <= first / total <= 0.7, f"first mention is the answer in {first} of {total}"
+    assert 0.3 <= last / total <= 0.7, f"last mention is the answer in {last} of {total}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_belief_and_reality_part_only_in_false_belief(family: str) -> None:
+    for condition in CONDITIONS[family]:
+        for _, believed, true, _ in evaluation_tellings(family, condition):
+            assert (believed != true) == (condition == "false-belief")
+
+
+def test_friend_has_the_other_pronoun_and_casts_differ() -> None:
+    for pool in (EVALUATION_NAMES, FISHER_NAMES):
+        for frame in range(10):
+            for filling in range(4):
+                casts = [roles(pool, frame, filling, cast) for cast in range(CASTS_PER_FILLING)]
+                assert len({cast["name"] for cast in casts}) == CASTS_PER_FILLING
+                for cast in casts:
+                    assert (
+                        (cast["name"] in pool.women) == (cast["he"] == "she") == (cast["friend"] in pool.men)
+                    )

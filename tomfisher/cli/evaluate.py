@@ -1,0 +1,132 @@
+"""`tomfisher evaluate`: one model, or one masked model, on one task."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tomfisher.cli.common import (
+    MODEL_FIELDS,
+    add_command,
+    add_overwrite,
+    add_settings,
+    given_settings,
+    load_named_model,
+    refuse_existing,
+)
+
+if TYPE_CHECKING:
+    from tomfisher.experiment.measure import Measure
+
+TASK_FIELDS = ("task", "control", "limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions")
+PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = add_command(
+        subparsers,
+        "evaluate",
+        "accuracy per condition, and perplexity, of a model with or without a mask",
+        "Answer a task's questions and print accuracy with 95 % intervals per condition. With --mask the same\n"
+        "questions are answered again with the masked weights overwritten, and the two are compared (exact\n"
+        "McNemar). With --control the perplexity on that text is measured too.",
+        (
+            "tomfisher evaluate --model smollm2-135m --task false-belief --limit 160",
+            "tomfisher evaluate --model testbed-llama --task testbed --control testbed \\\n"
+            "      --mask runs/demo-testbed/masks/task-control-0.003.safetensors --output_path evaluation.json",
+            "tomfisher evaluate --model ./my-model --task my_task.jsonl --method generate --repetitions 5 \\\n"
+            "      --temperature 0.6 --top_p 0.9",
+        ),
+    )
+    add_settings(parser, *MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS, required=("model",))
+    add_settings(parser, "fill", "compat", "batch_size", "seed")
+    parser.add_argument("--mask", help="mask file (tomfisher mask): measure the perturbed model too")
+    parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 [bf16 on CUDA, else fp32]")
+    parser.add_argument("--output_path", help="write everything, each answer included, to this JSON file")
+    add_overwrite(parser)
+    parser.set_defaults(execute=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the table, write the JSON."""
+    from tomfisher.experiment.config import Config
+    from tomfisher.experiment.inputs import Inputs
+    from tomfisher.experiment.measure import Measure
+    from tomfisher.files import atomic_path
+
+    if args.output_path:
+        refuse_existing(args.output_path, args.overwrite)
+    settings = given_settings(args)
+    settings.pop("output_path", None)
+    config = Config.from_dict(settings)
+    loaded = load_named_model(args, args.dtype)
+    measure = Measure(config, Inputs(config), loaded)
+    report = {"model": loaded.identity, **_measured(args, config, measure)}
+    print(_table(report))
+    if args.output_path:
+        with atomic_path(Path(args.output_path)) as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(f"\nWritten: {args.output_path}")
+    return 0
+
+
+def _measured(args: argparse.Namespace, config: Any, measure: Measure) -> dict[str, Any]:
+    """The states measured: "baseline", and "masked" when a mask was given."""
+    from tomfisher.experiment.config import parse_fill
+    from tomfisher.experiment.stores import check_belongs
+    from tomfisher.masks import SparseMask
+    from tomfisher.perturbation import perturb
+
+    mask = None
+    if args.mask:
+        mask = SparseMask.load(args.mask)
+        check_belongs(mask.shapes, measure.loaded.model, f"The mask {args.mask}")
+    with_perplexity = hasattr(args, "control")
+    states = {"baseline": _state(measure, with_perplexity, None)}
+    if mask is not None:
+        fill = parse_fill(config.fill)
+        with perturb(measure.loaded.model, mask, fill=fill, seed=config.seed, compat=config.compat):
+            states["masked"] = _state(measure, with_perplexity, states["baseline"]["scores"])
+        states["masked"] |= {"mask": args.mask, "nnz": mask.nnz, "fill": fill}
+    return states
+
+
+def _state(measure: Measure, with_perplexity: bool, baseline: dict[str, Any] | None) -> dict[str, Any]:
+    from tomfisher.evaluate.records import Scores
+    from tomfisher.experiment.results import conditions_of
+
+    scores = measure.score()
+    before = None if baseline is None else Scores.from_dict(baseline)
+    state: dict[str, Any] = {"conditions": conditions_of(scores, before), "scores": scores.to_dict()}
+    if with_perplexity:
+        found = measure.perplexity()
+        state |= {"perplexity": found.token, "word_perplexity": found.word}
+    return state
+
+
+def _table(report: dict[str, Any]) -> str:
+    from tomfisher.experiment.table import align
+
+    base, masked = report["baseline"], report.get("masked")
+    header = ["condition", "n", "accuracy", "95 % interval"]
+    header += ["masked", "95 % interval", "p"] if masked else []
+    rows = []
+    for name, score in base["conditions"].items():
+        row = [name, str(score["n"]), *_cells(score)]
+        if masked:
+            after = masked["conditions"][name]
+            row += [*_cells(after), f"{after['p_vs_baseline']:.2g}"]
+        rows.append(row)
+    text = align(header, rows, left=(0,))
+    for label, state in (("perplexity", base), ("perplexity, masked", masked)):
+        if state and "perplexity" in state:
+            text += f"\n{label}: {state['perplexity']:.4g} per token, {state['word_perplexity']:.4g} per word"
+    return text
+
+
+def _cells(score: dict[str, Any]) -> list[str]:
+    low, high = score["ci95"]
+    return [f"{score['accuracy']:.3f}", f"{low:.3f} to {high:.3f}"]

@@ -1,0 +1,114 @@
+"""`tomfisher fisher`: from a model and texts to a Fisher store."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from tomfisher.cli.common import (
+    MODEL_FIELDS,
+    add_command,
+    add_overwrite,
+    add_settings,
+    given_settings,
+    load_named_model,
+    note,
+    refuse_existing,
+    setting,
+)
+
+if TYPE_CHECKING:
+    from tomfisher.models import LoadedModel
+    from tomfisher.sample import Sample
+
+DATA = ("task", "n_task", "control", "n_control", "control_length", "max_length", "supervise", "seed")
+RUN = ("labels", "reduction", "params", "tokens_per_batch", "fisher_dtype")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = add_command(
+        subparsers,
+        "fisher",
+        "exact Fisher diagonal of a model on a task, a corpus or your texts",
+        "Sum the squared per-sample gradients of the chosen parameters and write them as a Fisher store:\n"
+        "safetensors shards under the model's own parameter names, plus fisher.json.",
+        (
+            "tomfisher fisher --model smollm2-135m --task false-belief --output_path stores/task",
+            "tomfisher fisher --model smollm2-135m --control python-reference --output_path stores/control",
+            "tomfisher fisher --model ./my-model --texts prompts.jsonl --supervise last --output_path stores/mine",
+            "tomfisher fisher --model testbed-llama --task testbed --labels sampled --params all --output_path s",
+        ),
+    )
+    add_data(parser)
+    add_settings(parser, *RUN)
+    parser.add_argument("--impl", default="auto", help="ops: auto, triton, cpp or reference [auto]")
+    parser.add_argument("--output_path", required=True, help="folder of the store to write")
+    add_overwrite(parser)
+    parser.set_defaults(execute=run)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Flags that name the model and the samples."""
+    add_settings(parser, *MODEL_FIELDS, *DATA, required=("model",))
+    parser.add_argument(
+        "--texts", metavar="FILE", help="a .txt or JSON/JSONL of texts, instead of a task or control"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute and write the store."""
+    from tomfisher.experiment.study import parse_params
+    from tomfisher.fisher import fisher_diagonal
+
+    refuse_existing(args.output_path, args.overwrite)
+    loaded = load_named_model(args, setting(args, "fisher_dtype"))
+    samples = samples_of(args, loaded)
+    fisher = fisher_diagonal(
+        loaded.model,
+        samples,
+        params=parse_params(setting(args, "params")),
+        labels=setting(args, "labels"),
+        reduction=setting(args, "reduction"),
+        tokens_per_batch=setting(args, "tokens_per_batch"),
+        impl=args.impl,
+        seed=setting(args, "seed"),
+    )
+    fisher.metadata.update(model=loaded.identity)
+    fisher.save(args.output_path)
+    slow = sum(road != "captured" for road in fisher.roads.values())
+    if slow:
+        note(
+            f"{slow} of {len(fisher)} parameters took the one-sample fallback; `tomfisher plan` says which and why."
+        )
+    print(
+        f"{args.output_path}: {len(fisher)} tensors, {sum(fisher[n].numel() for n in fisher):,} weights, "
+        f"{fisher.num_samples} samples, {fisher.num_tokens:,} tokens ({_said(fisher.implementations)})"
+    )
+    return 0
+
+
+def samples_of(args: argparse.Namespace, loaded: LoadedModel) -> list[Sample]:
+    """The samples that exactly one of --task, --control and --texts names."""
+    from tomfisher.experiment.config import Config
+    from tomfisher.experiment.inputs import Inputs
+    from tomfisher.tasks.encode import encode
+    from tomfisher.tasks.formats import read_texts
+
+    given = [name for name in ("task", "control", "texts") if getattr(args, name, None) is not None]
+    if len(given) != 1:
+        named = " and ".join(f"--{name}" for name in given) or "none of them"
+        raise ValueError(f"Name the samples by exactly one of --task, --control and --texts, got {named}.")
+    if args.texts is not None:
+        supervise = getattr(args, "supervise", "all")
+        return encode(loaded.tokenizer, read_texts(args.texts), supervise, setting(args, "max_length"))
+    settings = {name: value for name, value in given_settings(args).items() if name in (*DATA, "model")}
+    inputs = Inputs(Config(**settings))
+    if given == ["control"]:
+        return inputs.control_samples(loaded.tokenizer)
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    return inputs.task_samples(loaded.tokenizer, context)
+
+
+def _said(implementations: dict[str, str]) -> str:
+    return ", ".join(f"{op}: {name}" for op, name in implementations.items())

@@ -1,0 +1,110 @@
+"""`tomfisher ls`: what there is to choose from, and what a run folder holds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tomfisher.cli.common import add_command
+
+FILLS = {
+    "mean": "the mean of the unmasked entries of the same tensor (the paper's, taken exactly)",
+    "zero": "0",
+    "NUMBER": "that number",
+    "noise": "normal draws with the tensor's mean and standard deviation, seeded",
+    "scale:FACTOR": "the weight times the factor, which may be above 1",
+}
+PARAMS = {
+    "decoder-linear": "the linear weights of the decoder layers (the paper's set)",
+    "attention-qk": "query and key weights",
+    "all": "every parameter",
+    "GLOB,GLOB": "parameters whose names match, such as '*.mlp.*'",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = add_command(
+        subparsers,
+        "ls",
+        "list tasks, models, params, fills, presets, or a run folder",
+        "List what a name may be, or what a run folder holds and how far it got.",
+        ("tomfisher ls", "tomfisher ls tasks", "tomfisher ls runs/demo-testbed"),
+    )
+    parser.add_argument(
+        "what", nargs="?", help="tasks, models, params, fills, presets or a run folder [all lists]"
+    )
+    parser.set_defaults(execute=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the list."""
+    lists = {"tasks": _tasks, "models": _models, "params": lambda: PARAMS, "fills": lambda: FILLS}
+    lists["presets"] = _presets
+    if args.what is None:
+        print("\n\n".join(_block(name, entries()) for name, entries in lists.items()))
+    elif args.what in lists:
+        print(_block(args.what, lists[args.what]()))
+    elif (Path(args.what) / "config.yaml").is_file():
+        print(_run_folder(Path(args.what)))
+    else:
+        raise ValueError(
+            f"{args.what!r} is no run folder (no config.yaml in it) and none of {', '.join(lists)}. "
+            "Give one of these, or nothing for all lists."
+        )
+    return 0
+
+
+def _tasks() -> dict[str, str]:
+    from tomfisher import tasks
+
+    return tasks.available()
+
+
+def _models() -> dict[str, str]:
+    from tomfisher.models import builtin
+
+    return builtin.available()
+
+
+def _presets() -> dict[str, str]:
+    from tomfisher.experiment.config import PRESETS
+
+    return {
+        name: f"{values['model']}, task {values['task']}, control {values['control']}, {len(values['kappas'])} kappas"
+        for name, values in PRESETS.items()
+    }
+
+
+def _block(title: str, entries: Mapping[str, str]) -> str:
+    width = max(map(len, entries), default=0)
+    return "\n".join([f"{title}:", *(f"  {name.ljust(width)}  {text}" for name, text in entries.items())])
+
+
+def _run_folder(path: Path) -> str:
+    """Settings, progress and, when there are some, results."""
+    from tomfisher.experiment import Config, Results, judge
+    from tomfisher.experiment.config import read_yaml
+    from tomfisher.experiment.plan import plans_of
+    from tomfisher.experiment.table import render
+
+    config = Config.from_dict(read_yaml(path / "config.yaml"))
+    plans = plans_of(config)
+    done = sum((path / "points" / f"{plan.key}.json").is_file() for plan in plans)
+    stores = [which for which in ("task", "control") if (path / "fisher" / which).is_dir()]
+    masks = sorted(file.name for file in (path / "masks").glob("*.safetensors"))
+    facts = {
+        "model": config.model,
+        "task": config.task,
+        "control": config.control,
+        "points": f"{done} of {len(plans)} measured",
+        "stores": ", ".join(f"fisher/{which}" for which in stores) or "none yet",
+        "masks": f"{len(masks)} in masks/",
+    }
+    text = _block(str(path), facts)
+    if (path / "results.json").is_file():
+        results = Results.load(path)
+        return f"{text}\n\n{render(results)}\n\n{judge(results)}"
+    return f"{text}\n\nGo on with: tomfisher run --config {path}/config.yaml --output_path {path}"

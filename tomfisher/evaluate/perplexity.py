@@ -1,0 +1,224 @@
+"""Perplexity of a text under a model, in windows: per token, per word and in bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tomfisher.evaluate._forward import check_length, device_of, logits_at, measuring, pad
+from tomfisher.progress import progress_bar
+
+BATCH_SIZE = 4
+# Positions whose float32 log-softmax is held at once.
+CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How badly a model predicts a text.
+
+    Args:
+        token: exp(nll / num_tokens).
+        word: exp(nll / num_words).
+        bits_per_byte: nll / (ln 2 · number of UTF-8 bytes of the scored part).
+        num_tokens: tokens scored.
+        num_words: words of the original text (split at white space) in the scored part.
+        nll: negative log-likelihood of all scored tokens, in nats.
+    """
+
+    token: float
+    word: float
+    bits_per_byte: float
+    num_tokens: int
+    num_words: int
+    nll: float
+
+    def to_dict(self) -> dict[str, float]:
+        """All figures by name, fit for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Document:
+    """Ids of one text, cut to what is scored, and how much of the text that is."""
+
+    ids: list[int]
+    words: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Inputs `ids[start:end]` of a document; the tokens after positions `first ... end - 1` are scored."""
+
+    document: int
+    start: int
+    first: int
+    end: int
+
+
+def perplexity(
+    model: Any,
+    tokenizer: Any,
+    text: Any,
+    window: int = 512,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = True,
+) -> Perplexity:
+    """Score every token of a text except its first exactly once, in windows of at most `window` inputs.
+
+    The first window scores all its tokens; each further one starts `stride` tokens later and scores only the
+    tokens that no window before it has scored, the others being context. With `stride == window` nothing is
+    computed twice, and the first token of a window has one token of context. Special tokens are added as the
+    tokenizer does by default, at the start of a document only; where it adds one, the first token of the text is
+    scored too. Each document of a list is a text of its own; no window crosses its end, and documents with
+    nothing to score (fewer than two tokens) are passed over. Sums are float64, log-softmax float32.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer.
+        text: a string, a sequence of strings, or an object with `documents`.
+        window: largest number of input tokens, at least 1 and at most the model's positions.
+        stride: tokens between two windows' starts, 1 ... window; None: `window`, no overlap.
+        max_tokens: stop after this many scored tokens; words and bytes count only the part scored.
+        batch_size: windows per forward; the logits of one forward hold batch_size · stride · vocabulary numbers.
+        progress: show a bar on a terminal.
+
+    Returns:
+        `Perplexity`.
+
+    Raises:
+        ValueError: a setting out of range, a text with nothing to score, or a likelihood that is not finite.
+    """
+    stride = window if stride is None else stride
+    _check_settings(window, stride, max_tokens, batch_size)
+    documents = _encode(tokenizer, text, max_tokens)
+    windows = [w for i, doc in enumerate(documents) for w in _windows(i, len(doc.ids) - 1, window, stride)]
+    windows.sort(key=lambda w: (w.start - w.end, w.end - w.first, w.document, w.start))
+    check_length(model, max(w.end - w.start for w in windows), f"A window of {window}")
+    tokens = sum(len(doc.ids) - 1 for doc in documents)
+    total, device = 0.0, device_of(model)
+    bar = progress_bar(total=tokens, desc="perplexity", unit="token", enabled=progress)
+    with measuring(model), bar:
+        for i in range(0, len(windows), batch_size):
+            batch = windows[i : i + batch_size]
+            total += _batch_nll(model, documents, batch, device)
+            bar.update(sum(w.end - w.first for w in batch))
+    words, size = sum(doc.words for doc in documents), sum(doc.size for doc in documents)
+    if not math.isfinite(total):
+        raise ValueError(
+            f"The negative log-likelihood of the text is {total}; it must be finite. "
+            "Look for NaN weights, or use a wider dtype."
+        )
+    return Perplexity(
+        token=_exp(total / tokens),
+        word=_exp(total / words),
+        bits_per_byte=total / math.log(2) / size,
+        num_tokens=tokens,
+        num_words=words,
+        nll=total,
+    )
+
+
+def _batch_nll(
+    model: Any, documents: Sequence[_Document], batch: Sequence[_Window], device: torch.device
+) -> float:
+    """Negative log-likelihood in nats of the tokens that these windows score."""
+    inputs = pad([documents[w.document].ids[w.start : w.end] for w in batch], device)
+    begin = min(w.first - w.start for w in batch)
+    keep = torch.arange(begin, inputs.shape[1], device=device)
+    logits = logits_at(model, inputs, keep)
+    return sum(
+        _nll(
+            logits[row, w.first - w.start - begin : w.end - w.start - begin],
+            torch.tensor(documents[w.document].ids[w.first + 1 : w.end + 1], device=logits.device),
+        )
+        for row, w in enumerate(batch)
+    )
+
+
+def _nll(logits: Tensor, targets: Tensor) -> float:
+    """Summed cross-entropy of `logits` `[T, vocab]` at `targets` `[T]`, a chunk of positions at a time."""
+    losses = (
+        torch.nn.functional.cross_entropy(
+            logits[i : i + CHUNK].float(), targets[i : i + CHUNK], reduction="none"
+        )
+        for i in range(0, len(targets), CHUNK)
+    )
+    return sum(loss.double().sum().item() for loss in losses)
+
+
+def _windows(document: int, positions: int, window: int, stride: int) -> Iterator[_Window]:
+    """Windows over the input positions 0 ... positions - 1 of a document."""
+    start = done = 0
+    while done < positions:
+        end = min(start + window, positions)
+        yield _Window(document, start, done, end)
+        start, done = start + stride, end
+
+
+def _encode(tokenizer: Any, text: Any, max_tokens: int | None) -> list[_Document]:
+    """The documents with something to score, up to `max_tokens` scored tokens in all."""
+    texts = getattr(text, "documents", text)
+    left = math.inf if max_tokens is None else max_tokens
+    documents = []
+    for entry in [texts] if isinstance(texts, str) else texts:
+        if not isinstance(entry, str):
+            raise TypeError(
+                f"perplexity got a document of type {type(entry).__name__}; each must be a string."
+            )
+        if left <= 0:
+            break
+        if entry and (document := _document(tokenizer, entry, left)) is not None:
+            documents.append(document)
+            left -= len(document.ids) - 1
+    if not sum(document.words for document in documents):
+        raise ValueError(
+            "The text has nothing to score: it is empty, or no document has two tokens and a word behind the first. "
+            "Give a longer text."
+        )
+    return documents
+
+
+def _document(tokenizer: Any, text: str, limit: float) -> _Document | None:
+    """Encode one text and cut it to `limit` scored tokens; None when there is nothing to score."""
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    encoded = tokenizer(text, return_special_tokens_mask=True, return_offsets_mapping=fast, verbose=False)
+    ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    while ids and special[len(ids) - 1]:
+        ids.pop()
+    if len(ids) < 2:
+        return None
+    whole = len(ids) - 1 <= limit
+    ids = ids if whole else ids[: int(limit) + 1]
+    if fast:
+        offsets = encoded["offset_mapping"]
+        begin = 0 if special[0] else offsets[1][0]
+        scored = text[begin : None if whole else offsets[len(ids) - 1][1]]
+    else:
+        scored = tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False)
+    return _Document(ids, len(scored.split()), len(scored.encode("utf-8", errors="surrogatepass")))
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf
+
+
+def _check_settings(window: int, stride: int, max_tokens: int | None, batch_size: int) -> None:
+    if window < 1:
+        raise ValueError(f"window is {window}; it must be at least 1 token.")
+    if not 1 <= stride <= window:
+        raise ValueError(
+            f"stride is {stride}; it must lie in 1 ... window ({window}), or tokens would be skipped."
+        )
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1, or None for the whole text.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")

@@ -1,0 +1,124 @@
+"""What a Fisher run will take, before it is run: roads, memory, time."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from tomfisher import ops
+from tomfisher.fisher.batching import collate, plan_batches
+from tomfisher.fisher.frozen import frozen
+from tomfisher.fisher.memory import activation_bytes_per_token, auto_tokens_per_batch
+from tomfisher.fisher.objective import input_device, sample_losses
+from tomfisher.fisher.roads import find_roads
+from tomfisher.fisher.selection import Params, select_parameters
+from tomfisher.sample import Sample
+
+_GRADIENT_SHARE = (
+    1.5  # forward + input gradients are two matrix products per weight, its own gradient a third
+)
+
+
+@dataclass(frozen=True)
+class FisherPlan:
+    """Cost of a run, sizes in bytes, time in seconds.
+
+    Attributes:
+        roads: parameter name to "captured" or "fallback: reason".
+        implementations: which implementation of each op `impl="auto"` will use.
+        num_weights: selected weights.
+        num_samples: samples of the run.
+        num_tokens: tokens of the run.
+        num_batches: backward passes.
+        tokens_per_batch: budget of one backward pass.
+        model_bytes: the model's parameters.
+        fisher_bytes: the float32 sums.
+        gradient_bytes: the largest gradient held for one sample.
+        activation_bytes: rough estimate for one full batch.
+        seconds: rough estimate, from one timed sample.
+    """
+
+    roads: dict[str, str]
+    implementations: dict[str, str]
+    num_weights: int
+    num_samples: int
+    num_tokens: int
+    num_batches: int
+    tokens_per_batch: int
+    model_bytes: int
+    fisher_bytes: int
+    gradient_bytes: int
+    activation_bytes: int
+    seconds: float
+
+    @property
+    def peak_bytes(self) -> int:
+        """Model, sums, one gradient and activations together."""
+        return self.model_bytes + self.fisher_bytes + self.gradient_bytes + self.activation_bytes
+
+    def road_counts(self) -> dict[str, int]:
+        """Number of parameters per road, the reason included."""
+        return dict(Counter(self.roads.values()))
+
+
+def plan_fisher(
+    model: nn.Module,
+    samples: Sequence[Sample],
+    params: Params = "decoder-linear",
+    tokens_per_batch: int | str = "auto",
+    impl: ops.Impl = "auto",
+) -> FisherPlan:
+    """Probe the model, time one sample of median length, and add up what `fisher_diagonal` will need.
+
+    Args:
+        model: a transformers causal language model.
+        samples: the run's samples.
+        params: as in `fisher_diagonal`.
+        tokens_per_batch: as in `fisher_diagonal`.
+        impl: as in `fisher_diagonal`.
+
+    Returns:
+        FisherPlan; memory is arithmetic, time an extrapolation.
+    """
+    samples = list(samples)
+    selection = select_parameters(model, params)
+    roads = find_roads(model, selection, samples)
+    device = input_device(model)
+    budget = auto_tokens_per_batch(model, device) if tokens_per_batch == "auto" else int(tokens_per_batch)
+    lengths = [len(s) for s in samples]
+    batches = plan_batches(lengths, budget, 1 if roads.fallback else None)
+    largest = max(lengths[b[0]] * len(b) for b in batches)
+    used = {"squared_gradient_": roads.captured, "square_accumulate_": roads.fallback}
+    return FisherPlan(
+        roads=roads.describe(),
+        implementations={op: ops.resolve(op, impl, device)[0] for op, names in used.items() if names},
+        num_weights=sum(p.numel() for p in selection.values()),
+        num_samples=len(samples),
+        num_tokens=sum(lengths),
+        num_batches=len(batches),
+        tokens_per_batch=budget,
+        model_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        fisher_bytes=sum(p.numel() * 4 for p in selection.values()),
+        gradient_bytes=max(p.numel() * 4 for p in selection.values()),
+        activation_bytes=largest * activation_bytes_per_token(model),
+        seconds=_seconds_per_token(model, samples) * sum(lengths) * _GRADIENT_SHARE,
+    )
+
+
+def _seconds_per_token(model: nn.Module, samples: list[Sample]) -> float:
+    """Time of a forward pass and input gradients, per token, on a sample of median length (second of two runs)."""
+    median = sorted(samples, key=len)[len(samples) // 2]
+    batch = collate([median], [0])
+    seconds = 0.0
+    with frozen(model):
+        for _ in range(2):
+            start = time.perf_counter()
+            loss = sample_losses(model, batch, "empirical", "mean", 0)
+            loss.sum().backward()
+            loss.sum().item()
+            seconds = time.perf_counter() - start
+    return seconds / len(median)

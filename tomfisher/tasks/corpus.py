@@ -1,0 +1,261 @@
+"""General text: loading it, cutting it into parts that share nothing, and drawing token windows from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import re
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tomfisher.files import sha256_of_text
+from tomfisher.sample import Sample
+from tomfisher.tasks.formats import text_of
+from tomfisher.tasks.records import JSON_SUFFIXES, read_records, read_text_file
+
+PYTHON_REFERENCE = "python-reference"
+TESTBED = "testbed"
+SEPARATOR = "\n\n"
+MAX_ROWS = 20_000
+MAX_CHARACTERS = 20_000_000
+_HEADING = re.compile(r"^\s= [^=].* =\s*$")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of general text.
+
+    Args:
+        name: where they come from.
+        documents: texts, none of them empty.
+        sha256: over the documents, `tomfisher.files.sha256_of_text(*documents)`.
+    """
+
+    name: str
+    documents: list[str]
+    sha256: str
+
+    @cached_property
+    def text(self) -> str:
+        """All documents in order, with blank lines between them."""
+        return SEPARATOR.join(self.documents)
+
+
+def load(source: str | os.PathLike[str], text_column: str = "text") -> Corpus:
+    """Load general text.
+
+    Args:
+        source: "python-reference" (CPython's language reference, from `pydoc_data.topics`), "testbed", a `.json` or
+            `.jsonl` file of strings or records, any other file (plain text, one document), or a `datasets` id
+            "name:config:split" such as "wikitext:wikitext-2-raw-v1:test" (config may be empty), of which at most
+            20,000 rows are read; rows of WikiText are joined to articles.
+        text_column: field of a record or column of a data set that holds the text; in files also "txt" and "text".
+
+    Returns:
+        The corpus.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: unknown source, a malformed or empty file, or a data set without that column.
+        ImportError: the package `datasets` is missing.
+        OSError: the data set cannot be had, for want of a network or because it does not exist.
+    """
+    label = os.fspath(source)
+    if label == PYTHON_REFERENCE:
+        return _corpus(label, _python_reference())
+    if label == TESTBED:
+        from tomfisher.testbed import language
+
+        return language.corpus()
+    path = Path(label)
+    if path.suffix.lower() in JSON_SUFFIXES:
+        return _corpus(path.name, [text_of(record, text_column) for record in read_records(path)])
+    if path.exists() or isinstance(source, os.PathLike) or path.suffix.lower() in (".txt", ".md"):
+        return _corpus(path.name, [read_text_file(path)])
+    if label.count(":") == 2:
+        return _corpus(label, _dataset(label, text_column))
+    raise ValueError(
+        f"Unknown text {label!r}. Give {PYTHON_REFERENCE!r}, {TESTBED!r}, the path of a text, .json or .jsonl file, "
+        'or a datasets id "name:config:split".'
+    )
+
+
+def split(corpus: Corpus, fraction: float = 0.5, seed: int = 0) -> tuple[Corpus, Corpus]:
+    """Cut a corpus into a Fisher part and a perplexity part that share no text.
+
+    Documents are dealt at random until the first part has `fraction` of the characters; equal documents stay
+    together. A single document is cut at the paragraph, line or word boundary next to that point.
+
+    Args:
+        corpus: what to cut.
+        fraction: share of the characters for the first part, between 0 and 1.
+        seed: which documents go where.
+
+    Returns:
+        `(fisher_part, perplexity_part)`, each in the order of the corpus and with at least one document.
+
+    Raises:
+        ValueError: `fraction` outside (0, 1), or a single document without a word boundary.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be between 0 and 1, both excluded, got {fraction}.")
+    distinct = sorted(set(corpus.documents))
+    if len(distinct) == 1:
+        front, back = _cut(corpus.name, distinct[0], fraction)
+        parts = [front], [back]
+    else:
+        first = _deal(distinct, fraction, seed)
+        parts = (
+            [text for text in corpus.documents if text in first],
+            [text for text in corpus.documents if text not in first],
+        )
+    return _corpus(f"{corpus.name} (Fisher part)", parts[0]), _corpus(
+        f"{corpus.name} (perplexity part)", parts[1]
+    )
+
+
+def windows(tokenizer: Any, corpus: Corpus, length: int = 128, n: int = 100, seed: int = 0) -> list[Sample]:
+    """Draw random windows of tokens that do not overlap, every token supervised.
+
+    The documents are joined with blank lines, encoded without special tokens and cut, from a random offset on,
+    into windows, of which `n` are drawn. Of a text beyond 20 million characters only as many documents in a row
+    as have that length are used, from a random one on.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        corpus: the text.
+        length: tokens per window, at least 2.
+        n: number of windows.
+        seed: which windows, and their order.
+
+    Returns:
+        `n` samples of `length` tokens.
+
+    Raises:
+        ValueError: `length` or `n` too small, or too little text: it says how many windows there are.
+    """
+    if length < 2 or n < 1:
+        raise ValueError(f"length must be at least 2 tokens and n at least 1, got length={length}, n={n}.")
+    rng = random.Random(f"tomfisher.tasks.corpus:windows:{seed}")
+    ids = _stream(tokenizer, corpus, rng)
+    count, rest = divmod(len(ids), length)
+    if count < n:
+        raise ValueError(
+            f"{corpus.name} has {len(ids)} tokens, which hold {count} windows of {length}, but n={n} were asked for. "
+            "Use fewer or shorter windows, or more text."
+        )
+    offset = rng.randint(0, rest)
+    stream = torch.tensor(ids, dtype=torch.int64)
+    samples = []
+    for window in rng.sample(range(count), n):
+        begin = offset + window * length
+        piece = stream[begin : begin + length].clone()
+        samples.append(Sample(piece, piece.clone(), f"{corpus.name}, tokens {begin} to {begin + length - 1}"))
+    return samples
+
+
+def _corpus(name: str, documents: list[str]) -> Corpus:
+    return Corpus(name, documents, sha256_of_text(*documents))
+
+
+def _python_reference() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [text.strip() for _, text in sorted(topics.items()) if text.strip()]
+
+
+def _dataset(label: str, column: str) -> list[str]:
+    """Stream the rows of a `datasets` id."""
+    name, config, part = label.split(":")
+    if not name or not part:
+        raise ValueError(
+            f'{label!r} is no datasets id "name:config:split": name and split must not be empty.'
+        )
+    if importlib.util.find_spec("datasets") is None:
+        raise ImportError(f'{label!r} needs the package "datasets". Run: pip install "tomfisher[datasets]"')
+    import datasets
+
+    try:
+        stream = datasets.load_dataset(name, config or None, split=part, streaming=True)
+        rows = list(islice(iter(stream), MAX_ROWS + 1))
+    except Exception as error:
+        raise OSError(
+            f"The data set {label!r} could not be loaded: {type(error).__name__}: {error}. Check its name, config "
+            f"and split and the network, or use a text file or {PYTHON_REFERENCE!r}."
+        ) from error
+    if len(rows) > MAX_ROWS:
+        rows.pop()
+        warnings.warn(f"{label}: only the first {MAX_ROWS:,} rows are read.", UserWarning, stacklevel=4)
+    if not rows or column not in rows[0]:
+        given = ", ".join(rows[0]) if rows else "no rows at all"
+        raise ValueError(
+            f"The data set {label!r} has no column {column!r} (it has: {given}). Name another column."
+        )
+    texts = [row[column] for row in rows]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"The column {column!r} of {label!r} does not hold text. Name another column.")
+    documents = [text.strip() for text in _articles(texts) if text.strip()]
+    if not documents:
+        raise ValueError(f"The column {column!r} of {label!r} holds only empty texts. Name another column.")
+    return documents
+
+
+def _articles(rows: list[str]) -> list[str]:
+    """Join WikiText's rows (single lines, a heading " = Title = " per article) to articles; leave others alone."""
+    if not any(_HEADING.match(row) for row in rows):
+        return rows
+    articles: list[list[str]] = []
+    for row in rows:
+        if _HEADING.match(row) or not articles:
+            articles.append([])
+        articles[-1].append(row)
+    return ["".join(lines) for lines in articles]
+
+
+def _cut(name: str, text: str, fraction: float) -> tuple[str, str]:
+    """Cut at a paragraph or line end within a tenth of the text from the point, else at the nearest word end."""
+    target, near = round(len(text) * fraction), len(text) // 10
+    for boundary, reach in ((SEPARATOR, near), ("\n", near), (" ", len(text)), ("\n", len(text))):
+        places = (text.rfind(boundary, 0, target), text.find(boundary, target))
+        for place in sorted((p for p in places if p >= 0), key=lambda p: abs(p - target)):
+            front, back = text[:place].strip(), text[place:].strip()
+            if front and back and abs(place - target) <= reach:
+                return front, back
+    raise ValueError(
+        f"{name} is one document without a word boundary and cannot be cut in two. Give more text."
+    )
+
+
+def _deal(distinct: list[str], fraction: float, seed: int) -> set[str]:
+    """Choose the documents of the first part: neither none nor all, as near to `fraction` as a prefix comes."""
+    order = list(distinct)
+    random.Random(f"tomfisher.tasks.corpus:split:{seed}").shuffle(order)
+    target = fraction * sum(map(len, order))
+    best, best_distance, size = 1, float("inf"), 0
+    for count, text in enumerate(order[:-1], start=1):
+        size += len(text)
+        if abs(size - target) < best_distance:
+            best, best_distance = count, abs(size - target)
+    return set(order[:best])
+
+
+def _stream(tokenizer: Any, corpus: Corpus, rng: random.Random) -> list[int]:
+    documents = corpus.documents
+    if sum(map(len, documents)) > MAX_CHARACTERS:
+        start = rng.randrange(len(documents))
+        chosen, size = [], 0
+        for text in documents[start:] + documents[:start]:
+            chosen.append(text)
+            size += len(text)
+            if size >= MAX_CHARACTERS:
+                break
+        documents = chosen
+    encoded = tokenizer(SEPARATOR.join(documents), add_special_tokens=False, verbose=False)
+    return list(encoded["input_ids"])

@@ -1,0 +1,121 @@
+"""From texts to samples: which tokens are supervised."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from tomfisher.sample import IGNORED, Sample
+from tomfisher.tasks.story import Story
+from tomfisher.tokens import encode_text, leading_specials, split_continuation
+
+Text: TypeAlias = "Story | str | tuple[str, str]"
+MODES = ("answer", "last", "all")
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[Text], supervise: str = "answer", max_length: int | None = None
+) -> list[Sample]:
+    """Turn stories, (prompt, answer) pairs or plain texts into samples.
+
+    - "answer": prompt, one space, answer; the tokens of the answer are supervised.
+    - "last": the prompt alone (a plain text: the text), its last token is supervised. This is what
+      arXiv 2504.04238 does.
+    - "all": prompt, one space, answer (a plain text: the text); every token is supervised.
+
+    Args:
+        tokenizer: a transformers tokenizer; the special tokens that it puts in front by default are kept, those
+            behind the text are dropped.
+        texts: `Story` objects, (prompt, answer) pairs or strings.
+        supervise: "answer", "last" or "all".
+        max_length: longest sample, in tokens. Longer ones lose their beginning ("answer", "last"; leading special
+            tokens stay) or their end ("all"), and a `UserWarning` says how many did.
+
+    Returns:
+        One sample per text, in order.
+
+    Raises:
+        TypeError: a text is none of the three kinds.
+        ValueError: unknown mode, an empty text, a plain text with "answer", or `max_length` too small for the
+            answer and one token before it: with the index of the text.
+    """
+    if supervise not in MODES:
+        raise ValueError(f"supervise must be one of {', '.join(MODES)}, got {supervise!r}.")
+    if isinstance(texts, (str, Story)):
+        raise TypeError(f"texts must be a list, got one {type(texts).__name__}. Pass [text].")
+    if max_length is not None and max_length < 2:
+        raise ValueError(
+            f"max_length must be at least 2 tokens, because the first token is never predicted, got {max_length}."
+        )
+    samples, truncated = [], 0
+    for index, text in enumerate(texts):
+        ids, supervised = _encode_one(tokenizer, text, index, supervise)
+        if max_length is not None and len(ids) > max_length:
+            truncated += 1
+            ids, supervised = _truncate(tokenizer, ids, supervised, supervise, max_length, index)
+        labels = [IGNORED] * (len(ids) - supervised) + ids[len(ids) - supervised :]
+        name = text.id if isinstance(text, Story) else f"text {index}"
+        samples.append(Sample(torch.tensor(ids), torch.tensor(labels), name))
+    if truncated:
+        side = "ends were" if supervise == "all" else "beginnings were"
+        warnings.warn(
+            f"{truncated} of {len(texts)} texts are longer than max_length={max_length} tokens; their {side} cut off.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return samples
+
+
+def _encode_one(tokenizer: Any, text: Text, index: int, supervise: str) -> tuple[list[int], int]:
+    """Give the ids of one text and how many of the last ones are supervised."""
+    prompt, answer = _parts(text, index)
+    if not prompt.strip():
+        raise ValueError(f"Text {index} is empty. Remove it, or give it a prompt.")
+    if supervise == "answer":
+        if answer is None:
+            raise ValueError(
+                f'Text {index} is a plain string and has no answer to supervise. Use supervise="last" or "all", '
+                "or pass (prompt, answer) pairs."
+            )
+        if not answer.strip():
+            raise ValueError(f"Text {index} has an empty answer. Give the text that shall be predicted.")
+        before, after = split_continuation(tokenizer, prompt.rstrip(), f" {answer.strip()}")
+        return before + after, len(after)
+    whole = prompt if answer is None or supervise == "last" else f"{prompt.rstrip()} {answer.strip()}"
+    ids = encode_text(tokenizer, whole)
+    if len(ids) < 2:
+        raise ValueError(
+            f"Text {index} ({whole!r}) has {len(ids)} token(s); at least 2 are needed, because the first token is "
+            "never predicted. Use a longer text."
+        )
+    return ids, 1 if supervise == "last" else len(ids)
+
+
+def _parts(text: Text, index: int) -> tuple[str, str | None]:
+    if isinstance(text, Story):
+        return text.prompt, text.answer_text
+    if isinstance(text, str):
+        return text, None
+    if isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text):
+        return text[0], text[1]
+    raise TypeError(
+        f"Text {index} must be a Story, a string or a (prompt, answer) pair, got {type(text).__name__}."
+    )
+
+
+def _truncate(
+    tokenizer: Any, ids: list[int], supervised: int, supervise: str, max_length: int, index: int
+) -> tuple[list[int], int]:
+    """Cut to `max_length` ids; the count of supervised ones at the end is adapted."""
+    if supervise == "all":
+        return ids[:max_length], max_length
+    front = leading_specials(tokenizer, ids)
+    if supervised + max(front, 1) > max_length:
+        raise ValueError(
+            f"max_length={max_length} leaves no room for text {index}: its supervised part has {supervised} token(s) "
+            f"and {max(front, 1)} must stand before it. Use max_length >= {supervised + max(front, 1)}."
+        )
+    return ids[:front] + ids[len(ids) - (max_length - front) :], supervised

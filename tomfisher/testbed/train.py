@@ -1,0 +1,224 @@
+"""Train the testbed model from scratch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tomfisher.files import atomic_path, sha256_of_file
+from tomfisher.progress import progress_bar
+from tomfisher.provenance import versions
+from tomfisher.sample import IGNORED
+from tomfisher.testbed import language
+from tomfisher.testbed.recipe import Batch, Recipe, batches
+from tomfisher.testbed.tokenizer import BEGIN, build_tokenizer, word_ids
+
+if TYPE_CHECKING:
+    from tomfisher.tasks.story import Story
+
+HELD_OUT_STORIES = 640
+LOGGED_STORIES = 320
+HELD_OUT_DOCUMENTS = 100
+
+
+def train(
+    output_path: str | os.PathLike[str],
+    recipe: Recipe | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a testbed Llama on the CPU and write it as a transformers folder.
+
+    The weights are a pure function of the recipe, the thread count, the torch version and the processor.
+
+    Args:
+        output_path: new folder; it appears only when the training is complete.
+        recipe: sizes, settings and seed; None for the shipped model's.
+        threads: of the CPU during training; None leaves torch's number.
+        progress: show a bar on a terminal.
+
+    Returns:
+        What `training.json` in the folder holds: command, recipe, thread count, versions, log (loss in nats per
+        token, held-out accuracy) and result (accuracy per condition, perplexity per token of held-out general
+        text, seconds, number of parameters, SHA-256 of the weights).
+
+    Raises:
+        ValueError: the folder exists, or a setting is out of range.
+        FloatingPointError: the loss is no longer finite.
+    """
+    recipe = recipe or Recipe()
+    target = Path(output_path)
+    if target.exists():
+        raise ValueError(
+            f"{target} exists already and is not overwritten. Give another --output_path, or remove it first."
+        )
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}.")
+    with _cpu(recipe.seed, threads):
+        started = time.perf_counter()
+        model, log = _optimise(recipe, progress)
+        seconds = time.perf_counter() - started
+        record: dict[str, Any] = {
+            "command": f"tomfisher testbed train --steps {recipe.steps} --seed {recipe.seed} "
+            f"--threads {torch.get_num_threads()}",
+            "recipe": dataclasses.asdict(recipe),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "log": log,
+            "result": {
+                "accuracy": held_out_accuracy(model, language.stories(HELD_OUT_STORIES)),
+                "perplexity": held_out_perplexity(model),
+                "seconds": round(seconds, 1),
+                "parameters": sum(weight.numel() for weight in model.parameters()),
+            },
+        }
+    with atomic_path(target) as folder:
+        _write(folder, model, record)
+    return record
+
+
+@contextlib.contextmanager
+def _cpu(seed: int, threads: int | None) -> Iterator[None]:
+    """Seed and thread count for the block; both are as before behind it."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _optimise(recipe: Recipe, progress: bool) -> tuple[Any, list[dict[str, Any]]]:
+    """Run all steps; give the model and its log."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(recipe.config())
+    optimiser = _optimiser(model, recipe)
+    held_out = language.stories(LOGGED_STORIES)
+    log: list[dict[str, Any]] = []
+    with progress_bar(total=recipe.steps, desc="training", unit="step", enabled=progress) as bar:
+        for step, (story_batch, general_batch) in zip(range(recipe.steps), batches(recipe), strict=False):
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.rate(step)
+            story_loss = _loss(model, story_batch, recipe.answer_weight)
+            general_loss = _loss(model, general_batch, recipe.answer_weight)
+            total = story_loss + general_loss
+            if not bool(torch.isfinite(total)):
+                raise FloatingPointError(
+                    f"The training loss is {float(total)} at step {step + 1}. Use a smaller learning rate."
+                )
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            bar.update(1)
+            if (step + 1) % recipe.log_every == 0 or step + 1 == recipe.steps:
+                accuracy = held_out_accuracy(model, held_out)
+                log.append(
+                    {
+                        "step": step + 1,
+                        "story_loss": round(float(story_loss), 4),
+                        "general_loss": round(float(general_loss), 4),
+                        "accuracy": accuracy["all"],
+                        "false_belief": _mean(
+                            [accuracy[f"{family}/false-belief"] for family in language.CONDITIONS]
+                        ),
+                    }
+                )
+                bar.set_postfix(loss=f"{float(total):.3f}", held_out=f"{accuracy['all']:.3f}")
+    return model.eval(), log
+
+
+def _optimiser(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, norm weights do not."""
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+    return torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+    )
+
+
+def _loss(model: Any, batch: Batch, answer_weight: float) -> Tensor:
+    """Mean negative log-likelihood of the supervised tokens, plus `answer_weight` times that of the answers."""
+    labels = batch.labels[:, 1:]
+    kept = labels != IGNORED
+    hidden = model.model(batch.input_ids).last_hidden_state[:, :-1]
+    losses = functional.cross_entropy(model.lm_head(hidden[kept]), labels[kept], reduction="none")
+    answers = losses[batch.answers[:, 1:][kept]]
+    return losses.mean() + answer_weight * answers.mean() if len(answers) else losses.mean()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+@torch.inference_mode()
+def held_out_accuracy(model: Any, stories: Sequence[Story], rows: int = 64) -> dict[str, float]:
+    """Fraction of stories whose right choice has the highest log-probability.
+
+    Args:
+        model: a causal language model over the testbed's vocabulary.
+        stories: testbed stories; every choice is one word.
+        rows: prompts per forward pass.
+
+    Returns:
+        Accuracy per `Story.group`, and "all".
+    """
+    ids = word_ids()
+    right: dict[str, list[float]] = defaultdict(list)
+    for start in range(0, len(stories), rows):
+        part = stories[start : start + rows]
+        lines = [[ids[BEGIN], *(ids[word] for word in story.prompt.split())] for story in part]
+        padded = torch.zeros((len(part), max(map(len, lines))), dtype=torch.int64)
+        for row, line in enumerate(lines):
+            padded[row, : len(line)] = torch.tensor(line)
+        logits = model(padded).logits
+        for row, (story, line) in enumerate(zip(part, lines, strict=True)):
+            scores = logits[row, len(line) - 1, [ids[choice] for choice in story.choices]]
+            right[story.group].append(float(int(scores.argmax()) == story.answer))
+    everything = [value for values in right.values() for value in values]
+    return {**{group: _mean(values) for group, values in sorted(right.items())}, "all": _mean(everything)}
+
+
+@torch.inference_mode()
+def held_out_perplexity(model: Any, documents: int = HELD_OUT_DOCUMENTS) -> float:
+    """Perplexity per token of held-out general text, one document at a time.
+
+    Args:
+        model: a causal language model over the testbed's vocabulary.
+        documents: how many documents of `language.corpus()`.
+
+    Returns:
+        exp(mean negative log-likelihood in nats).
+    """
+    ids = word_ids()
+    total, tokens = 0.0, 0
+    for text in language.corpus(documents).documents:
+        line = torch.tensor([[ids[BEGIN], *(ids[word] for word in text.split())]])
+        logits = model(line).logits[0, :-1]
+        total += float(functional.cross_entropy(logits, line[0, 1:], reduction="sum"))
+        tokens += line.shape[1] - 1
+    return float(torch.tensor(total / tokens, dtype=torch.float64).exp())
+
+
+def _write(folder: Path, model: Any, record: dict[str, Any]) -> None:
+    """Weights, configuration, tokenizer and `training.json`."""
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    record["result"]["sha256"] = sha256_of_file(folder / "model.safetensors")
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
