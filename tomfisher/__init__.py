@@ -26,7 +26,17 @@ _HOMES = {
     "perturb": "tomfisher.perturbation",
     "top_fraction": "tomfisher.masks",
 }
-_SUBPACKAGES = ("evaluate", "experiment", "fisher", "masks", "models", "ops", "perturbation", "tasks", "testbed")
+_SUBPACKAGES = (
+    "evaluate",
+    "experiment",
+    "fisher",
+    "masks",
+    "models",
+    "ops",
+    "perturbation",
+    "tasks",
+    "testbed",
+)
 
 __all__ = [
     "Experiment",

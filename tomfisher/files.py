@@ -52,7 +52,11 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         if temporary.is_dir() and target.exists():
             retired = target.with_name(f".{target.name}.{token}.old")
             target.rename(retired)
-            temporary.rename(target)
+            try:
+                temporary.rename(target)
+            except BaseException:
+                retired.rename(target)
+                raise
             _remove(retired)
         else:
             temporary.replace(target)

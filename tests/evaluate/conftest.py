@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-WORDS = (
+LANGUAGE = (
     "anna ben clara bag box basket tin full of popcorn chocolate red green apple apples thinks that is in the a "
     "looks sees label says opens closed kitchen garden puts leaves moves back search will for it ball there . ,"
-).split()
+)
+WORDS = LANGUAGE.split()
 
 
 @pytest.fixture(scope="session")
@@ -63,15 +64,23 @@ def stories():
         "anna opens the bag . ben leaves the kitchen .",
         "the label says chocolate . anna sees the label .",
     )
-    pairs = (("popcorn", "chocolate"), ("red apples", "popcorn"), ("a red apple", "a red ball", "a", "chocolate"))
-    for a, start in enumerate(("in the kitchen there is a bag full of popcorn .", "ben puts the ball in the tin .")):
+    pairs = (
+        ("popcorn", "chocolate"),
+        ("red apples", "popcorn"),
+        ("a red apple", "a red ball", "a", "chocolate"),
+    )
+    for a, start in enumerate(
+        ("in the kitchen there is a bag full of popcorn .", "ben puts the ball in the tin .")
+    ):
         for b, tail in enumerate(tails):
             choices = pairs[(a + b) % 3]
             for c, (kind, question) in enumerate(
                 {"belief": "anna thinks that the bag is full of", "reality": "the bag is full of"}.items()
             ):
                 found.append(
-                    make_story(f"{start} {tail}", question, choices, (b + c) % len(choices), f"{a}/{b}/{kind}")
+                    make_story(
+                        f"{start} {tail}", question, choices, (b + c) % len(choices), f"{a}/{b}/{kind}"
+                    )
                 )
     return found
 
@@ -96,11 +105,15 @@ def build(name, vocabulary=48, **changes):
         "llama": lambda: t.LlamaConfig(**grouped, tie_word_embeddings=True),
         "mistral-window": lambda: t.MistralConfig(**grouped, sliding_window=7),
         "gpt2": lambda: t.GPT2Config(
-            vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+            vocab_size=vocabulary,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            bos_token_id=0,
+            eos_token_id=0,
         ),
-        "opt": lambda: t.OPTConfig(
-            **{**sizes, "pad_token_id": 1}, ffn_dim=48, word_embed_proj_dim=32
-        ),
+        "opt": lambda: t.OPTConfig(**{**sizes, "pad_token_id": 1}, ffn_dim=48, word_embed_proj_dim=32),
         "mpt": lambda: t.MptConfig(vocab_size=vocabulary, d_model=32, n_heads=4, n_layers=2, max_seq_len=64),
         "gpt-neox": lambda: t.GPTNeoXConfig(**sizes),
         "mixtral": lambda: t.MixtralConfig(**grouped, num_local_experts=4, num_experts_per_tok=2),
@@ -117,7 +130,6 @@ def build(name, vocabulary=48, **changes):
             num_experts_per_tok=1,
             mamba_d_state=4,
             mamba_dt_rank=2,
-            use_mamba_kernels=False,
         ),
     }
     config = configs[name]()

@@ -47,7 +47,9 @@ def test_a_cell_needs_both_questions_in_the_same_repetition():
 
 def test_json_round_trip():
     scores = Scores(
-        (record("a", "belief", [0.5], logprobs=(-1.0, -2.5)), record("a", "reality", [1.0, 0.0])), "choice", True
+        (record("a", "belief", [0.5], logprobs=(-1.0, -2.5)), record("a", "reality", [1.0, 0.0])),
+        "choice",
+        True,
     )
     assert Scores.from_dict(json.loads(json.dumps(scores.to_dict()))) == scores
 
@@ -59,9 +61,7 @@ def test_compare_pairs_by_id_per_group():
         ]
 
     before = Scores((*scores(range(8), []), record("x", "belief", [0.0], "transfer/present")))
-    after = Scores(
-        (record("x", "belief", [1.0], "transfer/present"), *reversed(scores([0, 1], range(2, 8))))
-    )
+    after = Scores((record("x", "belief", [1.0], "transfer/present"), *reversed(scores([0, 1], range(2, 8)))))
     assert compare(before, after) == {
         "contents/open": pytest.approx(2 / 2**6),
         "transfer/present": 1.0,
@@ -72,4 +72,7 @@ def test_compare_pairs_by_id_per_group():
 
 def test_compare_refuses_other_stories():
     with pytest.raises(ValueError, match=r"1 ids .*'b/belief'"):
-        compare(Scores((record("a", "belief", [1.0]),)), Scores((record("a", "belief", [1.0]), record("b", "belief", [1.0]))))
+        compare(
+            Scores((record("a", "belief", [1.0]),)),
+            Scores((record("a", "belief", [1.0]), record("b", "belief", [1.0]))),
+        )

@@ -39,9 +39,17 @@ def test_same_settings_reopen_and_another_folder_name_does_not_matter(tmp_path):
         assert folder.load_point("random-0.0001-seed3") == (a_point(), {"records": []})
 
 
+def test_attempt_without_any_result_may_be_corrected(tmp_path):
+    with RunFolder.open(config_in(tmp_path, model="mistyped")) as folder:
+        folder.pin(command=["tomfisher"])
+    with RunFolder.open(config_in(tmp_path, model="right")) as folder:
+        assert folder.pinned() == {}
+    assert "model: right" in (tmp_path / "config.yaml").read_text()
+
+
 def test_changed_settings_are_refused_with_their_names_and_values(tmp_path):
-    with RunFolder.open(config_in(tmp_path)):
-        pass
+    with RunFolder.open(config_in(tmp_path)) as folder:
+        folder.save_point(a_point(), {})
     with pytest.raises(ValueError) as caught, RunFolder.open(config_in(tmp_path, seed=5, fill="zero")):
         pass
     lines = str(caught.value).splitlines()
@@ -106,6 +114,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 def test_pinned_facts_may_not_change(tmp_path):
     with RunFolder.open(config_in(tmp_path)) as folder:
+        folder.save_point(a_point(), {})
         folder.pin(data={"task": "aa", "control": "bb"}, device="cpu")
         folder.pin(data={"task": "aa", "control": "bb"})
         with pytest.raises(ValueError, match=r"data\.control: there 'bb', now 'cc'") as caught:

@@ -24,9 +24,7 @@ def test_every_sample_once_within_the_budget_longest_first(
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
         assert most is None or len(batch) <= most
-    for current, following in zip(
-        batches, batches[1:], strict=False
-    ):  # no batch could have taken the next sample
+    for current, following in itertools.pairwise(batches):  # no batch could have taken the next sample
         full = most is not None and len(current) == most
         assert full or (len(current) + 1) * lengths[current[0]] > budget or lengths[following[0]] > budget
 

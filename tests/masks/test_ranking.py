@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tomfisher.masks import rank, top_fraction
-from tomfisher.masks.ranking import layer_of
 
 
 def fisher(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -153,21 +152,6 @@ def test_no_warning_when_a_group_gets_entries_but_one_of_its_tensors_does_not() 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert rank(F, 0.1, "layer").mask(0.1).counts() == {"layers.0.a": 0, "layers.0.b": 10}
-
-
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("model.layers.12.mlp.up_proj.weight", "12"),
-        ("transformer.h.3.attn.c_attn.weight", "3"),
-        ("model.layers.1.mlp.experts.7.w1", "1"),
-        ("lm_head.weight", ""),
-        ("block2.weight", ""),
-        ("0.weight", "0"),
-    ],
-)
-def test_layer_of(name: str, layer: str) -> None:
-    assert layer_of(name) == layer
 
 
 def test_the_source_of_the_values_is_remembered() -> None:

@@ -167,3 +167,10 @@ def test_round_once_near_midpoints(significand: int, exponent: int, side: int, d
 def test_round_once_to_float16_agrees_with_ieee(value: float) -> None:
     got = torch.tensor(round_once(value, torch.float16), dtype=torch.float64).to(torch.float16)
     assert float(got) == struct.unpack("e", struct.pack("e", value))[0]
+
+
+def test_the_mean_is_rounded_once_to_bfloat16() -> None:
+    # the mean 1 + 2^-8 + 2^-32 lies just above the middle of two bfloat16 numbers, unseen by float32
+    weight = torch.tensor([4.0, 2**-6, 2**-30, 0.0, 9.0], dtype=torch.bfloat16)
+    masked_fill_mean_([weight], [torch.tensor([4])])
+    assert weight[4].item() == 1 + 2**-7

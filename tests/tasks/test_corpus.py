@@ -133,6 +133,11 @@ def test_split_seed_matters_and_equal_documents_stay_together() -> None:
     assert corpus.split(whole, seed=1)[0] != first
 
 
+def test_copies_of_one_document_are_one_document() -> None:
+    first, second = corpus.split(make(["one two three four"] * 4))
+    assert (first.documents, second.documents) == (["one two"], ["three four"])
+
+
 def test_split_of_two_documents_gives_one_each() -> None:
     first, second = corpus.split(make(["short", "a very much longer document"]), fraction=0.9)
     assert len(first.documents) == len(second.documents) == 1

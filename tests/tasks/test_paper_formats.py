@@ -169,3 +169,15 @@ def test_malformed_items_are_refused_with_line_and_reason(
     with pytest.raises(ValueError) as caught:
         stories(tmp_path, {**IRONY, "NUMBER": 77}, {**item, **changes})
     assert f"{tmp_path / 'items.jsonl'}, line 2" in str(caught.value) and reason in str(caught.value)
+
+
+def test_n_keeps_cells_and_direction_pairs_whole(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text("\n".join(json.dumps({**CONTENTS, "NUMBER": number}) for number in range(6)))
+    for seed in range(3):
+        stories = load(path, n=16, split="all", seed=seed)
+        assert set(Counter(story.condition for story in stories).values()) == {4}
+        ids = {story.id for story in stories}
+        assert {
+            i.replace("as-written", "?").replace("swapped", "as-written").replace("?", "swapped") for i in ids
+        } == ids

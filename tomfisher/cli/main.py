@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def explain(error: Exception) -> str | None:
     """An error as one paragraph for the user, or None when it is a defect of ours that needs a traceback."""
-    if getattr(error, "errno", None) in NO_SPACE or "No space left on device" in str(error):
+    if getattr(error, "errno", None) in NO_SPACE or any(os.strerror(code) in str(error) for code in NO_SPACE):
         place = getattr(error, "filename", None)
         return (
             f"the disk is full{f' (writing {place})' if place else ''}: {error}. Nothing that was finished is lost, "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import Any
 
 from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings
+
+WIDTH = 110
 
 
 def add_parser(subparsers: Any) -> None:
@@ -49,9 +52,8 @@ def run_study(config: Any, overwrite: bool) -> int:
     results = Experiment(config, overwrite=overwrite).run()
     print(f"{config.model}: {config.task} against {config.control}\n")
     print(f"{render(results)}\n")
-    print(f"{judge(results)}\n")
-    print(
-        f"Results: {config.output_path}/results.json, results.csv, verdict.txt; again: "
-        f"tomfisher run --config {config.output_path}/config.yaml"
-    )
+    for sentence in judge(results).sentences:
+        print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+    print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
+    print(f"Again:   tomfisher run --config {config.output_path}/config.yaml")
     return 0

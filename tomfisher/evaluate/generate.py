@@ -15,6 +15,7 @@ from tomfisher.evaluate._forward import check_length, device_of, measuring
 from tomfisher.evaluate.choice import check_stories, make_record
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
+from tomfisher.tokens import encode_text
 
 BATCH_SIZE = 32
 
@@ -172,11 +173,7 @@ def _equal_lengths(
 
 
 def _encode_prompt(tokenizer: Any, story: Any) -> list[int]:
-    """Token ids of the prompt, without special tokens behind its end (those would end the text)."""
-    encoded = tokenizer(story.prompt, return_special_tokens_mask=True)
-    ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-    while len(ids) > 1 and special[len(ids) - 1]:
-        ids.pop()
+    ids = encode_text(tokenizer, story.prompt)
     if not ids:
         raise ValueError(
             f"Story {story.id!r}: its prompt has no token, so there is nothing to complete. Give a non-empty prompt."

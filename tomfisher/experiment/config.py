@@ -321,6 +321,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "output_path": "runs/demo-testbed",
         "n_task": 200,
         "n_control": 200,
+        "eval_dtype": "fp32",
         "kappas": [3e-4, 1e-3, 2e-3, 3e-3, 5e-3],
         "random_seeds": 5,
         "limit": 320,

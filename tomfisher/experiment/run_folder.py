@@ -130,6 +130,11 @@ class RunFolder:
                 )
             self.write_text("config.yaml", config.to_yaml())
             return
+        if not any((self.path / name).exists() for name in OWN_FOLDERS):
+            self._clear(
+                config
+            )  # an attempt that ended before its first result, by a mistyped model for example
+            return
         differing = _differences(_read_settings(file), config.to_dict())
         if differing:
             raise ValueError(

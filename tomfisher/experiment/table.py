@@ -57,7 +57,7 @@ def _row(results: Results, points: list[Point], conditions: list[str]) -> list[s
     if first.mask == RANDOM:
         name = f"random x{len(points)}"
     accuracies = [_span([p.accuracy(name) for p in points], "{:.3f}".format) for name in conditions]
-    rises = _span([rise(results, p) for p in points], "{:+.1%}".format)
+    rises = _span([round(rise(results, p), 3) + 0.0 for p in points], "{:+.1%}".format)
     return [
         f"{first.kappa:g}",
         name,

@@ -146,9 +146,9 @@ def _other_questions(results: Results, point: Point, headline: str) -> list[str]
 
 def _negative(results: Results, effects: list[_Effect], headline: str, able: bool) -> list[str]:
     rule = (
-        f"Not found: at no kappa does the task-control mask lower {headline} accuracy from above chance, "
-        "significantly (Holm), clearly below every random and control-only mask, at less than "
-        f"{PERPLEXITY_LIMIT:.0%} more perplexity."
+        f"Not found: no kappa meets the rule (baseline above chance; a fall of {headline} accuracy that is "
+        "significant after Holm; clearly below every random and control-only mask; less than "
+        f"{PERPLEXITY_LIMIT:.0%} more perplexity)."
     )
     falling = [effect for effect in effects if effect.falls]
     if not falling:

@@ -265,7 +265,7 @@ def _check_arguments(model: nn.Module, samples: list[Sample], labels: str, reduc
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     for index, sample in enumerate(samples):
         if not isinstance(sample, Sample):
             raise TypeError(

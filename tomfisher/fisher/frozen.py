@@ -62,13 +62,13 @@ def _checkpointed(layer: nn.Module) -> Callable[[], None]:
     def recomputing(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(original, *args, use_reentrant=False, **kwargs)
 
-    layer.forward = recomputing  # type: ignore[method-assign]
+    layer.forward = recomputing
 
     def undo() -> None:
         if shadowed is None:
             del layer.forward
         else:
-            layer.forward = shadowed  # type: ignore[method-assign]
+            layer.forward = shadowed
 
     return undo
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from tomfisher.masks.fraction import checked_kappa, count, smallest_kappa
 from tomfisher.masks.sparse_mask import SparseMask
+from tomfisher.models.structure import layer_index
 from tomfisher.ops import topk
 
 Scope = Literal["tensor", "layer", "model"]
@@ -162,6 +162,9 @@ def _group_list(
     for position, name in enumerate(names):
         values = F[name]
         top, where = _top(name, values, min(k, values.numel()))
+        if 0 < k == len(best):  # an entry no larger than the k-th so far comes after it
+            larger = top > best[-1]
+            top, where = top[larger], where[larger]
         best = torch.cat([best, top])
         order = torch.sort(best, descending=True, stable=True).indices[:k]
         best = best[order]
@@ -180,16 +183,10 @@ def _top(name: str, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _groups(F: Mapping[str, Tensor], scope: Scope) -> Iterator[tuple[str, ...]]:
-    groups: dict[str, list[str]] = {}
+    groups: dict[int | None, list[str]] = {}
     for name in F:
-        groups.setdefault(layer_of(name) if scope == "layer" else "", []).append(name)
+        groups.setdefault(layer_index(name) if scope == "layer" else None, []).append(name)
     yield from map(tuple, groups.values())
-
-
-def layer_of(name: str) -> str:
-    """The first number among the dotted parts of a name ("model.layers.12.mlp.w": "12"), or ""."""
-    found = re.search(r"(?:^|\.)(\d+)(?=\.|$)", name)
-    return found.group(1) if found else ""
 
 
 def _split(top: TopList, k: int) -> dict[str, Tensor]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
-_ANY_INDEX = re.compile(r"\.(\d+)\.")
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 SEPARATE_QUERY_KEY = ("q_proj", "k_proj", "query", "key")
 FUSED_QUERY_KEY = ("c_attn", "query_key_value", "Wqkv", "qkv_proj", "in_proj_qkv")
 
@@ -33,8 +32,8 @@ def owners_of(model: nn.Module) -> dict[int, list[Owner]]:
 
 
 def layer_index(name: str) -> int | None:
-    """Number of the decoder layer in a parameter's name: `model.layers.3.mlp.up_proj.weight` -> 3, or None."""
-    found = _LAYER.search(name) or _ANY_INDEX.search(name)
+    """Layer number in a parameter's name, its first dotted number ("model.layers.3.mlp.w": 3), or None."""
+    found = _NUMBER.search(name)
     return int(found.group(1)) if found else None
 
 

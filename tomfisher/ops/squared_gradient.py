@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -110,12 +111,12 @@ def _segments(
         if lengths is not None:
             raise ValueError("lengths belong to [B, T, ·] operands; for packed [N, ·] operands give offsets.")
         ends = [0, grad_output.shape[0]] if offsets is None else _integers(offsets)
-        rising = all(a <= b for a, b in zip(ends, ends[1:], strict=False))
+        rising = all(a <= b for a, b in itertools.pairwise(ends))
         if not ends or ends[0] < 0 or ends[-1] > grad_output.shape[0] or not rising:
             raise ValueError(
                 f"offsets must rise from >= 0 to <= {grad_output.shape[0]} (the number of rows), got {ends[:8]}."
             )
-        return list(zip(ends, ends[1:], strict=False))
+        return list(itertools.pairwise(ends))
     if offsets is not None:
         raise ValueError("offsets belong to packed [N, ·] operands; for [B, T, ·] operands give lengths.")
     B, T = grad_output.shape[:2]

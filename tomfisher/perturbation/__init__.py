@@ -1,6 +1,6 @@
 """Overwriting a few weights of a model in place, and putting them back to the bit."""
 
 from tomfisher.perturbation.fill import Fill
-from tomfisher.perturbation.perturb import Perturbation, perturb
+from tomfisher.perturbation.session import Perturbation, perturb
 
 __all__ = ["Fill", "Perturbation", "perturb"]

@@ -19,7 +19,7 @@ from tomfisher.ops.reference.masked_fill import round_once, unmasked_sum
 from tomfisher.perturbation.targets import Target
 
 FillLike = str | float | tuple[str, float]
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)

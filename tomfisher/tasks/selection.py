@@ -13,7 +13,7 @@ Unit = list[Story]
 
 def unit_key(story: Story) -> str:
     """Name of the unit of a story: its cell, with the two directions of a swapped pair taken as one."""
-    return "/".join(part for part in story.cell.split("/"))
+    return "/".join("as-written" if part == "swapped" else part for part in story.cell.split("/"))
 
 
 def group_units(stories: Sequence[Story]) -> list[Unit]:

@@ -251,7 +251,7 @@ def stories(n: int | None = None, seed: int = 0, split: str = "evaluation") -> l
 
 
 def training_story(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    """Draw a training story with two answered questions: the protagonist's belief and one of the others.
+    """Draw a training story with its three answered questions in random order.
 
     False belief is the only condition in which belief and reality differ, so it is told as often as the three
     others together.
@@ -260,14 +260,13 @@ def training_story(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
         rng: source of randomness; moved forward.
 
     Returns:
-        The story, and (stem, answer) pairs in random order.
+        The story, and (stem, answer) pairs.
     """
     family = rng.choice(tuple(CONDITIONS))
     false_belief, *others = CONDITIONS[family]
     condition = false_belief if rng.random() < 0.5 else rng.choice(others)
     scene = draw_scene(rng, family, "training")
-    belief, reality, knowing = scene.questions(condition)
-    asked = [belief, rng.choice((reality, knowing))]
+    asked = scene.questions(condition)
     rng.shuffle(asked)
     return scene.tell(condition), asked
 

@@ -37,6 +37,9 @@ class Recipe:
         intermediate: width of the feed-forward layers.
         layers: decoder layers.
         heads: attention heads.
+
+    Raises:
+        ValueError: a size that leaves nothing to train on.
     """
 
     steps: int = 1000
@@ -52,6 +55,11 @@ class Recipe:
     intermediate: int = 256
     layers: int = 4
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        for name, smallest in {"steps": 1, "stories": 1, "general_tokens": 2, "log_every": 1}.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}.")
 
     def config(self) -> LlamaConfig:
         """The transformers configuration of the model."""

@@ -118,7 +118,7 @@ def _optimise(recipe: Recipe, progress: bool) -> tuple[Any, list[dict[str, Any]]
             total = story_loss + general_loss
             if not bool(torch.isfinite(total)):
                 raise FloatingPointError(
-                    f"The training loss is {float(total)} at step {step + 1}. Use a smaller learning rate."
+                    f"The training loss is {total.item()} at step {step + 1}. Use a smaller learning rate."
                 )
             total.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -130,15 +130,15 @@ def _optimise(recipe: Recipe, progress: bool) -> tuple[Any, list[dict[str, Any]]
                 log.append(
                     {
                         "step": step + 1,
-                        "story_loss": round(float(story_loss), 4),
-                        "general_loss": round(float(general_loss), 4),
+                        "story_loss": round(story_loss.item(), 4),
+                        "general_loss": round(general_loss.item(), 4),
                         "accuracy": accuracy["all"],
                         "false_belief": _mean(
                             [accuracy[f"{family}/false-belief"] for family in language.CONDITIONS]
                         ),
                     }
                 )
-                bar.set_postfix(loss=f"{float(total):.3f}", held_out=f"{accuracy['all']:.3f}")
+                bar.set_postfix(loss=f"{total.item():.3f}", held_out=f"{accuracy['all']:.3f}")
     return model.eval(), log
 
 

@@ -13,7 +13,7 @@ from tomfisher.ops.dispatch import register
 from tomfisher.ops.reference.scatter import gather, scatter_reference
 
 _ROW = 1 << 14  # entries added up serially, whatever the thread count
-_CHUNK = 1 << 20  # entries held in float64 at one time
+_CHUNK = 1 << 18  # entries held in float64 at one time
 
 
 @register("masked_fill_mean_", "reference")
@@ -25,17 +25,23 @@ def masked_fill_mean_reference(
     Returns:
         None, or the position of the first weight without a finite mean: then nothing was written.
     """
-    fills = []
-    for position, (weight, index) in enumerate(zip(weights, indices, strict=True)):
-        left = weight.numel() - index.numel()
-        mean = unmasked_sum(weight, index) / left if index.numel() else 0.0
+    means = [_mean(weight, index) for weight, index in zip(weights, indices, strict=True)]
+    for position, mean in enumerate(means):
         if not math.isfinite(mean):
             return position
-        fills.append(weight.new_full((index.numel(),), round_once(mean, weight.dtype)))
+    fills = [
+        weight.new_full((index.numel(),), round_once(mean, weight.dtype))
+        for weight, index, mean in zip(weights, indices, means, strict=True)
+    ]
     for weight, index, old in zip(weights, indices, undo, strict=True):
         old.copy_(gather(weight, index))
     scatter_reference(weights, indices, fills)
     return None
+
+
+def _mean(weight: Tensor, index: Tensor) -> float:
+    """Mean of the unmasked entries; 0.0 where nothing is masked, and so nothing will be written."""
+    return unmasked_sum(weight, index) / (weight.numel() - index.numel()) if index.numel() else 0.0
 
 
 def unmasked_sum(weight: Tensor, index: Tensor) -> float:

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tomfisher.cli import main as cli
+from tomfisher.cli.main import build_parser, explain, main
+
+COMMANDS = ["run", "fisher", "mask", "perturb", "evaluate", "sweep", "plan", "ls", "testbed", "bench"]
+
+
+def subcommands():
+    (action,) = [a for a in build_parser()._actions if hasattr(a, "choices") and isinstance(a.choices, dict)]
+    return action.choices
+
+
+def test_alone_it_prints_help_with_commands_to_paste(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "tomfisher run --preset demo-testbed" in out
+    assert all(f"    {name} " in out for name in COMMANDS)
+
+
+def test_every_example_in_every_help_parses():
+    """What the help tells people to paste must be accepted by the parser."""
+    parser = build_parser()
+    texts = [cli.EXAMPLES, *(command.epilog or "" for command in subcommands().values())]
+    lines = re.sub(r"\\\n +", "", "\n".join(texts)).splitlines()
+    examples = [
+        line.strip().split("   ")[0].split() for line in lines if line.strip().startswith("tomfisher ")
+    ]
+    assert {words[1] for words in examples} >= set(COMMANDS)
+    for words in examples:
+        if words[1] in ("COMMAND", "--help"):
+            continue
+        args = parser.parse_args([word.strip("'") for word in words[1:]])
+        assert callable(args.execute), words
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_that_ends_with_examples(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"tomfisher {name}" in capsys.readouterr().out.partition("examples:")[2]
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from tomfisher.cli.main import main; main([]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run", "--model", "m", "--kappas", "2"], "kappa must lie strictly between 0 and 1"),
+        (["run"], "model is not given"),
+        (["run", "--preset", "demo"], "Presets: demo-testbed, demo-smollm2"),
+        (["run", "--config", "no/such.yaml"], "no file or folder 'no/such.yaml'"),
+        (["run", "--model", "m", "--n_task", "few"], "n_task must be a whole number"),
+        (["run", "--model", "m", "--labels", "true"], "labels must be one of empirical, sampled"),
+        (["evaluate", "--model", "smollm2-135"], "Did you mean 'smollm2-135m'"),
+        (["ls", "nothing"], "is no run folder"),
+        (["mask", "--output_path", "x"], "needs --task_store and --kappa"),
+        (
+            ["mask", "--task_store", "no/store", "--kappa", "1e-3", "--output_path", "x"],
+            "No Fisher store at no/store",
+        ),
+        (
+            ["perturb", "--model", "m", "--mask", "no.safetensors", "--output_path", "x"],
+            "No mask file at no.safetensors",
+        ),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert main(["--debug", "run"]) == 2
+    assert main(["run", "--debug"]) == 2
+    assert capsys.readouterr().err.count("Traceback") == 2
+
+
+@pytest.mark.parametrize("kappa", ["0", "1", "-1e-4", "nan", "one"])
+def test_kappa_flag_outside_its_range_is_refused(kappa, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["mask", f"--kappa={kappa}", "--output_path", "x"])
+    assert caught.value.code == 2
+    assert "kappa must" in capsys.readouterr().err
+
+
+def stand_in(monkeypatch, action):
+    """A parser whose command `ls` does something else."""
+    real = build_parser
+
+    def build():
+        parser = real()
+        parse = parser.parse_args
+
+        def parse_args(argv=None):
+            args = parse(argv)
+            args.execute = lambda _: action()
+            return args
+
+        parser.parse_args = parse_args
+        return parser
+
+    monkeypatch.setattr(cli, "build_parser", build)
+
+
+def raising(error):
+    def action():
+        raise error
+
+    return action
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(monkeypatch, capsys):
+    stand_in(monkeypatch, raising(KeyboardInterrupt()))
+    assert main(["ls"]) == 130
+    assert "run the same command to go on" in capsys.readouterr().err
+
+
+def test_full_disk_is_named_with_the_way_out(monkeypatch, capsys):
+    stand_in(monkeypatch, raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/points/a.json")))
+    assert main(["ls"]) == 2
+    err = capsys.readouterr().err
+    assert "disk is full (writing runs/x/points/a.json)" in err and "run the same command again" in err
+
+
+def test_defects_of_ours_keep_their_traceback(monkeypatch):
+    stand_in(monkeypatch, raising(ZeroDivisionError("ours")))
+    with pytest.raises(ZeroDivisionError):
+        main(["ls"])
+    assert explain(ZeroDivisionError()) is None
+
+
+def test_warnings_are_one_paragraph(monkeypatch, capsys):
+    import warnings
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    stand_in(monkeypatch, lambda: warnings.warn("2 texts were cut", stacklevel=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        main(["ls"])
+    assert capsys.readouterr().err == "tomfisher: warning: 2 texts were cut\n"

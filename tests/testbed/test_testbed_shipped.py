@@ -1,0 +1,61 @@
+"""The shipped model, measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tomfisher import testbed
+from tomfisher.files import sha256_of_file
+from tomfisher.testbed import language
+from tomfisher.testbed.recipe import Recipe
+from tomfisher.testbed.tokenizer import word_ids
+from tomfisher.testbed.train import held_out_accuracy, held_out_perplexity
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = testbed.shipped("testbed-llama")
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((testbed.shipped() / "training.json").read_text())
+
+
+def test_at_least_99_percent_of_held_out_stories_in_every_condition(loaded):
+    model, tokenizer = loaded
+    assert tokenizer.get_vocab() == word_ids()
+    accuracy = held_out_accuracy(model, language.stories(1600, seed=17))
+    assert len(accuracy) == 17
+    assert min(accuracy.values()) >= 0.99, accuracy
+
+
+def test_general_text_is_modelled_far_better_than_by_word_frequency(loaded, record):
+    perplexity = held_out_perplexity(loaded[0])
+    assert perplexity == pytest.approx(record["result"]["perplexity"], rel=1e-3)
+    assert perplexity < 3
+
+
+def test_folder_is_at_most_three_megabytes_and_holds_no_pickle():
+    files = [path for path in testbed.shipped().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 3_000_000
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+
+
+def test_record_belongs_to_these_weights_and_to_the_default_recipe(record):
+    assert record["result"]["sha256"] == sha256_of_file(testbed.shipped() / "model.safetensors")
+    assert record["recipe"] == vars(Recipe())
+    assert record["command"].startswith(
+        f"tomfisher testbed train --steps {Recipe().steps} --seed {Recipe().seed}"
+    )
+    assert record["log"][-1]["step"] == Recipe().steps
+
+
+def test_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="testbed-mamba"):
+        testbed.shipped("testbed-mamba")
