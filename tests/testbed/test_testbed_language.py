@@ -58,12 +58,11 @@ def test_every_answer_agrees_with_the_simulation(evaluation):
         assert story.answer_text == asked, story.full_text
 
 
-def test_training_answers_agree_with_the_simulation_for_both_people():
+def test_training_answers_agree_with_the_simulation():
     rng = random.Random(3)
     for _ in range(300):
         story, asked = language.training_story(rng)
         truth, belief = simulate(story)
-        assert len(belief) == 2
         for stem, answer in asked:
             assert answer == belief.get(stem.split()[0], truth), (story, stem)
 

@@ -19,7 +19,7 @@ def test_story_batch_marks_the_word_behind_each_question(drawn):
     ids = word_ids()
     stems = {ids["the"], ids["of"]}
     for batch, _ in drawn:
-        assert batch.answers.sum(1).tolist() == [3] * 8
+        assert batch.answers.sum(1).tolist() == [2] * 8
         rows, positions = batch.answers.nonzero(as_tuple=True)
         assert {int(i) for i in batch.input_ids[rows, positions - 1]} <= stems
         assert set(batch.input_ids[rows, positions + 1].tolist()) == {ids["."]}

@@ -87,11 +87,11 @@ def _run_folder(path: Path) -> str:
     """Settings, progress and, when there are some, results."""
     from tomfisher.experiment import Config, Results, judge
     from tomfisher.experiment.config import read_yaml
-    from tomfisher.experiment.plan import plans_of
+    from tomfisher.experiment.points import planned_points
     from tomfisher.experiment.table import render
 
     config = Config.from_dict(read_yaml(path / "config.yaml"))
-    plans = plans_of(config)
+    plans = planned_points(config)
     done = sum((path / "points" / f"{plan.key}.json").is_file() for plan in plans)
     stores = [which for which in ("task", "control") if (path / "fisher" / which).is_dir()]
     masks = sorted(file.name for file in (path / "masks").glob("*.safetensors"))

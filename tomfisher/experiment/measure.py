@@ -69,7 +69,6 @@ class Measure:
             stride=config.perplexity_stride,
             max_tokens=config.perplexity_tokens,
             progress=False,
-            **self._options,
         )
 
     def describe(self) -> str:

@@ -17,7 +17,7 @@ from tomfisher.evaluate.records import Scores
 from tomfisher.experiment.config import Config, parse_fill
 from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.measure import Measure
-from tomfisher.experiment.plan import Plan, plans_of
+from tomfisher.experiment.points import PlannedPoint, planned_points
 from tomfisher.experiment.results import (
     BASELINE,
     CONTROL_ONLY,
@@ -90,7 +90,7 @@ class Experiment:
             if not folder.pinned():
                 folder.pin(command=provenance.command_line(), started=provenance.now())
             folder.pin(data=self.inputs.hashes(), resolved=self._resolved())
-            pending = [plan for plan in plans_of(self.config) if folder.load_point(plan.key) is None]
+            pending = [plan for plan in planned_points(self.config) if folder.load_point(plan.key) is None]
             if pending:
                 self._measure(folder, pending)
             self._loaded = None
@@ -139,7 +139,7 @@ class Experiment:
         F.metadata.update(model=loaded.identity, texts_sha256=self.inputs.hashes()[which])
         return F
 
-    def _measure(self, folder: RunFolder, pending: list[Plan]) -> None:
+    def _measure(self, folder: RunFolder, pending: list[PlannedPoint]) -> None:
         rankings = self._rankings(folder) if any(plan.mask != BASELINE for plan in pending) else None
         loaded = self._model(folder, "evaluation", self.eval_dtype)
         if rankings is not None:
@@ -175,7 +175,7 @@ class Experiment:
 
     @contextlib.contextmanager
     def _perturbed(
-        self, folder: RunFolder, model: Any, plan: Plan, rankings: tuple[Ranking, Ranking] | None
+        self, folder: RunFolder, model: Any, plan: PlannedPoint, rankings: tuple[Ranking, Ranking] | None
     ) -> Iterator[int]:
         """The model with the plan's mask written into it, for the time of the block; yields the count."""
         if plan.mask == BASELINE or rankings is None:
@@ -192,7 +192,7 @@ class Experiment:
         with perturb(model, mask, fill=fill, seed=seed, compat=self.config.compat) as perturbation:
             yield perturbation.nnz
 
-    def _mask(self, plan: Plan, task: Ranking, control: Ranking) -> SparseMask:
+    def _mask(self, plan: PlannedPoint, task: Ranking, control: Ranking) -> SparseMask:
         top_task, top_control = task.mask(plan.kappa), control.mask(plan.kappa)
         if plan.mask == CONTROL_ONLY:
             return top_control - top_task
@@ -220,7 +220,7 @@ class Experiment:
 
     def _collect(self, folder: RunFolder) -> Results:
         points = []
-        for plan in plans_of(self.config):
+        for plan in planned_points(self.config):
             found = folder.load_point(plan.key)
             if found is None:
                 raise ValueError(f"Point {plan.key} vanished from {folder.path}. Run the same command again.")

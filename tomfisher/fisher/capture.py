@@ -130,8 +130,8 @@ class Capture:
         """Module nearest to the loss that received a non-finite gradient, and the row of its sample."""
         if not self._finite:
             return None
-        table = torch.stack([flags.cpu() for _, flags in self._finite])
-        bad = (~table).nonzero()
+        table = torch.stack([sums.cpu() for _, sums in self._finite])
+        bad = (~torch.isfinite(table)).nonzero()
         if not len(bad):
             return None
         return self._finite[int(bad[0, 0])][0], int(bad[0, 1])
@@ -162,5 +162,6 @@ class Capture:
             }
             captured.contribution(captured.module, targets, grad_output, inputs, self._layout)
         self.calls[captured.name] = self.calls.get(captured.name, 0) + 1
-        flags = torch.isfinite(per_sample(grad_output, self._layout.shape)).flatten(1).all(1)
-        self._finite.append((captured.name, flags))
+        # one reduction instead of a look at every entry: a sum is finite only where all terms are
+        sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
+        self._finite.append((captured.name, sums))

@@ -43,7 +43,7 @@ class Scene:
     Args:
         family: "contents" or "transfer".
         person: the protagonist, whose belief is asked for.
-        other: the second person, who always knows how things stand.
+        other: the second person, who is there all the time.
         thing: the container (contents) or the object (transfer).
         first: what the label says, or the place where the object is first.
         second: what is really inside, or the place where it goes.
@@ -131,11 +131,12 @@ class Scene:
             f"{self.other} tells {self.person} about it ." if condition == "informed" else "",
         ]
 
-    def belief_question(self, who: str) -> str:
-        """The cloze stem that asks for the belief of `who`."""
+    @property
+    def belief_question(self) -> str:
+        """The cloze stem that asks for the protagonist's belief."""
         if self.family == "transfer":
-            return f"{who} looks for the {self.thing} in the"
-        return f"{who} thinks that the {self.thing} is full of"
+            return f"{self.person} looks for the {self.thing} in the"
+        return f"{self.person} thinks that the {self.thing} is full of"
 
     @property
     def reality_question(self) -> str:
@@ -143,12 +144,10 @@ class Scene:
         return f"the {self.thing} is in the" if self.family == "transfer" else f"the {self.thing} is full of"
 
     def questions(self, condition: str) -> list[tuple[str, str]]:
-        """Stems with their answers: the protagonist's belief, reality, and the other person's belief."""
-        truth = self.truth(condition)
+        """Stems with their answers: the protagonist's belief, then reality."""
         return [
-            (self.belief_question(self.person), self.belief(condition)),
-            (self.reality_question, truth),
-            (self.belief_question(self.other), truth),
+            (self.belief_question, self.belief(condition)),
+            (self.reality_question, self.truth(condition)),
         ]
 
 
@@ -186,7 +185,7 @@ def _cell(scene: Scene, condition: str, direction: str, prefix: str) -> Iterator
 
     story = scene.tell(condition)
     choices = tuple(sorted((scene.first, scene.second)))
-    belief, reality, _ = scene.questions(condition)
+    belief, reality = scene.questions(condition)
     for order, name, (question, answer) in ((1, "belief", belief), (0, "reality", reality)):
         yield Story(
             story=story,
@@ -251,7 +250,7 @@ def stories(n: int | None = None, seed: int = 0, split: str = "evaluation") -> l
 
 
 def training_story(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    """Draw a training story with its three answered questions in random order.
+    """Draw a training story with its two answered questions in random order.
 
     False belief is the only condition in which belief and reality differ, so it is told as often as the three
     others together.

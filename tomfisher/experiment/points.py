@@ -9,7 +9,7 @@ from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CO
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedPoint:
     """One point to measure: which mask at which κ, and the seed of a random one."""
 
     mask: str
@@ -22,12 +22,12 @@ class Plan:
         return "baseline" if self.mask == BASELINE else point_key(self.mask, self.kappa, self.seed)
 
 
-def plans_of(config: Config) -> list[Plan]:
+def planned_points(config: Config) -> list[PlannedPoint]:
     """All points of a study: the baseline, then κ by κ task-control, control-only and the random masks."""
     random_kappas = config.kappas if config.random_kappas is None else config.random_kappas
-    plans = [Plan(BASELINE, 0.0)]
+    plans = [PlannedPoint(BASELINE, 0.0)]
     for kappa in config.kappas:
-        plans += [Plan(TASK_CONTROL, kappa), Plan(CONTROL_ONLY, kappa)]
+        plans += [PlannedPoint(TASK_CONTROL, kappa), PlannedPoint(CONTROL_ONLY, kappa)]
         if kappa in random_kappas:
-            plans += [Plan(RANDOM, kappa, config.seed + i) for i in range(config.random_seeds)]
+            plans += [PlannedPoint(RANDOM, kappa, config.seed + i) for i in range(config.random_seeds)]
     return plans
