@@ -59,7 +59,9 @@ def test_rate_warms_up_and_decays_to_a_tenth():
     assert all(recipe.rate(step) > recipe.rate(step + 1) for step in range(50, 1000, 50))
 
 
-@pytest.mark.parametrize("setting", [{"steps": 0}, {"stories": 0}, {"general_tokens": 1}, {"log_every": 0}])
+@pytest.mark.parametrize(
+    "setting", [{"steps": 0}, {"stories": 0}, {"general_tokens": 1}, {"log_every": 0}, {"slips": 0.5}]
+)
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         Recipe(**setting)

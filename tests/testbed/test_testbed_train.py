@@ -22,6 +22,7 @@ TINY = Recipe(
     layers=1,
     heads=2,
     warmup=2,
+    learning_rate=1e-2,
     log_every=5,
 )
 

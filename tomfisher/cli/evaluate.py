@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     settings.pop("output_path", None)
     config = Config.from_dict(settings)
     loaded = load_named_model(args, args.dtype)
-    measure = Measure(config, Inputs(config), loaded)
+    # a mask may come from the Fisher half of a task file, which it must not be judged on
+    inputs = Inputs(config, whole_file=args.mask is None)
+    measure = Measure(config, inputs, loaded)
     report = {"model": loaded.identity, **_measured(args, config, measure)}
     print(_table(report))
     if args.output_path:

@@ -322,7 +322,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_task": 200,
         "n_control": 200,
         "eval_dtype": "fp32",
-        "kappas": [3e-4, 1e-3, 2e-3, 3e-3, 5e-3],
+        "kappas": [3e-3, 1e-2, 2e-2, 3e-2, 5e-2],
         "random_seeds": 5,
         "limit": 320,
     },

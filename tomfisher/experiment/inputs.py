@@ -19,10 +19,12 @@ class Inputs:
 
     Args:
         config: the study.
+        whole_file: ask all questions of a task file, not only those of its evaluation half.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, whole_file: bool = False) -> None:
         self.config = config
+        self._evaluation_split = "all" if whole_file and Path(config.task).is_file() else "evaluation"
 
     @functools.cached_property
     def task_stories(self) -> list[Story]:
@@ -32,7 +34,7 @@ class Inputs:
     @functools.cached_property
     def questions(self) -> list[Story]:
         """Stories of the evaluation pool."""
-        return self._stories("evaluation", self.config.limit, "limit")
+        return self._stories(self._evaluation_split, self.config.limit, "limit")
 
     def _stories(self, split: str, n: int | None, setting: str) -> list[Story]:
         """Up to n stories of a split; a file that holds fewer gives all it has, which is said."""
@@ -43,7 +45,7 @@ class Inputs:
             held = len(tasks.load(task, seed=seed, split=split))
             if held < n:
                 warnings.warn(
-                    f"{setting} is {n}, but {task} has {held} in its {split} half: all are used.",
+                    f"{setting} is {n}, but {task} has {held} in its {split} part: all are used.",
                     stacklevel=2,
                 )
                 n = None

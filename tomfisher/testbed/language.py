@@ -113,7 +113,6 @@ class Scene:
             f"{self.other} moves the {self.thing} to the {self.second} ."
             if moves
             else f"{self.other} looks at the {self.second} .",
-            "" if stays else f"{self.person} comes back .",
             f"{self.other} tells {self.person} about it ." if condition == "informed" else "",
         ]
 
@@ -123,12 +122,14 @@ class Scene:
             f"{self.other} fills the {self.thing} with {inside} .",
             f"the label says {self.first} .",
         ]
+        learns = {
+            "open": f"{self.person} looks in the {self.thing} .",
+            "informed": f"{self.other} tells {self.person} about it .",
+        }
         return [
             *(reversed(facts) if self.flipped else facts),
             f"there is some {self.second} on the floor ." if condition == "correct-label" else "",
-            f"the {self.thing} is {'open' if condition == 'open' else 'closed'} .",
-            f"{self.person} reads the label .",
-            f"{self.other} tells {self.person} about it ." if condition == "informed" else "",
+            learns.get(condition, f"{self.person} reads the label ."),
         ]
 
     @property
@@ -249,23 +250,27 @@ def stories(n: int | None = None, seed: int = 0, split: str = "evaluation") -> l
     return list(itertools.islice(wanted, n))
 
 
-def training_story(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
+def training_story(rng: random.Random, slips: float = 0.0) -> tuple[str, list[tuple[str, str]]]:
     """Draw a training story with its two answered questions in random order.
 
-    False belief is the only condition in which belief and reality differ, so it is told as often as the three
-    others together.
+    Families and conditions are equally frequent, so belief and reality agree three times out of four and false
+    belief is the exception that has to be told from the story.
 
     Args:
         rng: source of randomness; moved forward.
+        slips: probability, for every answer, that the other of the two choices stands in its place.
 
     Returns:
         The story, and (stem, answer) pairs.
     """
     family = rng.choice(tuple(CONDITIONS))
-    false_belief, *others = CONDITIONS[family]
-    condition = false_belief if rng.random() < 0.5 else rng.choice(others)
+    condition = rng.choice(CONDITIONS[family])
     scene = draw_scene(rng, family, "training")
-    asked = scene.questions(condition)
+    other = {scene.first: scene.second, scene.second: scene.first}
+    asked = [
+        (stem, other[answer] if rng.random() < slips else answer)
+        for stem, answer in scene.questions(condition)
+    ]
     rng.shuffle(asked)
     return scene.tell(condition), asked
 
@@ -291,7 +296,7 @@ def corpus(documents: int = 640, seed: int = 0) -> Corpus:
 def vocabulary() -> list[str]:
     """Every word of the language, sorted; stories and general text use no other."""
     frame = (
-        "and are in the room . puts stays leaves moves to looks at comes back tells about it fills with label says "
+        "and are in the room . puts stays leaves moves to looks at tells about it fills with label says "
         "there is some on floor open closed reads for thinks that full of"
     )
     return sorted({*frame.split(), *general.vocabulary()})
