@@ -45,7 +45,7 @@ def test_general_batch_holds_the_asked_number_of_tokens_in_windows(drawn):
 
 def test_text_is_a_function_of_the_seed(drawn):
     again = next(batches(Recipe(stories=8, general_tokens=512)))
-    other = next(batches(Recipe(stories=8, general_tokens=512, seed=1)))
+    other = next(batches(Recipe(stories=8, general_tokens=512, seed=99)))
     assert torch.equal(again[0].input_ids, drawn[0][0].input_ids)
     assert torch.equal(again[1].input_ids, drawn[0][1].input_ids)
     assert build_tokenizer().decode(other[0].input_ids[0]) != build_tokenizer().decode(again[0].input_ids[0])

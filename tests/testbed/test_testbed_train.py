@@ -15,6 +15,7 @@ from tomfisher.testbed.train import held_out_accuracy, held_out_perplexity, trai
 
 TINY = Recipe(
     steps=20,
+    seed=0,
     stories=4,
     general_tokens=128,
     hidden=32,
@@ -56,7 +57,7 @@ def test_loss_falls_and_is_logged(trained):
     log = record["log"]
     assert [entry["step"] for entry in log] == [5, 10, 15, 20]
     assert log[-1]["story_loss"] < log[0]["story_loss"] - 0.5
-    assert log[-1]["general_loss"] < log[0]["general_loss"] - 0.2
+    assert log[-1]["general_loss"] < math.log(len(word_ids())) - 0.5
     assert 1 < record["result"]["perplexity"] < len(word_ids())
 
 

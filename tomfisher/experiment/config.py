@@ -335,9 +335,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_control": 100,
         "control_length": 128,
         "kappas": [1e-5, 2e-5, 5e-5, 1e-4, 1e-3],
-        "random_kappas": [1e-4, 1e-3],
+        "random_kappas": [1e-3],
         "random_seeds": 5,
         "limit": 320,
+        "perplexity_tokens": 2048,
     },
 }
 
