@@ -12,6 +12,14 @@ from tomfisher.perturbation import perturb
 from tomfisher.perturbation.interrupt import deferred_interrupt
 
 
+@pytest.fixture(autouse=True)
+def _python_handles_ctrl_c():
+    """A process started in the background of a script inherits an ignored SIGINT; Python then raises nothing."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press() -> None:
     """Ctrl-C: its handler runs before the next line of the main thread."""
     signal.raise_signal(signal.SIGINT)

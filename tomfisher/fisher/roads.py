@@ -16,7 +16,7 @@ from tomfisher.fisher.objective import Reduction, sample_losses
 from tomfisher.models.structure import is_linear
 from tomfisher.sample import Sample
 
-PROBE_TOKENS = 24
+PROBE_TOKENS = 12
 PROBE_ROWS = 16
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
 
@@ -89,7 +89,7 @@ def find_roads(
 def probe_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Two short cuts of the first and last sample that end at a supervised token, of different lengths."""
     cuts = []
-    for sample, budget in ((samples[0], PROBE_TOKENS), (samples[-1], PROBE_TOKENS - 7)):
+    for sample, budget in ((samples[0], PROBE_TOKENS), (samples[-1], PROBE_TOKENS - 5)):
         supervised = (sample.labels[1:] != -100).nonzero().squeeze(1) + 1
         stop = int(supervised[supervised < max(budget, int(supervised[0]) + 1)][-1]) + 1
         start = max(0, stop - budget)
