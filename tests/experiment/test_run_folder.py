@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +128,15 @@ def test_output_path_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"), RunFolder.open(config_in(tmp_path / "file")):
         pass
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_somebody_elses_config_is_left_alone(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "masks").mkdir()
+    for name in ("config.yaml", "results.csv", "masks/mine.txt"):
+        (tmp_path / name).write_text("years of work")
+    config = Config(model="testbed-llama", output_path=str(tmp_path))
+    with pytest.raises(ValueError, match="was not written by tomfisher"), RunFolder.open(config, overwrite):
+        pass
+    for name in ("config.yaml", "results.csv", "masks/mine.txt"):
+        assert (tmp_path / name).read_text() == "years of work"

@@ -205,3 +205,22 @@ def test_ids_outside_the_vocabulary_are_refused(tiny: SimpleNamespace) -> None:
 def test_an_implementation_that_is_missing_is_not_replaced(tiny: SimpleNamespace) -> None:
     with pytest.raises(NotImplementedError, match="squared_gradient_ has no implementation 'triton'"):
         tomfisher.fisher_diagonal(tiny.model("llama-gqa"), tiny.samples(2), impl="triton", progress=False)
+
+
+def test_the_budget_stays_halved_once_memory_ran_out(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, samples = tiny.model("llama-gqa"), tiny.samples(9) * 4
+    expected = tiny.definition(model, samples)
+    original, failures = estimator.sample_losses, []
+
+    def tight(model, batch, *args):  # type: ignore[no-untyped-def]
+        if batch.shape[0] * batch.shape[1] > 60:
+            failures.append(batch.shape)
+            raise torch.OutOfMemoryError("out of memory (simulated)")
+        return original(model, batch, *args)
+
+    monkeypatch.setattr(estimator, "sample_losses", tight)
+    F = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=200, progress=False)
+    assert 1 <= len(failures) <= 4  # each batch once would be at least twice that
+    tiny.assert_exact(F, expected)

@@ -1,4 +1,4 @@
-"""`tomfisher testbed train`: the testbed model from scratch, in about two minutes on two cores."""
+"""`tomfisher testbed train`: the testbed model from scratch, in a few minutes on a CPU."""
 
 from __future__ import annotations
 

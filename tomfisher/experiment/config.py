@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
+HEADER = "# Re-run this study: tomfisher run --config config.yaml"
 DTYPE_NAMES = ("auto", "fp32", "bf16", "fp16", "fp64")
 
 
@@ -150,7 +151,7 @@ class Config:
     def to_yaml(self) -> str:
         """The text of `config.yaml`; `Config.from_dict(yaml.safe_load(text))` gives an equal config."""
         body = yaml.safe_dump(self.to_dict(), default_flow_style=None, sort_keys=False, allow_unicode=True)
-        return f"# Re-run this study: tomfisher run --config config.yaml\n{body}"
+        return f"{HEADER}\n{body}"
 
 
 def coerce(field: dataclasses.Field[Any], value: Any) -> Any:
@@ -302,6 +303,20 @@ def _check_counts(config: Config) -> None:
             raise ValueError(f"{name} must be at least 2 tokens (the first is never predicted).")
     if config.random_seeds < 0:
         raise ValueError(f"random_seeds must be 0 or more, got {config.random_seeds}.")
+    if config.perplexity_stride is not None and config.perplexity_stride > config.perplexity_window:
+        raise ValueError(
+            f"perplexity_stride must be at most perplexity_window ({config.perplexity_window}), "
+            f"got {config.perplexity_stride}: tokens between the windows would not be scored."
+        )
+    if config.temperature < 0 or not 0 < config.top_p <= 1:
+        raise ValueError(
+            f"temperature must be 0 or more and top_p in (0, 1], got {config.temperature} and {config.top_p}."
+        )
+    if config.compat is not None and (config.scope != "tensor" or parse_fill(config.fill) != "mean"):
+        raise ValueError(
+            "compat='authors' is the paper's selection per tensor with its mean; it goes with scope tensor and "
+            f"fill mean, got {config.scope} and {config.fill}."
+        )
     parse_fill(config.fill)
 
 

@@ -56,7 +56,8 @@ class Inputs:
         from tomfisher.tasks import corpus
 
         whole = corpus.load(self.config.control)
-        return *corpus.split(whole, seed=self.config.seed), whole.sha256
+        # the cut never depends on the study's seed: stores of any seed keep clear of the perplexity text
+        return *corpus.split(whole), whole.sha256
 
     @functools.cached_property
     def perplexity_text(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from tomfisher.experiment.config import Config
+from tomfisher.experiment.config import HEADER, Config
 from tomfisher.experiment.results import Point
 from tomfisher.files import atomic_path
 
@@ -56,6 +56,7 @@ class RunFolder:
             _lock(handle, path)
             folder = cls(path)
             if overwrite and (path / "config.yaml").is_file():
+                folder._refuse_foreign(path / "config.yaml")
                 folder._clear(config)
             folder._claim(config)
             folder._sweep_leftovers()
@@ -130,16 +131,23 @@ class RunFolder:
                 )
             self.write_text("config.yaml", config.to_yaml())
             return
+        self._refuse_foreign(file)
         if not any((self.path / name).exists() for name in OWN_FOLDERS):
-            self._clear(
-                config
-            )  # an attempt that ended before its first result, by a mistyped model for example
+            # an attempt that ended before its first result, by a mistyped model for example
+            self._clear(config)
             return
         differing = _differences(_read_settings(file), config.to_dict())
         if differing:
             raise ValueError(
                 f"{self.path} holds a study with other settings:\n{_listed(differing)}\n"
                 "Give another --output_path, or --overwrite to delete that study and start again."
+            )
+
+    def _refuse_foreign(self, file: Path) -> None:
+        """A `config.yaml` that is not ours marks somebody else's folder: nothing in it is touched."""
+        if not file.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
+            raise ValueError(
+                f"{file} was not written by tomfisher, so the folder is left alone. Give another --output_path."
             )
 
     def _clear(self, config: Config) -> None:

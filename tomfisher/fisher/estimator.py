@@ -17,7 +17,7 @@ from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.memory import auto_tokens_per_batch, is_out_of_memory, release
-from tomfisher.fisher.objective import Labels, Reduction, input_device, sample_losses
+from tomfisher.fisher.objective import Labels, Reduction, check_losses, input_device, sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, describe_params, select_parameters
 from tomfisher.models.load import identify
@@ -129,6 +129,7 @@ class _Run:
             name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in selection.items()
         }
         self.implementations = self._resolve()
+        self._running = ""
         self.capture = Capture(roads.modules, {n: Accumulator(self.F[n]) for n in roads.captured}, impl)
 
     def _resolve(self) -> dict[str, str]:
@@ -147,7 +148,7 @@ class _Run:
         budget = _budget(tokens_per_batch, self.model)
         # a parameter on the fallback road needs the gradient of one sample alone
         most = 1 if self.roads.fallback else None
-        queue = plan_batches([len(s) for s in self.samples], budget, most)
+        queue = self._batches(range(len(self.samples)), budget, most)
         trainable = tuple(self.selection[n] for n in self.roads.fallback)
         total = sum(len(s) for s in self.samples)
         with (
@@ -165,7 +166,11 @@ class _Run:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    pending.extend(self._halves(batch, skip, error))
+                    budget = max(1, budget // 2)
+                    started = [entry for entry in pending if entry[1]]
+                    untouched = sorted(i for indices, done in pending if not done for i in indices)
+                    pending = [(b, set()) for b in reversed(self._batches(untouched, budget, most))]
+                    pending += started + self._halves(batch, skip, error)
                     continue
                 bar.update(batch.num_tokens)
         for name, F in self.F.items():
@@ -174,10 +179,15 @@ class _Run:
                     f"The squares of {name} overflow float32. Load the model in float32, or check its weights."
                 )
 
+    def _batches(self, indices: Sequence[int], budget: int, most: int | None) -> list[list[int]]:
+        lengths = [len(self.samples[i]) for i in indices]
+        return [[indices[i] for i in batch] for batch in plan_batches(lengths, budget, most)]
+
     def _one_batch(self, batch: Batch, skip: set[str]) -> None:
+        self._running = self._called(batch.indices[0])
         with self.capture.batch(batch, skip):
             losses = sample_losses(self.model, batch, self.labels, self.reduction, self.seed)
-            self._check_losses(batch, losses.detach())
+            check_losses(self.model, losses, [self._called(i) for i in batch.indices])
             losses.sum().backward()
         found = self.capture.first_non_finite()
         if found is not None:
@@ -207,21 +217,6 @@ class _Run:
         middle = len(batch.indices) // 2
         return [(batch.indices[middle:], done), (batch.indices[:middle], done)]
 
-    def _check_losses(self, batch: Batch, losses: Tensor) -> None:
-        finite = torch.isfinite(losses)
-        if bool(finite.all()):
-            return
-        row = int((~finite).nonzero()[0])
-        broken = [n for n, p in self.model.named_parameters() if not bool(torch.isfinite(p).all())]
-        cause = (
-            f"The weight {broken[0]} holds NaN or Inf ({len(broken)} such tensors): load the model again."
-            if broken
-            else "All weights are finite, so activations overflow: load the model in float32 or bfloat16."
-        )
-        raise FloatingPointError(
-            f"The loss of {self._called(batch.indices[row])} is {float(losses[row])}. {cause}"
-        )
-
     def _called(self, index: int) -> str:
         name = self.samples[index].name
         return f"sample {index}" + (f" ({name})" if name else "")
@@ -240,7 +235,8 @@ class _Run:
                 return
             if not bool(torch.isfinite(gradient).all()):
                 raise FloatingPointError(
-                    f"The gradient of {name} is not finite. Load the model in float32 or bfloat16."
+                    f"The gradient of {name} is not finite for {self._running}. "
+                    "Load the model in float32 or bfloat16, or leave this sample out."
                 )
             ops.square_accumulate_([self.F[name]], [gradient], impl=self.impl)
             parameter.grad = None

@@ -47,6 +47,30 @@ def sample_losses(model: nn.Module, batch: Batch, labels: Labels, reduction: Red
     return total / (targets != IGNORED).sum(1).to(total)
 
 
+def check_losses(model: nn.Module, losses: Tensor, called: list[str]) -> None:
+    """Stop at a loss that is NaN or infinite, naming the sample and, if there is one, the broken weight.
+
+    Args:
+        model: whose weights are looked at when a loss is bad.
+        losses: `[B]`, from `sample_losses`.
+        called: what to call each sample.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    finite = torch.isfinite(losses.detach())
+    if bool(finite.all()):
+        return
+    row = int((~finite).nonzero()[0])
+    broken = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    cause = (
+        f"The weight {broken[0]} holds NaN or Inf ({len(broken)} such tensors): load the model again."
+        if broken
+        else "All weights are finite, so activations overflow: load the model in float32 or bfloat16."
+    )
+    raise FloatingPointError(f"The loss of {called[row]} is {float(losses[row])}. {cause}")
+
+
 def input_device(model: nn.Module) -> torch.device:
     """Where token ids go: the device of the input embedding."""
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]

@@ -12,7 +12,7 @@ from tomfisher.fisher.batching import collate
 from tomfisher.fisher.capture import Capture, CapturedModule, capturable
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.frozen import frozen
-from tomfisher.fisher.objective import Reduction, sample_losses
+from tomfisher.fisher.objective import Reduction, check_losses, sample_losses
 from tomfisher.models.structure import is_linear
 from tomfisher.sample import Sample
 
@@ -64,6 +64,12 @@ def find_roads(
     cuts = probe_samples(samples)
     captured, calls, unreadable = _captured_squares(model, modules, selection, cuts, reduction)
     expected = _autograd_squares(model, {n: selection[n] for n in captured}, captured, cuts, reduction)
+    for name, F in expected.items():
+        if not bool(torch.isfinite(F).all()):
+            raise FloatingPointError(
+                f"The gradient of {name} is not finite on a short cut of the first or last sample. "
+                "Load the model in float32 or bfloat16, or leave that sample out."
+            )
     largest = max((float(F.max()) for F in expected.values() if F.numel()), default=0.0)
     kept: dict[str, CapturedModule] = {}
     for captured_module in modules.values():
@@ -149,8 +155,14 @@ def _autograd_squares(
         try:
             for name in selection:
                 watch(name)
-            for sample in cuts:
-                sample_losses(model, collate([sample], [0]), "empirical", reduction, seed=0).sum().backward()
+            for index, sample in enumerate(cuts):
+                losses = sample_losses(model, collate([sample], [0]), "empirical", reduction, seed=0)
+                check_losses(
+                    model,
+                    losses,
+                    [f"the probe's sample {index}" + (f" ({sample.name})" if sample.name else "")],
+                )
+                losses.sum().backward()
         finally:
             for handle in handles:
                 handle.remove()
