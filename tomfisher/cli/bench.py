@@ -42,7 +42,7 @@ def _fisher_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=128, help="tokens per sample [128]")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds [3]")
     parser.add_argument("--tokens_per_batch", default="auto", help="tomfisher's batch budget [auto]")
-    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    parser.add_argument("--memory_of", help="only print the peak memory of one contender: loop or tomfisher")
 
 
 def run(args: argparse.Namespace) -> int:
