@@ -61,6 +61,10 @@ class Sample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def called(self, what: str) -> str:
+        """How a message names this sample: `what`, and its name if it has one."""
+        return f"{what} ({self.name})" if self.name else what
+
     @property
     def num_supervised(self) -> int:
         """Number of tokens whose log-likelihood counts."""

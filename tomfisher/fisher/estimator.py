@@ -16,7 +16,7 @@ from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.frozen import frozen
-from tomfisher.fisher.memory import auto_tokens_per_batch, is_out_of_memory, release
+from tomfisher.fisher.memory import is_out_of_memory, release, token_budget
 from tomfisher.fisher.objective import Labels, Reduction, check_losses, input_device, sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, describe_params, select_parameters
@@ -145,7 +145,7 @@ class _Run:
 
     def all_batches(self, tokens_per_batch: int | str, progress: bool) -> None:
         """Every sample once; the budget halves for good whenever memory runs out."""
-        budget = _budget(tokens_per_batch, self.model)
+        budget = token_budget(tokens_per_batch, self.model, input_device(self.model))
         # a parameter on the fallback road needs the gradient of one sample alone
         most = 1 if self.roads.fallback else None
         queue = self._batches(range(len(self.samples)), budget, most)
@@ -218,8 +218,7 @@ class _Run:
         return [(batch.indices[middle:], done), (batch.indices[:middle], done)]
 
     def _called(self, index: int) -> str:
-        name = self.samples[index].name
-        return f"sample {index}" + (f" ({name})" if name else "")
+        return self.samples[index].called(f"sample {index}")
 
     def _squares_of_fallback(self) -> ExitStack:
         """Hooks that square each fallback gradient as soon as autograd has it, and free it."""
@@ -242,14 +241,6 @@ class _Run:
             parameter.grad = None
 
         return take
-
-
-def _budget(tokens_per_batch: int | str, model: nn.Module) -> int:
-    if tokens_per_batch == "auto":
-        return auto_tokens_per_batch(model, input_device(model))
-    if isinstance(tokens_per_batch, int) and not isinstance(tokens_per_batch, bool):
-        return tokens_per_batch
-    raise ValueError(f"tokens_per_batch must be 'auto' or a number of tokens, got {tokens_per_batch!r}.")
 
 
 def _check_arguments(model: nn.Module, samples: list[Sample], labels: str, reduction: str) -> None:

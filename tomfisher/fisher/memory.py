@@ -28,6 +28,19 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
+def token_budget(tokens_per_batch: int | str, model: nn.Module, device: torch.device) -> int:
+    """The budget that `tokens_per_batch` asks for: a number as it is, "auto" by `auto_tokens_per_batch`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if tokens_per_batch == "auto":
+        return auto_tokens_per_batch(model, device)
+    if isinstance(tokens_per_batch, int) and not isinstance(tokens_per_batch, bool):
+        return tokens_per_batch
+    raise ValueError(f"tokens_per_batch must be 'auto' or a number of tokens, got {tokens_per_batch!r}.")
+
+
 def auto_tokens_per_batch(model: nn.Module, device: torch.device) -> int:
     """A first guess of the token budget; out-of-memory halves it during the run.
 

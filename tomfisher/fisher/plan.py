@@ -12,7 +12,7 @@ from torch import nn
 from tomfisher import ops
 from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.frozen import frozen
-from tomfisher.fisher.memory import activation_bytes_per_token, auto_tokens_per_batch
+from tomfisher.fisher.memory import activation_bytes_per_token, token_budget
 from tomfisher.fisher.objective import input_device, sample_losses
 from tomfisher.fisher.roads import find_roads
 from tomfisher.fisher.selection import Params, select_parameters
@@ -88,7 +88,7 @@ def plan_fisher(
     selection = select_parameters(model, params)
     roads = find_roads(model, selection, samples)
     device = input_device(model)
-    budget = auto_tokens_per_batch(model, device) if tokens_per_batch == "auto" else int(tokens_per_batch)
+    budget = token_budget(tokens_per_batch, model, device)
     lengths = [len(s) for s in samples]
     batches = plan_batches(lengths, budget, 1 if roads.fallback else None)
     largest = max(lengths[b[0]] * len(b) for b in batches)

@@ -14,7 +14,7 @@ from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.objective import Reduction, check_losses, sample_losses
 from tomfisher.models.structure import is_linear
-from tomfisher.sample import Sample
+from tomfisher.sample import IGNORED, Sample
 
 PROBE_TOKENS = 12
 PROBE_ROWS = 16
@@ -96,7 +96,7 @@ def probe_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Two short cuts of the first and last sample that end at a supervised token, of different lengths."""
     cuts = []
     for sample, budget in ((samples[0], PROBE_TOKENS), (samples[-1], PROBE_TOKENS - 5)):
-        supervised = (sample.labels[1:] != -100).nonzero().squeeze(1) + 1
+        supervised = (sample.labels[1:] != IGNORED).nonzero().squeeze(1) + 1
         stop = int(supervised[supervised < max(budget, int(supervised[0]) + 1)][-1]) + 1
         start = max(0, stop - budget)
         cuts.append(Sample(sample.input_ids[start:stop], sample.labels[start:stop], sample.name))
@@ -160,7 +160,7 @@ def _autograd_squares(
                 check_losses(
                     model,
                     losses,
-                    [f"the probe's sample {index}" + (f" ({sample.name})" if sample.name else "")],
+                    [sample.called(f"the probe's sample {index}")],
                 )
                 losses.sum().backward()
         finally:
