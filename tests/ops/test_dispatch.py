@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import warnings
+
 import pytest
 import torch
 
@@ -32,12 +36,41 @@ def test_auto_takes_the_reference_where_nothing_faster_is_registered(table: dict
     assert [resolve("op_", "auto", device)[0] for device in (CPU, CUDA, OTHER)] == ["reference"] * 3
 
 
+@pytest.mark.parametrize(
+    ("device", "impl", "needed"), [(CPU, "cpp", "tomfisher._C"), (CUDA, "triton", "triton")]
+)
+def test_auto_says_once_what_is_missing_and_an_explicit_request_says_how_to_get_it(
+    table: dict, monkeypatch: pytest.MonkeyPatch, device: torch.device, impl: str, needed: str
+) -> None:
+    monkeypatch.setattr(dispatch, "_installed", lambda module: False)
+    dispatch._say_once.cache_clear()
+    enter("reference")
+    with pytest.warns(UserWarning, match=f"{needed} is not installed.*{impl}.*pip install"):
+        assert resolve("op_", "auto", device)[0] == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve("op_", "auto", device)[0] == "reference"
+    dispatch._say_once.cache_clear()
+    with pytest.raises(NotImplementedError, match=f"impl='{impl}' needs {needed}.*pip install"):
+        resolve("op_", impl, device)
+
+
+def test_an_implementation_is_imported_when_it_is_first_asked_for(
+    table: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_installed", lambda module: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tomfisher.ops.cpp.op" or None)
+    monkeypatch.setattr(importlib, "import_module", lambda name: enter("cpp"))
+    enter("reference")
+    assert resolve("op_", "auto", CPU)[0] == "cpp"
+
+
 def test_an_explicit_request_is_kept_and_never_falls_back(table: dict) -> None:
     enter("reference", "cpp")
     assert resolve("op_", "reference", CPU)[0] == "reference"
-    with pytest.raises(NotImplementedError, match=r"'triton' here \(registered: cpp, reference\)"):
+    with pytest.raises(NotImplementedError, match=r"'triton' here \(it has: cpp, reference\)"):
         resolve("op_", "triton", CUDA)
-    with pytest.raises(NotImplementedError, match="registered: none"):
+    with pytest.raises(NotImplementedError, match=r"it has: none"):
         resolve("other_", "auto", CPU)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -10,6 +14,11 @@ import torch
 Impl = Literal["auto", "triton", "cpp", "reference"]
 IMPLEMENTATIONS: tuple[str, ...] = ("triton", "cpp", "reference")
 _PREFERRED = {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")}
+# what an implementation cannot do without, and how to get it
+_NEEDS = {
+    "triton": ("triton", "pip install triton (Linux)"),
+    "cpp": ("tomfisher._C", "pip install . from a source checkout, with a C++ compiler"),
+}
 _table: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
@@ -28,8 +37,9 @@ def resolve(op: str, impl: str, device: torch.device) -> tuple[str, Callable[...
 
     Args:
         op: name of the operation, e.g. "squared_gradient_".
-        impl: "auto" takes the first registered of the device's preferences (CUDA: triton, reference; CPU:
-            cpp, reference); any other name is taken as it is.
+        impl: "auto" takes the first that exists here of the device's preferences (CUDA: triton, reference;
+            CPU: cpp, reference), and warns once where the preferred one is missing; any other name is taken
+            as it is.
         device: where the tensors are.
 
     Returns:
@@ -37,15 +47,51 @@ def resolve(op: str, impl: str, device: torch.device) -> tuple[str, Callable[...
 
     Raises:
         ValueError: `impl` is no known name.
-        NotImplementedError: the implementation asked for does not exist for this operation.
+        NotImplementedError: the implementation asked for does not exist here.
     """
     if impl != "auto" and impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be 'auto' or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}.")
     wanted = _PREFERRED.get(device.type, ("reference",)) if impl == "auto" else (impl,)
     for name in wanted:
-        if (op, name) in _table:
-            return name, _table[op, name]
-    have = ", ".join(sorted(name for o, name in _table if o == op)) or "none"
-    raise NotImplementedError(
-        f"{op} has no implementation {impl!r} here (registered: {have}). Use impl='auto' or one of those."
+        function = _find(op, name)
+        if function is not None:
+            return name, function
+        if impl == "auto" and not _present(name):
+            _say_once(name)
+    raise NotImplementedError(_absent(op, impl))
+
+
+def _find(op: str, impl: str) -> Callable[..., Any] | None:
+    if (op, impl) not in _table and impl in _NEEDS and _present(impl):
+        module = f"tomfisher.ops.{impl}.{op.rstrip('_')}"
+        if importlib.util.find_spec(module) is not None:
+            importlib.import_module(module)
+    return _table.get((op, impl))
+
+
+def _present(impl: str) -> bool:
+    """Whether what `impl` cannot do without is installed."""
+    return impl not in _NEEDS or _installed(_NEEDS[impl][0])
+
+
+@cache
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+@cache
+def _say_once(impl: str) -> None:
+    dependency, remedy = _NEEDS[impl]
+    warnings.warn(
+        f"{dependency} is not installed, so the plain-PyTorch reference runs instead of {impl!r}: right but "
+        f"slower. To get it: {remedy}.",
+        stacklevel=4,
     )
+
+
+def _absent(op: str, impl: str) -> str:
+    have = ", ".join(name for name in IMPLEMENTATIONS if (op, name) in _table) or "none"
+    if not _present(impl):
+        dependency, remedy = _NEEDS[impl]
+        return f"{op}: impl={impl!r} needs {dependency}, which is not installed. To get it: {remedy}."
+    return f"{op} has no implementation {impl!r} here (it has: {have}). Use impl='auto' or one of those."

@@ -1,0 +1,1 @@
+"""Plugs the C++ extension `tomfisher._C` into the operations: one small file per operation."""
