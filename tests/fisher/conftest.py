@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
 }
 GROUPED = {**SMALL, "num_key_value_heads": 2}
 EXPERTS = {**GROUPED, "num_experts_per_tok": 2}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 GPT2 = {"vocab_size": 53, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 MAMBA = {"vocab_size": 53, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4}
 
@@ -51,6 +52,10 @@ FAMILIES: dict[str, Callable[[], tf.PretrainedConfig]] = {
     "mixtral": lambda: tf.MixtralConfig(**EXPERTS, num_local_experts=4),
     "qwen2-moe": lambda: tf.Qwen2MoeConfig(
         **EXPERTS, num_experts=4, moe_intermediate_size=24, shared_expert_intermediate_size=40
+    ),
+    "qwen3-moe": lambda: tf.Qwen3MoeConfig(**EXPERTS, head_dim=8, num_experts=4, moe_intermediate_size=24),
+    "gpt-oss": lambda: tf.GptOssConfig(
+        **EXPERTS, head_dim=8, num_local_experts=4, sliding_window=16, rope_parameters=ROPE
     ),
     "mamba": lambda: tf.MambaConfig(**MAMBA),
     "mamba2": lambda: tf.Mamba2Config(

@@ -13,10 +13,8 @@ from tomfisher.fisher import capture, select_parameters
 from tomfisher.fisher.roads import find_roads
 
 FALLS_BACK = {  # decoder weights that no closed form can reach, by family
-    "mixtral": {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"},
-    "qwen2-moe": {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"},
     "mamba": {"mixer.dt_proj.weight"},
-    "jamba": {"mamba.dt_proj.weight", "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"},
+    "jamba": {"mamba.dt_proj.weight"},
 }
 
 

@@ -2,7 +2,8 @@
 
 The weights are frozen, so autograd computes no weight gradient; an identity function on each module's
 output sees the output gradient as it flows by and adds the per-sample squares to F. The module's own forward
-runs untouched, so values, device placement and gradient checkpointing are the model's.
+runs untouched, so values, device placement and gradient checkpointing are the model's. Only fused experts,
+whose projections are no modules, are computed by our own implementation (`tomfisher.fisher.experts`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher import ops
+from tomfisher.fisher import experts
 from tomfisher.fisher.batching import Batch
 from tomfisher.fisher.contributions import Accumulator, BatchLayout, Contribution, contribution_for
 from tomfisher.fisher.layout import LayoutError, per_sample
-from tomfisher.models.structure import owners_of
+from tomfisher.models.structure import Owner, owners_of
 
 
 class _Tap(torch.autograd.Function):
@@ -43,11 +45,20 @@ class _Tap(torch.autograd.Function):
 
 @dataclass
 class CapturedModule:
-    """A module, its closed form, and which of its attributes are which selected parameters."""
+    """A module, its closed form, and which of its attributes are which selected parameters.
+
+    A projection of fused experts counts as a module of its own, named like its weight.
+
+    Attributes:
+        name: unique in the model.
+        module: the module, or the experts that the projection belongs to.
+        contribution: its closed form; None for a projection of fused experts.
+        parameters: "weight", "bias", … to the parameter's name in the model.
+    """
 
     name: str
     module: nn.Module
-    contribution: Contribution
+    contribution: Contribution | None
     parameters: dict[str, str] = field(default_factory=dict)
 
 
@@ -67,16 +78,28 @@ def capturable(
         if len(places) > 1:
             reasons[name] = "tied: also " + ", ".join(f"{o.module_name}.{o.attribute}" for o in places[1:])
             continue
-        owner = places[0]
-        contribution = contribution_for(owner.module)
-        if contribution is None:
+        entry = _entry(places[0])
+        if entry is None:
+            owner = places[0]
             reasons[name] = f"no closed form for {type(owner.module).__name__}.{owner.attribute}"
             continue
-        entry = modules.setdefault(
-            owner.module_name, CapturedModule(owner.module_name, owner.module, contribution)
-        )
-        entry.parameters[owner.attribute] = name
+        captured, attribute = entry
+        modules.setdefault(captured.name, captured).parameters[attribute] = name
     return modules, reasons
+
+
+def _entry(owner: Owner) -> tuple[CapturedModule, str] | None:
+    """What captures the parameter registered at `owner`, and as which of its attributes."""
+    if experts.is_experts(owner.module):
+        projection = owner.attribute.removesuffix("_bias")
+        attribute = "weight" if projection == owner.attribute else "bias"
+        if projection not in experts.PROJECTIONS:
+            return None
+        return CapturedModule(f"{owner.module_name}.{projection}", owner.module, None), attribute
+    contribution = contribution_for(owner.module)
+    if contribution is None:
+        return None
+    return CapturedModule(owner.module_name, owner.module, contribution), owner.attribute
 
 
 class Capture:
@@ -106,8 +129,12 @@ class Capture:
 
     def __enter__(self) -> Capture:
         for captured in self.modules.values():
-            handle = captured.module.register_forward_hook(self._hook(captured), with_kwargs=True)
-            self._stack.callback(handle.remove)
+            if captured.contribution is not None:
+                hook = self._hook(captured, captured.contribution)
+                self._stack.callback(captured.module.register_forward_hook(hook, with_kwargs=True).remove)
+        fused = {id(c.module): c.module for c in self.modules.values() if c.contribution is None}
+        if fused:
+            self._stack.enter_context(experts.implementation(list(fused.values()), self._experts()))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -136,7 +163,7 @@ class Capture:
             return None
         return self._finite[int(bad[0, 0])][0], int(bad[0, 1])
 
-    def _hook(self, captured: CapturedModule) -> Callable[..., Any]:
+    def _hook(self, captured: CapturedModule, contribution: Contribution) -> Callable[..., Any]:
         def forward_hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> Any:
@@ -151,17 +178,50 @@ class Capture:
             except LayoutError as error:
                 self.unreadable[captured.name] = str(error)
                 return output
-            return _Tap.apply(output, lambda g, *saved: self._add(captured, g, saved), *inputs)
+
+            def sink(grad_output: Tensor, *saved: Tensor) -> None:
+                targets = self._targets(captured)
+                if targets:
+                    contribution(module, targets, grad_output, saved, self._layout)
+                # one reduction instead of a look at every entry: a sum is finite only where all terms are
+                sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
+                self._count(captured, sums)
+
+            return _Tap.apply(output, sink, *inputs)
 
         return forward_hook
 
-    def _add(self, captured: CapturedModule, grad_output: Tensor, inputs: tuple[Tensor, ...]) -> None:
-        if captured.name not in self._skip:
-            targets = {
-                a: self.accumulators[p] for a, p in captured.parameters.items() if p in self.accumulators
-            }
-            captured.contribution(captured.module, targets, grad_output, inputs, self._layout)
+    def _experts(self) -> Callable[..., Tensor]:
+        """The implementation of fused experts that shows each projection's gradients to this capture."""
+        fused = {
+            (id(c.module), n.rpartition(".")[2]): c for n, c in self.modules.items() if not c.contribution
+        }
+
+        def run(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+            def watch(projection: str, output: Tensor, x: Tensor, routing: experts.Routing) -> Tensor:
+                captured = fused.get((id(module), projection))
+                if captured is None or not (output.requires_grad and torch.is_grad_enabled()):
+                    return output
+
+                def sink(grad_output: Tensor, saved: Tensor) -> None:
+                    targets = self._targets(captured)
+                    if targets:
+                        experts.contribution(module, targets, grad_output, saved, routing, self.impl)
+                    sums = grad_output.new_zeros(self._layout.shape[0], dtype=torch.float32)
+                    self._count(captured, sums.index_add_(0, routing.samples, grad_output.float().sum(1)))
+
+                return _Tap.apply(output, sink, x)
+
+            return experts.forward(module, hidden, chosen, weights, self._layout.shape[0], watch)
+
+        return run
+
+    def _targets(self, captured: CapturedModule) -> dict[str, Accumulator]:
+        """Where this module's squares go; nowhere if it already has the running batch."""
+        if captured.name in self._skip:
+            return {}
+        return {a: self.accumulators[p] for a, p in captured.parameters.items() if p in self.accumulators}
+
+    def _count(self, captured: CapturedModule, sums: Tensor) -> None:
         self.calls[captured.name] = self.calls.get(captured.name, 0) + 1
-        # one reduction instead of a look at every entry: a sum is finite only where all terms are
-        sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
         self._finite.append((captured.name, sums))

@@ -23,7 +23,7 @@ from tomfisher.models.structure import is_conv1d, is_linear
 class Accumulator:
     """Where the squares of one parameter go.
 
-    With `rows`, F holds only those rows of a weight matrix (the probe compares a few rows); without, all.
+    With `rows`, F holds only those rows of a weight matrix, or of each expert's (the probe compares a few rows).
     """
 
     F: Tensor

@@ -68,7 +68,7 @@ def check_losses(model: nn.Module, losses: Tensor, called: list[str]) -> None:
         if broken
         else "All weights are finite, so activations overflow: load the model in float32 or bfloat16."
     )
-    raise FloatingPointError(f"The loss of {called[row]} is {float(losses[row])}. {cause}")
+    raise FloatingPointError(f"The loss of {called[row]} is {losses[row].item()}. {cause}")
 
 
 def input_device(model: nn.Module) -> torch.device:

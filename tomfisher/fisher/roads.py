@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tomfisher.fisher.batching import collate
 from tomfisher.fisher.capture import Capture, CapturedModule, capturable
 from tomfisher.fisher.contributions import Accumulator
+from tomfisher.fisher.experts import is_experts
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.objective import Reduction, check_losses, sample_losses
 from tomfisher.models.structure import is_linear
@@ -104,9 +105,14 @@ def probe_samples(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _rows(module: nn.Module, parameter: nn.Parameter) -> Tensor | None:
-    if not is_linear(module) or parameter.ndim != 2 or parameter.shape[0] <= PROBE_ROWS:
+    """The rows that the probe compares of a weight `[d_out, d_in]` or `[E, d_out, d_in]`; None for all."""
+    matrix = is_linear(module) and parameter.ndim == 2
+    if not matrix and not (is_experts(module) and parameter.ndim == 3):
         return None
-    return torch.linspace(0, parameter.shape[0] - 1, PROBE_ROWS, device=parameter.device).long()
+    number = max(1, PROBE_ROWS // parameter.shape[:-2].numel())
+    if parameter.shape[-2] <= number:
+        return None
+    return torch.linspace(0, parameter.shape[-2] - 1, number, device=parameter.device).long()
 
 
 def _captured_squares(
@@ -121,7 +127,9 @@ def _captured_squares(
         for name in captured.parameters.values():
             parameter = selection[name]
             rows = _rows(captured.module, parameter)
-            shape = parameter.shape if rows is None else (len(rows), *parameter.shape[1:])
+            shape = list(parameter.shape)
+            if rows is not None:
+                shape[-2] = len(rows)
             accumulators[name] = Accumulator(torch.zeros(shape, device=parameter.device), rows)
     batch = collate(cuts, range(len(cuts)))
     capture = Capture(modules, accumulators, impl="reference")
@@ -145,7 +153,7 @@ def _autograd_squares(
         def take(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 rows = like[name].rows
-                gradient = parameter.grad if rows is None else parameter.grad[rows]
+                gradient = parameter.grad if rows is None else parameter.grad[..., rows, :]
                 squares[name].add_(gradient.float().square())
                 parameter.grad = None
 

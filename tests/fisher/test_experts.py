@@ -1,0 +1,108 @@
+"""Fused experts: captured in batches, equal to the definition, and the model's own implementation afterwards."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+import tomfisher
+from tomfisher.fisher.experts import Routing
+from tomfisher.fisher.roads import PROBE_ROWS, find_roads
+from tomfisher.fisher.selection import select_parameters
+
+# gpt-oss: transposed weights, biases and a gate of its own; jamba: experts in every second layer
+MIXTURES = ["mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss", "jamba"]
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+def test_experts_are_captured_in_batches_and_equal_the_definition(
+    tiny: SimpleNamespace, mixture: str, checkpointing: bool
+) -> None:
+    model = tiny.model(mixture)
+    samples = tiny.samples(9)
+    expected = tiny.definition(model, samples)
+    if checkpointing:
+        tiny.enable_checkpointing(model)
+    sizes: list[int] = []
+    model.model.layers[0].register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
+    F = tomfisher.fisher_diagonal(model, samples, params="*.experts.*", tokens_per_batch=1000, progress=False)
+    assert set(F.roads.values()) == {"captured"}
+    assert max(sizes) == 9
+    tiny.assert_exact(F, expected)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_models_own_implementation_is_back_afterwards(tiny: SimpleNamespace, broken: bool) -> None:
+    model = tiny.model("mixtral")
+    before, known = model.config._experts_implementation, list(ALL_EXPERTS_FUNCTIONS)
+    if broken:
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] = torch.nan
+        with pytest.raises(FloatingPointError):
+            tomfisher.fisher_diagonal(model, tiny.samples(2), progress=False)
+    else:
+        tomfisher.fisher_diagonal(model, tiny.samples(2), progress=False)
+    assert model.config._experts_implementation == before
+    assert list(ALL_EXPERTS_FUNCTIONS) == known
+
+
+def test_the_probe_catches_experts_whose_weights_act_elsewhere_too(tiny: SimpleNamespace) -> None:
+    model = tiny.model("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    experts.forward = lambda hidden, chosen, weights: type(experts).forward(
+        experts, hidden + experts.down_proj[0].sum(1), chosen, weights
+    )
+    F = tomfisher.fisher_diagonal(model, tiny.samples(4), params="*.experts.*", progress=False)
+    name = "model.layers.0.mlp.experts.down_proj"
+    assert F.roads[name].startswith("fallback: capture differs")
+
+
+def test_the_probe_keeps_a_few_rows_of_each_expert(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    from tomfisher.fisher import roads
+
+    original = roads._objection
+
+    def watch(calls, captured, expected, parameter, largest):  # type: ignore[no-untyped-def]
+        shapes[tuple(parameter.shape)] = tuple(captured.shape)
+        return original(calls, captured, expected, parameter, largest)
+
+    monkeypatch.setattr(roads, "_objection", watch)
+    model = tiny.model("mixtral")
+    find_roads(model, select_parameters(model, "*.experts.*"), tiny.samples(2))
+    assert shapes == {(4, 96, 32): (4, PROBE_ROWS // 4, 32), (4, 32, 48): (4, PROBE_ROWS // 4, 48)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    length=st.integers(1, 5),
+    E=st.integers(1, 6),
+    K=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_routing_sorts_every_choice_into_its_segment(
+    batch: int, length: int, E: int, K: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(0, E, (batch * length, K), generator=generator)
+    routing = Routing.of(chosen, E, batch)
+    pairs = sorted(zip(routing.rows.tolist(), routing.slots.tolist(), strict=True))
+    assert pairs == [(t, k) for t in range(batch * length) for k in range(K)]
+    assert routing.per_expert == torch.bincount(chosen.flatten(), minlength=E).tolist()
+    assert routing.offsets[0] == 0 and routing.offsets[-1] == chosen.numel()
+    for segment, expert in enumerate(routing.targets):
+        rows = slice(routing.offsets[segment], routing.offsets[segment + 1])
+        tokens = routing.rows[rows]
+        assert (chosen[tokens, routing.slots[rows]] == expert).all()
+        assert len(set((tokens // length).tolist())) == 1
+        assert torch.equal(routing.samples[rows], tokens // length)
+        assert tokens.tolist() == sorted(tokens.tolist()) and len(tokens)

@@ -1,0 +1,162 @@
+"""Capturing fused experts: all experts of a mixture in one `[E, d_out, d_in]` parameter.
+
+transformers lets a library register its own implementation of a mixture's experts; for the time of a run
+ours computes the same output and hands every projection's input and output gradient to the capture, rows
+sorted by (expert, sample), so that one `squared_gradient_` call with `targets` does all experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tomfisher import ops
+from tomfisher.fisher.contributions import Accumulator
+
+PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
+Watch = Callable[[str, Tensor, Tensor, "Routing"], Tensor]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which token goes to which expert, rows sorted by (expert, sample, position).
+
+    Attributes:
+        rows: `[R]`, the token of each row; a token chosen for K experts has K rows.
+        slots: `[R]`, which of the token's K choices a row is.
+        samples: `[R]`, the sample of each row.
+        per_expert: number of rows of each expert.
+        offsets: first row of each non-empty (expert, sample) segment, and the end.
+        targets: expert of each segment.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    samples: Tensor
+    per_expert: list[int]
+    offsets: list[int]
+    targets: list[int]
+
+    @classmethod
+    def of(cls, chosen: Tensor, num_experts: int, batch_size: int) -> Routing:
+        """Sort the choices `[B*T, K]` of a router.
+
+        Args:
+            chosen: expert of each token's K choices.
+            num_experts: E.
+            batch_size: B; tokens of one sample follow each other.
+        """
+        tokens, K = chosen.shape
+        samples = torch.arange(tokens, device=chosen.device) * batch_size // tokens
+        keys = (chosen * batch_size + samples[:, None]).flatten()
+        order = torch.sort(keys, stable=True).indices
+        counts = torch.bincount(keys, minlength=num_experts * batch_size).view(num_experts, batch_size)
+        segments = [(e, n) for e, row in enumerate(counts.tolist()) for n in row if n]
+        offsets = [0]
+        for _, n in segments:
+            offsets.append(offsets[-1] + n)
+        rows = order // K
+        return cls(
+            rows,
+            order % K,
+            samples[rows],
+            counts.sum(1).tolist(),
+            offsets,
+            [expert for expert, _ in segments],
+        )
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether the module holds fused experts in the layout that transformers describes by attributes."""
+    described = all(hasattr(module, name) for name in ("num_experts", "has_gate", "is_transposed", "config"))
+    return (
+        described
+        and hasattr(module, "_apply_gate")
+        and isinstance(getattr(module, "down_proj", None), Tensor)
+    )
+
+
+def forward(
+    module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor, batch_size: int, watch: Watch
+) -> Tensor:
+    """Output of the experts: `Σ_k weights[t,k] · down(act(up(hidden[t])))` of the experts that each token chose.
+
+    Args:
+        module: the experts module.
+        hidden: `[B*T, D]`.
+        chosen: `[B*T, K]` expert numbers.
+        weights: `[B*T, K]` routing weights.
+        batch_size: B.
+        watch: called as `watch(projection, output, input, routing)`; its result replaces the output.
+
+    Returns:
+        `[B*T, D]`, the dtype of `hidden`.
+    """
+    routing = Routing.of(chosen, module.num_experts, batch_size)
+    x = hidden[routing.rows]
+    up = "gate_up_proj" if module.has_gate else "up_proj"
+    y = watch(up, _project(module, up, x, routing), x, routing)
+    inner = module._apply_gate(y) if module.has_gate else module.act_fn(y)
+    out = watch("down_proj", _project(module, "down_proj", inner, routing), inner, routing)
+    if getattr(module, "has_post_expert_norm", False):
+        out = module.post_expert_norm(out)
+    weighted = out * weights[routing.rows, routing.slots, None]
+    result = torch.zeros_like(hidden, dtype=weighted.dtype).index_add(0, routing.rows, weighted)
+    return result.to(hidden.dtype)
+
+
+def _project(module: Any, name: str, x: Tensor, routing: Routing) -> Tensor:
+    """Each expert's rows times its matrix."""
+    matrices: Tensor = getattr(module, name)
+    bias = getattr(module, f"{name}_bias", None)
+    parts = []
+    for expert, rows in enumerate(x.split(routing.per_expert)):
+        matrix = matrices[expert] if module.is_transposed else matrices[expert].T
+        part = rows.to(matrix.dtype) @ matrix
+        parts.append(part if bias is None else part + bias[expert])
+    return torch.cat(parts)
+
+
+@contextmanager
+def implementation(modules: list[nn.Module], run: Callable[..., Tensor]) -> Iterator[None]:
+    """Register `run(module, hidden, chosen, weights)` with transformers and have `modules` use it."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    key = f"tomfisher-{id(run)}"
+    configs: dict[int, Any] = {id(m.config): m.config for m in modules}
+    before = {i: config._experts_implementation for i, config in configs.items()}
+    ALL_EXPERTS_FUNCTIONS[key] = run
+    try:
+        for config in configs.values():
+            config._experts_implementation = key
+        yield
+    finally:
+        for i, config in configs.items():
+            config._experts_implementation = before[i]
+        del ALL_EXPERTS_FUNCTIONS[key]
+
+
+def contribution(
+    module: nn.Module,
+    accumulators: dict[str, Accumulator],
+    grad_output: Tensor,
+    x: Tensor,
+    routing: Routing,
+    impl: ops.Impl,
+) -> None:
+    """One projection of all experts: weight (and bias) by `squared_gradient_`, one segment per expert and sample."""
+    segments: dict[str, Any] = {"offsets": routing.offsets, "targets": routing.targets, "impl": impl}
+    if "weight" in accumulators:
+        target = accumulators["weight"]
+        left, right = (x, grad_output) if module.is_transposed else (grad_output, x)
+        if target.rows is not None:
+            left = left[:, target.rows]
+        ops.squared_gradient_(target.F, left, right.to(left.dtype), **segments)
+    if "bias" in accumulators:
+        ones = torch.ones_like(grad_output[:, :1])
+        ops.squared_gradient_(accumulators["bias"].F[..., None], grad_output, ones, **segments)
