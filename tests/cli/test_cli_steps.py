@@ -192,3 +192,18 @@ def test_full_disk_loses_nothing_that_was_finished(study, tmp_path):
     assert main(arguments) == 0
     again, whole = (json.loads((Path(f) / "results.json").read_text()) for f in (folder, study))
     assert again["points"] == whole["points"]
+
+
+def test_plan_adds_up_both_fisher_diagonals_and_the_sweep(capsys):
+    assert main(["plan", *flags()]) == 0
+    out = capsys.readouterr().out
+    assert "task Fisher diagonal" in out and "control Fisher diagonal" in out
+    assert out.count("captured: 28 tensors") == 2 and "model.layers.*.self_attn.q_proj.weight (4)" in out
+    assert "points      4, with 32 questions and 512 tokens each" in out
+    assert "in all" in out
+
+
+def test_plan_leaves_out_what_a_store_already_holds(study, capsys):
+    assert main(["plan", *flags(task_store=str(study / "fisher/task"))]) == 0
+    out = capsys.readouterr().out
+    assert "task Fisher diagonal" not in out and "control Fisher diagonal" in out

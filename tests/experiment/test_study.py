@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tomfisher import FisherDiagonal, SparseMask, evaluate, perturb, tasks, top_fraction
+from tomfisher import FisherDiagonal, SparseMask, evaluate, perturb, provenance, tasks, top_fraction
 from tomfisher.experiment import Config, Experiment, Results
 from tomfisher.models import load_model
 
@@ -109,9 +109,9 @@ def test_samples_for_fisher_questions_and_perplexity_do_not_overlap(finished):
 
     inputs = Inputs(Config.from_dict(finished))
     assert not {s.story for s in inputs.task_stories} & {s.story for s in inputs.questions}
-    tokenizer = load_model(finished["model"], device="cpu").tokenizer
-    for sample in inputs.control_samples(tokenizer):
-        assert tokenizer.decode(sample.input_ids[:20]) not in inputs.perplexity_text
+    loaded = load_model(finished["model"], device="cpu")
+    for sample in inputs.samples("control", loaded):
+        assert loaded.tokenizer.decode(sample.input_ids[:20]) not in inputs.perplexity_text
 
 
 def test_finished_run_is_not_computed_again_and_gives_the_same_file(finished, monkeypatch):
@@ -228,6 +228,31 @@ def test_stores_of_another_model_are_refused_with_names(finished, tmp_path):
     mixed = {**foreign, "control_store": str(fisher / "control"), "output_path": str(tmp_path / "mixed")}
     with pytest.raises(ValueError, match="hold different tensors"):
         run({**settings, **mixed})
+
+
+def test_stores_of_other_weights_are_refused_though_the_shapes_agree(finished, tmp_path):
+    fisher = Path(finished["output_path"]) / "fisher"
+    model = load_model(finished["model"], device="cpu").model
+    shutil.copytree(finished["model"], tmp_path / "m")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "m")
+    stores = {"task_store": str(fisher / "task"), "control_store": str(fisher / "control")}
+    settings = {**finished, **stores, "model": str(tmp_path / "m"), "output_path": str(tmp_path / "other")}
+    with pytest.raises(ValueError, match=r"The task store was taken on other weights .*this very model"):
+        run(settings)
+
+
+def test_a_resumed_study_keeps_the_versions_it_began_with_and_says_what_changed(finished, monkeypatch):
+    folder = Path(finished["output_path"])
+    before = without_time(folder)
+    (folder / "points" / "random-0.01-seed2.json").unlink()
+    newer = {**provenance.versions(), "torch": "99.0"}
+    monkeypatch.setattr("tomfisher.provenance.versions", lambda: newer)
+    said: list[str] = []
+    Experiment(finished, say=said.append).run(progress=False)
+    assert without_time(folder) == before
+    assert any("versions changed" in line and "-> 99.0" in line for line in said)
 
 
 def test_existing_stores_are_used_instead_of_new_ones(finished, tmp_path):

@@ -202,6 +202,14 @@ def test_ids_outside_the_vocabulary_are_refused(tiny: SimpleNamespace) -> None:
         tomfisher.fisher_diagonal(tiny.model("llama-gqa"), [Sample(ids, ids)], progress=False)
 
 
+def test_a_sample_longer_than_the_context_is_refused_by_name(tiny: SimpleNamespace) -> None:
+    ids = torch.arange(65) % 53
+    with pytest.raises(
+        ValueError, match=r"\(long\) has 65 tokens, but the model has positions for 64.*max_length"
+    ):
+        tomfisher.fisher_diagonal(tiny.model("mpt"), [Sample(ids, ids, name="long")], progress=False)
+
+
 def test_an_implementation_that_is_missing_is_not_replaced(tiny: SimpleNamespace) -> None:
     with pytest.raises(NotImplementedError, match="squared_gradient_ has no implementation 'triton'"):
         tomfisher.fisher_diagonal(tiny.model("llama-gqa"), tiny.samples(2), impl="triton", progress=False)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import tomfisher
-from tomfisher.cli.plan import format_plan
+from tomfisher.cli.plan import format_fisher
 from tomfisher.fisher.plan import plan_fisher
 
 
@@ -19,7 +19,7 @@ def test_the_plan_is_what_the_run_does(tiny: SimpleNamespace) -> None:
     assert plan.num_tokens == F.num_tokens
     assert plan.implementations == {"squared_gradient_": "reference", "square_accumulate_": "reference"}
     assert plan.peak_bytes > plan.fisher_bytes + plan.model_bytes and plan.seconds > 0
-    text = format_plan(plan)
+    text = format_fisher(plan)
     assert "fallback: its module is not called" in text and "captured" in text
 
 

@@ -141,10 +141,18 @@ def test_tensors_that_get_nothing_are_named_once_with_the_kappa_they_need() -> N
         mask = rank(F, 0.01).mask(0.01)
     assert len(caught) == 1
     text = str(caught[0].message)
-    assert "t0" in text and "t2" in text and "t3" not in text and "and 2 more" in text and "empty" not in text
+    assert all(f"t{i} ({10 + i} entries, needs" in text for i in range(5)) and "empty" not in text
     assert mask.counts() == {f"t{i}": 0 for i in range(5)} | {"big": 10, "empty": 0}
     for name, kappa in re.findall(r"(t\d) \(\d+ entries, needs kappa >= ([\d.e-]+)\)", text):
         assert top_fraction({name: F[name]}, float(kappa)).nnz == 1
+
+
+def test_tensors_that_differ_only_in_the_layer_share_a_mention() -> None:
+    F = {f"layers.{i}.q.weight": torch.rand(10) for i in range(3)} | {"layers.0.o.weight": torch.rand(9)}
+    with pytest.warns(
+        UserWarning, match=r"3 x layers\.\*\.q\.weight \(10 entries.*; layers\.\*\.o\.weight \(9 "
+    ):
+        rank(F, 0.01).mask(0.01)
 
 
 def test_no_warning_when_a_group_gets_entries_but_one_of_its_tensors_does_not() -> None:

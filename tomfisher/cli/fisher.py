@@ -103,11 +103,7 @@ def samples_of(args: argparse.Namespace, loaded: LoadedModel) -> list[Sample]:
         supervise = getattr(args, "supervise", "all")
         return encode(loaded.tokenizer, read_texts(args.texts), supervise, setting(args, "max_length"))
     settings = {name: value for name, value in given_settings(args).items() if name in (*DATA, "model")}
-    inputs = Inputs(Config(**settings))
-    if given == ["control"]:
-        return inputs.control_samples(loaded.tokenizer)
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    return inputs.task_samples(loaded.tokenizer, context)
+    return Inputs(Config(**settings)).samples(given[0], loaded)
 
 
 def _said(implementations: dict[str, str]) -> str:

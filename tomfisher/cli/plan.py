@@ -1,14 +1,16 @@
-"""`tomfisher plan`: what a Fisher run will take, before it is run."""
+"""`tomfisher plan`: what a study will take, before it is run."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.cli.common import add_command, add_settings, load_named_model, setting
-from tomfisher.cli.fisher import add_data, samples_of
+from tomfisher.cli.common import add_command, add_settings, given_settings
 
 if TYPE_CHECKING:
+    from tomfisher.experiment.plan import StudyPlan
     from tomfisher.fisher.plan import FisherPlan
 
 
@@ -17,42 +19,50 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "plan",
-        "roads, memory and time of a Fisher run, before it is run",
-        "Probe the model as `tomfisher fisher` would and print which parameters are captured in the backward\n"
-        "pass, which take the one-sample fallback and why, how much memory the run needs and about how long.",
+        "roads, memory and time of a study, before it is run",
+        "Probe the model and print which parameters are captured in the backward pass, which take the one-sample\n"
+        "fallback and why, how much memory both Fisher diagonals need, and about how long they and the points of\n"
+        "the sweep will take. Takes the settings of `tomfisher run`.",
         (
-            "tomfisher plan --model smollm2-135m --task false-belief",
+            "tomfisher plan --preset demo-smollm2",
+            "tomfisher plan --model smollm2-135m --kappas 1e-5,1e-4 --limit 160",
             "tomfisher plan --model ./my-model --control my_text.txt --params all --n_control 1000",
-            "tomfisher plan --model testbed-llama --task testbed",
         ),
     )
-    add_data(parser)
-    add_settings(parser, "params", "tokens_per_batch", "fisher_dtype")
+    parser.add_argument("--config", "-C", metavar="YAML", help="read settings from this file")
+    parser.add_argument("--preset", help="a complete named study (tomfisher ls presets)")
+    add_settings(parser)
     parser.add_argument("--impl", default="auto", help="ops: auto, triton, cpp or reference [auto]")
     parser.set_defaults(execute=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Probe, time one sample, print."""
-    from tomfisher.experiment.study import parse_params
-    from tomfisher.fisher.plan import plan_fisher
+    """Probe, time a little, print."""
+    from tomfisher.experiment.config import Config
+    from tomfisher.experiment.plan import plan_study
 
-    if not any(getattr(args, name, None) for name in ("task", "control", "texts")):
-        args.task = setting(args, "task")
-    loaded = load_named_model(args, setting(args, "fisher_dtype"))
-    plan = plan_fisher(
-        loaded.model,
-        samples_of(args, loaded),
-        params=parse_params(setting(args, "params")),
-        tokens_per_batch=setting(args, "tokens_per_batch"),
-        impl=args.impl,
-    )
-    print(format_plan(plan))
+    config = Config.resolve(given_settings(args), args.config, args.preset)
+    print(format_study(plan_study(config, args.impl)))
     return 0
 
 
-def format_plan(plan: FisherPlan) -> str:
-    """The plan as aligned lines."""
+def format_study(plan: StudyPlan) -> str:
+    """The plan of a study as aligned lines."""
+    lines = []
+    for which, fisher in plan.fisher.items():
+        lines += [f"{which} Fisher diagonal", format_fisher(fisher), ""]
+    lines += [
+        "sweep",
+        f"  points      {plan.points}, with {plan.questions} questions and {plan.perplexity_tokens:,} tokens each",
+        f"  time        about {_duration(plan.points * plan.seconds_per_point)} (a few timed questions, extrapolated)",
+        "",
+        f"in all        about {_duration(plan.seconds)}",
+    ]
+    return "\n".join(lines)
+
+
+def format_fisher(plan: FisherPlan) -> str:
+    """The plan of a Fisher diagonal as aligned lines."""
     lines = [
         f"weights     {plan.num_weights:,} in {len(plan.roads)} tensors",
         f"samples     {plan.num_samples} with {plan.num_tokens:,} tokens, in {plan.num_batches} backward passes "
@@ -61,12 +71,19 @@ def format_plan(plan: FisherPlan) -> str:
         f"memory      about {_gib(plan.peak_bytes)}: model {_gib(plan.model_bytes)}, sums {_gib(plan.fisher_bytes)}, "
         f"one gradient {_gib(plan.gradient_bytes)}, activations about {_gib(plan.activation_bytes)}",
         f"time        about {_duration(plan.seconds)} (one timed sample, extrapolated)",
-        "roads",
+        *_roads(plan),
     ]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _roads(plan: FisherPlan) -> Iterator[str]:
+    """Every parameter under its road; those that differ only in the layer share a line."""
+    from tomfisher.models.structure import layer_pattern
+
     for road, count in plan.road_counts().items():
-        first = next(name for name, taken in plan.roads.items() if taken == road)
-        lines.append(f"  {count:5d}  {road}  (e.g. {first})")
-    return "\n".join(lines)
+        yield f"{road}: {count} tensors"
+        names = Counter(layer_pattern(name) for name, taken in plan.roads.items() if taken == road)
+        yield from (f"  {pattern}" + (f" ({n})" if n > 1 else "") for pattern, n in names.items())
 
 
 def _gib(size: int) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tomfisher.models.structure import position_limit
+
 
 @contextlib.contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
@@ -28,20 +30,6 @@ def device_of(model: Any) -> torch.device:
     """The device that token ids have to be on."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     return next((embeddings if embeddings is not None else model).parameters()).device
-
-
-def position_limit(model: Any) -> int | None:
-    """Longest sequence the model was built for, in tokens; None where its config names none (Mamba)."""
-    config = getattr(model, "config", None)
-    if config is None:
-        return None
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "max_seq_len"):
-        limit = getattr(config, name, None)
-        if isinstance(limit, int) and limit > 0:
-            return limit
-    return None
 
 
 def check_length(model: Any, length: int, what: str) -> None:

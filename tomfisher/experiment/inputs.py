@@ -10,6 +10,8 @@ from typing import Any
 from tomfisher.experiment.config import Config
 from tomfisher.experiment.results import HEADLINE
 from tomfisher.files import sha256_of_text
+from tomfisher.models.load import LoadedModel
+from tomfisher.models.structure import position_limit
 from tomfisher.sample import Sample
 from tomfisher.tasks.story import Story
 
@@ -64,23 +66,25 @@ class Inputs:
         """The part of the control text that no Fisher sample is taken from."""
         return "\n\n".join(self._control[1].documents)
 
-    def task_samples(self, tokenizer: Any, context: int | None) -> list[Sample]:
-        """The task's Fisher samples; longer ones are cut to `max_length` or the model's context (said)."""
+    def samples(self, which: str, loaded: LoadedModel) -> list[Sample]:
+        """The Fisher samples "task" or "control" for a model.
+
+        Task samples longer than `max_length`, or than the model's context, are cut (which is said). Control
+        samples are windows of `control_length` tokens, every token supervised.
+        """
+        from tomfisher.tasks import corpus
         from tomfisher.tasks.encode import encode
 
-        length = self.config.max_length or context
-        return encode(tokenizer, self.task_stories, supervise=self.config.supervise, max_length=length)
-
-    def control_samples(self, tokenizer: Any) -> list[Sample]:
-        """The control's Fisher samples: windows of `control_length` tokens, every token supervised."""
-        from tomfisher.tasks import corpus
-
+        config = self.config
+        if which == "task":
+            length = config.max_length or position_limit(loaded.model)
+            return encode(loaded.tokenizer, self.task_stories, supervise=config.supervise, max_length=length)
         return corpus.windows(
-            tokenizer,
+            loaded.tokenizer,
             self._control[0],
-            length=self.config.control_length,
-            n=self.config.n_control,
-            seed=self.config.seed,
+            length=config.control_length,
+            n=config.n_control,
+            seed=config.seed,
         )
 
     def hashes(self) -> dict[str, str]:

@@ -73,6 +73,26 @@ def check_belongs(shapes: Shapes, model: nn.Module, what: str) -> None:
         )
 
 
+def check_weights(said: Mapping[str, Any], have: Mapping[str, Any], what: str) -> None:
+    """Refuse a store that was taken on other weights, where both say what theirs are.
+
+    Args:
+        said: the model's identity as the store records it.
+        have: the identity of the model at hand.
+        what: the store, for the message.
+
+    Raises:
+        ValueError: the fingerprints of the weights differ.
+    """
+    if "fp16" in (said.get("dtype"), have.get("dtype")) and said.get("dtype") != have.get("dtype"):
+        return  # fingerprints are of the weights rounded to bf16, and fp16 has rounded them before
+    if said.get("weights_sha256", have["weights_sha256"]) != have["weights_sha256"]:
+        raise ValueError(
+            f"{what} was taken on other weights ({said.get('source')}) than those of {have['source']}, though names "
+            "and shapes agree. Take the Fisher diagonal of this very model."
+        )
+
+
 def check_pair(task: Mapping[str, Tensor], control: Mapping[str, Tensor]) -> None:
     """Refuse two stores that do not hold the same tensors.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from tomfisher.experiment.results import (
     conditions_of,
 )
 from tomfisher.experiment.run_folder import RunFolder
-from tomfisher.experiment.stores import check_belongs, check_pair, open_own, open_store
+from tomfisher.experiment.stores import check_belongs, check_pair, check_weights, open_own, open_store
 from tomfisher.experiment.verdict import judge
 from tomfisher.models.load import (
     LoadedModel,
@@ -50,24 +50,28 @@ class Experiment:
     """The whole study of one config: every step is kept in the run folder and never done twice.
 
     Args:
-        config: the settings.
+        config: the settings, or a mapping of those that differ from the defaults.
         overwrite: delete an earlier study in the same folder first.
         say: called with one line per step; None prints to standard error when `run(progress=True)`.
 
     Example::
 
-        results = tomfisher.Experiment(Config(model="testbed-llama", task="testbed", control="testbed")).run()
+        results = tomfisher.Experiment({"model": "testbed-llama", "task": "testbed", "control": "testbed"}).run()
     """
 
     def __init__(
-        self, config: Config, overwrite: bool = False, say: Callable[[str], None] | None = None
+        self,
+        config: Config | Mapping[str, Any],
+        overwrite: bool = False,
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        self.config = config
+        self.config = config if isinstance(config, Config) else Config.from_dict(config)
         self.overwrite = overwrite
+        config = self.config
         self.inputs = Inputs(config)
         self.device = resolve_device(config.device)
         self.fisher_dtype = resolve_dtype(config.fisher_dtype, torch.device("cpu"))
-        self.eval_dtype = _eval_dtype(config.eval_dtype, self.device)
+        self.eval_dtype = eval_dtype(config.eval_dtype, self.device)
         self._say = say
         self._progress = True
         self._loaded: LoadedModel | None = None
@@ -88,7 +92,8 @@ class Experiment:
         self._progress = progress
         with RunFolder.open(self.config, self.overwrite) as folder:
             if not folder.pinned():
-                folder.pin(command=provenance.command_line(), started=provenance.now())
+                folder.pin(**self._circumstances())
+            self._say_what_changed(folder)
             folder.pin(data=self.inputs.hashes(), resolved=self._resolved())
             pending = [plan for plan in planned_points(self.config) if folder.load_point(plan.key) is None]
             if pending:
@@ -119,12 +124,7 @@ class Experiment:
 
         config = self.config
         loaded = self._model(folder, "fisher", self.fisher_dtype)
-        context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-        samples = (
-            self.inputs.task_samples(loaded.tokenizer, context)
-            if which == "task"
-            else self.inputs.control_samples(loaded.tokenizer)
-        )
+        samples = self.inputs.samples(which, loaded)
         self.say(f"Fisher diagonal of {len(samples)} {which} samples")
         F = fisher_diagonal(
             loaded.model,
@@ -145,6 +145,8 @@ class Experiment:
         if rankings is not None:
             for which, ranking in zip(("task", "control"), rankings, strict=True):
                 check_belongs(ranking.shapes, loaded.model, f"The {which} store")
+            for which, F in zip(("task", "control"), self.fisher(folder), strict=True):
+                check_weights(F.metadata.get("model", {}), loaded.identity, f"The {which} store")
         measure = Measure(self.config, self.inputs, loaded)
         self.say(f"measuring {len(pending)} points, {measure.describe()}")
         baseline: Scores | None = None
@@ -214,6 +216,22 @@ class Experiment:
         folder.pin(**{f"{role}_model": self._loaded.identity})
         return self._loaded
 
+    def _circumstances(self) -> dict[str, Any]:
+        """Of the process that begins the study; later ones complete it."""
+        return {
+            "command": provenance.command_line(),
+            "started": provenance.now(),
+            "versions": provenance.versions(),
+            "machine": provenance.machine(self.device),
+        }
+
+    def _say_what_changed(self, folder: RunFolder) -> None:
+        """Tell a user who resumes with other versions; the results name those that the study began with."""
+        began, now = folder.pinned()["versions"], provenance.versions()
+        changed = [f"{name} {began.get(name)} -> {now[name]}" for name in now if began.get(name) != now[name]]
+        if changed:
+            self.say(f"versions changed since {folder.path} was begun: {', '.join(changed)}")
+
     def _resolved(self) -> dict[str, Any]:
         dtypes = {"fisher_dtype": dtype_name(self.fisher_dtype), "eval_dtype": dtype_name(self.eval_dtype)}
         return {"device": str(self.device), **dtypes}
@@ -232,8 +250,8 @@ class Experiment:
         return {
             "command": pinned["command"],
             "config": {key: value for key, value in config.to_dict().items() if key != "output_path"},
-            "versions": provenance.versions(),
-            "machine": provenance.machine(self.device),
+            "versions": pinned["versions"],
+            "machine": pinned["machine"],
             "model": pinned["evaluation_model"],
             "data": {**pinned["data"], "names": {"task": config.task, "control": config.control}},
             "fisher": pinned["fisher"],
@@ -255,7 +273,8 @@ def parse_params(text: str) -> str | list[str]:
     return text if text in NAMED_PARAMS else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _eval_dtype(name: str, device: torch.device) -> torch.dtype:
+def eval_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype to measure in; "auto" is bf16 on CUDA and on processors that are fast at it, else fp32."""
     if name == "auto" and device.type == "cpu" and fast_cpu_bf16():
         return torch.bfloat16
     return resolve_dtype(name, device)

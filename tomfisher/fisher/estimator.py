@@ -21,6 +21,7 @@ from tomfisher.fisher.objective import Labels, Reduction, check_losses, input_de
 from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, describe_params, select_parameters
 from tomfisher.models.load import identify
+from tomfisher.models.structure import position_limit
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
 from tomfisher.sample import Sample, digest
@@ -71,7 +72,9 @@ def fisher_diagonal(
 
     Raises:
         TypeError: a sample is no `Sample`.
-        ValueError: no samples, an unknown option, ids outside the vocabulary, or nothing selected.
+        ValueError: no samples, an unknown option, ids outside the vocabulary, a sample longer than the
+            model's context, or nothing selected.
+        NotImplementedError: the implementation asked for does not exist here.
         FloatingPointError: a loss or gradient is not finite; names the sample and the tensor.
         MemoryError: one sample alone does not fit.
 
@@ -252,6 +255,7 @@ def _check_arguments(model: nn.Module, samples: list[Sample], labels: str, reduc
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+    limit = position_limit(model)
     vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     for index, sample in enumerate(samples):
         if not isinstance(sample, Sample):
@@ -264,4 +268,9 @@ def _check_arguments(model: nn.Module, samples: list[Sample], labels: str, reduc
             raise ValueError(
                 f"sample {index} holds the token id {top}, but the model's vocabulary has {vocabulary} entries. "
                 "Use the tokenizer that belongs to the model."
+            )
+        if limit is not None and len(sample) > limit:
+            raise ValueError(
+                f"{sample.called(f'sample {index}')} has {len(sample)} tokens, but the model has positions for "
+                f"{limit}. Shorten the samples: max_length of encode, --max_length or --control_length."
             )

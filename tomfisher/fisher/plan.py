@@ -14,13 +14,12 @@ from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.memory import activation_bytes_per_token, token_budget
 from tomfisher.fisher.objective import input_device, sample_losses
-from tomfisher.fisher.roads import find_roads
+from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.sample import Sample
 
-_GRADIENT_SHARE = (
-    1.5  # forward + input gradients are two matrix products per weight, its own gradient a third
-)
+# forward and input gradients are two matrix products per weight, the captured gradient is a third
+_CAPTURED_SHARE = 1.5
 
 
 @dataclass(frozen=True)
@@ -105,20 +104,22 @@ def plan_fisher(
         fisher_bytes=sum(p.numel() * 4 for p in selection.values()),
         gradient_bytes=max(p.numel() * 4 for p in selection.values()),
         activation_bytes=largest * activation_bytes_per_token(model),
-        seconds=_seconds_per_token(model, samples) * sum(lengths) * _GRADIENT_SHARE,
+        seconds=_seconds_per_token(model, samples, selection, roads) * sum(lengths),
     )
 
 
-def _seconds_per_token(model: nn.Module, samples: list[Sample]) -> float:
-    """Time of a forward pass and input gradients, per token, on a sample of median length (second of two runs)."""
+def _seconds_per_token(
+    model: nn.Module, samples: list[Sample], selection: dict[str, nn.Parameter], roads: Roads
+) -> float:
+    """Time per token of a sample of median length: one pass, second of two runs, and what capture adds to it."""
     median = sorted(samples, key=len)[len(samples) // 2]
     batch = collate([median], [0])
     seconds = 0.0
-    with frozen(model):
+    with frozen(model, trainable=tuple(selection[name] for name in roads.fallback)):
         for _ in range(2):
             start = time.perf_counter()
             loss = sample_losses(model, batch, "empirical", "mean", 0)
             loss.sum().backward()
             loss.sum().item()
             seconds = time.perf_counter() - start
-    return seconds / len(median)
+    return seconds / len(median) * (_CAPTURED_SHARE if roads.captured else 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tomfisher.masks.fraction import checked_kappa, count, smallest_kappa
 from tomfisher.masks.sparse_mask import SparseMask
-from tomfisher.models.structure import layer_index
+from tomfisher.models.structure import layer_index, layer_pattern
 from tomfisher.ops import topk
 
 Scope = Literal["tensor", "layer", "model"]
@@ -202,12 +203,12 @@ def _missed(missed: list[TopList], kappa: float, compat: str | None) -> str:
     needed = 1 if compat is None else 2
 
     def words(top: TopList) -> str:
-        names = top.names[0] if len(top.names) == 1 else f"{top.names[0]} and its group"
+        names = layer_pattern(top.names[0]) if len(top.names) == 1 else f"{top.names[0]} and its group"
         return f"{names} ({top.numel} entries, needs kappa >= {smallest_kappa(top.numel, needed):g})"
 
-    listed = "; ".join(map(words, missed[:3]))
-    more = f"; and {len(missed) - 3} more" if len(missed) > 3 else ""
-    return f"kappa={kappa:g} selects no entry in {len(missed)} of the tensors or groups: {listed}{more}."
+    # tensors that differ only in the layer share a mention
+    listed = "; ".join(f"{n} x {what}" if n > 1 else what for what, n in Counter(map(words, missed)).items())
+    return f"kappa={kappa:g} selects no entry in {len(missed)} of the tensors or groups: {listed}."
 
 
 def _source(F: Mapping[str, Tensor]) -> dict[str, Any]:
