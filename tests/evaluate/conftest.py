@@ -85,80 +85,45 @@ def stories():
     return found
 
 
-def build(name, vocabulary=48, **changes):
-    """A tiny random model of one architecture, with weights large enough that mistakes show."""
-    import transformers as t
-
-    sizes = {
-        "vocab_size": vocabulary,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "max_position_embeddings": 64,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
-    grouped = {**sizes, "num_key_value_heads": 2}
-    configs = {
-        "llama": lambda: t.LlamaConfig(**grouped, tie_word_embeddings=True),
-        "mistral-window": lambda: t.MistralConfig(**grouped, sliding_window=7),
-        "gpt2": lambda: t.GPT2Config(
-            vocab_size=vocabulary,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            n_positions=64,
-            bos_token_id=0,
-            eos_token_id=0,
-        ),
-        "opt": lambda: t.OPTConfig(**{**sizes, "pad_token_id": 1}, ffn_dim=48, word_embed_proj_dim=32),
-        "mpt": lambda: t.MptConfig(vocab_size=vocabulary, d_model=32, n_heads=4, n_layers=2, max_seq_len=64),
-        "gpt-neox": lambda: t.GPTNeoXConfig(**sizes),
-        "mixtral": lambda: t.MixtralConfig(**grouped, num_local_experts=4, num_experts_per_tok=2),
-        "mamba": lambda: t.MambaConfig(
-            vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, state_size=4, time_step_rank=2
-        ),
-        "jamba": lambda: t.JambaConfig(
-            **grouped,
-            attn_layer_period=2,
-            attn_layer_offset=1,
-            expert_layer_period=2,
-            expert_layer_offset=1,
-            num_experts=2,
-            num_experts_per_tok=1,
-            mamba_d_state=4,
-            mamba_dt_rank=2,
-        ),
-    }
-    config = configs[name]()
-    for key, value in changes.items():
-        setattr(config, key, value)
-    torch.manual_seed(0)
-    model = t.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, 0.2)
-    return model.eval()
+NAMES = {
+    "llama": "llama-tied",
+    "mistral-window": "mistral",
+}  # what the tests call families of the common table
 
 
 @pytest.fixture(scope="session")
-def models():
+def fresh_model(tiny_config):
+    """`fresh_model(name, vocabulary=48, **changes)`: a random model with weights so large that mistakes show."""
+
+    def build(name, vocabulary=48, **changes):
+        import transformers
+
+        config = tiny_config(NAMES.get(name, name), vocabulary)
+        if name == "mistral-window":
+            changes = {"sliding_window": 7, **changes}
+        for key, value in {"bos_token_id": None, "eos_token_id": None, **changes}.items():
+            setattr(config, key, value)
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim >= 2:
+                    parameter.normal_(0, 0.2)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def models(fresh_model):
     cache = {}
 
     def get(name):
         if name not in cache:
-            cache[name] = build(name)
+            cache[name] = fresh_model(name)
         return cache[name]
 
     return get
-
-
-@pytest.fixture
-def fresh_model():
-    return build
 
 
 @pytest.fixture

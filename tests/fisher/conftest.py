@@ -6,7 +6,6 @@ import copy
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,76 +15,10 @@ from torch import Tensor, nn
 import tomfisher
 from tomfisher.sample import IGNORED, Sample
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 53,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-GROUPED = {**SMALL, "num_key_value_heads": 2}
-EXPERTS = {**GROUPED, "num_experts_per_tok": 2}
-ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-GPT2 = {"vocab_size": 53, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-MAMBA = {"vocab_size": 53, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4}
 
-FAMILIES: dict[str, Callable[[], tf.PretrainedConfig]] = {
-    "llama-gqa": lambda: tf.LlamaConfig(**GROUPED, tie_word_embeddings=False),
-    "llama-tied": lambda: tf.LlamaConfig(**GROUPED, tie_word_embeddings=True),
-    "qwen2": lambda: tf.Qwen2Config(**GROUPED, tie_word_embeddings=False),
-    "qwen3": lambda: tf.Qwen3Config(**GROUPED, head_dim=8, tie_word_embeddings=False),
-    "mistral": lambda: tf.MistralConfig(**GROUPED),
-    "gemma3": lambda: tf.Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=16),
-    "gpt2": lambda: tf.GPT2Config(**GPT2),
-    "opt": lambda: tf.OPTConfig(
-        vocab_size=53,
-        hidden_size=32,
-        ffn_dim=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        word_embed_proj_dim=32,
-    ),
-    "gpt-neox": lambda: tf.GPTNeoXConfig(**SMALL, rotary_pct=0.25, tie_word_embeddings=False),
-    "mpt": lambda: tf.MptConfig(vocab_size=53, d_model=32, n_layers=2, n_heads=4, max_seq_len=64),
-    "mixtral": lambda: tf.MixtralConfig(**EXPERTS, num_local_experts=4),
-    "qwen2-moe": lambda: tf.Qwen2MoeConfig(
-        **EXPERTS, num_experts=4, moe_intermediate_size=24, shared_expert_intermediate_size=40
-    ),
-    "qwen3-moe": lambda: tf.Qwen3MoeConfig(**EXPERTS, head_dim=8, num_experts=4, moe_intermediate_size=24),
-    "gpt-oss": lambda: tf.GptOssConfig(
-        **EXPERTS, head_dim=8, num_local_experts=4, sliding_window=16, rope_parameters=ROPE
-    ),
-    "mamba": lambda: tf.MambaConfig(**MAMBA),
-    "mamba2": lambda: tf.Mamba2Config(
-        vocab_size=53,
-        hidden_size=32,
-        num_hidden_layers=2,
-        state_size=8,
-        num_heads=8,
-        head_dim=8,
-        n_groups=2,
-        chunk_size=16,
-    ),
-    "jamba": lambda: tf.JambaConfig(
-        **EXPERTS,
-        num_experts=4,
-        attn_layer_period=2,
-        attn_layer_offset=1,
-        expert_layer_period=2,
-        expert_layer_offset=1,
-        mamba_d_state=8,
-        mamba_dt_rank=4,
-        use_mamba_kernels=False,
-    ),
-}
-
-
-def tiny_model(family: str) -> nn.Module:
+def tiny_model(config: tf.PretrainedConfig) -> nn.Module:
     """A random model with dropout switched on (it must not act) and no parameter at a special value."""
     torch.manual_seed(1)
-    config = FAMILIES[family]()
     for key in ("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "hidden_dropout"):
         if hasattr(config, key):
             setattr(config, key, 0.1)
@@ -153,18 +86,12 @@ def assert_exact(actual: tomfisher.FisherDiagonal, expected: dict[str, Tensor]) 
 
 
 @pytest.fixture
-def tiny() -> SimpleNamespace:
+def tiny(tiny_config: Callable[..., tf.PretrainedConfig]) -> SimpleNamespace:
     """The helpers above: `tiny.model(family)`, `tiny.samples(n)`, `tiny.definition(...)`, `tiny.assert_exact(...)`."""
     return SimpleNamespace(
-        model=tiny_model,
+        model=lambda family: tiny_model(tiny_config(family)),
         samples=ragged_samples,
         definition=definition,
         assert_exact=assert_exact,
         enable_checkpointing=enable_checkpointing,
     )
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Any test with a `family` argument runs on every family."""
-    if "family" in metafunc.fixturenames:
-        metafunc.parametrize("family", list(FAMILIES))
