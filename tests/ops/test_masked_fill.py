@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomfisher.ops import masked_fill_mean_, scatter_
+from tomfisher.ops import masked_fill_mean_, scatter_, weight_sums
 from tomfisher.ops.masked_fill import NonFiniteMeanError
 from tomfisher.ops.reference.masked_fill import round_once, unmasked_sum
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -174,3 +176,62 @@ def test_the_mean_is_rounded_once_to_bfloat16() -> None:
     weight = torch.tensor([4.0, 2**-6, 2**-30, 0.0, 9.0], dtype=torch.bfloat16)
     masked_fill_mean_([weight], [torch.tensor([4])])
     assert weight[4].item() == 1 + 2**-7
+
+
+def ulp(value: float, dtype: torch.dtype) -> float:
+    """Distance from the number of the dtype that holds `value` to the next away from zero."""
+    at = torch.tensor(abs(value), dtype=torch.float64).to(dtype)
+    return float(torch.nextafter(at, torch.tensor(math.inf, dtype=dtype)) - at)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    numbers=st.lists(st.floats(-1000, 1000, width=16), min_size=2, max_size=40),
+    scale=st.sampled_from([0, 15, 40, 100]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.float64]),
+    data=st.data(),
+)
+def test_with_sums_the_fill_is_within_the_stated_slack(numbers, scale, dtype, data) -> None:
+    weight = torch.tensor(numbers, dtype=torch.float64).to(dtype)
+    index = data.draw(
+        st.lists(st.integers(0, len(numbers) - 1), min_size=1, max_size=len(numbers) - 1, unique=True)
+    )
+    weight[index[0]] *= 2.0**scale  # a masked entry that dwarfs the others
+    exact = exact_mean(weight, index)
+    masked_fill_mean_([weight], [torch.tensor(index)], sums=weight_sums([weight]))
+    got = Fraction(float(weight[index[0]]))
+    # half a unit for the rounding, a quarter for the sums; float64 itself has the sums' errors
+    slack = Fraction(3, 4) if dtype != torch.float64 else Fraction(64)
+    assert abs(got - exact) <= slack * Fraction(ulp(float(exact), dtype)) + abs(exact) / 2**50
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_that_cancel_or_drown_are_not_used(dtype: torch.dtype) -> None:
+    large = {torch.float16: 6e4, torch.bfloat16: 1e30, torch.float32: 1e30, torch.float64: 1e300}[dtype]
+    drowned = torch.tensor([large, 1.0, 1.0, 4.0]).double().to(dtype)
+    drowned[0] = large
+    infinite = torch.tensor([math.inf, 2.0, 4.0], dtype=dtype)
+    near_zero = torch.tensor([3.0, 1.0, -1.0, 2.0**-14, 0.0], dtype=dtype)
+    weights, zero = [drowned, infinite, near_zero], torch.tensor([0])
+    masked_fill_mean_(weights, [zero] * 3, sums=weight_sums(weights))
+    assert [float(weight[0]) for weight in weights] == [2.0, 3.0, 2.0**-16]
+
+
+def test_with_trusted_sums_only_the_masked_entries_are_read() -> None:
+    weight = torch.arange(1.0, 9.0)
+    told = torch.tensor(
+        [[1036.0, 1036.0]], dtype=torch.float64
+    )  # not this tensor's: its entries are not looked at
+    masked_fill_mean_([weight], [torch.tensor([0, 7])], sums=told)
+    assert weight[0] == weight[7] == (1036 - 9) / 6
+
+
+def test_sums_that_do_not_fit_are_refused() -> None:
+    weight, index = torch.ones(3), torch.tensor([0])
+    with pytest.raises(TypeError, match=r"sums must be float64, got torch\.float32"):
+        masked_fill_mean_([weight], [index], sums=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"sums must have shape \(1, 2\) on cpu, got \(2, 2\)"):
+        masked_fill_mean_([weight], [index], sums=torch.zeros(2, 2, dtype=torch.float64))
+    with pytest.raises(NonFiniteMeanError):
+        bad = torch.tensor([1.0, math.inf, 1.0])
+        masked_fill_mean_([bad], [index], sums=weight_sums([bad]))

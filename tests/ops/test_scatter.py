@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tomfisher.ops import scatter_
 from tomfisher.ops.reference.scatter import gather
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -128,3 +130,23 @@ def test_other_misfits_are_refused_before_any_write() -> None:
     with pytest.raises(ValueError, match="one tensor per weight, got 0 for 1"):
         scatter_([weight], [index], [])
     assert not weight.any()
+
+
+def test_many_tensors_are_checked_together_and_the_culprit_is_named() -> None:
+    weights = [torch.zeros(5), torch.zeros(0), torch.zeros(3, 3), torch.zeros(2)]
+    none = torch.empty(0, dtype=torch.int64)
+    fine = [torch.tensor([0, 4]), none, torch.tensor([8, 0, 3]), torch.tensor([1])]
+    scatter_(weights, fine, [torch.ones(len(index)) for index in fine])
+    assert [int(weight.sum()) for weight in weights] == [2, 0, 3, 1]
+    # a position beyond one tensor that would be inside the next
+    for place, index, message in [
+        (0, [0, 5], r"indices\[0\] must lie between 0 and 4, got 5"),
+        (2, [8, 9], r"indices\[2\] must lie between 0 and 8, got 9"),
+        (3, [-1], r"indices\[3\] must lie between 0 and 1, got -1"),
+        (2, [2**63 - 1], r"indices\[2\] must lie between 0 and 8, got 9223372036854775807"),
+        (2, [4, 1, 4], r"indices\[2\] must not repeat a position, got 4 twice"),
+    ]:
+        bad = [*fine[:place], torch.tensor(index), *fine[place + 1 :]]
+        with pytest.raises(ValueError, match=message):
+            scatter_(weights, bad, [torch.full((len(index),), 7.0) for index in bad])
+    assert not any((weight == 7).any() for weight in weights)

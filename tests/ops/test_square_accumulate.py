@@ -5,6 +5,8 @@ import torch
 
 from tomfisher.ops import square_accumulate_
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_adds_the_square_in_float32(dtype: torch.dtype) -> None:
@@ -65,3 +67,21 @@ def test_a_bad_pair_is_refused_before_any_write(F, gradient, kind, message) -> N
 def test_lists_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="one length, got 1 and 0"):
         square_accumulate_([torch.zeros(1)], [])
+
+
+def test_shared_memory_is_refused_before_any_write() -> None:
+    F, base = torch.zeros(4), torch.zeros(8)
+    for Fs, gradients, message in [
+        ([F, F], [torch.ones(4)] * 2, r"F_list\[0\] and F_list\[1\] share memory"),
+        ([base[:5], base[4:]], [torch.ones(5), torch.ones(4)], r"F_list\[0\] and F_list\[1\] share memory"),
+        ([torch.zeros(4), F], [torch.ones(4), F], r"F_list\[1\] and grad_list\[1\] share memory"),
+        ([base[:4]], [base[2:6]], r"F_list\[0\] and grad_list\[0\] share memory"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            square_accumulate_(Fs, gradients)
+    with pytest.raises(ValueError, match="expanded view"):
+        square_accumulate_([torch.zeros(1).expand(3)], [torch.ones(3)])
+    assert not F.any() and not base.any()
+    same = torch.full((4,), 2.0)  # one gradient for two F is fine, and so are neighbours
+    square_accumulate_([base[:4], base[4:]], [same, same])
+    assert base.tolist() == [4.0] * 8

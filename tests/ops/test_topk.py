@@ -130,5 +130,9 @@ def test_wrong_kinds() -> None:
         topk([torch.zeros(3)], [1.5])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="one per tensor, got 2 for 1"):
         topk([torch.zeros(3)], [1, 1])
-    with pytest.raises(NotImplementedError, match="topk has no implementation 'triton'"):
+
+
+def test_triton_without_a_gpu_is_refused_rather_than_replaced() -> None:
+    # either the package or the device is missing
+    with pytest.raises(RuntimeError, match="impl='triton' needs"):
         topk(torch.zeros(3), 1, impl="triton")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tomfisher.masks import SparseMask
 from tomfisher.perturbation import perturb
-from tomfisher.perturbation.targets import resolve_targets
+from tomfisher.perturbation.targets import _beside, resolve_targets
 
 
 def mask_for(tensors: dict[str, Tensor], entries: dict[str, list[int]]) -> SparseMask:
@@ -165,3 +165,23 @@ def test_another_kind_of_target_is_refused() -> None:
         perturb(torch.ones(2), mask)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="'w' must be a tensor, got list"):
         perturb({"w": [1.0]}, SparseMask({}, {"w": (1,)}))  # type: ignore[dict-item]
+
+
+def test_positions_go_to_their_tensors_device_together(monkeypatch) -> None:
+    tensors = {"a": torch.empty(4, device="meta"), "b": torch.ones(3), "c": torch.empty(5, device="meta")}
+    mask = SparseMask(
+        {"a": torch.tensor([0, 3]), "b": torch.tensor([1]), "c": torch.tensor([2])},
+        {"a": (4,), "b": (3,), "c": (5,)},
+    )
+    transfers = []
+    real = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *a, **k: transfers.append(self) or real(self, *a, **k)
+    )
+    moved = _beside(tensors, mask)
+    assert [(n, i.device.type, len(i)) for n, i in moved.items()] == [
+        ("a", "meta", 2),
+        ("b", "cpu", 1),
+        ("c", "meta", 1),
+    ]
+    assert [sent.tolist() for sent in transfers] == [[0, 3, 2]]

@@ -42,6 +42,7 @@ from tomfisher.progress import progress_bar
 if TYPE_CHECKING:
     from tomfisher.fisher import FisherDiagonal
     from tomfisher.masks import Ranking, SparseMask
+    from tomfisher.perturbation import WeightSums
 
 NAMED_PARAMS = ("decoder-linear", "attention-qk", "all")
 
@@ -76,6 +77,7 @@ class Experiment:
         self._progress = True
         self._loaded: LoadedModel | None = None
         self._stores: tuple[FisherDiagonal, FisherDiagonal] | None = None
+        self._sums: WeightSums | None = None
 
     def run(self, progress: bool = True) -> Results:
         """Do what is left to do and write `results.json`, `results.csv` and `verdict.txt`.
@@ -140,6 +142,8 @@ class Experiment:
         return F
 
     def _measure(self, folder: RunFolder, pending: list[PlannedPoint]) -> None:
+        from tomfisher.perturbation import WeightSums
+
         rankings = self._rankings(folder) if any(plan.mask != BASELINE for plan in pending) else None
         loaded = self._model(folder, "evaluation", self.eval_dtype)
         if rankings is not None:
@@ -148,6 +152,7 @@ class Experiment:
             for which, F in zip(("task", "control"), self.fisher(folder), strict=True):
                 check_weights(F.metadata.get("model", {}), loaded.identity, f"The {which} store")
         measure = Measure(self.config, self.inputs, loaded)
+        self._sums = WeightSums()
         self.say(f"measuring {len(pending)} points, {measure.describe()}")
         baseline: Scores | None = None
         for plan in progress_bar(pending, desc="points", unit="point", enabled=self._progress):
@@ -191,7 +196,9 @@ class Experiment:
         if mask.nnz == 0:
             self.say(f"the {plan.mask} mask at kappa {plan.kappa:g} is empty: nothing is perturbed")
         fill, seed = parse_fill(self.config.fill), self.config.seed
-        with perturb(model, mask, fill=fill, seed=seed, compat=self.config.compat) as perturbation:
+        compat, sums = self.config.compat, self._sums
+        with perturb(model, mask, fill=fill, seed=seed, compat=compat, sums=sums) as perturbation:
+            folder.pin(fill_implementations=perturbation.implementations)
             yield perturbation.nnz
 
     def _mask(self, plan: PlannedPoint, task: Ranking, control: Ranking) -> SparseMask:
@@ -255,6 +262,7 @@ class Experiment:
             "model": pinned["evaluation_model"],
             "data": {**pinned["data"], "names": {"task": config.task, "control": config.control}},
             "fisher": pinned["fisher"],
+            "fill": {"kind": config.fill, "implementations": pinned["fill_implementations"]},
             "evaluation": {"method": config.method, "chance": self.inputs.chance(), **pinned["resolved"]},
             "seeds": {"study": config.seed, "random": [config.seed + i for i in range(config.random_seeds)]},
             "time": {"started": pinned["started"], "finished": provenance.now()},

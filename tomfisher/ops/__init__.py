@@ -5,19 +5,30 @@ Every operation has a plain-PyTorch reference (`tomfisher.ops.reference`) that d
 
 from tomfisher.ops.dispatch import IMPLEMENTATIONS, Impl, resolve
 from tomfisher.ops.masked_fill import masked_fill_mean_
+from tomfisher.ops.rope_energy import RopeEnergy, rope_energy
 from tomfisher.ops.scatter import scatter_
+from tomfisher.ops.sink_mass import SinkMass, sink_mass
 from tomfisher.ops.square_accumulate import square_accumulate_
 from tomfisher.ops.squared_gradient import squared_gradient_
 from tomfisher.ops.topk import TopK, topk
+from tomfisher.ops.topk_across import TopKAcross, topk_across
+from tomfisher.ops.weight_sums import weight_sums
 
 __all__ = [
     "IMPLEMENTATIONS",
     "Impl",
+    "RopeEnergy",
+    "SinkMass",
     "TopK",
+    "TopKAcross",
     "masked_fill_mean_",
     "resolve",
+    "rope_energy",
     "scatter_",
+    "sink_mass",
     "square_accumulate_",
     "squared_gradient_",
     "topk",
+    "topk_across",
+    "weight_sums",
 ]

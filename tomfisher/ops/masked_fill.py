@@ -28,6 +28,7 @@ def masked_fill_mean_(
     weights: Sequence[Tensor],
     indices: Sequence[Tensor],
     undo: Sequence[Tensor] | None = None,
+    sums: Tensor | None = None,
     impl: Impl = "auto",
 ) -> list[Tensor]:
     """Write to the masked entries of each tensor the mean of its unmasked entries.
@@ -38,13 +39,20 @@ def masked_fill_mean_(
         undo = weight.view(-1)[index]
         weight.view(-1)[index] = weight.view(-1)[keep].double().mean().to(weight.dtype)
 
-    The mean is accumulated in float64 over the unmasked entries alone and rounded once to the weight's dtype.
-    All means are taken before the first entry is written. `scatter_(weights, indices, undo)` undoes it.
+    The mean is accumulated in float64 over the unmasked entries and rounded once to the weight's dtype. All
+    means are taken before the first entry is written. `scatter_(weights, indices, undo)` undoes it.
+
+    With `sums`, the mean is `(sum of all - sum of masked) / (number of unmasked)`, and the work is proportional
+    to the number of masked entries. It may be off by a quarter of a unit in the last place before it is
+    rounded. A tensor for which that cannot be warranted (its sums cancel, or a masked entry dwarfs the others;
+    always in float64) is read again, unmasked entries alone.
 
     Args:
-        weights: float16, bfloat16, float32 or float64 tensors of any shape and strides, on one device.
+        weights: float16, bfloat16, float32 or float64 tensors of any shape and strides, on one device. Where
+            they share memory, no entry may be masked twice.
         indices: int64 vectors of flat row-major positions without repetitions, on the same device.
         undo: vectors to receive the old values (the indices' lengths, the weights' dtypes); made if None.
+        sums: `weight_sums(weights)` as the weights are now; None reads them.
         impl: "auto", "triton", "cpp" or "reference".
 
     Returns:
@@ -65,9 +73,45 @@ def masked_fill_mean_(
     if undo is None:
         undo = [weight.new_empty(len(index)) for weight, index in zip(weights, indices, strict=True)]
     check_values("undo", weights, indices, undo)
+    _check_sums(weights, sums)
     if weights:
-        _, run = resolve("masked_fill_mean_", impl, weights[0].device)
-        failed = run(weights, indices, undo)
-        if failed is not None:
+        failed = int(_op(weights, indices, undo, sums, impl))
+        if failed >= 0:
             raise NonFiniteMeanError(failed)
     return list(undo)
+
+
+def _check_sums(weights: Sequence[Tensor], sums: Tensor | None) -> None:
+    if sums is None:
+        return
+    if sums.dtype != torch.float64:
+        raise TypeError(f"sums must be float64, got {sums.dtype}. Take them from weight_sums.")
+    device = weights[0].device if weights else sums.device
+    if sums.shape != (len(weights), 2) or sums.device != device:
+        raise ValueError(
+            f"sums must have shape ({len(weights)}, 2) on {device}, got {tuple(sums.shape)} on {sums.device}. "
+            "Take them from weight_sums(weights)."
+        )
+
+
+@torch.library.custom_op("tomfisher::masked_fill_mean_", mutates_args=("weights", "undo"))
+def _op(
+    weights: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    undo: Sequence[Tensor],
+    sums: Tensor | None,
+    impl: str,
+) -> Tensor:
+    _, run = resolve("masked_fill_mean_", impl, weights[0].device)
+    return run(weights, indices, undo, sums)
+
+
+@_op.register_fake
+def _(
+    weights: Sequence[Tensor],
+    indices: Sequence[Tensor],
+    undo: Sequence[Tensor],
+    sums: Tensor | None,
+    impl: str,
+) -> Tensor:
+    return torch.empty(1, dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,8 @@ def scatter_(
     Everything is checked before the first entry is written; autograd does not record the write.
 
     Args:
-        weights: float16, bfloat16, float32 or float64 tensors of any shape and strides, on one device.
+        weights: float16, bfloat16, float32 or float64 tensors of any shape and strides, on one device. Where
+            they share memory, no entry may be named twice.
         indices: int64 vectors without repetitions, in any order, on the same device.
         values: vectors of the indices' lengths and the weights' dtypes, on the same device.
         impl: "auto", "triton", "cpp" or "reference".
@@ -35,12 +37,24 @@ def scatter_(
     check_entries(weights, indices)
     check_values("values", weights, indices, values)
     if weights:
-        _, run = resolve("scatter_", impl, weights[0].device)
-        run(weights, indices, values)
+        _op(weights, indices, values, impl)
+
+
+@torch.library.custom_op("tomfisher::scatter_", mutates_args=("weights",))
+def _op(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Tensor], impl: str) -> None:
+    _, run = resolve("scatter_", impl, weights[0].device)
+    run(weights, indices, values)
+
+
+@_op.register_fake
+def _(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Tensor], impl: str) -> None:
+    return None
 
 
 def check_entries(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
     """Refuse weights and flat indices that an in-place write cannot handle.
+
+    All positions are looked at together: on a GPU that costs one synchronisation, not one per tensor.
 
     Raises:
         TypeError: a weight's or an index's dtype does not fit.
@@ -49,32 +63,52 @@ def check_entries(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
     if len(weights) != len(indices):
         raise ValueError(f"weights and indices must be of one length, got {len(weights)} and {len(indices)}.")
     for i, (weight, index) in enumerate(zip(weights, indices, strict=True)):
-        if weight.dtype not in DTYPES:
-            raise TypeError(
-                f"weights[{i}] must be float16, bfloat16, float32 or float64, got {weight.dtype}."
-            )
-        if index.dtype != torch.int64:
-            raise TypeError(f"indices[{i}] must be int64, got {index.dtype}.")
-        if index.ndim != 1:
-            raise ValueError(f"indices[{i}] must be a vector of positions, got shape {tuple(index.shape)}.")
-        if not weight.device == index.device == weights[0].device:
-            raise ValueError(
-                f"All weights and indices must be on one device, got weights[{i}] on {weight.device}, "
-                f"indices[{i}] on {index.device}, weights[0] on {weights[0].device}. Call once per device."
-            )
-        if any(step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape, strict=True)):
-            raise ValueError(f"weights[{i}] is an expanded view: its entries share memory. Pass a clone.")
-        _check_positions(f"indices[{i}]", index, weight.numel())
+        _check_kinds(i, weight, index, weights[0].device)
+    if not _all_ascending(indices, [weight.numel() for weight in weights]):
+        for i, (weight, index) in enumerate(zip(weights, indices, strict=True)):
+            _check_positions(f"indices[{i}]", index, weight.numel())
+
+
+def _check_kinds(i: int, weight: Tensor, index: Tensor, device: torch.device) -> None:
+    if weight.dtype not in DTYPES:
+        raise TypeError(f"weights[{i}] must be float16, bfloat16, float32 or float64, got {weight.dtype}.")
+    if index.dtype != torch.int64:
+        raise TypeError(f"indices[{i}] must be int64, got {index.dtype}.")
+    if index.ndim != 1:
+        raise ValueError(f"indices[{i}] must be a vector of positions, got shape {tuple(index.shape)}.")
+    if not weight.device == index.device == device:
+        raise ValueError(
+            f"All weights and indices must be on one device, got weights[{i}] on {weight.device}, "
+            f"indices[{i}] on {index.device}, weights[0] on {device}. Call once per device."
+        )
+    if weight.is_contiguous():
+        return
+    if any(step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape, strict=True)):
+        raise ValueError(f"weights[{i}] is an expanded view: its entries share memory. Pass a clone.")
+
+
+def _all_ascending(indices: Sequence[Tensor], sizes: list[int]) -> bool:
+    """Whether every index vector rises strictly and stays within its tensor; such vectors are fine."""
+    counts = [index.numel() for index in indices]
+    if not any(counts):
+        return True
+    flat = torch.cat(tuple(indices))
+    ends = list(itertools.accumulate(sizes))
+    table = torch.tensor([counts, sizes, [0, *ends[:-1]]]).to(flat.device)
+    limit, base = table[1:].repeat_interleave(table[0], dim=1, output_size=flat.numel()).unbind()
+    within = ((flat >= 0) & (flat < limit)).all()
+    place = flat + base  # as if the tensors stood one behind the other
+    return bool(within & (place[1:] > place[:-1]).all())
 
 
 def _check_positions(label: str, index: Tensor, numel: int) -> None:
     if index.numel() == 0:
         return
-    ordered = index if bool((index[1:] > index[:-1]).all()) else index.sort().values
+    ordered = index.sort().values
     low, high = int(ordered[0]), int(ordered[-1])
     if low < 0 or high >= numel:
         raise ValueError(f"{label} must lie between 0 and {numel - 1}, got {low if low < 0 else high}.")
-    if ordered is not index and bool((repeated := ordered[1:] == ordered[:-1]).any()):
+    if bool((repeated := ordered[1:] == ordered[:-1]).any()):
         raise ValueError(f"{label} must not repeat a position, got {int(ordered[1:][repeated][0])} twice.")
 
 

@@ -10,34 +10,79 @@ from torch import Tensor
 import tomfisher.ops.reference.square_accumulate  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+
+@torch.no_grad()
 def square_accumulate_(F_list: Sequence[Tensor], grad_list: Sequence[Tensor], impl: Impl = "auto") -> None:
     """Add the elementwise square of each gradient to its Fisher tensor, in float32: `F += g.float() ** 2`.
 
     Args:
-        F_list: float32 tensors, changed in place.
-        grad_list: gradients of the same shapes and devices, any floating-point dtype.
+        F_list: float32 tensors, changed in place; no memory of one belongs to another or to a gradient.
+        grad_list: float16, bfloat16, float32 or float64 gradients of the same shapes and on the same device.
         impl: "auto", "triton", "cpp" or "reference".
 
     Raises:
-        TypeError: an F is not float32 or a gradient is no floating-point tensor.
-        ValueError: the lists' lengths, or a pair's shapes or devices, differ.
+        TypeError: an F is not float32 or a gradient is of none of these dtypes.
+        ValueError: the lists' lengths, or a pair's shapes, differ; or tensors are on several devices, or an F
+            shares memory with another tensor or with itself.
     """
     if len(F_list) != len(grad_list):
         raise ValueError(
             f"F_list and grad_list must be of one length, got {len(F_list)} and {len(grad_list)}."
         )
     for position, (F, gradient) in enumerate(zip(F_list, grad_list, strict=True)):
-        if F.dtype != torch.float32 or not gradient.dtype.is_floating_point:
-            raise TypeError(
-                f"Pair {position}: F must be float32 and the gradient floating-point, "
-                f"got {F.dtype} and {gradient.dtype}."
-            )
-        if F.shape != gradient.shape or F.device != gradient.device:
-            raise ValueError(
-                f"Pair {position}: F and gradient must share shape and device, got {tuple(F.shape)} on {F.device} "
-                f"and {tuple(gradient.shape)} on {gradient.device}."
-            )
+        _check_pair(position, F, gradient, F_list[0].device)
+    _check_apart(F_list, grad_list)
     if F_list:
-        _, run = resolve("square_accumulate_", impl, F_list[0].device)
-        run(F_list, grad_list)
+        _op(F_list, grad_list, impl)
+
+
+@torch.library.custom_op("tomfisher::square_accumulate_", mutates_args=("F_list",))
+def _op(F_list: Sequence[Tensor], grad_list: Sequence[Tensor], impl: str) -> None:
+    _, run = resolve("square_accumulate_", impl, F_list[0].device)
+    run(F_list, grad_list)
+
+
+@_op.register_fake
+def _(F_list: Sequence[Tensor], grad_list: Sequence[Tensor], impl: str) -> None:
+    return None
+
+
+def _check_pair(position: int, F: Tensor, gradient: Tensor, device: torch.device) -> None:
+    if F.dtype != torch.float32 or gradient.dtype not in DTYPES:
+        raise TypeError(
+            f"Pair {position}: F must be float32 and the gradient float16, bfloat16, float32 or float64, "
+            f"got {F.dtype} and {gradient.dtype}."
+        )
+    if F.shape != gradient.shape or not F.device == gradient.device == device:
+        raise ValueError(
+            f"Pair {position}: F and gradient must share shape and device, got {tuple(F.shape)} on {F.device} "
+            f"and {tuple(gradient.shape)} on {gradient.device}; the first F is on {device}."
+        )
+    if any(step == 0 and size > 1 for step, size in zip(F.stride(), F.shape, strict=True)):
+        raise ValueError(f"Pair {position}: F is an expanded view: its entries share memory. Pass a clone.")
+
+
+def _check_apart(F_list: Sequence[Tensor], grad_list: Sequence[Tensor]) -> None:
+    """Refuse an F whose memory another tensor uses; views with gaps are compared by where they begin."""
+    spans = sorted(
+        (tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), f"{label}[{i}]", label == "F_list")
+        for label, tensors in (("F_list", F_list), ("grad_list", grad_list))
+        for i, tensor in enumerate(tensors)
+        if tensor.numel()
+    )
+    end, owner, of_F = 0, "", False
+    for start, stop, name, is_F in spans:
+        if start < end and (is_F or of_F):
+            raise ValueError(
+                f"{owner} and {name} share memory: the sum would depend on the order. Pass a clone of one, "
+                "or call once for each."
+            )
+        if stop > end:
+            end, owner, of_F = stop, name, is_F
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes from the first entry on that certainly belong to the tensor alone."""
+    return tensor.element_size() * (tensor.numel() if tensor.is_contiguous() else 1)

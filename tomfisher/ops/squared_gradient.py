@@ -53,9 +53,36 @@ def squared_gradient_(
     _check_tensors(F, grad_output, input, targets is not None)
     bounds = _segments(grad_output, offsets, lengths)
     chosen = None if targets is None else _targets(targets, len(bounds), F.shape[0])
-    _, run = resolve("squared_gradient_", impl, F.device)
-    run(F, grad_output.flatten(0, -2), input.flatten(0, -2), bounds, chosen)
+    starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
+    _op(F, _rows(grad_output), _rows(input), starts, stops, chosen, impl)
     return F
+
+
+@torch.library.custom_op("tomfisher::squared_gradient_", mutates_args={"F"})
+def _op(
+    F: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    starts: Sequence[int],
+    stops: Sequence[int],
+    targets: Sequence[int] | None,
+    impl: str,
+) -> None:
+    _, run = resolve("squared_gradient_", impl, F.device)
+    run(F, grad_output, input, list(zip(starts, stops, strict=True)), targets)
+
+
+@_op.register_fake
+def _(
+    F: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    starts: Sequence[int],
+    stops: Sequence[int],
+    targets: Sequence[int] | None,
+    impl: str,
+) -> None:
+    return None
 
 
 def _check_tensors(F: Tensor, grad_output: Tensor, input: Tensor, has_targets: bool) -> None:
@@ -94,9 +121,12 @@ def _check_tensors(F: Tensor, grad_output: Tensor, input: Tensor, has_targets: b
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.numel() > 0 and b.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-    )
+    first, second = a.untyped_storage().data_ptr(), b.untyped_storage().data_ptr()
+    return first == second and first != 0  # 0: nothing allocated, or a fake tensor
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.detach().flatten(0, -2)
 
 
 def _integers(values: Sequence[int] | Tensor) -> list[int]:

@@ -70,26 +70,71 @@ def topk(values: Tensor | Sequence[Tensor], k: int | Sequence[int], impl: Impl =
         raise ValueError(f"values must be on one device, got {devices}. Call topk once per device.")
     if not flats:
         return []
-    _, run = resolve("topk", impl, flats[0].device)
-    results = [_result(flat, indices) for flat, indices in zip(flats, run(flats, counts), strict=True)]
+    found, status = _op(flats, counts, impl)
+    check_finite(labels, flats, status)
+    results = [_result(flat, indices) for flat, indices in zip(flats, found, strict=True)]
     return results[0] if single else results
+
+
+@torch.library.custom_op("tomfisher::topk", mutates_args=())
+def _op(flats: Sequence[Tensor], counts: Sequence[int], impl: str) -> tuple[list[Tensor], Tensor]:
+    _, run = resolve("topk", impl, flats[0].device)
+    indices, status = run(flats, counts)
+    return indices, status
+
+
+@_op.register_fake
+def _(flats: Sequence[Tensor], counts: Sequence[int], impl: str) -> tuple[list[Tensor], Tensor]:
+    indices = [flat.new_empty(k, dtype=torch.int64) for flat, k in zip(flats, counts, strict=True)]
+    return indices, flats[0].new_empty(len(flats), dtype=torch.int64)
+
+
+def check_finite(labels: Sequence[str], flats: Sequence[Tensor], status: Tensor) -> None:
+    """Refuse the first tensor that an implementation found a NaN or an infinity in.
+
+    Args:
+        labels: what to call each tensor.
+        flats: the tensors as vectors.
+        status: int64, -1 or the first position without a finite value, one per tensor.
+
+    Raises:
+        ValueError: a position is not -1.
+    """
+    for label, flat, first in zip(labels, flats, status.tolist(), strict=True):
+        if first >= 0:
+            raise ValueError(
+                f"{label} must be finite (it is put in an order), got {flat[first].item()} at flat index {first}."
+            )
+
+
+def flattened(label: str, tensor: Tensor) -> Tensor:
+    """The tensor as a detached vector, once its dtype is known to have an order here.
+
+    Args:
+        label: what to call it.
+        tensor: any shape; copied if it is not contiguous.
+
+    Raises:
+        TypeError: it has another dtype than `DTYPES`.
+    """
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{label} must be float16, bfloat16, float32 or float64, got {tensor.dtype}.")
+    return tensor.detach().reshape(-1)
 
 
 def _checked(label: str, tensor: Tensor, k: int) -> Tensor:
     """The tensor as a detached vector, once it and k are known to be usable."""
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{label} must be float16, bfloat16, float32 or float64, got {tensor.dtype}.")
+    flat = flattened(label, tensor)
+    check_count(k, flat.numel(), label)
+    return flat
+
+
+def check_count(k: int, numel: int, label: str) -> None:
+    """Refuse a k that is no integer from 0 to `numel`, the number of entries of `label`."""
     if not isinstance(k, int) or isinstance(k, bool):
         raise TypeError(f"k must be an integer, got {k!r} for {label}.")
-    flat = tensor.detach().reshape(-1)
-    if not 0 <= k <= flat.numel():
-        raise ValueError(f"k must be between 0 and {flat.numel()} (the entries of {label}), got {k}.")
-    if flat.numel() and not all(torch.isfinite(bound) for bound in torch.aminmax(flat)):
-        first = int(torch.isfinite(flat).logical_not().nonzero()[0])
-        raise ValueError(
-            f"{label} must be finite (it is put in an order), got {flat[first].item()} at flat index {first}."
-        )
-    return flat
+    if not 0 <= k <= numel:
+        raise ValueError(f"k must be between 0 and {numel} (the entries of {label}), got {k}.")
 
 
 def _result(flat: Tensor, indices: Tensor) -> TopK:

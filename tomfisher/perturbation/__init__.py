@@ -2,5 +2,6 @@
 
 from tomfisher.perturbation.fill import Fill
 from tomfisher.perturbation.session import Perturbation, perturb
+from tomfisher.perturbation.sums import WeightSums
 
-__all__ = ["Fill", "Perturbation", "perturb"]
+__all__ = ["Fill", "Perturbation", "WeightSums", "perturb"]

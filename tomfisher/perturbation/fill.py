@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,19 @@ from tomfisher.ops import masked_fill_mean_, scatter_
 from tomfisher.ops.dispatch import Impl
 from tomfisher.ops.masked_fill import NonFiniteMeanError
 from tomfisher.ops.reference.masked_fill import round_once, unmasked_sum
+from tomfisher.ops.reference.scatter import gather
+from tomfisher.perturbation.sums import WeightSums
 from tomfisher.perturbation.targets import Target
 
 FillLike = str | float | tuple[str, float]
 _CHUNK = 1 << 18
+
+
+class Written(NamedTuple):
+    """Targets on one device that were written, and the values `[k]` that were there before."""
+
+    targets: list[Target]
+    old: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,46 +82,59 @@ def _kind_and_number(fill: object) -> tuple[object, object]:
 
 
 def write_fill(
-    fill: Fill, targets: Sequence[Target], old: Sequence[Tensor], seed: int, compat: str | None, impl: Impl
-) -> None:
-    """Write the fill to every target.
+    fill: Fill, targets: Sequence[Target], sums: WeightSums, seed: int, compat: str | None, impl: Impl
+) -> list[Written]:
+    """Write the fill to every target, or after an error to none.
 
     Args:
         fill: what to write.
         targets: where.
-        old: the current values of each target, `[k]`, weight dtype.
+        sums: what is known of the weights; a mean looks there first.
         seed: for "noise".
         compat: "authors" for the paper's mean.
         impl: implementation of the operations.
 
+    Returns:
+        What `restore` needs.
+
     Raises:
-        ValueError: a value cannot be computed, the tensor is named; some targets may have been written.
+        ValueError: a value cannot be computed; the tensor is named.
     """
-    for together, values in _by_device(targets, old):
-        views, indices = [t.view for t in together], [t.index for t in together]
-        if fill.kind == "mean" and compat is None:
-            _refuse_full(together)
-            try:
-                masked_fill_mean_(views, indices, values, impl=impl)
-            except NonFiniteMeanError as error:
-                raise _not_finite(together[error.position]) from error
-        else:
-            new = [_new_values(fill, t, v, seed) for t, v in zip(together, values, strict=True)]
-            scatter_(views, indices, new, impl=impl)
+    done: list[Written] = []
+    try:
+        for together in _by_device(targets):
+            if fill.kind == "mean" and compat is None:
+                done.append(Written(together, _fill_mean(together, sums, impl)))
+                continue
+            old = [gather(target.view, target.index) for target in together]
+            new = [_new_values(fill, t, v, seed) for t, v in zip(together, old, strict=True)]
+            done.append(Written(together, old))
+            scatter_([t.view for t in together], [t.index for t in together], new, impl=impl)
+    except BaseException:
+        restore(done, impl)
+        raise
+    return done
 
 
-def _by_device(
-    targets: Sequence[Target], old: Sequence[Tensor]
-) -> Iterator[tuple[list[Target], list[Tensor]]]:
-    for device in dict.fromkeys(target.view.device for target in targets):
-        pairs = [(t, v) for t, v in zip(targets, old, strict=True) if t.view.device == device]
-        yield [t for t, _ in pairs], [v for _, v in pairs]
+def _fill_mean(targets: list[Target], sums: WeightSums, impl: Impl) -> list[Tensor]:
+    """Write the means of targets on one device and return the old values; after an error nothing is written."""
+    _refuse_full(targets)
+    views = [target.view for target in targets]
+    try:
+        return masked_fill_mean_(views, [t.index for t in targets], sums=sums.of(views, impl), impl=impl)
+    except NonFiniteMeanError as error:
+        raise _not_finite(targets[error.position]) from error
 
 
-def restore(targets: Sequence[Target], old: Sequence[Tensor], impl: Impl) -> None:
+def _by_device(targets: Sequence[Target]) -> list[list[Target]]:
+    devices = dict.fromkeys(target.view.device for target in targets)
+    return [[target for target in targets if target.view.device == device] for device in devices]
+
+
+def restore(written: Sequence[Written], impl: Impl) -> None:
     """Write the old values back, bit for bit."""
-    for together, values in _by_device(targets, old):
-        scatter_([t.view for t in together], [t.index for t in together], values, impl=impl)
+    for targets, old in written:
+        scatter_([t.view for t in targets], [t.index for t in targets], old, impl=impl)
 
 
 def _refuse_full(targets: Sequence[Target]) -> None:

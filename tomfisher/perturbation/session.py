@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -11,11 +12,21 @@ from torch import Tensor, nn
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.reference.scatter import gather
 from tomfisher.perturbation import stack
-from tomfisher.perturbation.fill import Fill, FillLike, restore, write_fill
+from tomfisher.perturbation.fill import Fill, FillLike, Written, restore, write_fill
 from tomfisher.perturbation.interrupt import deferred_interrupt
+from tomfisher.perturbation.sums import State, WeightSums
 from tomfisher.perturbation.targets import Target, named_tensors, resolve_targets
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """A write that can be undone, with the states of the targets around it."""
+
+    targets: list[Target]
+    written: list[Written]
+    before: list[State]
+    after: list[State]
 
 
 class Perturbation:
@@ -27,6 +38,7 @@ class Perturbation:
         mask: the entries it writes.
         fill: what it writes.
         nnz: number of entries written; those of tied weights count once.
+        implementations: which implementation of each operation runs, keyed like "scatter_@cpu".
     """
 
     def __init__(
@@ -37,6 +49,7 @@ class Perturbation:
         seed: int,
         compat: str | None,
         impl: Impl,
+        sums: WeightSums,
     ) -> None:
         self.mask = mask
         self.fill = fill
@@ -44,13 +57,17 @@ class Perturbation:
         self._seed = seed
         self._compat = compat
         self._impl = impl
+        self._sums = sums
         targets = resolve_targets(target, mask)
         self.nnz = sum(t.index.numel() for t in targets)
-        op = "masked_fill_mean_" if fill.kind == "mean" and compat is None else "scatter_"
-        for device in {t.view.device for t in targets}:
-            resolve(op, impl, device)
-            resolve("scatter_", impl, device)
-        self._log: tuple[list[Target], list[Tensor]] | None = None
+        by_mean = fill.kind == "mean" and compat is None
+        used = ("weight_sums", "masked_fill_mean_", "scatter_") if by_mean else ("scatter_",)
+        self.implementations = {
+            f"{op}@{device.type}": resolve(op, impl, device)[0]
+            for device in dict.fromkeys(t.view.device for t in targets)
+            for op in used
+        }
+        self._log: _Applied | None = None
 
     def __repr__(self) -> str:
         state = "applied" if self.applied else "not applied"
@@ -89,14 +106,15 @@ class Perturbation:
 
     def _write(self) -> None:
         targets = resolve_targets(self._target, self.mask)
-        old = [gather(target.view, target.index) for target in targets]
+        before = [self._sums.state(target.view) for target in targets]
+        written = write_fill(self.fill, targets, self._sums, self._seed, self._compat, self._impl)
         try:
-            write_fill(self.fill, targets, old, self._seed, self._compat, self._impl)
             stack.push(self, {target.key for target in targets})
         except BaseException:
-            restore(targets, old, self._impl)
+            restore(written, self._impl)
             raise
-        self._log = (targets, old)
+        after = [self._sums.mark(target.view, State()) for target in targets]
+        self._log = _Applied(targets, written, before, after)
 
     def undo(self) -> None:
         """Write the old values back, bit for bit. Ctrl-C waits until it is done.
@@ -108,15 +126,21 @@ class Perturbation:
         """
         if self._log is None:
             raise RuntimeError(f"{self} cannot be undone: apply() it first.")
-        targets, old = self._log
-        keys = {target.key for target in targets}
+        log = self._log
+        keys = {target.key for target in log.targets}
         if later := stack.above(self, keys):
             raise RuntimeError(f"{self} cannot be undone yet: undo {later[0]} first, it was applied later.")
-        self._refuse_moved(targets)
+        self._refuse_moved(log.targets)
         with deferred_interrupt(), torch.no_grad():
-            restore(targets, old, self._impl)
+            untouched = [
+                self._sums.state(t.view) is after for t, after in zip(log.targets, log.after, strict=True)
+            ]
+            restore(log.written, self._impl)
             stack.remove(self, keys)
             self._log = None
+            for target, state, alone in zip(log.targets, log.before, untouched, strict=True):
+                if alone:
+                    self._sums.mark(target.view, state)
 
     def _refuse_moved(self, targets: list[Target]) -> None:
         """Weights whose memory was replaced, as by `model.to(...)`, cannot be reached any more."""
@@ -155,6 +179,7 @@ def perturb(
     seed: int = 0,
     compat: str | None = None,
     impl: Impl = "auto",
+    sums: WeightSums | None = None,
 ) -> Perturbation:
     """Prepare an in-place overwrite of the masked weights; `with` applies it and undoes it to the bit.
 
@@ -179,6 +204,9 @@ def perturb(
         compat: "authors" for the paper's mean, the sum of the unmasked entries divided by the number of ALL
             entries (masked ones count as zeros); float64 accumulation, rounded once to the weight's dtype.
         impl: "auto", "triton", "cpp" or "reference".
+        sums: what is known of the weights, to share between perturbations: a mean then costs as much as there
+            are masked entries. None: what this one has seen itself, when it is applied again. In both cases
+            writes through `tensor.data` or numpy between two fills are not noticed (see `WeightSums`).
 
     Returns:
         A `Perturbation`, not applied yet.
@@ -196,4 +224,4 @@ def perturb(
         raise ValueError(f"compat must be None or 'authors', got {compat!r}.")
     if compat == "authors" and parsed.kind != "mean":
         raise ValueError(f"compat='authors' is a way to take the mean, got fill={fill!r}. Use fill='mean'.")
-    return Perturbation(target, mask, parsed, seed, compat, impl)
+    return Perturbation(target, mask, parsed, seed, compat, impl, WeightSums() if sums is None else sums)

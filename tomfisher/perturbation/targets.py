@@ -70,9 +70,10 @@ def resolve_targets(target: nn.Module | Mapping[str, Tensor], mask: SparseMask) 
     """
     tensors = named_tensors(target)
     _check_names(tensors, mask)
-    merged: dict[tuple[object, ...], list[tuple[str, Tensor, Tensor]]] = {}
-    for name, index in mask.items():
+    for name in mask:
         _check_tensor(name, tensors[name])
+    merged: dict[tuple[object, ...], list[tuple[str, Tensor, Tensor]]] = {}
+    for name, index in _beside(tensors, mask).items():
         if index.numel():
             view, positions = _flatten(tensors[name].detach(), index)
             key = (view.device, view.data_ptr(), view.dtype, view.shape, view.stride())
@@ -118,9 +119,22 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         )
 
 
+def _beside(tensors: dict[str, Tensor], mask: SparseMask) -> dict[str, Tensor]:
+    """The mask's positions on the devices of their tensors: one transfer per device."""
+    indices = dict(mask.items())
+    elsewhere: dict[torch.device, list[str]] = {}
+    for name, index in indices.items():
+        if index.device != tensors[name].device:
+            elsewhere.setdefault(tensors[name].device, []).append(name)
+    for device, names in elsewhere.items():
+        joined = torch.cat([indices[name] for name in names]).to(device)
+        parts = joined.split([indices[name].numel() for name in names])
+        indices.update(zip(names, parts, strict=True))
+    return indices
+
+
 def _flatten(tensor: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """The tensor as a vector in memory order, with the positions to match; unchanged if it has gaps."""
-    index = index.to(tensor.device)
     if tensor.is_contiguous():
         return tensor.view(-1), index
     in_memory = tensor.permute(sorted(range(tensor.ndim), key=lambda d: tensor.stride(d), reverse=True))

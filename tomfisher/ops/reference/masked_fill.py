@@ -11,43 +11,63 @@ from torch import Tensor
 
 from tomfisher.ops.dispatch import register
 from tomfisher.ops.reference.scatter import gather, scatter_reference
+from tomfisher.ops.reference.weight_sums import chunks, exact_total, row_sums
 
-_ROW = 1 << 14  # entries added up serially, whatever the thread count
-_CHUNK = 1 << 18  # entries held in float64 at one time
+_SIGNIFICANT_BITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
 
 
 @register("masked_fill_mean_", "reference")
 def masked_fill_mean_reference(
-    weights: Sequence[Tensor], indices: Sequence[Tensor], undo: Sequence[Tensor]
-) -> int | None:
+    weights: Sequence[Tensor], indices: Sequence[Tensor], undo: Sequence[Tensor], sums: Tensor | None
+) -> Tensor:
     """Fill each index with the mean of the other entries; the old values go to `undo`.
 
     Returns:
-        None, or the position of the first weight without a finite mean: then nothing was written.
+        int64 `[1]` on the CPU: -1, or the position of the first weight without a finite mean: then nothing
+        was written.
     """
-    means = [_mean(weight, index) for weight, index in zip(weights, indices, strict=True)]
+    olds = [gather(weight, index) for weight, index in zip(weights, indices, strict=True)]
+    known: list[list[float] | None] = [None] * len(weights) if sums is None else sums.tolist()
+    means = [_mean(*each) for each in zip(weights, indices, olds, known, strict=True)]
     for position, mean in enumerate(means):
         if not math.isfinite(mean):
-            return position
+            return torch.tensor([position])
     fills = [
         weight.new_full((index.numel(),), round_once(mean, weight.dtype))
         for weight, index, mean in zip(weights, indices, means, strict=True)
     ]
-    for weight, index, old in zip(weights, indices, undo, strict=True):
-        old.copy_(gather(weight, index))
+    for old, buffer in zip(olds, undo, strict=True):
+        buffer.copy_(old)
     scatter_reference(weights, indices, fills)
-    return None
+    return torch.tensor([-1])
 
 
-def _mean(weight: Tensor, index: Tensor) -> float:
+def _mean(weight: Tensor, index: Tensor, old: Tensor, sums: list[float] | None) -> float:
     """Mean of the unmasked entries; 0.0 where nothing is masked, and so nothing will be written."""
-    return unmasked_sum(weight, index) / (weight.numel() - index.numel()) if index.numel() else 0.0
+    if not index.numel():
+        return 0.0
+    count = weight.numel() - index.numel()
+    if sums is not None:
+        total = sums[0] - exact_total(row_sums(old.double()))
+        if _trusted(total, sums[1], weight.dtype):
+            return total / count
+    return unmasked_sum(weight, index) / count
+
+
+def _trusted(total: float, absolute: float, dtype: torch.dtype) -> bool:
+    """Whether a difference of sums is good to a quarter of a unit in the last place of `dtype`.
+
+    Both sums are off by at most 2^-47 of the absolute sum, so their difference by 2^-46 of it. Where they
+    cancel, or where a masked entry dwarfs the others or is not finite, the answer is no; for float64 it is
+    yes only if the tensor is all zeros.
+    """
+    return absolute * 2.0**-46 <= abs(total) * 2.0 ** -(_SIGNIFICANT_BITS[dtype] + 2)
 
 
 def unmasked_sum(weight: Tensor, index: Tensor) -> float:
     """Sum in float64 of the entries of `weight` whose flat position is not in `index`.
 
-    Rows of fixed length are added up serially and their sums exactly (`math.fsum`), so the result depends
+    Rows of fixed length are added up by torch and their sums exactly (`math.fsum`), so the result depends
     neither on the thread count nor on the chunking. A non-contiguous weight is copied.
 
     Args:
@@ -55,23 +75,16 @@ def unmasked_sum(weight: Tensor, index: Tensor) -> float:
         index: int64 `[k]`, in range, no repetitions, any order.
 
     Returns:
-        The sum; NaN or infinite if an unmasked entry is.
+        The sum; NaN if an unmasked entry is not finite.
     """
-    flat = weight.detach().reshape(-1)
     ordered = index.sort().values
-    starts = range(0, flat.numel(), _CHUNK)
-    bounds = torch.tensor([*starts, flat.numel()], device=flat.device)
-    cuts = torch.searchsorted(ordered, bounds).tolist()
     partial: list[float] = []
-    for start, low, high in zip(starts, cuts, cuts[1:], strict=False):
-        chunk = flat[start : start + _CHUNK].to(torch.float64, copy=True)
+    for start, chunk in chunks(weight):
+        bounds = torch.tensor([start, start + chunk.numel()], device=ordered.device)
+        low, high = torch.searchsorted(ordered, bounds).tolist()
         chunk[ordered[low:high] - start] = 0.0
-        whole = chunk.numel() // _ROW * _ROW
-        partial += chunk[:whole].view(-1, _ROW).sum(1).tolist()
-        partial.append(chunk[whole:].sum().item())
-    if not all(map(math.isfinite, partial)):
-        return math.nan
-    return math.fsum(partial)
+        partial += row_sums(chunk)
+    return exact_total(partial)
 
 
 def round_once(value: float, dtype: torch.dtype) -> float:

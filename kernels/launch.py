@@ -1,0 +1,43 @@
+"""What every launcher does first: see that the kernels can run on the tensors it was given, and where."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def require_device(tensor: Tensor) -> None:
+    """Refuse a tensor that no kernel can run on.
+
+    Args:
+        tensor: any operand.
+
+    Raises:
+        RuntimeError: it is not on a GPU, and the interpreter is off.
+    """
+    if tensor.device.type != "cuda" and not interpreting():
+        raise RuntimeError(
+            f"impl='triton' needs CUDA tensors (got {tensor.device.type}); "
+            "set TRITON_INTERPRET=1 to run kernels in the interpreter."
+        )
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Context in which kernels start on the tensor's GPU rather than on the current one.
+
+    Args:
+        tensor: any operand.
+
+    Raises:
+        RuntimeError: as for `require_device`.
+    """
+    require_device(tensor)
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

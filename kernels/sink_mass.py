@@ -1,0 +1,229 @@
+"""Attention to the first keys, entropy of rows and mean of columns, without an attention map in memory.
+
+The first kernel goes over the keys of a block of queries (softmax statistics of each row), the second over the
+queries of a block of keys (column sums). Each output entry has one writer and one order of addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import on_device
+from .variant import Variant
+
+_TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+WARPS = 4
+STAGES = 2
+
+
+@triton.jit
+def score_block(
+    Q, K, t0, j0, length, stride_qt, stride_qd, stride_kt, stride_kd, D,
+    scale, slope, window,
+    CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Scores of the queries from `t0` against the keys from `j0`; -inf where they do not meet."""
+    row = tl.arange(0, BLOCK_Q)[:, None]
+    column = tl.arange(0, BLOCK_K)[None, :]
+    # only these scalars are 64 bits wide
+    Q += t0.to(tl.int64) * stride_qt
+    K += j0.to(tl.int64) * stride_kt
+    score = tl.zeros([BLOCK_Q, BLOCK_K], dtype=tl.float32)
+    for low in range(0, D, BLOCK_D):
+        d = low + tl.arange(0, BLOCK_D)
+        q_inside = (row < length - t0) & (d < D)[None, :]
+        k_inside = (column < length - j0) & (d < D)[:, None]
+        q = tl.load(Q + row * stride_qt + d[None, :] * stride_qd, mask=q_inside, other=0.0)
+        k = tl.load(K + column * stride_kt + d[:, None] * stride_kd, mask=k_inside, other=0.0)
+        score = tl.dot(q, k, score, input_precision="ieee")
+    back = (t0 - j0) + row - column
+    score = score * scale - slope * back.to(tl.float32)
+    meet = (row < length - t0) & (column < length - j0)
+    if CAUSAL:
+        meet = meet & (back >= 0) & (back < window)
+    return tl.where(meet, score, float("-inf"))
+
+
+@triton.jit
+def rows_kernel(
+    Q, K, Lengths, Slopes, FirstMass, Entropy, LogSum,
+    stride_qb, stride_qh, stride_qt, stride_qd, stride_kb, stride_kh, stride_kt, stride_kd,
+    T, D, heads, group, first, window, scale,
+    CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Per query: attention to the keys before `first`, entropy in nats, and log of the sum of exponentials."""
+    both = tl.program_id(1).to(tl.int64)
+    batch = both // heads
+    head = both % heads
+    length = tl.load(Lengths + batch)
+    slope = tl.load(Slopes + head)
+    Q += batch * stride_qb + head * stride_qh
+    K += batch * stride_kb + (head // group) * stride_kh
+    low = tl.program_id(0) * BLOCK_Q
+    rows = low + tl.arange(0, BLOCK_Q)
+    start = low * 0
+    stop = length
+    if CAUSAL:
+        start = tl.maximum(low - window + 1, 0) // BLOCK_K * BLOCK_K
+        stop = tl.minimum(length, low + BLOCK_Q)
+    if low >= length:
+        stop = start
+    # finite, so that differences of maxima stay finite while a row has met no key
+    highest = tl.full([BLOCK_Q], -1e38, dtype=tl.float32)
+    total = tl.zeros([BLOCK_Q], dtype=tl.float32)
+    weighted = tl.zeros([BLOCK_Q], dtype=tl.float32)
+    leading = tl.zeros([BLOCK_Q], dtype=tl.float32)
+    while start < stop:
+        score = score_block(
+            Q, K, low, start, length, stride_qt, stride_qd, stride_kt, stride_kd, D,
+            scale, slope, window, CAUSAL, BLOCK_Q, BLOCK_K, BLOCK_D,
+        )  # fmt: skip
+        raised = tl.maximum(highest, tl.max(score, 1))
+        drop = highest - raised
+        shrink = tl.exp(drop)
+        e = tl.exp(score - raised[:, None])
+        above = tl.where(e > 0, score - raised[:, None], 0.0)  # not -inf, which times 0 is NaN
+        # Σ e·(s - max): moving the maximum by `drop` adds drop·Σ e
+        weighted = shrink * (weighted + drop * total) + tl.sum(e * above, 1)
+        total = shrink * total + tl.sum(e, 1)
+        leading = shrink * leading + tl.sum(
+            tl.where((start + tl.arange(0, BLOCK_K))[None, :] < first, e, 0.0), 1
+        )
+        highest = raised
+        start += BLOCK_K
+    valid = rows < length
+    total = tl.where(valid, total, 1.0)
+    out = both * T + rows
+    tl.store(FirstMass + out, tl.where(valid, leading / total, 0.0), mask=rows < T)
+    tl.store(Entropy + out, tl.where(valid, tl.log(total) - weighted / total, 0.0), mask=rows < T)
+    tl.store(LogSum + out, highest + tl.log(total), mask=rows < T)
+
+
+@triton.jit
+def columns_kernel(
+    Q, K, Lengths, Slopes, LogSum, ColumnMean,
+    stride_qb, stride_qh, stride_qt, stride_qd, stride_kb, stride_kh, stride_kt, stride_kd,
+    T, D, heads, group, window, scale,
+    CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Per key: mean attention weight over the queries that may look back to it."""
+    both = tl.program_id(1).to(tl.int64)
+    batch = both // heads
+    head = both % heads
+    length = tl.load(Lengths + batch)
+    slope = tl.load(Slopes + head)
+    Q += batch * stride_qb + head * stride_qh
+    K += batch * stride_kb + (head // group) * stride_kh
+    low = tl.program_id(0) * BLOCK_K
+    columns = low + tl.arange(0, BLOCK_K)
+    start = low * 0
+    stop = length
+    if CAUSAL:
+        start = low // BLOCK_Q * BLOCK_Q
+        stop = tl.minimum(length, low + BLOCK_K - 1 + window)
+    if low >= length:
+        stop = start
+    mass = tl.zeros([BLOCK_K], dtype=tl.float32)
+    while start < stop:
+        rows = start + tl.arange(0, BLOCK_Q)
+        score = score_block(
+            Q, K, start, low, length, stride_qt, stride_qd, stride_kt, stride_kd, D,
+            scale, slope, window, CAUSAL, BLOCK_Q, BLOCK_K, BLOCK_D,
+        )  # fmt: skip
+        log_sum = tl.load(LogSum + both * T + rows, mask=rows < length, other=0.0)
+        mass += tl.sum(tl.exp(score - log_sum[:, None]), 0)
+        start += BLOCK_Q
+    queries = length
+    if CAUSAL:
+        queries = length - columns
+    valid = columns < length
+    mean = mass / tl.where(valid, queries, 1).to(tl.float32)
+    tl.store(ColumnMean + both * T + columns, tl.where(valid, mean, 0.0), mask=columns < T)
+
+
+def sink_mass(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    causal: bool,
+    lengths: Sequence[int],
+    first: int,
+    slopes: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics of the attention map `softmax(scale·q·kᵀ + bias)`.
+
+    Args:
+        q: `[B, H, T, D]`, any strides; float16, bfloat16 or float32.
+        k: `[B, H_kv, T, D]`, the same dtype; H is a multiple of H_kv.
+        scale: of the scores.
+        causal: whether queries see only keys up to their own position.
+        lengths: valid positions of each sequence.
+        first: how many leading keys count as the first.
+        slopes: None or float32 `[H]`, the ALiBi bias is `-slope·(t - j)`.
+        window: None, or the number of last keys that a query sees.
+
+    Returns:
+        First mass, entropy and column mean, float32 `[B, H, T]`, zero beyond the lengths.
+    """
+    B, H, T, D = q.shape
+    first_mass, entropy, log_sum, column_mean = (
+        torch.empty(B, H, T, dtype=torch.float32, device=q.device) for _ in range(4)
+    )
+    q, k = _near(q), _near(k)
+    sizes = _sizes(q.dtype, D)
+    counts = torch.tensor(lengths, dtype=torch.int32, device=q.device)
+    bias = q.new_zeros(H, dtype=torch.float32) if slopes is None else slopes
+    shared = (*q.stride(), *k.stride(), T, D, H, H // k.shape[1])
+    reach = T if window is None else window
+    if first_mass.numel():
+        with on_device(q):
+            rows_kernel[(triton.cdiv(T, sizes["BLOCK_Q"]), B * H)](
+                q, k, counts, bias, first_mass, entropy, log_sum, *shared, first, reach, scale,
+                CAUSAL=causal, **sizes, num_warps=WARPS, num_stages=STAGES,
+            )  # fmt: skip
+            columns_kernel[(triton.cdiv(T, sizes["BLOCK_K"]), B * H)](
+                q, k, counts, bias, log_sum, column_mean, *shared, reach, scale,
+                CAUSAL=causal, **sizes, num_warps=WARPS, num_stages=STAGES,
+            )  # fmt: skip
+    return first_mass, entropy, column_mean
+
+
+def _near(x: Tensor) -> Tensor:
+    """The tensor with strides small enough for the 32-bit offsets within a program."""
+    return x if max(x.stride(2) * 128, x.stride(3) * x.shape[3]) < 2**31 else x.contiguous()
+
+
+def _sizes(dtype: torch.dtype, D: int) -> dict[str, int]:
+    """Tile of scores and slice of the head; float32 products are no tensor-core work and take smaller ones."""
+    if dtype == torch.float32:
+        return {"BLOCK_Q": 32, "BLOCK_K": 32, "BLOCK_D": 32}
+    return {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_D": min(64, max(16, triton.next_power_of_2(D)))}
+
+
+def variants() -> list[Variant]:
+    """Everything that `sink_mass` launches for heads of 64 dimensions and more, stored one after another."""
+    made = []
+    strides = [f"stride_{x}{axis}" for x in "qk" for axis in "bht"]
+    for dtype, name in _TRITON_TYPES.items():
+        sizes = _sizes(dtype, 64)
+        inputs = {"Q": f"*{name}", "K": f"*{name}", "Lengths": "*i32", "Slopes": "*fp32"}
+        inputs |= dict.fromkeys((*strides, "T", "D", "heads", "group", "window"), "i32") | {"scale": "fp32"}
+        fixed = ("CAUSAL", *sizes, "stride_qd", "stride_kd")
+        rows = dict.fromkeys(("FirstMass", "Entropy", "LogSum"), "*fp32") | {"first": "i32"}
+        columns = dict.fromkeys(("LogSum", "ColumnMean"), "*fp32")
+        for kernel, outputs in ((rows_kernel, rows), (columns_kernel, columns)):
+            signature = inputs | outputs | dict.fromkeys(fixed, "constexpr")
+            for causal in (True, False):
+                values: dict[str, Any] = {"CAUSAL": causal, "stride_qd": 1, "stride_kd": 1, **sizes}
+                tile = "x".join(map(str, sizes.values()))
+                label = f"{tile} {'causal' if causal else 'full'}"
+                aligned = ("Q", "K", "D", *strides)
+                made.append(Variant(kernel, name, signature, values, WARPS, STAGES, label, aligned))
+    return made

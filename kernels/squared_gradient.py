@@ -1,0 +1,320 @@
+"""`F[o,i] += Σ_n (Σ_{t∈n} Y[t,o]·X[t,i])²`: one program per tile of F, both sums in registers, no atomics.
+
+A program walks the token blocks of all segments in one loop. The product of a segment grows in a float32 tile;
+at the segment's last block the tile is squared into a second one and starts again from zero. F is read and written
+once, at the end. Small F take several programs per tile, each with its own segments, and an ordered sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import schedule, tuning
+from .launch import on_device
+from .tuning import Config, Problem
+from .variant import Variant
+
+_ALIGN = 16  # elements: what Triton takes as proof that 16-byte copies are safe
+_MAX_ROW_STRIDE = 1 << 23  # offsets inside a tile of at most 128 rows are 32-bit
+_BAND = 8  # tiles of d_out that share their columns of X in the L2 cache
+_REDUCE = 1024
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+@triton.jit
+def _tile(work, tiles_out, tiles_in, BAND: tl.constexpr):
+    """Tile coordinates in bands of BAND rows, walked down the columns, so that neighbours share operands."""
+    band = work // (BAND * tiles_in)
+    height = min(tiles_out - band * BAND, BAND)
+    within = work % (BAND * tiles_in)
+    return band * BAND + within % height, within // height
+
+
+@triton.jit(do_not_specialize=["add"])
+def squared_gradient_kernel(
+    F,
+    Y,
+    X,
+    blocks,
+    spans,
+    d_out,
+    d_in,
+    y_width,
+    x_width,
+    y_row,
+    x_row,
+    add,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of one slice of F: see the module. `add` = 0 overwrites F instead of adding to it."""
+    tiles_out = tl.cdiv(d_out, BLOCK_OUT)
+    tiles_in = tl.cdiv(d_in, BLOCK_IN)
+    span = tl.program_id(0) // (tiles_out * tiles_in)
+    tile_out, tile_in = _tile(tl.program_id(0) % (tiles_out * tiles_in), tiles_out, tiles_in, BAND)
+    first_out = tile_out * BLOCK_OUT
+    first_in = tile_in * BLOCK_IN
+    slice_ = tl.load(spans + 3 * span).to(tl.int64)
+    begin = tl.load(spans + 3 * span + 1)
+    end = tl.load(spans + 3 * span + 2)
+
+    t = tl.arange(0, BLOCK_TOKENS)
+    o = tl.arange(0, BLOCK_OUT)
+    i = tl.arange(0, BLOCK_IN)
+    y_offsets = o[:, None] + t[None, :] * y_row
+    x_offsets = t[:, None] * x_row + i[None, :]
+    y_columns = (first_out + o < y_width)[:, None]
+    x_columns = (first_in + i < x_width)[None, :]
+
+    gradient = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
+    squares = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
+    # A block's table entry is read one iteration ahead. Read in its own iteration, it would be what the software
+    # pipeline waits for, and the operands would lose their buffers.
+    row = tl.load(blocks + 3 * begin)
+    rows = tl.load(blocks + 3 * begin + 1)
+    is_last = tl.load(blocks + 3 * begin + 2)
+    for block in range(begin, end):
+        next_row = tl.load(blocks + 3 * block + 3)
+        next_rows = tl.load(blocks + 3 * block + 4)
+        next_is_last = tl.load(blocks + 3 * block + 5)
+        # both operands are masked: beside the zero of only one of them a NaN would survive the product
+        y = tl.load(
+            Y + row.to(tl.int64) * y_row + first_out + y_offsets,
+            mask=(t < rows)[None, :] & y_columns,
+            other=0.0,
+        )
+        x = tl.load(
+            X + row.to(tl.int64) * x_row + first_in + x_offsets,
+            mask=(t < rows)[:, None] & x_columns,
+            other=0.0,
+        )
+        gradient = tl.dot(y, x, gradient, input_precision=PRECISION)
+        if is_last != 0:
+            squares = tl.fma(gradient, gradient, squares)
+            # always zero; a zero constant here costs Hopper a third more instructions at every segment's end
+            gradient = tl.where(rows < 0, gradient, 0.0)
+        row = next_row
+        rows = next_rows
+        is_last = next_is_last
+
+    out = (first_out + tl.arange(0, BLOCK_OUT))[:, None]
+    in_ = (first_in + tl.arange(0, BLOCK_IN))[None, :]
+    inside = (out < d_out) & (in_ < d_in)
+    pointers = F + (slice_ * d_out + out) * d_in + in_
+    if add != 0:
+        squares += tl.load(pointers, mask=inside, other=0.0)
+    tl.store(pointers, squares, mask=inside)
+
+
+@triton.jit
+def add_parts_kernel(F, parts, slices, size, splits, BLOCK: tl.constexpr):
+    """`F[slices[g]] += parts[g, 0] + parts[g, 1] + …`, in that order, for slices of `size` entries."""
+    group = tl.program_id(1).to(tl.int64)
+    slice_ = tl.load(slices + group).to(tl.int64)
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < size
+    total = tl.zeros((BLOCK,), tl.float32)
+    for part in range(splits):
+        total += tl.load(parts + (group * splits + part) * size + offsets, mask=inside, other=0.0)
+    pointers = F + slice_ * size + offsets
+    tl.store(pointers, tl.load(pointers, mask=inside, other=0.0) + total, mask=inside)
+
+
+def squared_gradient(
+    F: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    bounds: Sequence[tuple[int, int]],
+    targets: Sequence[int] | None = None,
+    *,
+    config: Config | None = None,
+    splits: int | None = None,
+    tf32: bool = False,
+) -> None:
+    """Add the squared gradient of every segment to F.
+
+    Args:
+        F: float32, contiguous, `[d_out, d_in]`, or `[E, d_out, d_in]` with `targets`. Changed in place.
+        grad_output: `[N, d_out]`, any strides.
+        input: `[N, d_in]`, same dtype and device. Other dtypes than bfloat16, float16 and float32 are rounded to
+            float32 first, as the definition of the operation does.
+        bounds: first and last-plus-one row of each segment.
+        targets: slice of F that each segment adds to.
+        config: tile shape; None picks by shape.
+        splits: programs per tile, each with its own segments; None picks by shape.
+        tf32: multiply float32 operands on tensor cores with 10-bit mantissas instead of exactly.
+
+    Raises:
+        RuntimeError: the tensors are not on a GPU and the interpreter is off.
+        ValueError: more than 2³¹ - 1 rows.
+    """
+    with on_device(F):
+        if F.numel() == 0 or all(start == stop for start, stop in bounds):
+            return
+        if grad_output.dtype not in _NAMES:
+            grad_output, input = grad_output.float(), input.float()
+        Y, X = _aligned(grad_output), _aligned(input)
+        problem = _problem(F, Y, bounds, targets)
+        config = config or tuning.pick(problem)
+        work = schedule.build(
+            tuple(bounds),
+            None if targets is None else tuple(targets),
+            config.block_tokens,
+            splits or tuning.splits(problem, config),
+            F.device,
+            torch.cuda.current_stream().cuda_stream if F.is_cuda else 0,
+        )
+        _launch(F, Y, X, work, config, "tf32" if tf32 else "ieee")
+
+
+def tune(
+    F: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    bounds: Sequence[tuple[int, int]],
+    targets: Sequence[int] | None = None,
+    save: bool = False,
+) -> Config:
+    """Time the shipped tile shapes on these operands, on a scratch F of the same shape, and return the fastest.
+
+    Args:
+        F: as for `squared_gradient`; neither read nor written.
+        grad_output: as for `squared_gradient`.
+        input: as for `squared_gradient`.
+        bounds: as for `squared_gradient`.
+        targets: as for `squared_gradient`.
+        save: let later calls with these sizes and this dtype, in later processes too, use the answer.
+
+    Returns:
+        The fastest configuration.
+    """
+    scratch = torch.zeros_like(F)
+
+    def measure(config: Config) -> float:
+        return triton.testing.do_bench(
+            lambda: squared_gradient(scratch, grad_output, input, bounds, targets, config=config)
+        )
+
+    with on_device(F):
+        return tuning.tune(_problem(F, grad_output, bounds, targets), measure, save)
+
+
+def variants() -> list[Variant]:
+    """Every dtype and shipped configuration that `squared_gradient` launches."""
+    tiles = [
+        _variant(dtype, config, precision, odd)
+        for dtype, name in _NAMES.items()
+        for config in _with_shallow_pipelines(tuning.shipped(dtype))
+        for precision in (("ieee", "tf32") if name == "fp32" else ("ieee",))
+        for odd in (False, True)
+        if tuning.fits_rows(config, 1 if odd else 16)
+    ]
+    add_parts = Variant(
+        add_parts_kernel,
+        "fp32",
+        {
+            "F": "*fp32",
+            "parts": "*fp32",
+            "slices": "*i32",
+            "size": "i64",
+            "splits": "i32",
+            "BLOCK": "constexpr",
+        },
+        {"BLOCK": _REDUCE},
+        label=str(_REDUCE),
+        divisible_by_16=("F", "parts", "slices", "size"),
+    )
+    return [*tiles, add_parts]
+
+
+def _problem(
+    F: Tensor, grad_output: Tensor, bounds: Sequence[tuple[int, int]], targets: Sequence[int] | None
+) -> Problem:
+    lengths = tuple(stop - start for start, stop in bounds if stop > start)
+    slices = targets or (0,) * len(bounds)
+    written = {slice_ for slice_, (start, stop) in zip(slices, bounds, strict=True) if stop > start}
+    return Problem(F.shape[-2], F.shape[-1], grad_output.dtype, lengths, len(written))
+
+
+def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Config, precision: str) -> None:
+    d_out, d_in = F.shape[-2:]
+    split = work.splits > 1
+    target = F.new_empty(len(work.spans), d_out, d_in) if split else F
+    squared_gradient_kernel[(len(work.spans) * config.tiles(d_out, d_in),)](
+        target,
+        Y,
+        X,
+        work.blocks,
+        work.spans,
+        d_out,
+        d_in,
+        Y.shape[1],
+        X.shape[1],
+        Y.stride(0),
+        X.stride(0),
+        0 if split else 1,
+        **_constexprs(config, precision),
+        num_warps=config.warps,
+        num_stages=tuning.pipeline(config),
+    )
+    if split:
+        grid = (triton.cdiv(d_out * d_in, _REDUCE), len(work.slices))
+        add_parts_kernel[grid](F, target, work.slices, d_out * d_in, work.splits, BLOCK=_REDUCE)
+
+
+def _constexprs(config: Config, precision: str) -> dict[str, int | str]:
+    return {
+        "BLOCK_OUT": config.block_out,
+        "BLOCK_IN": config.block_in,
+        "BLOCK_TOKENS": config.block_tokens,
+        "BAND": _BAND,
+        "PRECISION": precision,
+    }
+
+
+def _aligned(rows: Tensor) -> Tensor:
+    """The operand itself where 16-byte copies of its rows are safe, else a copy padded with columns of zeros."""
+    width, stride = rows.shape[1], rows.stride(0)
+    if (
+        rows.stride(1) == 1
+        and width % _ALIGN == 0
+        and stride % _ALIGN == 0
+        and stride < _MAX_ROW_STRIDE
+        and rows.data_ptr() % _ALIGN == 0
+    ):
+        return rows
+    copy = rows.new_zeros(rows.shape[0], triton.cdiv(width, _ALIGN) * _ALIGN)
+    copy[:, :width] = rows
+    return copy
+
+
+def _variant(dtype: torch.dtype, config: Config, precision: str, odd: bool) -> Variant:
+    """`odd`: sides of F that are no multiples of 16."""
+    name = _NAMES[dtype]
+    constexprs = _constexprs(config, precision)
+    pointers = {"F": "*fp32", "Y": f"*{name}", "X": f"*{name}", "blocks": "*i32", "spans": "*i32"}
+    sizes = ("d_out", "d_in", "y_width", "x_width", "y_row", "x_row")
+    return Variant(
+        squared_gradient_kernel,
+        name,
+        {**pointers, **dict.fromkeys((*sizes, "add"), "i32"), **dict.fromkeys(constexprs, "constexpr")},
+        constexprs,
+        num_warps=config.warps,
+        num_stages=config.stages,
+        label=f"{config}{' tf32' if precision == 'tf32' else ''}{' odd' if odd else ''}",
+        divisible_by_16=(*pointers, *(sizes[2:] if odd else sizes)),
+    )
+
+
+def _with_shallow_pipelines(configs: Sequence[Config]) -> list[Config]:
+    """Each configuration, and what AMD's smaller shared memory makes of it."""
+    shallow = [Config(c.block_out, c.block_in, c.block_tokens, c.warps, min(c.stages, 3)) for c in configs]
+    return list(dict.fromkeys([*configs, *shallow]))

@@ -1,0 +1,59 @@
+"""Every kernel, dtype and shipped configuration compiles, keeps to registers and fits each chip."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("triton")
+from tomfisher.kernels import resources
+
+# in the interpreter a kernel has no machine code; conftest.py skips what is collected then
+VARIANTS = [] if os.environ.get("TRITON_INTERPRET") == "1" else resources.all_variants()
+CUDA = [chip for chip in resources.CHIPS if chip.target.backend == "cuda"]
+HIP = [chip for chip in resources.CHIPS if chip.target.backend == "hip"]
+TENSOR_CORE_TILE = 64  # rows that one warpgroup instruction of Hopper computes
+
+
+def names(variant: object) -> str:
+    return f"{resources.kernel_name(variant)}-{variant.dtype}-{variant.label}".replace(" ", "-")
+
+
+@pytest.mark.parametrize("chip", CUDA, ids=lambda chip: chip.name)
+@pytest.mark.parametrize("variant", VARIANTS, ids=names)
+def test_no_spills_and_shared_memory_within_the_chip(variant, chip) -> None:
+    used = resources.compile_for(variant, chip)
+    assert used.registers > 0
+    assert used.spilled == 0
+    assert used.shared <= chip.shared_limit
+
+
+@pytest.mark.parametrize("chip", HIP, ids=lambda chip: chip.name)
+@pytest.mark.parametrize("variant", VARIANTS, ids=names)
+def test_it_compiles_for_amd(variant, chip) -> None:
+    assert resources.compile_for(variant, chip).registers > 0
+
+
+def products() -> list:
+    return [v for v in VARIANTS if v.constexprs.get("BLOCK_OUT", 0) >= TENSOR_CORE_TILE and v.dtype != "fp32"]
+
+
+@pytest.mark.parametrize("variant", products(), ids=names)
+def test_hopper_multiplies_by_warpgroups_from_buffers_filled_asynchronously(variant) -> None:
+    (hopper,) = (chip for chip in CUDA if chip.name == "sm90")
+    used = resources.compile_for(variant, hopper)
+    assert "wgmma.mma_async" in used.assembly
+    assert "cp.async" in used.assembly
+    step = (
+        2
+        * variant.constexprs["BLOCK_TOKENS"]
+        * (variant.constexprs["BLOCK_OUT"] + variant.constexprs["BLOCK_IN"])
+    )
+    assert used.shared >= variant.num_stages * step, "operands of a step are not buffered num_stages deep"
+
+
+def test_there_is_a_variant_of_every_dtype_the_products_take() -> None:
+    kernel = [v for v in VARIANTS if resources.kernel_name(v) == "squared_gradient_kernel"]
+    assert {v.dtype for v in kernel} == {"bf16", "fp16", "fp32"}
+    assert {(v.dtype, v.constexprs["PRECISION"]) for v in kernel} >= {("fp32", "ieee"), ("fp32", "tf32")}

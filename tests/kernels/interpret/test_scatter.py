@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tomfisher.ops import scatter_
+
+kernels = pytest.importorskip("tomfisher.kernels.scatter")
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(BITS[tensor.element_size()])
+
+
+def random_bits(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Every bit pattern may occur: NaN payloads, infinities, denormals, both zeros."""
+    raw = torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), dtype=torch.uint8)
+    return raw.view(dtype).view(shape)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [0, 1, kernels.ENTRIES - 1, kernels.ENTRIES, kernels.ENTRIES + 1])
+def test_writes_these_bits_there_and_nothing_else(dtype: torch.dtype, count: int) -> None:
+    base = random_bits((40, 70), dtype)
+    weights = [random_bits((2000,), dtype), base, random_bits((50, 41), dtype).t(), base.clone()[:, ::2]]
+    indices = [torch.randperm(weight.numel())[:count] for weight in weights]
+    values = [random_bits((count,), dtype) for _ in weights]
+    expected = [bits(weight).flatten().clone() for weight in weights]
+    for wanted, index, value in zip(expected, indices, values, strict=True):
+        wanted[index] = bits(value)
+    scatter_(weights, indices, values, impl="triton")
+    assert all(torch.equal(bits(w).flatten(), wanted) for w, wanted in zip(weights, expected, strict=True))
+
+
+def test_dtypes_and_empty_tensors_in_one_call() -> None:
+    weights = [torch.zeros(3, dtype=dtype) for dtype in DTYPES] + [torch.empty(0)]
+    indices = [torch.tensor([2, 0])] * 4 + [torch.empty(0, dtype=torch.int64)]
+    values = [torch.tensor([1.0, 2.0], dtype=dtype) for dtype in DTYPES] + [torch.empty(0)]
+    scatter_(weights, indices, values, impl="triton")
+    assert [weight.tolist() for weight in weights[:4]] == [[2.0, 0.0, 1.0]] * 4
+
+
+def test_strided_index_and_values() -> None:
+    weight = torch.zeros(10)
+    scatter_([weight], [torch.tensor([1, 0, 3, 0, 5])[::2]], [torch.arange(6.0)[1::2]], impl="triton")
+    assert weight.tolist() == [0, 1, 0, 3, 0, 5, 0, 0, 0, 0]
+
+
+def test_memory_around_a_weight_is_left_alone() -> None:
+    memory = torch.full((100,), math.nan)
+    scatter_([memory[30:40]], [torch.arange(10)], [torch.ones(10)], impl="triton")
+    assert int(memory.isfinite().sum()) == 10 and bool((memory[30:40] == 1).all())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_write_is_seen_by_the_version_counter(mode) -> None:
+    weight = torch.nn.Parameter(torch.zeros(4))
+    version = weight._version
+    with mode():
+        scatter_([weight], [torch.tensor([1])], [torch.ones(1)], impl="triton")
+    assert weight._version > version

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tomfisher.ops import SinkMass, sink_mass
+
+pytest.importorskip("tomfisher.kernels.sink_mass")
+
+DTYPES = [torch.float32, torch.float16]
+EPS = torch.finfo(torch.float32).eps
+
+
+def truth(
+    q: Tensor, k: Tensor, scale: float, causal: bool, lengths: list[int], first: int, slopes: Tensor | None,
+    window: int | None,
+) -> tuple[SinkMass, float]:  # fmt: skip
+    """Explicit float64 softmax, and the largest score in absolute value."""
+    B, H, T, _ = q.shape
+    result = SinkMass(*(torch.zeros(B, H, T, dtype=torch.float64) for _ in range(3)))
+    largest = 1.0
+    for b, n in enumerate(lengths):
+        for h in range(H if n else 0):
+            score = q[b, h, :n].double() @ k[b, h * k.shape[1] // H, :n].double().T * scale
+            back = torch.arange(n)[:, None] - torch.arange(n)
+            if slopes is not None:
+                score -= slopes[h].double() * back
+            if causal:
+                score[(back < 0) | (back >= (window or n))] = -math.inf
+            largest = max(largest, score[score > -math.inf].abs().max().item())
+            A = score.softmax(-1)
+            result.first_mass[b, h, :n] = A[:, :first].sum(1)
+            result.entropy[b, h, :n] = -torch.xlogy(A, A).sum(1)
+            result.column_mean[b, h, :n] = A.sum(0) / (torch.arange(n, 0, -1) if causal else n)
+    return result, largest
+
+
+def check(q: Tensor, k: Tensor, scale: float = 0.2, causal: bool = True, lengths: list[int] | None = None,
+          first: int = 1, slopes: Tensor | None = None, window: int | None = None) -> None:  # fmt: skip
+    lengths = lengths or [q.shape[2]] * q.shape[0]
+    options = (scale, causal, lengths, first, slopes, window)
+    found, eager = (sink_mass(q, k, *options, impl=impl) for impl in ("triton", "reference"))
+    want, largest = truth(q, k, *options)
+    for name, got, low, exact in zip(SinkMass._fields, found, eager, want, strict=True):
+        assert got.dtype == torch.float32
+        # a score is off by a few units in its last place, and a weight by as much relatively
+        slack = 8 * EPS * largest * (1 + exact.max())
+        error, allowed = (got - exact).abs().max(), (low - exact).abs().max() + slack
+        assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"
+
+
+def operands(B: int, H: int, H_kv: int, T: int, D: int, dtype: torch.dtype = torch.float32):
+    return torch.randn(B, H, T, D).to(dtype), torch.randn(B, H_kv, T, D).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("T", "D"), [(1, 4), (31, 16), (32, 32), (33, 40), (64, 64), (65, 63), (130, 80)]
+)  # fmt: skip
+def test_sizes(dtype: torch.dtype, causal: bool, T: int, D: int) -> None:
+    check(*operands(1, 2, 2, T, D, dtype), causal=causal)
+
+
+@pytest.mark.parametrize(("H", "H_kv"), [(4, 1), (6, 2), (6, 3)])
+def test_grouped_queries(H: int, H_kv: int) -> None:
+    check(*operands(2, H, H_kv, 40, 16))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_ragged_lengths_with_poisoned_padding(causal: bool) -> None:
+    q, k = operands(4, 2, 1, 97, 24)
+    lengths = [97, 0, 64, 1]
+    for b, n in enumerate(lengths):
+        q[b, :, n:] = k[b, :, n:] = math.nan
+    check(q, k, causal=causal, lengths=lengths)
+    for statistic in sink_mass(q, k, 0.2, causal, lengths, impl="triton"):
+        assert all(not statistic[b, :, n:].any() for b, n in enumerate(lengths))
+
+
+@pytest.mark.parametrize("window", [1, 2, 31, 32, 50, 500])
+def test_sliding_window(window: int) -> None:
+    check(*operands(1, 2, 1, 100, 16), window=window)
+
+
+def test_alibi_slopes() -> None:
+    check(*operands(2, 4, 4, 70, 16), slopes=torch.tensor([0.5, 0.25, 2.0, 0.0]))
+
+
+@pytest.mark.parametrize("first", [1, 4, 40, 200])
+def test_several_first_keys(first: int) -> None:
+    check(*operands(1, 1, 1, 70, 16), first=first)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 5.0])
+def test_flat_and_peaked_rows(scale: float) -> None:
+    check(*operands(1, 2, 2, 70, 32), scale=scale)
+
+
+def test_uniform_attention_has_the_known_numbers() -> None:
+    q, k = torch.zeros(1, 1, 50, 8), torch.randn(1, 1, 50, 8)
+    found = sink_mass(q, k, 1.0, impl="triton")
+    seen = torch.arange(1, 51).double()
+    assert torch.allclose(found.first_mass[0, 0].double(), 1 / seen, rtol=4 * EPS, atol=0)
+    assert torch.allclose(found.entropy[0, 0].double(), seen.log(), rtol=4 * EPS, atol=4 * EPS)
+    means = [sum(1 / t for t in range(j + 1, 51)) / (50 - j) for j in range(50)]
+    assert found.column_mean[0, 0].tolist() == pytest.approx(means, rel=16 * EPS)
+
+
+def test_a_planted_sink_is_found_in_its_head_alone() -> None:
+    q, k = operands(1, 3, 3, 80, 16)
+    q[:, 1] = 1.0
+    k[:, 1, 0] = 3.0
+    k[:, 1, 1:] = 0.0
+    sinks = sink_mass(q, k, 0.25, impl="triton").column_mean[0] > 0.3
+    assert sinks[1].nonzero().flatten().tolist() == [0]
+
+
+def test_scores_far_from_zero_keep_their_differences() -> None:
+    q, k = operands(1, 1, 1, 60, 8)
+    q[..., 0], k[..., 0] = 30.0, 30.0
+    check(q, k, scale=1.0)
+
+
+def test_any_strides() -> None:
+    q = torch.randn(2, 50, 4, 32)[..., ::2].transpose(1, 2)
+    k = torch.randn(2, 2, 16, 50).transpose(2, 3)
+    check(q, k)
+
+
+def test_empty() -> None:
+    for shape in ((0, 2, 5, 4), (2, 2, 0, 4)):
+        q = torch.zeros(shape)
+        assert all(part.shape == shape[:3] for part in sink_mass(q, q, 1.0, impl="triton"))

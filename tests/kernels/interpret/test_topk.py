@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tomfisher.ops import topk, topk_across
+
+launcher = pytest.importorskip("tomfisher.kernels.topk")
+from tomfisher.kernels import topk_filter, topk_radix  # noqa: E402
+
+# bfloat16 is not for the interpreter
+DTYPES = [torch.float16, torch.float32, torch.float64]
+BEYOND_SMALL = 70_001  # more entries than the launcher takes as candidates without a bound
+
+
+def expected(values: Tensor, k: int) -> list[int]:
+    numbers = values.flatten().double().tolist()
+    return sorted(range(len(numbers)), key=lambda i: (-numbers[i], i))[:k]
+
+
+@pytest.fixture
+def roads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which device code ran, in order."""
+    taken: list[str] = []
+    for module, name in ((topk_filter, "keep_from"), (topk_radix, "select")):
+        original = getattr(module, name)
+
+        def spied(*args, original=original, name=name):
+            taken.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(module, name, spied)
+    return taken
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 3, 1023, 4096, 4097, 10_000])
+def test_few_entries(dtype: torch.dtype, n: int) -> None:
+    values = torch.randn(n).to(dtype)
+    for k in {0, 1, n // 3, n - 1, n}:
+        assert topk(values, k, impl="triton").indices.tolist() == expected(values, k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_share_takes_one_pass(dtype: torch.dtype, roads: list[str]) -> None:
+    values = torch.randn(BEYOND_SMALL).exp().to(dtype)
+    found = topk(values, 70, impl="triton")
+    assert found.indices.tolist() == expected(values, 70)
+    assert roads == ["keep_from"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 500, 30_000, BEYOND_SMALL])
+def test_heavy_ties_take_the_lowest_indices(dtype: torch.dtype, k: int, roads: list[str]) -> None:
+    values = torch.randint(-2, 3, (BEYOND_SMALL,)).to(dtype)
+    assert topk(values, k, impl="triton").indices.tolist() == expected(values, k)
+    assert roads[-1] == "select"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_large_share_of_distinct_values(dtype: torch.dtype, roads: list[str]) -> None:
+    values = torch.randn(BEYOND_SMALL).to(dtype)
+    assert topk(values, 35_000, impl="triton").indices.tolist() == expected(values, 35_000)
+    assert roads == ["select"]
+
+
+@pytest.mark.parametrize("fill", [0.0, -1.5, 2.0])
+def test_all_equal(fill: float) -> None:
+    found = topk(torch.full((BEYOND_SMALL,), fill), 4097, impl="triton")
+    assert found.indices.tolist() == list(range(4097))
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_sorted_values(descending: bool) -> None:
+    values = torch.arange(BEYOND_SMALL).float().sort(descending=descending).values
+    assert topk(values, 300, impl="triton").indices.tolist() == expected(values, 300)
+
+
+def test_a_sample_that_misleads_is_found_out(roads: list[str]) -> None:
+    values = torch.rand(BEYOND_SMALL)
+    drawn = torch.empty(4096)
+    topk_filter.sample(torch.arange(BEYOND_SMALL).float(), drawn)
+    assert len(drawn.unique()) == 4096
+    values[drawn.long()] += 1  # every sampled entry is larger than every other
+    assert topk(values, 5000, impl="triton").indices.tolist() == expected(values, 5000)
+    assert roads == ["keep_from", "select"]
+
+
+@pytest.mark.parametrize("n", [2000, BEYOND_SMALL])
+def test_zeros_of_either_sign_and_denormals(n: int) -> None:
+    values = torch.tensor([-0.0, 0.0, 1e-45, -1e-45, 3e-45, -0.0])[torch.randint(0, 6, (n,))]
+    for k in (n // 4, n // 2, n):
+        found = topk(values, k, impl="triton")
+        assert found.indices.tolist() == expected(values, k)
+        assert torch.equal(torch.signbit(found.values), torch.signbit(values[found.indices]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("n", "k"), [(5000, 0), (5000, 3), (BEYOND_SMALL, 0), (BEYOND_SMALL, 2500), (BEYOND_SMALL, 35_000)]
+)
+def test_the_first_non_finite_entry_is_named(bad: float, k: int, n: int) -> None:
+    values = torch.rand(n)
+    values[4500] = values[4777] = values[n - 1] = bad
+    with pytest.raises(ValueError, match=rf"values must be finite.*got {bad} at flat index 4500"):
+        topk(values, k, impl="triton")
+    with pytest.raises(ValueError, match=r"tensors\[1\] must be finite.* index 4500"):
+        topk_across([torch.rand(9), values], k, impl="triton")
+
+
+def test_a_negative_nan_is_non_finite_too() -> None:
+    values = torch.zeros(9)
+    values.view(torch.int32)[5] = -1
+    with pytest.raises(ValueError, match="index 5"):
+        topk(values, 2, impl="triton")
+
+
+def test_a_list_of_sizes_dtypes_and_roads() -> None:
+    values = [
+        torch.randn(40, 33),
+        torch.empty(0),
+        torch.randn(BEYOND_SMALL, dtype=torch.float64),
+        torch.randint(0, 3, (BEYOND_SMALL,)).float(),
+        torch.randn(17, 19).t(),
+        torch.tensor(2.0),
+    ]
+    counts = [7, 0, 100, 900, 40, 1]
+    for tensor, k, found in zip(values, counts, topk(values, counts, impl="triton"), strict=True):
+        assert found.indices.tolist() == expected(tensor, k)
+
+
+@pytest.mark.parametrize("k", [0, 1, 90, 4000, 140_000])
+def test_across_tensors_ties_go_to_the_earlier_one(k: int) -> None:
+    shared = torch.randint(0, 4000, (BEYOND_SMALL,)).float()
+    tensors = [torch.empty(0), shared[:100], shared, torch.empty(0), shared.clone()]
+    found = topk_across(tensors, k, impl="triton")
+    place = torch.tensor(expected(torch.cat(tensors), k), dtype=torch.int64)
+    owners = torch.tensor([1] * 100 + [2] * BEYOND_SMALL + [4] * BEYOND_SMALL)[place]
+    starts = torch.tensor([0, 0, 100, 0, 100 + BEYOND_SMALL])
+    assert torch.equal(found.owners, owners)
+    assert torch.equal(found.indices, place - starts[owners])
+
+
+def test_the_same_bits_twice_and_the_input_untouched() -> None:
+    values = torch.randn(BEYOND_SMALL)
+    before = values.clone()
+    assert torch.equal(topk(values, 900, impl="triton").indices, topk(values, 900, impl="triton").indices)
+    assert torch.equal(values, before)
+
+
+def test_what_lies_beside_the_vector_does_not_matter() -> None:
+    memory = torch.full((3 * BEYOND_SMALL,), math.nan)
+    values = memory[BEYOND_SMALL + 1 : 2 * BEYOND_SMALL]
+    values.copy_(torch.randn(BEYOND_SMALL - 1))
+    for k in (80, 30_000):
+        assert topk(values, k, impl="triton").indices.tolist() == expected(values, k)

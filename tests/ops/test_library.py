@@ -1,0 +1,116 @@
+"""Every registered operation keeps torch.library's contract: schema, fake kernel, autograd registration, AOT."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import tomfisher.ops
+
+Arguments = tuple[object, ...]
+
+
+def squared_gradient_() -> Arguments:
+    return torch.zeros(5, 3), torch.randn(9, 5), torch.randn(9, 3), [0, 4], [4, 9], None, "reference"
+
+
+def squared_gradient_of_experts() -> Arguments:
+    return torch.zeros(2, 5, 3), torch.randn(9, 5), torch.randn(9, 3), [0, 4], [4, 9], [1, 0], "reference"
+
+
+def square_accumulate_() -> Arguments:
+    return [torch.zeros(3, 2), torch.zeros(7)], [torch.randn(3, 2), torch.randn(7)], "reference"
+
+
+def weight_sums() -> Arguments:
+    return [torch.randn(3, 2), torch.randn(7).half()], "reference"
+
+
+def positions() -> list[Tensor]:
+    return [torch.tensor([0, 5]), torch.tensor([3])]
+
+
+def masked_fill_mean_() -> Arguments:
+    return (
+        [torch.randn(3, 2), torch.randn(7)],
+        positions(),
+        [torch.empty(2), torch.empty(1)],
+        None,
+        "reference",
+    )
+
+
+def scatter_() -> Arguments:
+    return [torch.randn(3, 2), torch.randn(7)], positions(), [torch.randn(2), torch.randn(1)], "reference"
+
+
+def topk() -> Arguments:
+    return [torch.randn(20), torch.randn(7)], [4, 2], "reference"
+
+
+def topk_across() -> Arguments:
+    return [torch.randn(20), torch.randn(7)], 6, "reference"
+
+
+def rope_energy() -> Arguments:
+    return torch.randn(2, 5, 3, 8), 4, False, [5, 2], "reference"
+
+
+def sink_mass() -> Arguments:
+    q, k = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+    return q, k, 1 / math.sqrt(8), True, [6, 3], 1, None, None, "reference"
+
+
+CALLS: list[tuple[str, Callable[[], Arguments]]] = [
+    ("squared_gradient_", squared_gradient_),
+    ("squared_gradient_", squared_gradient_of_experts),
+    ("square_accumulate_", square_accumulate_),
+    ("weight_sums", weight_sums),
+    ("masked_fill_mean_", masked_fill_mean_),
+    ("scatter_", scatter_),
+    ("topk", topk),
+    ("topk_across", topk_across),
+    ("rope_energy", rope_energy),
+    ("sink_mass", sink_mass),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=[arguments.__name__ for _, arguments in CALLS])
+def test_opcheck(name: str, arguments: Callable[[], Arguments]) -> None:
+    results = torch.library.opcheck(getattr(torch.ops.tomfisher, name).default, arguments())
+    assert set(results.values()) == {"SUCCESS"}
+
+
+def test_no_operation_is_forgotten() -> None:
+    registered = {
+        name.removeprefix("tomfisher::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("tomfisher::")
+    }
+    assert registered == {name for name, _ in CALLS}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_operands_that_require_gradients_leave_F_without_one(grad: bool) -> None:
+    F, Y, X = torch.zeros(5, 3), torch.randn(9, 5, requires_grad=grad), torch.randn(9, 3, requires_grad=grad)
+    tomfisher.ops.squared_gradient_(F, Y, X)
+    assert not F.requires_grad and F.grad_fn is None
+    assert torch.equal(F > 0, torch.ones(5, 3, dtype=torch.bool))
+
+
+def test_F_made_in_inference_mode_can_be_added_to_in_it() -> None:
+    with torch.inference_mode():
+        F = torch.zeros(5, 3)
+        tomfisher.ops.squared_gradient_(F, torch.ones(9, 5), torch.ones(9, 3))
+        assert (F == 81).all()
+
+
+def test_it_traces_with_fake_tensors_whatever_the_implementation() -> None:
+    with torch._subclasses.FakeTensorMode():
+        F = torch.zeros(5, 3, device="cuda")
+        Y, X = torch.empty(9, 5, device="cuda"), torch.empty(9, 3, device="cuda")
+        assert tomfisher.ops.squared_gradient_(F, Y, X, offsets=[0, 9]) is F
