@@ -27,7 +27,9 @@ def ragged(lengths: list[int]) -> list[tomfisher.Sample]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_fisher_diagonal_runs_through_the_kernels_and_equals_the_reference(tiny_config, family: str) -> None:
+def test_the_fisher_diagonal_runs_through_the_kernels_and_equals_the_reference(
+    tiny_config, family: str
+) -> None:
     model, samples = model_of(tiny_config, family), ragged([11, 3, 7, 2])
     F = {
         impl: tomfisher.fisher_diagonal(model, samples, tokens_per_batch=40, impl=impl, progress=False)
