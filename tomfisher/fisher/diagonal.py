@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tomfisher.fisher.shards import Span
 
 
 class FisherDiagonal(Mapping[str, Tensor]):
@@ -50,6 +53,19 @@ class FisherDiagonal(Mapping[str, Tensor]):
             f"FisherDiagonal({len(self)} tensors, {self.num_samples} samples, {self.num_tokens} tokens, "
             f"{self.definition.get('labels', 'unknown')} labels)"
         )
+
+    def span(self, name: str) -> Span | None:
+        """Where the tensor's bytes lie in a file; None for a tensor in memory.
+
+        Args:
+            name: a key.
+
+        Raises:
+            KeyError: no such tensor.
+            ValueError: the file's header is damaged.
+        """
+        find = getattr(self._tensors, "span", None)
+        return None if find is None else find(name)
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tomfisher.files import atomic_path, sha256_of_file
 from tomfisher.fisher.diagonal import FisherDiagonal
+from tomfisher.fisher.shards import Span, read_spans
 from tomfisher.progress import progress_bar
 
 FORMAT = 1
@@ -92,10 +93,20 @@ class _LazyTensors(Mapping[str, Tensor]):
     def __init__(self, folder: Path, weight_map: dict[str, str]) -> None:
         self._folder = folder
         self._weight_map = weight_map
+        self._spans: dict[str, dict[str, Span]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self._folder / self._weight_map[name], framework="pt") as shard:
             return shard.get_tensor(name)
+
+    def span(self, name: str) -> Span:
+        """Where the tensor's bytes lie."""
+        file = self._weight_map[name]
+        if file not in self._spans:
+            self._spans[file] = read_spans(self._folder / file)
+        if name not in self._spans[file]:
+            raise ValueError(f"{self._folder / file} lacks {name!r}, which {INDEX} says it holds. {_AGAIN}")
+        return self._spans[file][name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weight_map)

@@ -11,10 +11,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from tomfisher.masks.entries import entries_of, stored
 from tomfisher.masks.fraction import checked_kappa, count, smallest_kappa
 from tomfisher.masks.sparse_mask import SparseMask
 from tomfisher.models.structure import layer_index, layer_pattern
-from tomfisher.ops import topk
+from tomfisher.progress import progress_bar
 
 Scope = Literal["tensor", "layer", "model"]
 _SCOPES = ("tensor", "layer", "model")
@@ -107,7 +108,7 @@ def rank(
     "model.layers.12.", those without any being one more group ("layer"), or all ("model"). Of each the
     k = floor(κ·numel) largest entries are kept, numel being the group's: larger value first, then the earlier
     tensor of F, then the lower flat index.
-    Only one tensor of F is held at a time; for "layer" and "model" every tensor is read twice.
+    Only one tensor of F is held at a time, and of a Fisher store opened from disk only a block of one.
 
     Args:
         F: any mapping from names to tensors of float16, bfloat16, float32 or float64 values.
@@ -133,11 +134,14 @@ def rank(
     if not len(F):
         raise ValueError("F holds no tensor: nothing to select from.")
     shapes: dict[str, tuple[int, ...]] = {}
-    if scope == "tensor":
-        lists = tuple(_tensor_list(name, values, kappa, compat, shapes) for name, values in F.items())
-    else:
-        lists = tuple(_group_list(F, names, kappa, shapes) for names in _groups(F, scope))
-    return Ranking(lists, {name: shapes[name] for name in F}, kappa, scope, compat, _source(F))
+    groups = [(name,) for name in F] if scope == "tensor" else list(_groups(F, scope))
+    lists = []
+    for names in progress_bar(groups, desc="Ranking", unit=scope, enabled=stored(F)):
+        if scope == "tensor":
+            lists.append(_tensor_list(F, names[0], kappa, compat, shapes))
+        else:
+            lists.append(_group_list(F, names, kappa, shapes))
+    return Ranking(tuple(lists), {name: shapes[name] for name in F}, kappa, scope, compat, _source(F))
 
 
 def _count(kappa: float, numel: int, compat: str | None) -> int:
@@ -145,24 +149,29 @@ def _count(kappa: float, numel: int, compat: str | None) -> int:
 
 
 def _tensor_list(
-    name: str, values: Tensor, kappa: float, compat: str | None, shapes: dict[str, tuple[int, ...]]
+    F: Mapping[str, Tensor],
+    name: str,
+    kappa: float,
+    compat: str | None,
+    shapes: dict[str, tuple[int, ...]],
 ) -> TopList:
-    shapes[name] = tuple(values.shape)
-    top, index = _top(name, values, _count(kappa, values.numel(), compat))
-    return TopList((name,), values.numel(), torch.zeros_like(index), index, top)
+    entries = entries_of(F, name)
+    shapes[name] = entries.shape
+    top, index = entries.largest(_count(kappa, entries.numel, compat))
+    return TopList((name,), entries.numel, torch.zeros_like(index), index, top)
 
 
 def _group_list(
     F: Mapping[str, Tensor], names: tuple[str, ...], kappa: float, shapes: dict[str, tuple[int, ...]]
 ) -> TopList:
-    shapes.update((name, tuple(F[name].shape)) for name in names)
+    shapes.update((name, entries_of(F, name).shape) for name in names)
     numel = sum(torch.Size(shapes[name]).numel() for name in names)
     k = count(kappa, numel)
     best = torch.empty(0, dtype=torch.float64)
     owner = index = torch.empty(0, dtype=torch.int64)
     for position, name in enumerate(names):
-        values = F[name]
-        top, where = _top(name, values, min(k, values.numel()))
+        entries = entries_of(F, name)
+        top, where = entries.largest(min(k, entries.numel))
         if 0 < k == len(best):  # an entry no larger than the k-th so far comes after it
             larger = top > best[-1]
             top, where = top[larger], where[larger]
@@ -172,15 +181,6 @@ def _group_list(
         owner = torch.cat([owner, torch.full_like(where, position)])[order]
         index = torch.cat([index, where])[order]
     return TopList(names, numel, owner, index, best)
-
-
-def _top(name: str, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Top values (float64, -0.0 as 0.0) and their positions, on the CPU."""
-    try:
-        found = topk(values, k)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"Tensor {name!r} cannot be ranked: {error}") from error
-    return found.values.cpu().double() + 0.0, found.indices.cpu()
 
 
 def _groups(F: Mapping[str, Tensor], scope: Scope) -> Iterator[tuple[str, ...]]:

@@ -12,6 +12,7 @@ from tomfisher.ops.square_accumulate import square_accumulate_
 from tomfisher.ops.squared_gradient import squared_gradient_
 from tomfisher.ops.topk import TopK, topk
 from tomfisher.ops.topk_across import TopKAcross, topk_across
+from tomfisher.ops.topk_stored import topk_stored
 from tomfisher.ops.weight_sums import weight_sums
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "squared_gradient_",
     "topk",
     "topk_across",
+    "topk_stored",
     "weight_sums",
 ]

@@ -1,0 +1,49 @@
+#include "fill/entries.h"
+
+#include "blocks.h"
+
+namespace tomfisher::fill {
+namespace {
+
+constexpr std::int64_t kBlock = 4096;
+
+template <class Bits, class Function>
+void each(const Entries& list, std::int64_t begin, std::int64_t end, const Function& body) {
+  Bits* array = static_cast<Bits*>(list.array);
+  Bits* values = static_cast<Bits*>(list.values);
+  for (std::int64_t i = begin; i < end; ++i) body(array[list.positions[i]], values, i);
+}
+
+// body(entry, values, i) for every entry of every list
+template <class Function>
+void each(const std::vector<Entries>& lists, int threads, const Parallel& parallel, const Function& body) {
+  Blocks blocks(kBlock);
+  for (const Entries& list : lists) blocks.add(list.count);
+  blocks.run(threads, parallel, [&](std::int64_t number) {
+    const Block block = blocks.at(number);
+    const Entries& list = lists[block.item];
+    if (list.bytes == 2) {
+      each<std::uint16_t>(list, block.begin, block.end, body);
+    } else if (list.bytes == 4) {
+      each<std::uint32_t>(list, block.begin, block.end, body);
+    } else {
+      each<std::uint64_t>(list, block.begin, block.end, body);
+    }
+  });
+}
+
+}  // namespace
+
+void gather(const std::vector<Entries>& lists, int threads, const Parallel& parallel) {
+  each(lists, threads, parallel, [](const auto& entry, auto* values, std::int64_t i) { values[i] = entry; });
+}
+
+void scatter(const std::vector<Entries>& lists, int threads, const Parallel& parallel) {
+  each(lists, threads, parallel, [](auto& entry, const auto* values, std::int64_t i) { entry = values[i]; });
+}
+
+void fill(const std::vector<Entries>& lists, int threads, const Parallel& parallel) {
+  each(lists, threads, parallel, [](auto& entry, const auto* values, std::int64_t) { entry = values[0]; });
+}
+
+}  // namespace tomfisher::fill

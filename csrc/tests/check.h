@@ -1,0 +1,28 @@
+// The few lines of test harness that the stand-alone tests need, so that they build without torch.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+
+#include "parallel.h"
+
+#define CHECK(condition)                                                                 \
+  do {                                                                                   \
+    if (!(condition)) {                                                                  \
+      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                                      \
+    }                                                                                    \
+  } while (false)
+
+namespace tomfisher {
+
+// One thread per lane: the most that a race could want.
+inline void threads(int lanes, const Body& body) {
+  std::vector<std::thread> all;
+  for (int lane = 0; lane < lanes; ++lane) all.emplace_back([&body, lane] { body(lane); });
+  for (auto& thread : all) thread.join();
+}
+
+}  // namespace tomfisher

@@ -1,0 +1,274 @@
+// Selection against a full sort: formats, distributions, k, thread counts, pieces, files, damage.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <random>
+#include <stdexcept>
+#include <string>
+
+#include "check.h"
+#include "topk/collector.h"
+#include "topk/select.h"
+
+namespace tomfisher::topk {
+namespace {
+
+template <Format F>
+using Vector = std::vector<typename Traits<F>::Bits>;
+
+// Key of a finite number of the format that is at or below the fraction `x` of the largest.
+template <Format F>
+typename Traits<F>::Bits number(double x) {
+  using Bits = typename Traits<F>::Bits;
+  const auto key = static_cast<std::make_signed_t<Bits>>(x * static_cast<double>(above_all<F>() - 2));
+  return from_key<Bits>(key);
+}
+
+template <Format F>
+struct Case {
+  std::string name;
+  std::function<typename Traits<F>::Bits(std::int64_t i, std::int64_t n, std::mt19937_64& random)> at;
+};
+
+template <Format F>
+std::vector<Case<F>> cases() {
+  using Bits = typename Traits<F>::Bits;
+  const Bits minus_zero = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+  const auto fraction = [](std::int64_t i, std::int64_t n) {
+    return n > 1 ? static_cast<double>(i) / static_cast<double>(n) : 0.0;
+  };
+  const auto uniform = [](std::mt19937_64& random) { return std::uniform_real_distribution<double>(-1, 1)(random); };
+  return {
+      {"random", [=](auto, auto, auto& random) { return number<F>(uniform(random)); }},
+      {"positive", [=](auto, auto, auto& random) { return number<F>(std::abs(uniform(random))); }},
+      {"negative", [=](auto, auto, auto& random) { return number<F>(-std::abs(uniform(random))); }},
+      {"equal", [=](auto, auto, auto&) { return number<F>(0.5); }},
+      {"few values", [=](auto, auto, auto& random) { return number<F>(static_cast<double>(random() % 5) / 8 - 0.2); }},
+      {"ascending", [=](auto i, auto n, auto&) { return number<F>(fraction(i, n)); }},
+      {"descending", [=](auto i, auto n, auto&) { return number<F>(-fraction(i, n)); }},
+      {"denormal", [=](auto, auto, auto& random) { return static_cast<Bits>(random() % 7); }},
+      {"zeros of both signs", [=](auto, auto, auto& random) { return random() % 2 ? minus_zero : Bits{0}; }},
+      {"zeros and negatives",
+       [=](auto, auto, auto& random) { return random() % 3 ? minus_zero : number<F>(-std::abs(uniform(random))); }},
+      {"planted", [=](auto i, auto n, auto&) { return i % (n / 7 + 1) == 3 ? number<F>(0.9) : Bits{0}; }},
+  };
+}
+
+// The number itself, by arithmetic that shares nothing with the keys.
+template <Format F>
+double value_of(typename Traits<F>::Bits bits) {
+  constexpr int mantissa = F == Format::f16 ? 10 : F == Format::bf16 ? 7 : F == Format::f32 ? 23 : 52;
+  constexpr int width = 8 * sizeof(bits), bias = (1 << (width - mantissa - 2)) - 1;
+  const auto wide = static_cast<std::uint64_t>(bits);
+  const int exponent = static_cast<int>(wide >> mantissa & ((std::uint64_t{1} << (width - mantissa - 1)) - 1));
+  const auto fraction = static_cast<double>(wide & ((std::uint64_t{1} << mantissa) - 1));
+  const double one = std::ldexp(1.0, mantissa);
+  const double size =
+      exponent == 0 ? std::ldexp(fraction / one, 1 - bias) : std::ldexp(1 + fraction / one, exponent - bias);
+  return wide >> (width - 1) ? -size : size;
+}
+
+template <Format F>
+std::vector<std::int64_t> oracle(const Vector<F>& numbers) {
+  std::vector<std::int64_t> order(numbers.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int64_t>(i);
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    return value_of<F>(numbers[static_cast<std::size_t>(a)]) > value_of<F>(numbers[static_cast<std::size_t>(b)]);
+  });
+  return order;
+}
+
+template <Format F>
+void check_selection(const Selection<F>& found, const Vector<F>& numbers, const std::vector<std::int64_t>& order,
+                     std::int64_t k) {
+  CHECK(found.first_bad == -1);
+  CHECK(found.entries.size() == static_cast<std::size_t>(k));
+  for (std::size_t i = 0; i < found.entries.size(); ++i) {
+    CHECK(found.entries[i].index == order[i]);
+    using Bits = typename Traits<F>::Bits;
+    const Bits bits = from_key<Bits>(static_cast<std::make_signed_t<Bits>>(found.entries[i].key));
+    CHECK(value_of<F>(bits) == value_of<F>(numbers[static_cast<std::size_t>(order[i])]));
+  }
+}
+
+template <Format F>
+Source whole(const Vector<F>& numbers) {
+  return Source({{static_cast<std::int64_t>(numbers.size()), numbers.data(), nullptr, 0}}, F);
+}
+
+template <Format F>
+void test_against_a_sort(std::int64_t n, const std::vector<int>& lane_counts) {
+  std::mt19937_64 random(static_cast<std::uint64_t>(n));
+  for (const auto& one : cases<F>()) {
+    Vector<F> numbers(static_cast<std::size_t>(n));
+    for (std::int64_t i = 0; i < n; ++i) numbers[static_cast<std::size_t>(i)] = one.at(i, n, random);
+    const Source source = whole<F>(numbers);
+    const auto order = oracle<F>(numbers);
+    for (std::int64_t k : {std::int64_t{0}, std::int64_t{1}, n / 1000, n / 2, n}) {
+      if (k > n) continue;
+      for (int lanes : lane_counts) {
+        const Team team{lanes, threads};
+        check_selection<F>(select<F>(source, k, team), numbers, order, k);
+        if (k == 0) continue;
+        check_selection<F>(count_select<F>(source, k, team), numbers, order, k);
+        Selection<F> streamed;
+        if (stream_select<F>(source, k, team, streamed)) check_selection<F>(streamed, numbers, order, k);
+      }
+    }
+  }
+}
+
+template <Format F>
+void test_non_finite() {
+  using Bits = typename Traits<F>::Bits;
+  const Bits infinity = Traits<F>::infinity, nan = static_cast<Bits>(infinity + 1);
+  const Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+  for (std::int64_t n : {1, 100, 40'000, 2'500'000}) {
+    for (Bits bad : {infinity, nan, static_cast<Bits>(infinity | sign), static_cast<Bits>(nan | sign)}) {
+      Vector<F> numbers(static_cast<std::size_t>(n), number<F>(0.25));
+      const std::int64_t first = n * 2 / 3;
+      numbers[static_cast<std::size_t>(first)] = numbers.back() = bad;
+      for (std::int64_t k : {std::int64_t{0}, n / 1000, n / 2, n}) {
+        for (int lanes : {1, 3}) CHECK(select<F>(whole<F>(numbers), k, {lanes, threads}).first_bad == first);
+      }
+    }
+  }
+}
+
+void test_roads() {
+  std::mt19937_64 random(1);
+  const std::int64_t n = 3'000'000;
+  Vector<Format::f32> numbers(static_cast<std::size_t>(n));
+  for (auto& each : numbers) each = number<Format::f32>(std::uniform_real_distribution<double>(0, 1)(random));
+  CHECK(select<Format::f32>(whole<Format::f32>(numbers), 300, {2, threads}).road == Road::streaming);
+  CHECK(select<Format::f32>(whole<Format::f32>(numbers), n / 3, {2, threads}).road == Road::counting);
+}
+
+// The whole sample lies high and everything else low: the estimate is wrong and has to be found out.
+void test_a_misleading_sample() {
+  const std::int64_t n = 4'000'000, step = n / 32768;
+  Vector<Format::f32> numbers(static_cast<std::size_t>(n), 0);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (i % step < 8) numbers[static_cast<std::size_t>(i)] = number<Format::f32>(0.5);
+  }
+  numbers[7] = numbers[9] = number<Format::f32>(0.25);
+  for (std::int64_t i = 0; i < n; ++i)
+    numbers[static_cast<std::size_t>(i)] += i % step < 8 ? static_cast<std::uint32_t>(i % 97) : 0u;
+  const auto order = oracle<Format::f32>(numbers);
+  for (std::int64_t k : {10, 3000, 31'000}) {
+    check_selection<Format::f32>(select<Format::f32>(whole<Format::f32>(numbers), k, {2, threads}), numbers, order, k);
+  }
+}
+
+void test_the_first_bad_index_is_the_lowest() {
+  FirstBad bad;
+  CHECK(bad.index() == -1 && !bad.before(1000));
+  for (const std::int64_t index : {7, 9, 3, 5}) bad.publish(index);
+  CHECK(bad.index() == 3 && bad.before(4) && !bad.before(3));
+}
+
+// One thread's bound must not cost another thread an equal entry of lower index.
+void test_equal_entries_of_a_slower_thread_are_kept() {
+  constexpr Format F = Format::f32;
+  const std::uint32_t minus_zero = 0x80000000u;
+  for (const std::uint32_t value : {number<F>(0.5), std::uint32_t{0}, number<F>(-0.5)}) {
+    const Vector<F> equal(kTile, value), smaller(kTile, number<F>(-0.75));
+    const Vector<F> slower(kTile, value == 0 ? minus_zero : value);
+    Shared shared;
+    Collector<F> fast(3, below_all<F>(), shared), slow(3, below_all<F>(), shared);
+    std::int64_t index = 10 * static_cast<std::int64_t>(kTile);
+    for (; !fast.has_cut(); index += static_cast<std::int64_t>(kTile)) CHECK(fast.visit(equal.data(), kTile, index));
+    CHECK(fast.kept().size() == 3 && fast.kept()[2].index == 10 * static_cast<std::int64_t>(kTile) + 2);
+    CHECK(fast.visit(equal.data(), kTile, index) && fast.kept().size() == 3);
+    CHECK(slow.visit(smaller.data(), kTile, 0) && slow.kept().empty());
+    CHECK(slow.visit(slower.data(), kTile, static_cast<std::int64_t>(kTile)) && slow.kept().size() == kTile);
+  }
+}
+
+void test_summary() {
+  Vector<Format::f32> numbers(100'000);
+  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = from_key<std::uint32_t>(static_cast<int>(i) - 50'000);
+  const auto found = summarize<Format::f32>(whole<Format::f32>(numbers), {-50'001, 0, 49'998, 49'999}, {2, threads});
+  CHECK(found.smallest == -50'000 && found.largest == 49'999);
+  CHECK((found.above == std::vector<std::int64_t>{100'000, 49'999, 1, 0}));
+}
+
+struct TemporaryFile {
+  explicit TemporaryFile(const std::string& bytes) {
+    const int descriptor = ::mkstemp(path.data());
+    CHECK(descriptor >= 0 && ::write(descriptor, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+    ::close(descriptor);
+  }
+  ~TemporaryFile() { ::unlink(path.c_str()); }
+  std::string path = "/tmp/tomfisher_topk_XXXXXX";
+};
+
+template <typename Error, typename Call>
+bool throws(const Call& call) {
+  try {
+    call();
+  } catch (const Error&) {
+    return true;
+  }
+  return false;
+}
+
+void test_files_and_pieces() {
+  constexpr Format F = Format::bf16;
+  std::mt19937_64 random(2);
+  Vector<F> numbers(1'300'001);
+  for (auto& each : numbers) each = number<F>(static_cast<double>(random() % 1000) / 1001);
+  const auto order = oracle<F>(numbers);
+  const std::size_t bytes = numbers.size() * 2;
+  std::string content(3, 'x');
+  content.append(reinterpret_cast<const char*>(numbers.data()), bytes);
+  const TemporaryFile temporary(content);
+  const File file(temporary.path);
+  const std::int64_t n = static_cast<std::int64_t>(numbers.size());
+  const Source on_disk({{700'000, nullptr, &file, 3}, {n - 700'000, nullptr, &file, 3 + 1'400'000}}, F);
+  const Source in_pieces({{0, nullptr}, {5, numbers.data()}, {n - 5, numbers.data() + 5}, {0, nullptr}}, F);
+  for (std::int64_t k : {std::int64_t{0}, std::int64_t{100}, std::int64_t{300'000}, n}) {
+    check_selection<F>(select<F>(on_disk, k, {3, threads}), numbers, order, k);
+    check_selection<F>(select<F>(in_pieces, k, {3, threads}), numbers, order, k);
+  }
+  const auto size = file.size();
+  CHECK(throws<std::invalid_argument>([&] { Source({{n + 1, nullptr, &file, 3}}, F); }));
+  CHECK(throws<std::invalid_argument>([&] { Source({{1, nullptr, &file, size}}, F); }));
+  CHECK(throws<std::invalid_argument>([&] { Source({{1, nullptr, &file, ~std::uint64_t{0} - 1}}, F); }));
+  CHECK(throws<std::invalid_argument>([&] { Source({{std::int64_t{1} << 62, nullptr, &file, 3}}, F); }));
+  CHECK(throws<std::invalid_argument>([&] { Source({{-1, nullptr, &file, 3}}, F); }));
+  CHECK(throws<std::runtime_error>([] { File("/nonexistent/file"); }));
+  CHECK(throws<std::runtime_error>([] { File("/tmp"); }));
+  CHECK(::truncate(temporary.path.c_str(), 1000) == 0);
+  CHECK(throws<std::runtime_error>([&] { select<F>(on_disk, 100, {1, serial}); }));
+}
+
+template <Format F>
+void test_format() {
+  for (std::int64_t n : {0, 1, 2, 17, 1000}) test_against_a_sort<F>(n, {1});
+  test_against_a_sort<F>(40'001, {3});
+  test_non_finite<F>();
+}
+
+}  // namespace
+}  // namespace tomfisher::topk
+
+int main() {
+  using namespace tomfisher::topk;
+  test_format<Format::f16>();
+  test_format<Format::bf16>();
+  test_format<Format::f32>();
+  test_format<Format::f64>();
+  test_against_a_sort<Format::f32>(1'100'000, {8});
+  test_roads();
+  test_the_first_bad_index_is_the_lowest();
+  test_a_misleading_sample();
+  test_equal_entries_of_a_slower_thread_are_kept();
+  test_summary();
+  test_files_and_pieces();
+  std::puts("topk: all checks hold");
+}

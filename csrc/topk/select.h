@@ -1,0 +1,58 @@
+// The k largest of any number of numbers, exactly: csrc/README.md has the method and the proof.
+#pragma once
+
+#include <cstdint>
+
+#include "parallel.h"
+#include "topk/candidate.h"
+#include "topk/source.h"
+
+namespace tomfisher::topk {
+
+template <Format F>
+using Found = Candidates<typename Traits<F>::Key>;
+
+struct Team {
+  int lanes = 1;  // at most this many threads
+  Parallel parallel = serial;
+};
+
+// How a selection went; for tests and measurements.
+enum class Road { nothing, streaming, counting };
+
+template <Format F>
+struct Selection {
+  Found<F> entries;             // by descending key, then ascending index; empty where first_bad is not -1
+  std::int64_t first_bad = -1;  // index of the first NaN or infinity
+  Road road = Road::nothing;
+};
+
+// Needs 0 <= k <= source.size() and a source of format F.
+template <Format F>
+Selection<F> select(const Source& source, std::int64_t k, const Team& team);
+
+// select by one streaming pass. False if it gave up (an estimate that was too high, or too many hits to be
+// quick): then `out` is unspecified and count_select has the answer. Needs k > 0.
+template <Format F>
+bool stream_select(const Source& source, std::int64_t k, const Team& team, Selection<F>& out);
+
+// select by counting digits of the keys: several passes whose time does not depend on the values.
+template <Format F>
+Selection<F> count_select(const Source& source, std::int64_t k, const Team& team);
+
+// Index of the first NaN or infinity, -1 without any.
+template <Format F>
+std::int64_t first_non_finite(const Source& source, const Team& team);
+
+// Smallest, largest, and how many are larger than each of `count` finite thresholds (as keys); one pass.
+// `above` is set to numbers of entries. Meaningless where first_bad is not -1.
+template <Format F>
+struct Summary {
+  std::int64_t first_bad = -1;
+  std::int64_t smallest = 0, largest = 0;  // keys; both 0 for no entries
+  std::vector<std::int64_t> above;
+};
+template <Format F>
+Summary<F> summarize(const Source& source, const std::vector<std::int64_t>& thresholds, const Team& team);
+
+}  // namespace tomfisher::topk

@@ -1,0 +1,159 @@
+// torch.ops.tomfisher_cpp.{topk, topk_across, topk_file}: tensors in, tensors out. Python checks arguments
+// (tomfisher/ops/topk.py, tomfisher/ops/cpp); what is checked here again is what could read out of bounds.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "stable_parallel.h"
+#include "tensors.h"
+#include "topk/select.h"
+
+namespace {
+
+using namespace tomfisher::topk;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Format format_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half: return Format::f16;
+    case ScalarType::BFloat16: return Format::bf16;
+    case ScalarType::Float: return Format::f32;
+    case ScalarType::Double: return Format::f64;
+    default: STD_TORCH_CHECK(false, "values must be float16, bfloat16, float32 or float64.");
+  }
+}
+
+// Calls `body` with the format as a compile-time constant.
+template <typename Body>
+auto with_format(Format format, const Body& body) {
+  switch (format) {
+    case Format::f16: return body(std::integral_constant<Format, Format::f16>());
+    case Format::bf16: return body(std::integral_constant<Format, Format::bf16>());
+    case Format::f32: return body(std::integral_constant<Format, Format::f32>());
+    default: return body(std::integral_constant<Format, Format::f64>());
+  }
+}
+
+Team team_of(int64_t threads) { return {tomfisher::threads_of(threads), tomfisher::torch_parallel}; }
+
+Piece piece_of(const Tensor& flat) {
+  STD_TORCH_CHECK(tomfisher::is_plain(flat), "values must be contiguous tensors on the CPU.");
+  return {flat.numel(), flat.const_data_ptr(), nullptr, 0};
+}
+
+Source source_of(const std::vector<Tensor>& flats) {
+  std::vector<Piece> pieces;
+  for (const Tensor& flat : flats) {
+    STD_TORCH_CHECK(flat.scalar_type() == flats[0].scalar_type(), "All values must have one dtype.");
+    pieces.push_back(piece_of(flat));
+  }
+  return Source(std::move(pieces), flats.empty() ? Format::f32 : format_of(flats[0].scalar_type()));
+}
+
+Tensor new_vector(int64_t size, ScalarType dtype = ScalarType::Long) {
+  const int64_t sizes[] = {size};
+  return torch::stable::empty({sizes, 1}, dtype);
+}
+
+template <Format F>
+void write_indices(const Selection<F>& found, int64_t k, const Tensor& to) {
+  auto* out = static_cast<int64_t*>(to.mutable_data_ptr());
+  if (found.first_bad >= 0) std::memset(out, 0, static_cast<size_t>(k) * sizeof(int64_t));
+  for (size_t i = 0; i < found.entries.size(); ++i) out[i] = found.entries[i].index;
+}
+
+void check_k(int64_t k, const Source& source) {
+  STD_TORCH_CHECK(0 <= k && k <= source.size(), "k must be between 0 and ", source.size(), ", got ", k, ".");
+}
+
+std::tuple<std::vector<Tensor>, Tensor> topk(std::vector<Tensor> flats, std::vector<int64_t> counts, int64_t threads) {
+  STD_TORCH_CHECK(flats.size() == counts.size(), "Needs one k per vector.");
+  std::vector<Tensor> indices;
+  Tensor status = new_vector(static_cast<int64_t>(flats.size()));
+  for (size_t i = 0; i < flats.size(); ++i) {
+    const Source source = source_of({flats[i]});
+    check_k(counts[i], source);
+    indices.push_back(new_vector(counts[i]));
+    with_format(source.format(), [&](auto format) {
+      const auto found = select<format()>(source, counts[i], team_of(threads));
+      write_indices<format()>(found, counts[i], indices[i]);
+      static_cast<int64_t*>(status.mutable_data_ptr())[i] = found.first_bad;
+    });
+  }
+  return {std::move(indices), std::move(status)};
+}
+
+// For each index over all pieces the piece that it lies in; `position` becomes the index within it.
+void locate(const std::vector<Tensor>& flats, int64_t k, int64_t* position, int64_t* owner) {
+  std::vector<int64_t> ends;
+  int64_t end = 0;
+  for (const Tensor& flat : flats) ends.push_back(end += flat.numel());
+  for (int64_t i = 0; i < k; ++i) {
+    const auto at = std::upper_bound(ends.begin(), ends.end(), position[i]) - ends.begin();
+    owner[i] = at;
+    if (at > 0) position[i] -= ends[static_cast<size_t>(at - 1)];
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> topk_across(std::vector<Tensor> flats, int64_t k, int64_t threads) {
+  const Source source = source_of(flats);
+  check_k(k, source);
+  Tensor owners = new_vector(k), indices = new_vector(k), status = new_vector(static_cast<int64_t>(flats.size()));
+  auto* bad = static_cast<int64_t*>(status.mutable_data_ptr());
+  std::fill_n(bad, flats.size(), int64_t{-1});
+  with_format(source.format(), [&](auto format) {
+    const auto found = select<format()>(source, k, team_of(threads));
+    write_indices<format()>(found, k, indices);
+    if (found.first_bad >= 0) {
+      int64_t position = found.first_bad, owner = 0;
+      locate(flats, 1, &position, &owner);
+      bad[owner] = position;
+    }
+  });
+  locate(flats, k, static_cast<int64_t*>(indices.mutable_data_ptr()), static_cast<int64_t*>(owners.mutable_data_ptr()));
+  return {std::move(owners), std::move(indices), std::move(status)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> topk_file(std::string path, int64_t offset, int64_t count, ScalarType dtype,
+                                             int64_t k, int64_t threads) {
+  STD_TORCH_CHECK(offset >= 0, "An offset cannot be negative, got ", offset, ".");
+  const Format kind = format_of(dtype);
+  const File file(path);
+  const Source source({{count, nullptr, &file, static_cast<uint64_t>(offset)}}, kind);
+  check_k(k, source);
+  Tensor values = new_vector(k, dtype), indices = new_vector(k), status = new_vector(1);
+  with_format(kind, [&](auto format) {
+    using Bits = typename Traits<format()>::Bits;
+    const auto found = select<format()>(source, k, team_of(threads));
+    write_indices<format()>(found, k, indices);
+    static_cast<int64_t*>(status.mutable_data_ptr())[0] = found.first_bad;
+    auto* bits = static_cast<Bits*>(values.mutable_data_ptr());
+    std::fill_n(bits, k, Bits{0});
+    for (size_t i = 0; i < found.entries.size(); ++i) {
+      bits[i] = from_key<Bits>(static_cast<std::make_signed_t<Bits>>(found.entries[i].key));
+    }
+  });
+  return {std::move(values), std::move(indices), std::move(status)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(tomfisher_cpp, m) {
+  m.def("topk(Tensor[] flats, int[] counts, int threads) -> (Tensor[], Tensor)");
+  m.def("topk_across(Tensor[] flats, int k, int threads) -> (Tensor, Tensor, Tensor)");
+  m.def("topk_file(str path, int offset, int count, ScalarType dtype, int k, int threads) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tomfisher_cpp, CPU, m) {
+  m.impl("topk", TORCH_BOX(&topk));
+  m.impl("topk_across", TORCH_BOX(&topk_across));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(tomfisher_cpp, CompositeExplicitAutograd, m) { m.impl("topk_file", TORCH_BOX(&topk_file)); }

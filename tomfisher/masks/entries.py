@@ -1,0 +1,76 @@
+"""One tensor of a mapping as something to select from: in memory, or left in its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tomfisher.ops import topk
+from tomfisher.ops.topk import DTYPES
+from tomfisher.ops.topk_stored import topk_stored
+
+
+class Entries(NamedTuple):
+    """The entries of one tensor.
+
+    Attributes:
+        name: the tensor's.
+        shape: the tensor's.
+        span: where its bytes lie (`tomfisher.fisher.shards.Span`), None for one in memory.
+        values: the tensor in memory, None for one in a file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    span: Any
+    values: Tensor | None
+
+    @property
+    def numel(self) -> int:
+        """How many entries there are."""
+        return torch.Size(self.shape).numel()
+
+    def largest(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest entries, larger value first, then lower flat index.
+
+        Args:
+            k: 0 to `numel`.
+
+        Returns:
+            `[k]` float64 values (-0.0 as 0.0) and `[k]` int64 positions, on the CPU.
+
+        Raises:
+            TypeError: the dtype has no order here.
+            ValueError: NaN or infinity, or a damaged file; the message names the tensor.
+        """
+        try:
+            if self.values is None:
+                found = topk_stored(self.span.path, self.span.offset, self.numel, self.span.dtype, k)
+            else:
+                found = topk(self.values, k)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Tensor {self.name!r} cannot be ranked: {error}") from error
+        return found.values.cpu().double() + 0.0, found.indices.cpu()
+
+
+def stored(F: Mapping[str, Tensor]) -> bool:
+    """Whether F is a Fisher diagonal that was opened from disk."""
+    name = next(iter(F), None)
+    return name is not None and hasattr(F, "span") and F.span(name) is not None
+
+
+def entries_of(F: Mapping[str, Tensor], name: str) -> Entries:
+    """The entries of `F[name]`, which stay in their file where F is a Fisher store opened from disk.
+
+    Args:
+        F: any mapping from names to tensors.
+        name: one of its names.
+    """
+    span = F.span(name) if hasattr(F, "span") else None
+    if span is not None and span.dtype in DTYPES:
+        return Entries(name, span.shape, span, None)
+    values = F[name]
+    return Entries(name, tuple(values.shape), None, values)
