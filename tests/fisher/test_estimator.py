@@ -66,6 +66,46 @@ def _fails_once(monkeypatch: pytest.MonkeyPatch, at_call: int) -> list[int]:
     return calls
 
 
+@pytest.mark.parametrize("at_call", [1, 2, 3, 7, 8])
+def test_running_out_of_memory_between_the_parameters_of_experts_counts_nothing_twice(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, at_call: int
+) -> None:
+    model, samples = tiny.model("gpt-oss"), tiny.samples(8)  # weights and biases: two calls per projection
+    expected = tiny.definition(model, samples)
+    calls = _fails_once(monkeypatch, at_call)
+    F = tomfisher.fisher_diagonal(
+        model, samples, params="*.experts.*", tokens_per_batch=10_000, progress=False
+    )
+    assert len(calls) > at_call
+    tiny.assert_exact(F, expected)
+
+
+@pytest.mark.parametrize(("family_of", "in_probe"), [("llama-gqa", 0), ("mixtral", 4)])
+@pytest.mark.parametrize("at_sum", [1, 2, 4])
+def test_running_out_of_memory_in_the_check_of_a_gradient_counts_nothing_twice(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, family_of: str, in_probe: int, at_sum: int
+) -> None:
+    model, samples = tiny.model(family_of), tiny.samples(8)
+    expected = tiny.definition(model, samples)
+    sums = 0
+    original = torch.Tensor.sum
+
+    def failing(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        nonlocal sums
+        backward = torch._C._current_graph_task_id() != -1
+        if backward and kwargs.get("dtype") == torch.float32 and len(tensor) > 2:
+            sums += 1
+            if sums == in_probe + at_sum:
+                raise torch.OutOfMemoryError("out of memory (simulated)")
+        return original(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "sum", failing)
+    F = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=10_000, progress=False)
+    monkeypatch.undo()
+    assert sums > at_sum
+    tiny.assert_exact(F, expected)
+
+
 @pytest.mark.parametrize("at_call", [1, 5, 14])
 def test_running_out_of_memory_halves_the_batch_and_counts_nothing_twice(
     tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, at_call: int

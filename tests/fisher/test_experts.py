@@ -95,14 +95,37 @@ def test_routing_sorts_every_choice_into_its_segment(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(0, E, (batch * length, K), generator=generator)
     routing = Routing.of(chosen, E, batch)
-    pairs = sorted(zip(routing.rows.tolist(), routing.slots.tolist(), strict=True))
-    assert pairs == [(t, k) for t in range(batch * length) for k in range(K)]
+    assert sorted(routing.order.tolist()) == list(range(chosen.numel()))
     assert routing.per_expert == torch.bincount(chosen.flatten(), minlength=E).tolist()
     assert routing.offsets[0] == 0 and routing.offsets[-1] == chosen.numel()
     for segment, expert in enumerate(routing.targets):
         rows = slice(routing.offsets[segment], routing.offsets[segment + 1])
-        tokens = routing.rows[rows]
-        assert (chosen[tokens, routing.slots[rows]] == expert).all()
-        assert len(set((tokens // length).tolist())) == 1
-        assert torch.equal(routing.samples[rows], tokens // length)
-        assert tokens.tolist() == sorted(tokens.tolist()) and len(tokens)
+        choices = routing.order[rows]
+        assert (chosen.flatten()[choices] == expert).all()
+        samples = choices // K // length
+        assert len(set(samples.tolist())) == 1 and torch.equal(routing.samples[rows], samples)
+        assert choices.tolist() == sorted(choices.tolist()) and len(choices)
+
+
+def test_experts_that_see_other_tokens_than_the_batch_fall_back(tiny: SimpleNamespace) -> None:
+    model = tiny.model("mixtral")
+    experts = model.model.layers[0].mlp.experts
+
+    class OneMore(type(experts)):  # type: ignore[misc]
+        def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+            return super().forward(*(torch.cat([a, a[:1]]) for a in arguments))[:-1]
+
+    experts.__class__ = OneMore
+    samples = tiny.samples(4)
+    expected = tiny.definition(model, samples)
+    F = tomfisher.fisher_diagonal(model, samples, params="*.experts.*", progress=False)
+    assert "tokens in a batch of" in F.roads["model.layers.0.mlp.experts.down_proj"]
+    assert F.roads["model.layers.1.mlp.experts.down_proj"] == "captured"
+    tiny.assert_exact(F, expected)
+
+
+def test_experts_of_a_parallel_run_fall_back(tiny: SimpleNamespace) -> None:
+    model = tiny.model("mixtral")
+    model.model.layers[0].mlp.experts._is_expert_parallel = True
+    roads = find_roads(model, select_parameters(model, "*.experts.*"), tiny.samples(2))
+    assert {name.split(".")[2] for name in roads.fallback} == {"0"}

@@ -180,11 +180,12 @@ class Capture:
                 return output
 
             def sink(grad_output: Tensor, *saved: Tensor) -> None:
+                # one reduction instead of a look at every entry: a sum is finite only where all terms are;
+                # taken before the contribution, which has to be the last to ask for memory
+                sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
                 targets = self._targets(captured)
                 if targets:
                     contribution(module, targets, grad_output, saved, self._layout)
-                # one reduction instead of a look at every entry: a sum is finite only where all terms are
-                sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
                 self._count(captured, sums)
 
             return _Tap.apply(output, sink, *inputs)
@@ -198,21 +199,30 @@ class Capture:
         }
 
         def run(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+            B, T = self._layout.shape
+            readable = len(hidden) == B * T
+
             def watch(projection: str, output: Tensor, x: Tensor, routing: experts.Routing) -> Tensor:
                 captured = fused.get((id(module), projection))
                 if captured is None or not (output.requires_grad and torch.is_grad_enabled()):
                     return output
+                if not readable:
+                    self.unreadable[captured.name] = (
+                        f"{len(hidden)} tokens in a batch of {B} samples x {T} tokens"
+                    )
+                    return output
 
                 def sink(grad_output: Tensor, saved: Tensor) -> None:
+                    rows = grad_output.sum(1, dtype=torch.float32)
+                    sums = rows.new_zeros(self._layout.shape[0]).index_add_(0, routing.samples, rows)
                     targets = self._targets(captured)
                     if targets:
                         experts.contribution(module, targets, grad_output, saved, routing, self.impl)
-                    sums = grad_output.new_zeros(self._layout.shape[0], dtype=torch.float32)
-                    self._count(captured, sums.index_add_(0, routing.samples, grad_output.float().sum(1)))
+                    self._count(captured, sums)
 
                 return _Tap.apply(output, sink, x)
 
-            return experts.forward(module, hidden, chosen, weights, self._layout.shape[0], watch)
+            return experts.forward(module, hidden, chosen, weights, B if readable else 1, watch)
 
         return run
 

@@ -27,16 +27,15 @@ class Routing:
     """Which token goes to which expert, rows sorted by (expert, sample, position).
 
     Attributes:
-        rows: `[R]`, the token of each row; a token chosen for K experts has K rows.
-        slots: `[R]`, which of the token's K choices a row is.
+        order: `[R]`, which choice a row is, choices counted token by token: choice c is slot c mod K of token
+            c div K; a token with K choices has K rows.
         samples: `[R]`, the sample of each row.
         per_expert: number of rows of each expert.
         offsets: first row of each non-empty (expert, sample) segment, and the end.
         targets: expert of each segment.
     """
 
-    rows: Tensor
-    slots: Tensor
+    order: Tensor
     samples: Tensor
     per_expert: list[int]
     offsets: list[int]
@@ -60,11 +59,9 @@ class Routing:
         offsets = [0]
         for _, n in segments:
             offsets.append(offsets[-1] + n)
-        rows = order // K
         return cls(
-            rows,
-            order % K,
-            samples[rows],
+            order,
+            samples[order // K],
             counts.sum(1).tolist(),
             offsets,
             [expert for expert, _ in segments],
@@ -72,7 +69,12 @@ class Routing:
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether the module holds fused experts in the layout that transformers describes by attributes."""
+    """Whether the module holds fused experts in the layout that transformers describes by attributes.
+
+    Experts spread over several processes are left out: a router then also names experts that are elsewhere.
+    """
+    if getattr(module, "_is_expert_parallel", False):
+        return False
     described = all(hasattr(module, name) for name in ("num_experts", "has_gate", "is_transposed", "config"))
     return (
         described
@@ -98,16 +100,18 @@ def forward(
         `[B*T, D]`, the dtype of `hidden`.
     """
     routing = Routing.of(chosen, module.num_experts, batch_size)
-    x = hidden[routing.rows]
+    # repeated, permuted and permuted back instead of gathered and scattered with repetitions: no sum here or in
+    # the backward pass depends on the order in which a GPU gets to its terms
+    K = chosen.shape[1]
+    x = hidden.repeat_interleave(K, 0).index_select(0, routing.order)
     up = "gate_up_proj" if module.has_gate else "up_proj"
     y = watch(up, _project(module, up, x, routing), x, routing)
     inner = module._apply_gate(y) if module.has_gate else module.act_fn(y)
     out = watch("down_proj", _project(module, "down_proj", inner, routing), inner, routing)
     if getattr(module, "has_post_expert_norm", False):
         out = module.post_expert_norm(out)
-    weighted = out * weights[routing.rows, routing.slots, None]
-    result = torch.zeros_like(hidden, dtype=weighted.dtype).index_add(0, routing.rows, weighted)
-    return result.to(hidden.dtype)
+    choices = out.index_select(0, torch.argsort(routing.order)).unflatten(0, (-1, K))
+    return (choices * weights[..., None]).sum(1).to(hidden.dtype)
 
 
 def _project(module: Any, name: str, x: Tensor, routing: Routing) -> Tensor:
@@ -151,12 +155,16 @@ def contribution(
 ) -> None:
     """One projection of all experts: weight (and bias) by `squared_gradient_`, one segment per expert and sample."""
     segments: dict[str, Any] = {"offsets": routing.offsets, "targets": routing.targets, "impl": impl}
+    bias_square: Tensor | None = None
+    if "bias" in accumulators:  # before the weight is written, since it takes memory
+        bias_square = torch.zeros_like(accumulators["bias"].F)
+        ones = torch.ones_like(grad_output[:, :1])
+        ops.squared_gradient_(bias_square[..., None], grad_output, ones, **segments)
     if "weight" in accumulators:
         target = accumulators["weight"]
         left, right = (x, grad_output) if module.is_transposed else (grad_output, x)
         if target.rows is not None:
             left = left[:, target.rows]
         ops.squared_gradient_(target.F, left, right.to(left.dtype), **segments)
-    if "bias" in accumulators:
-        ones = torch.ones_like(grad_output[:, :1])
-        ops.squared_gradient_(accumulators["bias"].F[..., None], grad_output, ones, **segments)
+    if bias_square is not None:
+        accumulators["bias"].F.add_(bias_square)
