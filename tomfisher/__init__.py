@@ -27,6 +27,7 @@ _HOMES = {
     "top_fraction": "tomfisher.masks",
 }
 _SUBPACKAGES = (
+    "analysis",
     "evaluate",
     "experiment",
     "fisher",

@@ -11,7 +11,19 @@ import pytest
 from tomfisher.cli import main as cli
 from tomfisher.cli.main import build_parser, explain, main
 
-COMMANDS = ["run", "fisher", "mask", "perturb", "evaluate", "sweep", "plan", "ls", "testbed", "bench"]
+COMMANDS = [
+    "run",
+    "fisher",
+    "mask",
+    "perturb",
+    "evaluate",
+    "analyze",
+    "sweep",
+    "plan",
+    "ls",
+    "testbed",
+    "bench",
+]
 
 
 def subcommands():

@@ -1,0 +1,115 @@
+"""Prompts through a model in batches, with collectors looking at the queries and keys of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tomfisher.analysis.capture import QueryKey, watching
+from tomfisher.evaluate._forward import accepts, check_length, device_of, measuring
+from tomfisher.fisher.batching import plan_batches
+from tomfisher.models.families import Architecture, UnsupportedModel
+from tomfisher.progress import progress_bar
+
+TOKENS_PER_BATCH = 4096
+
+
+class Collector(Protocol):
+    """Sums up what it sees of the queries and keys; keeps sums, never activations."""
+
+    def look(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
+        """Take in one layer of one batch.
+
+        Args:
+            layer: its number.
+            seen: queries and keys, padded on the right.
+            lengths: real positions of each row.
+            prompts: which prompt each row is.
+        """
+
+
+def run(
+    model: Any,
+    architecture: Architecture,
+    prompts: Sequence[Sequence[int] | Tensor],
+    collectors: Sequence[Collector],
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: bool = True,
+    what: str = "analysis",
+) -> list[int]:
+    """Run every prompt once, in evaluation mode and without gradients, for all collectors together.
+
+    Args:
+        model: a causal language model of transformers.
+        architecture: of that model.
+        prompts: token ids.
+        collectors: what looks.
+        tokens_per_batch: upper bound of batch size times length; a longer prompt is a batch of its own.
+        progress: show a bar on a terminal.
+        what: label of the bar.
+
+    Returns:
+        Tokens of each prompt.
+
+    Raises:
+        ValueError: no prompts, one with fewer than two tokens, or one longer than the model's positions.
+        UnsupportedModel: an attention layer ran without being seen.
+    """
+    rows = _checked(model, prompts)
+    seen: set[int] = set()
+    batch: list[int] = []
+
+    def look(layer: int, inputs: QueryKey) -> None:
+        seen.add(layer)
+        for collector in collectors:
+            collector.look(layer, inputs, [len(rows[i]) for i in batch], batch)
+
+    batches = plan_batches([len(row) for row in rows], tokens_per_batch)
+    bar = progress_bar(total=len(rows), desc=what, unit="prompt", enabled=progress)
+    with bar, watching(architecture, look), measuring(model):
+        for batch in batches:
+            _forward(model, _pad([rows[i] for i in batch], device_of(model)))
+            if missing := sorted(architecture.attention.keys() - seen):
+                raise UnsupportedModel(
+                    f"The attention of layers {', '.join(map(str, missing))} ran without being seen: it does not go "
+                    "through transformers' attention interface. Load the model without trust_remote_code, or with "
+                    "another attn_implementation."
+                )
+            bar.update(len(batch))
+    return [len(row) for row in rows]
+
+
+def _checked(model: Any, prompts: Sequence[Sequence[int] | Tensor]) -> list[list[int]]:
+    """Prompts as lists of ids; refuses none, one of fewer than two tokens, and one beyond the positions."""
+    rows = [p.tolist() if isinstance(p, Tensor) else list(p) for p in prompts]
+    if not rows:
+        raise ValueError("There are no prompts to analyse. Give at least one list of token ids.")
+    for index, row in enumerate(rows):
+        if len(row) < 2:
+            raise ValueError(
+                f"Prompt {index} has {len(row)} token(s); at least 2 are needed, because the first token can only "
+                "attend to itself. Use a longer text."
+            )
+        check_length(model, len(row), f"Prompt {index}")
+    return rows
+
+
+def supported(x: Tensor) -> Tensor:
+    """Queries or keys in a dtype that the ops take: float64 becomes float32."""
+    return x.float() if x.dtype == torch.float64 else x
+
+
+def _pad(rows: Sequence[list[int]], device: torch.device) -> Tensor:
+    """Pad on the right, where a causal model does not look, with each row's own last token."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=device)
+
+
+def _forward(model: Any, ids: Tensor) -> None:
+    options: dict[str, Any] = {"use_cache": False} if accepts(model, "use_cache") else {}
+    if accepts(model, "logits_to_keep"):
+        options["logits_to_keep"] = 1
+    model(input_ids=ids, **options)
