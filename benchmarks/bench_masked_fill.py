@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 from tomfisher.benchmarks import gpus, memory, models, plots
 from tomfisher.benchmarks.harness import Contender, interleave, record, summary
 from tomfisher.benchmarks.tables import SPEED, TIME, Column, render
+from tomfisher.masks import SparseMask
 from tomfisher.masks.fraction import count
 from tomfisher.models.load import DTYPES, resolve_device
-from tomfisher.ops import Impl, masked_fill_mean_, scatter_, weight_sums
+from tomfisher.ops import FillTable, Impl, masked_fill_mean_, scatter_, weight_sums
+from tomfisher.perturbation import Perturbation, perturb
 
 READ = "read all weights"
 COLUMNS = (
@@ -53,8 +56,27 @@ class Model:
         """The weights as vectors."""
         return [w.view(-1) for w in self.weights]
 
+    @cached_property
+    def table(self) -> FillTable:
+        """The masked entries, packed once."""
+        return FillTable(self.weights, self.indices)
+
+    @cached_property
+    def perturbation(self) -> Perturbation:
+        """The same through the public `perturb`, applied once already: its later fills are measured."""
+        names = [f"layers.{i}.weight" for i in range(len(self.weights))]
+        shapes = {name: tuple(w.shape) for name, w in zip(names, self.weights, strict=True)}
+        mask = SparseMask(dict(zip(names, self.indices, strict=True)), shapes)
+        made = perturb(dict(zip(names, self.weights, strict=True)), mask)
+        with made:
+            return made
+
     def restore(self) -> None:
-        """Write the old values back."""
+        """Undo what the objects have written, then write the old values back for the ways that keep none."""
+        if self.table.written:
+            self.table.undo()
+        if self.perturbation.applied:
+            self.perturbation.undo()
         scatter_(self.weights, self.indices, self.values)
 
 
@@ -131,12 +153,14 @@ def measure(
         check(phase, ways, model)
         contenders = {READ: Contender(lambda: read(weights))}
         for way, do in ways.items():
-            prepare = _filled(model) if phase == "undo" else model.restore
-            contenders[way] = Contender(do, prepare, peer=not way.startswith("tomfisher"))
+            contenders[way] = Contender(
+                do, _prepared(phase, way, model), peer=not way.startswith("tomfisher")
+            )
         timings = interleave(contenders, rounds, device, desc=f"{where}: {phase}")
         model.restore()
         rows = summary(timings, baseline, READ)
         for way in [way for way in ways if way in rows]:
+            _prepared(phase, way, model)()
             rows[way]["peak_extra_bytes"] = memory.peak_extra_bytes(ways[way], device)
             model.restore()
         absent = dict(timings.absent)
@@ -173,6 +197,10 @@ def phases(
         first[label] = _first(weights, indices, impl)
         later[label] = _later(weights, indices, sums, impl)
         undo[label] = _undo(weights, indices, values, impl)
+    later["tomfisher FillTable"] = lambda: model.table.fill_mean(sums)
+    undo["tomfisher FillTable"] = lambda: model.table.undo()
+    later["tomfisher perturb"] = lambda: model.perturbation.apply()
+    undo["tomfisher perturb"] = lambda: model.perturbation.undo()
     first["index loop"] = lambda: index_loop(model)
     first["boolean mask"] = lambda: boolean_mask(model)
     later["index loop"] = lambda: known_mean_loop(model)
@@ -249,10 +277,7 @@ def undo_index_put(model: Model) -> None:
 def check(phase: str, ways: dict[str, Way], model: Model) -> None:
     """Refuse to time a wrong result: a fill writes the mean, rounded; an undo restores every bit."""
     for name, way in ways.items():
-        if phase == "undo":
-            _filled(model)()
-        else:
-            model.restore()
+        _prepared(phase, name, model)()
         way()
         for flat, index, old, mean in zip(model.flats, model.indices, model.values, model.means, strict=True):
             found = flat[index]
@@ -300,8 +325,26 @@ def _undo(weights: list[Tensor], indices: list[Tensor], values: list[Tensor], im
     return lambda: scatter_(weights, indices, values, impl=impl)
 
 
-def _filled(model: Model) -> Way:
-    return lambda: known_mean_loop(model)
+def _prepared(phase: str, way: str, model: Model) -> Way:
+    """What brings the weights into the state that `way` starts from."""
+
+    def prepare() -> None:
+        model.restore()
+        if way == "tomfisher perturb":
+            with model.perturbation:  # the other contenders wrote to the weights: it has to read them again
+                pass
+        if phase == "undo":
+            filled()
+
+    def filled() -> None:
+        if way == "tomfisher FillTable":
+            model.table.fill_mean(model.sums)
+        elif way == "tomfisher perturb":
+            model.perturbation.apply()
+        else:
+            known_mean_loop(model)
+
+    return prepare
 
 
 def _fits(weights: list[Tensor], device: torch.device) -> bool:

@@ -1,8 +1,6 @@
 // torch.ops.tomfisher_cpp.{topk, topk_across, topk_file}: tensors in, tensors out. Python checks arguments
 // (tomfisher/ops/topk.py, tomfisher/ops/cpp); what is checked here again is what could read out of bounds.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstring>
@@ -10,57 +8,12 @@
 #include <tuple>
 #include <vector>
 
-#include "stable_parallel.h"
-#include "tensors.h"
 #include "topk/select.h"
+#include "topk_tensors.h"
 
 namespace {
 
 using namespace tomfisher::topk;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-Format format_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Half: return Format::f16;
-    case ScalarType::BFloat16: return Format::bf16;
-    case ScalarType::Float: return Format::f32;
-    case ScalarType::Double: return Format::f64;
-    default: STD_TORCH_CHECK(false, "values must be float16, bfloat16, float32 or float64.");
-  }
-}
-
-// Calls `body` with the format as a compile-time constant.
-template <typename Body>
-auto with_format(Format format, const Body& body) {
-  switch (format) {
-    case Format::f16: return body(std::integral_constant<Format, Format::f16>());
-    case Format::bf16: return body(std::integral_constant<Format, Format::bf16>());
-    case Format::f32: return body(std::integral_constant<Format, Format::f32>());
-    default: return body(std::integral_constant<Format, Format::f64>());
-  }
-}
-
-Team team_of(int64_t threads) { return {tomfisher::threads_of(threads), tomfisher::torch_parallel}; }
-
-Piece piece_of(const Tensor& flat) {
-  STD_TORCH_CHECK(tomfisher::is_plain(flat), "values must be contiguous tensors on the CPU.");
-  return {flat.numel(), flat.const_data_ptr(), nullptr, 0};
-}
-
-Source source_of(const std::vector<Tensor>& flats) {
-  std::vector<Piece> pieces;
-  for (const Tensor& flat : flats) {
-    STD_TORCH_CHECK(flat.scalar_type() == flats[0].scalar_type(), "All values must have one dtype.");
-    pieces.push_back(piece_of(flat));
-  }
-  return Source(std::move(pieces), flats.empty() ? Format::f32 : format_of(flats[0].scalar_type()));
-}
-
-Tensor new_vector(int64_t size, ScalarType dtype = ScalarType::Long) {
-  const int64_t sizes[] = {size};
-  return torch::stable::empty({sizes, 1}, dtype);
-}
 
 template <Format F>
 void write_indices(const Selection<F>& found, int64_t k, const Tensor& to) {
@@ -111,10 +64,12 @@ std::tuple<Tensor, Tensor, Tensor> topk_across(std::vector<Tensor> flats, int64_
   with_format(source.format(), [&](auto format) {
     const auto found = select<format()>(source, k, team_of(threads));
     write_indices<format()>(found, k, indices);
-    if (found.first_bad >= 0) {
-      int64_t position = found.first_bad, owner = 0;
-      locate(flats, 1, &position, &owner);
-      bad[owner] = position;
+    if (found.first_bad < 0) return;
+    int64_t position = found.first_bad, first = 0;
+    locate(flats, 1, &position, &first);
+    bad[first] = position;
+    for (auto i = static_cast<size_t>(first) + 1; i < flats.size(); ++i) {
+      bad[i] = first_non_finite<format()>(source_of({flats[i]}), team_of(threads));
     }
   });
   locate(flats, k, static_cast<int64_t*>(indices.mutable_data_ptr()), static_cast<int64_t*>(owners.mutable_data_ptr()));

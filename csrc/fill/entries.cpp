@@ -1,25 +1,41 @@
 #include "fill/entries.h"
 
+#include <algorithm>
+
 #include "blocks.h"
 
 namespace tomfisher::fill {
 namespace {
 
 constexpr std::int64_t kBlock = 4096;
+constexpr std::int64_t kAhead = 16;  // entries whose memory is asked for before they are needed
+
+// Whether waking other threads pays for so few entries.
+bool worth(std::int64_t total) { return total >= kBlock; }
 
 template <class Bits, class Function>
 void each(const Entries& list, std::int64_t begin, std::int64_t end, const Function& body) {
   Bits* array = static_cast<Bits*>(list.array);
   Bits* values = static_cast<Bits*>(list.values);
-  for (std::int64_t i = begin; i < end; ++i) body(array[list.positions[i]], values, i);
+  const std::int64_t last = end - 1;
+  for (std::int64_t i = begin; i < end; ++i) {
+#if defined(__GNUC__)
+    __builtin_prefetch(array + list.positions[std::min(i + kAhead, last)], 1);
+#endif
+    body(array[list.positions[i]], values, i);
+  }
 }
 
 // body(entry, values, i) for every entry of every list
 template <class Function>
 void each(const std::vector<Entries>& lists, int threads, const Parallel& parallel, const Function& body) {
   Blocks blocks(kBlock);
-  for (const Entries& list : lists) blocks.add(list.count);
-  blocks.run(threads, parallel, [&](std::int64_t number) {
+  std::int64_t total = 0;
+  for (const Entries& list : lists) {
+    blocks.add(list.count);
+    total += list.count;
+  }
+  blocks.run(worth(total) ? threads : 1, parallel, [&](std::int64_t number) {
     const Block block = blocks.at(number);
     const Entries& list = lists[block.item];
     if (list.bytes == 2) {

@@ -55,9 +55,14 @@ Sums sum_block(const Array& array, std::int64_t begin, std::int64_t end, SumRows
 
 std::vector<Sums> sums_of(const std::vector<Array>& arrays, cpu::Isa isa, int threads, const Parallel& parallel) {
   Blocks blocks(kBlock);
-  for (const Array& array : arrays) blocks.add(array.length);
+  std::int64_t total = 0;
+  for (const Array& array : arrays) {
+    blocks.add(array.length);
+    total += array.length;
+  }
   std::vector<Sums> parts(static_cast<std::size_t>(blocks.count()));
-  blocks.run(threads, parallel, [&](std::int64_t number) {
+  // to wake other threads for less than one block costs more than it saves
+  blocks.run(total >= kBlock ? threads : 1, parallel, [&](std::int64_t number) {
     const Block block = blocks.at(number);
     const Array& array = arrays[block.item];
     parts[static_cast<std::size_t>(number)] = sum_block(array, block.begin, block.end, choose(array.dtype, isa));

@@ -12,7 +12,9 @@
 
 #include "check.h"
 #include "topk/collector.h"
+#include "topk/sample.h"
 #include "topk/select.h"
+#include "topk/summary.h"
 
 namespace tomfisher::topk {
 namespace {
@@ -139,6 +141,16 @@ void test_non_finite() {
   }
 }
 
+struct TemporaryFile {
+  explicit TemporaryFile(const std::string& bytes) {
+    const int descriptor = ::mkstemp(path.data());
+    CHECK(descriptor >= 0 && ::write(descriptor, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+    ::close(descriptor);
+  }
+  ~TemporaryFile() { ::unlink(path.c_str()); }
+  std::string path = "/tmp/tomfisher_topk_XXXXXX";
+};
+
 void test_roads() {
   std::mt19937_64 random(1);
   const std::int64_t n = 3'000'000;
@@ -149,19 +161,59 @@ void test_roads() {
 }
 
 // The whole sample lies high and everything else low: the estimate is wrong and has to be found out.
-void test_a_misleading_sample() {
-  const std::int64_t n = 4'000'000, step = n / 32768;
-  Vector<Format::f32> numbers(static_cast<std::size_t>(n), 0);
-  for (std::int64_t i = 0; i < n; ++i) {
-    if (i % step < 8) numbers[static_cast<std::size_t>(i)] = number<Format::f32>(0.5);
+void check_a_misleading_sample(Vector<Format::f32>& numbers, const Source& source, const std::vector<std::int64_t>& ks,
+                               const std::function<void()>& store) {
+  const SamplePlan plan = plan_sample(source);
+  const std::int64_t stretch = source.size() / plan.runs;
+  CHECK(plan.runs > 0 && source.size() == static_cast<std::int64_t>(numbers.size()));
+  std::int64_t last = 0;
+  for (std::int64_t i = 0; i < plan.runs; ++i) {
+    const std::int64_t start = sample_start(i, stretch, plan.run);
+    CHECK(last <= start && i * stretch <= start && start + plan.run <= (i + 1) * stretch);
+    last = start + plan.run;
+    for (std::int64_t j = start; j < last; ++j) {
+      numbers[static_cast<std::size_t>(j)] = number<Format::f32>(0.5) + static_cast<std::uint32_t>(j % 97);
+    }
   }
-  numbers[7] = numbers[9] = number<Format::f32>(0.25);
-  for (std::int64_t i = 0; i < n; ++i)
-    numbers[static_cast<std::size_t>(i)] += i % step < 8 ? static_cast<std::uint32_t>(i % 97) : 0u;
+  store();
   const auto order = oracle<Format::f32>(numbers);
-  for (std::int64_t k : {10, 3000, 31'000}) {
-    check_selection<Format::f32>(select<Format::f32>(whole<Format::f32>(numbers), k, {2, threads}), numbers, order, k);
+  Selection<Format::f32> unused;
+  for (std::int64_t k : ks) {
+    CHECK(!stream_select<Format::f32>(source, k, {2, threads}, unused));
+    check_selection<Format::f32>(select<Format::f32>(source, k, {2, threads}), numbers, order, k);
   }
+}
+
+void test_a_misleading_sample() {
+  Vector<Format::f32> numbers(11'000'000, 0);
+  check_a_misleading_sample(numbers, whole<Format::f32>(numbers), {66'000, 80'000}, [] {});
+}
+
+void test_a_misleading_sample_of_a_file() {
+  Vector<Format::f32> numbers(17'000'003, 0);
+  const auto bytes = [&] {
+    return std::string(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(numbers[0]));
+  };
+  const TemporaryFile temporary("x" + bytes());
+  const File file(temporary.path);
+  const Source source({{static_cast<std::int64_t>(numbers.size()), nullptr, &file, 1}}, Format::f32);
+  check_a_misleading_sample(numbers, source, {70'000, 120'000}, [&] {
+    std::ofstream(temporary.path, std::ios::binary) << "x" << bytes();
+  });
+}
+
+// A bound from the sample of a file: few more entries are kept than asked for.
+void test_a_file_is_sampled() {
+  std::mt19937_64 random(3);
+  Vector<Format::f32> numbers(17'000'000);
+  for (auto& each : numbers) each = number<Format::f32>(std::uniform_real_distribution<double>(0, 1)(random));
+  const TemporaryFile temporary(
+      std::string(reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(numbers[0])));
+  const File file(temporary.path);
+  const Source source({{static_cast<std::int64_t>(numbers.size()), nullptr, &file, 0}}, Format::f32);
+  const std::int64_t k = 17'000, limit = estimate<Format::f32>(source, k);
+  const auto reached = std::count_if(numbers.begin(), numbers.end(), [&](auto bits) { return to_key(bits) >= limit; });
+  CHECK(k <= reached && reached < 3 * k);
 }
 
 void test_the_first_bad_index_is_the_lowest() {
@@ -189,23 +241,36 @@ void test_equal_entries_of_a_slower_thread_are_kept() {
   }
 }
 
+template <Format F>
 void test_summary() {
-  Vector<Format::f32> numbers(100'000);
-  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = from_key<std::uint32_t>(static_cast<int>(i) - 50'000);
-  const auto found = summarize<Format::f32>(whole<Format::f32>(numbers), {-50'001, 0, 49'998, 49'999}, {2, threads});
-  CHECK(found.smallest == -50'000 && found.largest == 49'999);
-  CHECK((found.above == std::vector<std::int64_t>{100'000, 49'999, 1, 0}));
-}
-
-struct TemporaryFile {
-  explicit TemporaryFile(const std::string& bytes) {
-    const int descriptor = ::mkstemp(path.data());
-    CHECK(descriptor >= 0 && ::write(descriptor, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
-    ::close(descriptor);
+  using Bits = typename Traits<F>::Bits;
+  Vector<F> numbers(20'000);
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    const auto key = static_cast<std::make_signed_t<Bits>>(static_cast<int>(i) - 10'000);
+    numbers[i] = from_key<Bits>(key);  // key -1 is -0.0
   }
-  ~TemporaryFile() { ::unlink(path.c_str()); }
-  std::string path = "/tmp/tomfisher_topk_XXXXXX";
-};
+  const auto found = summarize<F>(whole<F>(numbers), {-10'001, 0, 9'998, 9'999}, {2, threads});
+  CHECK(found.first_bad == -1 && found.smallest == -10'000 && found.largest == 9'999);
+  CHECK((found.above == std::vector<std::int64_t>{20'000, 9'999, 1, 0}));
+  std::vector<std::int64_t> expected(histogram_bins<F>(), 0);
+  for (const Bits bits : numbers) {
+    const double value = value_of<F>(bits), normal = value_of<F>(static_cast<Bits>(Bits{1} << mantissa_bits<F>()));
+    const int bin = value < 0 ? 0 : value == 0 ? 1 : value < normal ? 2 : 3 + std::ilogb(value) - std::ilogb(normal);
+    ++expected[static_cast<std::size_t>(bin)];
+  }
+  CHECK(found.histogram == expected);
+  for (const Bits bits : {numbers[0], numbers[9'999], numbers[10'000], numbers[10'001], number<F>(0.5)}) {
+    const double value = value_of<F>(bits);
+    CHECK(key_at_most<F>(value) == to_key(bits));
+    CHECK(key_at_most<F>(std::nextafter(value, -HUGE_VAL)) == (value == 0 ? -2 : to_key(bits) - 1));
+    CHECK(key_at_most<F>(std::nextafter(value, HUGE_VAL)) == to_key(bits) + (F == Format::f64));
+  }
+  CHECK(key_at_most<F>(-HUGE_VAL) == below_all<F>() && key_at_most<F>(HUGE_VAL) >= above_all<F>() - 1);
+  numbers[777] = numbers[19'999] = Traits<F>::infinity;
+  CHECK(summarize<F>(whole<F>(numbers), {}, {2, threads}).first_bad == 777);
+  const auto none = summarize<F>(whole<F>({}), {0}, {1, serial});
+  CHECK(none.smallest == above_all<F>() && none.largest == below_all<F>() && none.above[0] == 0);
+}
 
 template <typename Error, typename Call>
 bool throws(const Call& call) {
@@ -252,6 +317,7 @@ void test_format() {
   for (std::int64_t n : {0, 1, 2, 17, 1000}) test_against_a_sort<F>(n, {1});
   test_against_a_sort<F>(40'001, {3});
   test_non_finite<F>();
+  test_summary<F>();
 }
 
 }  // namespace
@@ -267,8 +333,9 @@ int main() {
   test_roads();
   test_the_first_bad_index_is_the_lowest();
   test_a_misleading_sample();
+  test_a_misleading_sample_of_a_file();
+  test_a_file_is_sampled();
   test_equal_entries_of_a_slower_thread_are_kept();
-  test_summary();
   test_files_and_pieces();
   std::puts("topk: all checks hold");
 }

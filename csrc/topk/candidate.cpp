@@ -76,10 +76,11 @@ void order_by_key(Candidates<Key>& list) {
   for (const auto& entry : list) {
     for (int pass = 0; pass < passes; ++pass) ++counts[static_cast<std::size_t>(pass)][digit(entry.key, pass)];
   }
-  Candidates<Key> other(list.size());
+  Candidates<Key> other;
   for (int pass = 0; pass < passes; ++pass) {
     auto& table = counts[static_cast<std::size_t>(pass)];
     if (table[digit(list.front().key, pass)] == list.size()) continue;  // all share this digit
+    other.resize(list.size());
     std::size_t next = 0;
     for (auto& count : table) next += std::exchange(count, next);
     for (const auto& entry : list) other[table[digit(entry.key, pass)]++] = entry;

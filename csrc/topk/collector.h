@@ -37,7 +37,9 @@ class Collector {
   using Key = typename Traits<F>::Key;
 
   Collector(std::size_t k, std::int64_t limit, Shared& shared)
-      : k_(k), capacity_(2 * k + kSlack), limit_(limit), shared_(shared) {}
+      : k_(k), capacity_(2 * k + kSlack), limit_(limit), shared_(shared) {
+    kept_.reserve(capacity_ + kTile);  // address space alone, until there are hits
+  }
 
   bool visit(const typename Traits<F>::Bits* tile, std::size_t count, std::int64_t index) {
     const std::int64_t proven = shared_.proven.load(std::memory_order_relaxed);
@@ -51,6 +53,10 @@ class Collector {
       kept_.push_back({index + at, static_cast<Key>(to_key(tile[at]))});
     }
     seen_ += static_cast<std::int64_t>(count);
+    if (!holds_k_ && kept_.size() >= k_) {
+      holds_k_ = true;
+      ++limit_;  // k entries above the old limit: a later one equal to the new one comes after them
+    }
     if (kept_.size() >= capacity_) cut();
     return true;
   }
@@ -75,6 +81,7 @@ class Collector {
   Scanner<F> scanner_;
   Candidates<Key> kept_;
   std::vector<Key> scratch_;
+  bool holds_k_ = false;
   std::size_t cuts_ = 0;
   std::int64_t seen_ = 0;
 };

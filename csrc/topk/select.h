@@ -44,15 +44,4 @@ Selection<F> count_select(const Source& source, std::int64_t k, const Team& team
 template <Format F>
 std::int64_t first_non_finite(const Source& source, const Team& team);
 
-// Smallest, largest, and how many are larger than each of `count` finite thresholds (as keys); one pass.
-// `above` is set to numbers of entries. Meaningless where first_bad is not -1.
-template <Format F>
-struct Summary {
-  std::int64_t first_bad = -1;
-  std::int64_t smallest = 0, largest = 0;  // keys; both 0 for no entries
-  std::vector<std::int64_t> above;
-};
-template <Format F>
-Summary<F> summarize(const Source& source, const std::vector<std::int64_t>& thresholds, const Team& team);
-
 }  // namespace tomfisher::topk

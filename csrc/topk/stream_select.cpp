@@ -1,50 +1,11 @@
 // One pass: keep what exceeds a rising bound, and cut down to the k largest whenever a buffer is full.
-#include <algorithm>
-#include <cmath>
-#include <functional>
-#include <limits>
 #include <utility>
 
 #include "topk/collector.h"
+#include "topk/sample.h"
 #include "topk/walk.h"
 
 namespace tomfisher::topk {
-namespace {
-
-// A sample is read as short runs at equal distances: neighbours cost nothing once a cache line is there.
-constexpr std::int64_t kRun = 8;
-constexpr std::int64_t kSample = std::int64_t{1} << 16;
-constexpr std::int64_t kWorthSampling = 16 * kSample;
-
-// A key that about k entries, rather more, reach: the sample's quantile with a margin of six deviations for
-// runs whose members are all alike. Nothing but speed depends on it.
-template <Format F>
-std::int64_t estimate(const Source& source, std::int64_t k) {
-  using Bits = typename Traits<F>::Bits;
-  using Key = typename Traits<F>::Key;
-  const std::int64_t n = source.size();
-  if (n < kWorthSampling || !source.in_memory()) return below_all<F>() + 1;
-  const std::int64_t step = n / (kSample / kRun);
-  std::vector<Key> keys;
-  keys.reserve(static_cast<std::size_t>(kSample + kSample / 8));
-  std::vector<unsigned char> unused;
-  std::int64_t next = 0;
-  for (const Chunk& chunk : source.chunks()) {
-    for (; next < chunk.index + chunk.count; next += step) {
-      const std::int64_t skip = next - chunk.index, count = std::min(kRun, chunk.count - skip);
-      const auto* run = static_cast<const Bits*>(source.numbers(chunk, unused, skip, count));
-      for (std::int64_t i = 0; i < count; ++i) keys.push_back(static_cast<Key>(to_key(run[i])));
-    }
-  }
-  const double expected = static_cast<double>(k) / static_cast<double>(n) * static_cast<double>(keys.size());
-  const double rank = expected + 6 * std::sqrt(expected * kRun) + 2 * kRun;
-  if (rank >= static_cast<double>(keys.size())) return below_all<F>() + 1;
-  const auto nth = keys.begin() + static_cast<std::ptrdiff_t>(rank);
-  std::nth_element(keys.begin(), nth, keys.end(), std::greater<Key>());
-  return std::clamp<std::int64_t>(*nth, below_all<F>() + 1, above_all<F>() - 1);
-}
-
-}  // namespace
 
 template <Format F>
 bool stream_select(const Source& source, std::int64_t k, const Team& team, Selection<F>& out) {

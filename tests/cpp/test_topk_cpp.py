@@ -145,7 +145,7 @@ def test_the_first_non_finite_entry_is_found_whatever_k(bad: float, dtype: torch
             for threads in (1, 3):
                 assert OPS.topk([values], [k], threads)[1].tolist() == [first]
     clean = make("normal", 500, 0, dtype)
-    assert OPS.topk_across([clean, values, values], 5, 2)[2].tolist() == [-1, first, -1]
+    assert OPS.topk_across([clean, values, values], 5, 2)[2].tolist() == [-1, first, first]
 
 
 def test_negative_nan_is_found_too() -> None:
@@ -156,7 +156,7 @@ def test_negative_nan_is_found_too() -> None:
 
 
 def test_it_is_what_auto_runs_on_the_cpu_and_keeps_the_contract_of_the_op() -> None:
-    for op in ("topk", "topk_across", "topk_stored"):
+    for op in ("topk", "topk_across", "topk_stored", "summary", "summary_stored"):
         assert resolve(op, "auto", torch.device("cpu"))[0] == "cpp"
     values = torch.randn(70, 31).t()[::2]
     fast, plain = topk(values, 50, impl="cpp"), topk(values, 50, impl="reference")
@@ -186,6 +186,16 @@ def test_opcheck(tmp_path: Path) -> None:
     torch.library.opcheck(OPS.topk_file.default, (str(tmp_path / "x"), 4, 99, torch.float32, 5, 1))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_file_large_enough_to_be_sampled(shape: str, tmp_path: Path) -> None:
+    values = make(shape, 17_000_000, 4, torch.float32)
+    values.numpy().tofile(tmp_path / "x")
+    for k in (17, 17_000):
+        (expected,), _ = OPS.topk([values], [k], 1)
+        found, indices, _ = OPS.topk_file(str(tmp_path / "x"), 0, len(values), torch.float32, k, 2)
+        assert torch.equal(indices, expected) and torch.equal(found, values[expected])
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -196,6 +206,10 @@ def test_opcheck(tmp_path: Path) -> None:
         lambda x: OPS.topk([x.long()], [1], 1),
         lambda x: OPS.topk_across([x, x.half()], 1, 1),
         lambda x: OPS.topk_across([x, x], 201, 1),
+        lambda x: OPS.summary([x[::2]], x[:0].double(), 1),
+        lambda x: OPS.summary([x.long()], x[:0].double(), 1),
+        lambda x: OPS.summary([x], x, 1),
+        lambda x: OPS.summary([x], x.double()[::2], 1),
     ],
 )
 def test_what_could_read_out_of_bounds_is_refused_below_python_too(call) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -49,11 +50,15 @@ def scatter_() -> Arguments:
 
 
 def topk() -> Arguments:
-    return [torch.randn(20), torch.randn(7)], [4, 2], "reference"
+    return [torch.randn(20), torch.randn(7)], [4, 2], "reference", False
 
 
 def topk_across() -> Arguments:
     return [torch.randn(20), torch.randn(7)], 6, "reference"
+
+
+def summary() -> Arguments:
+    return [torch.randn(20), torch.empty(0).half()], [0.5, -1.0], "reference", False
 
 
 def rope_energy() -> Arguments:
@@ -74,6 +79,7 @@ CALLS: list[tuple[str, Callable[[], Arguments]]] = [
     ("scatter_", scatter_),
     ("topk", topk),
     ("topk_across", topk_across),
+    ("summary", summary),
     ("rope_energy", rope_energy),
     ("sink_mass", sink_mass),
 ]
@@ -113,4 +119,18 @@ def test_it_traces_with_fake_tensors_whatever_the_implementation() -> None:
     with torch._subclasses.FakeTensorMode():
         F = torch.zeros(5, 3, device="cuda")
         Y, X = torch.empty(9, 5, device="cuda"), torch.empty(9, 3, device="cuda")
-        assert tomfisher.ops.squared_gradient_(F, Y, X, offsets=[0, 9]) is F
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert tomfisher.ops.squared_gradient_(F, Y, X, offsets=[0, 9]) is F
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 1]])
+def test_squared_gradient_compiles_without_a_break(lengths: list[int] | None) -> None:
+    def step(F: Tensor, Y: Tensor, X: Tensor) -> Tensor:
+        return tomfisher.ops.squared_gradient_(F, 2 * Y, X, lengths=lengths) + 1
+
+    Y, X = torch.randn(2, 4, 5), torch.randn(2, 4, 3)
+    eager, compiled = torch.zeros(5, 3), torch.zeros(5, 3)
+    expected = step(eager, Y, X)
+    found = torch.compile(step, backend="eager", fullgraph=True)(compiled, Y, X)
+    assert torch.equal(found, expected) and torch.equal(compiled, eager)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tomfisher.ops  # noqa: F401  (registers the operators)
+from tomfisher.ops import rope_energy, sink_mass, topk, topk_across
 
 CASES = {
-    "topk": ([torch.randn(30), torch.empty(0), torch.randn(5).double()], [7, 0, 5], "reference"),
+    "topk": ([torch.randn(30), torch.empty(0), torch.randn(5).double()], [7, 0, 5], "reference", False),
     "topk_across": ([torch.randn(30), torch.empty(0), torch.randn(5)], 12, "reference"),
     "rope_energy": (torch.randn(2, 6, 3, 8).transpose(1, 2), 3, True, [2, 3], "reference"),
     "sink_mass": (
@@ -38,7 +38,28 @@ def test_opcheck_without_the_optional_arguments() -> None:
     )
 
 
-def test_the_operators_run_under_fake_tensors() -> None:
+def test_the_public_functions_run_under_fake_tensors() -> None:
     with torch._subclasses.FakeTensorMode():
-        indices, status = torch.ops.tomfisher.topk([torch.empty(10), torch.empty(4)], [3, 4], "auto")
-        assert [len(index) for index in indices] == [3, 4] and status.shape == (2,)
+        for found in (topk(torch.empty(10), 3), *topk([torch.empty(4), torch.empty(5, 2)], 3)):
+            assert found.values.shape == found.indices.shape == (3,) and found.threshold.shape == ()
+        across = topk_across([torch.empty(10), torch.empty(4)], 12)
+        assert across.values.shape == across.owners.shape == across.indices.shape == (12,)
+        x = torch.empty(2, 4, 6, 8)
+        assert rope_energy(x).energy.shape == (6, 4)
+        assert sink_mass(x, x, 0.5).entropy.shape == (2, 4, 6)
+
+
+def test_a_graph_without_breaks_gives_the_same_and_still_refuses_what_is_not_finite() -> None:
+    def both(values: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (*topk(values, 3), *topk_across([values, other], 4))
+
+    compiled = torch.compile(both, backend="eager", fullgraph=True)
+    operands = torch.randn(5, 6), torch.randn(7)
+    for got, want in zip(compiled(*operands), both(*operands), strict=True):
+        assert torch.equal(got, want)
+    operands[0][2, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"values must be finite.*nan at flat index 13"):
+        compiled(*operands)
+    across = torch.compile(topk_across, backend="eager", fullgraph=True)
+    with pytest.raises(ValueError, match=r"tensors\[1\] must be finite.*inf at flat index 2"):
+        across([torch.ones(2), torch.tensor([1.0, 2.0, torch.inf])], 1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -185,6 +186,11 @@ def packed() -> dict:
         ({**packed(), "offsets": [0, 11]}, ValueError, "offsets must rise"),
         ({**packed(), "offsets": [-1, 5]}, ValueError, "offsets must rise"),
         ({**packed(), "offsets": []}, ValueError, "offsets must rise"),
+        ({**packed(), "offsets": [0, 1.9, 3.7]}, TypeError, r"offsets must be integers, got \[0, 1.9, 3.7\]"),
+        ({**packed(), "offsets": torch.tensor([0.0, 10.0])}, TypeError, "offsets must be integers"),
+        ({**packed(), "offsets": torch.tensor([[0, 10]])}, TypeError, "offsets must be integers"),
+        ({**base(), "lengths": [5, 4.0]}, TypeError, "lengths must be integers"),
+        ({**base(), "lengths": [5, "4"]}, TypeError, "lengths must be integers"),
         ({**base(), "impl": "fast"}, ValueError, "impl must be"),
         ({**base(), "impl": "triton"}, RuntimeError, "impl='triton' needs CUDA tensors"),
     ],
@@ -196,14 +202,28 @@ def test_bad_input_leaves_F_untouched(arguments: dict, kind: type[Exception], me
     assert (F == 7.0).all()
 
 
-@pytest.mark.parametrize(("targets", "message"), [([0], "must be 2 numbers"), ([0, 2], "between 0 and 1")])
-def test_bad_targets_leave_F_untouched(targets: list[int], message: str) -> None:
+@pytest.mark.parametrize(
+    ("targets", "kind", "message"),
+    [
+        ([0], ValueError, "must be 2 numbers"),
+        ([0, 2], ValueError, "between 0 and 1"),
+        ([0, 0.5], TypeError, "targets must be integers"),
+    ],
+)
+def test_bad_targets_leave_F_untouched(targets: list[int], kind: type[Exception], message: str) -> None:
     F = torch.full((2, 4, 3), 7.0)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(kind, match=message):
         squared_gradient_(F, torch.randn(10, 4), torch.randn(10, 3), offsets=[0, 5, 10], targets=targets)
     with pytest.raises(ValueError, match="3 dimensions"):
         squared_gradient_(F[0], torch.randn(10, 4), torch.randn(10, 3), targets=[0])
     assert (F == 7.0).all()
+
+
+def test_integers_of_other_kinds_are_integers() -> None:
+    Y, X, F = torch.randn(10, 4), torch.randn(10, 3), torch.zeros(1, 4, 3)
+    expected = squared_gradient_(F.clone(), Y, X, offsets=[0, 6, 10], targets=[0, 0])
+    offsets, targets = np.array([0, 6, 10]), [torch.tensor(0), np.int32(0)]
+    assert torch.equal(squared_gradient_(F, Y, X, offsets=offsets, targets=targets), expected)
 
 
 def test_F_must_not_share_memory_with_an_operand() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomfisher.ops import TopKAcross, topk, topk_across
+from tomfisher.ops import TopKAcross, resolve, topk, topk_across
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 FEW = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 6e-8, 65504.0])
@@ -64,6 +65,17 @@ def test_non_finite_is_refused_by_tensor_and_index() -> None:
     for k in (0, 2):
         with pytest.raises(ValueError, match=r"tensors\[1\] must be finite.*nan at flat index 3"):
             topk_across([torch.ones(2), bad], k)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tomfisher._C") is None, reason="the C++ extension is not built")
+@pytest.mark.parametrize("k", [0, 3, 60])
+def test_implementations_flag_the_same_tensors(k: int) -> None:
+    tensors = [torch.ones(n) for n in (20, 0, 30, 5, 5)]
+    for owner, index, bad in ((0, 7, math.nan), (2, 29, math.inf), (2, 28, -math.inf), (4, 0, math.nan)):
+        tensors[owner][index] = bad
+    device = torch.device("cpu")
+    status = {impl: resolve("topk_across", impl, device)[1](tensors, k)[2] for impl in ("cpp", "reference")}
+    assert status["cpp"].tolist() == status["reference"].tolist() == [7, -1, 28, -1, 0]
 
 
 @pytest.mark.parametrize(

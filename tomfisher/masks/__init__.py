@@ -4,5 +4,6 @@ from tomfisher.masks.difference import difference_masks
 from tomfisher.masks.ranking import Ranking, rank
 from tomfisher.masks.select import top_fraction
 from tomfisher.masks.sparse_mask import SparseMask
+from tomfisher.masks.summary import summary
 
-__all__ = ["Ranking", "SparseMask", "difference_masks", "rank", "top_fraction"]
+__all__ = ["Ranking", "SparseMask", "difference_masks", "rank", "summary", "top_fraction"]

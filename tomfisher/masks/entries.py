@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tomfisher.ops import topk
+from tomfisher.ops import Summary, summary, summary_stored, topk
 from tomfisher.ops.topk import DTYPES
 from tomfisher.ops.topk_stored import topk_stored
 
@@ -46,14 +47,37 @@ class Entries(NamedTuple):
             TypeError: the dtype has no order here.
             ValueError: NaN or infinity, or a damaged file; the message names the tensor.
         """
-        try:
+        with self._named("ranked"):
             if self.values is None:
                 found = topk_stored(self.span.path, self.span.offset, self.numel, self.span.dtype, k)
             else:
                 found = topk(self.values, k)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"Tensor {self.name!r} cannot be ranked: {error}") from error
         return found.values.cpu().double() + 0.0, found.indices.cpu()
+
+    def summary(self, thresholds: Sequence[float] = ()) -> Summary:
+        """What the entries are like, and how many are above each threshold.
+
+        Args:
+            thresholds: numbers to count the entries above.
+
+        Raises:
+            TypeError: the dtype has no order here.
+            ValueError: NaN or infinity, or a damaged file; the message names the tensor.
+        """
+        with self._named("summed up"):
+            if self.values is None:
+                return summary_stored(
+                    self.span.path, self.span.offset, self.numel, self.span.dtype, thresholds
+                )
+            return summary(self.values, thresholds)
+
+    @contextmanager
+    def _named(self, done: str) -> Iterator[None]:
+        """Put the tensor's name in front of what an operation refuses."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Tensor {self.name!r} cannot be {done}: {error}") from error
 
 
 def stored(F: Mapping[str, Tensor]) -> bool:

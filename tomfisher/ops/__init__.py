@@ -4,12 +4,15 @@ Every operation has a plain-PyTorch reference (`tomfisher.ops.reference`) that d
 """
 
 from tomfisher.ops.dispatch import IMPLEMENTATIONS, Impl, resolve
+from tomfisher.ops.fill_table import FillTable, MovedWeightError
 from tomfisher.ops.masked_fill import masked_fill_mean_
 from tomfisher.ops.rope_energy import RopeEnergy, rope_energy
 from tomfisher.ops.scatter import scatter_
 from tomfisher.ops.sink_mass import SinkMass, sink_mass
 from tomfisher.ops.square_accumulate import square_accumulate_
 from tomfisher.ops.squared_gradient import squared_gradient_
+from tomfisher.ops.summary import Summary, summary
+from tomfisher.ops.summary_stored import summary_stored
 from tomfisher.ops.topk import TopK, topk
 from tomfisher.ops.topk_across import TopKAcross, topk_across
 from tomfisher.ops.topk_stored import topk_stored
@@ -17,9 +20,12 @@ from tomfisher.ops.weight_sums import weight_sums
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "FillTable",
     "Impl",
+    "MovedWeightError",
     "RopeEnergy",
     "SinkMass",
+    "Summary",
     "TopK",
     "TopKAcross",
     "masked_fill_mean_",
@@ -29,6 +35,8 @@ __all__ = [
     "sink_mass",
     "square_accumulate_",
     "squared_gradient_",
+    "summary",
+    "summary_stored",
     "topk",
     "topk_across",
     "topk_stored",

@@ -64,16 +64,11 @@ def masked_fill_mean_(
             mean (`NonFiniteMeanError`).
     """
     check_entries(weights, indices)
-    for i, (weight, index) in enumerate(zip(weights, indices, strict=True)):
-        if 0 < weight.numel() == index.numel():
-            raise ValueError(
-                f"weights[{i}] is masked entirely ({index.numel()} entries): no entry is left to average. "
-                "Mask fewer, or fill with a number."
-            )
+    refuse_full(weights, indices)
     if undo is None:
         undo = [weight.new_empty(len(index)) for weight, index in zip(weights, indices, strict=True)]
     check_values("undo", weights, indices, undo)
-    _check_sums(weights, sums)
+    check_sums(weights, sums)
     if weights:
         failed = int(_op(weights, indices, undo, sums, impl))
         if failed >= 0:
@@ -81,7 +76,27 @@ def masked_fill_mean_(
     return list(undo)
 
 
-def _check_sums(weights: Sequence[Tensor], sums: Tensor | None) -> None:
+def refuse_full(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
+    """Refuse a tensor without an unmasked entry.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for i, (weight, index) in enumerate(zip(weights, indices, strict=True)):
+        if 0 < weight.numel() == index.numel():
+            raise ValueError(
+                f"weights[{i}] is masked entirely ({index.numel()} entries): no entry is left to average. "
+                "Mask fewer, or fill with a number."
+            )
+
+
+def check_sums(weights: Sequence[Tensor], sums: Tensor | None) -> None:
+    """Refuse what cannot be sums of these weights.
+
+    Raises:
+        TypeError: they are not float64.
+        ValueError: shape or device differ.
+    """
     if sums is None:
         return
     if sums.dtype != torch.float64:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import tomfisher.ops.reference.rope_energy  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
+from tomfisher.ops.dtypes import ACTIVATIONS
 
 Layout = Literal["half", "interleaved"]
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class RopeEnergy(NamedTuple):
@@ -63,7 +63,7 @@ def rope_energy(
         TypeError: x has another dtype.
         ValueError: shape, layout, rotary_dim or lengths do not fit.
     """
-    if x.dtype not in DTYPES:
+    if x.dtype not in ACTIVATIONS:
         raise TypeError(f"x must be float16, bfloat16 or float32, got {x.dtype}. Convert it first.")
     if x.ndim != 4:
         raise ValueError(f"x must be [B, T, H, D], got shape {tuple(x.shape)}.")

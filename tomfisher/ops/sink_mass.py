@@ -10,7 +10,8 @@ from torch import Tensor
 
 import tomfisher.ops.reference.sink_mass  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.rope_energy import DTYPES, valid_lengths
+from tomfisher.ops.dtypes import ACTIVATIONS
+from tomfisher.ops.rope_energy import valid_lengths
 
 
 class SinkMass(NamedTuple):
@@ -78,7 +79,7 @@ def sink_mass(
 
 
 def _check(q: Tensor, k: Tensor, first: int, causal: bool, slopes: Tensor | None, window: int | None) -> None:
-    if q.dtype != k.dtype or q.dtype not in DTYPES:
+    if q.dtype != k.dtype or q.dtype not in ACTIVATIONS:
         raise TypeError(f"q and k must share float16, bfloat16 or float32, got {q.dtype} and {k.dtype}.")
     if q.device != k.device:
         raise ValueError(f"q and k must be on one device, got {q.device} and {k.device}.")

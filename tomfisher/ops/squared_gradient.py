@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 import tomfisher.ops.reference.squared_gradient  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
@@ -44,7 +46,8 @@ def squared_gradient_(
         F.
 
     Raises:
-        TypeError: F is not float32, or the operands' dtypes differ or are no floating-point dtype.
+        TypeError: F is not float32, the operands' dtypes differ or are no floating-point dtype, or offsets,
+            targets or lengths are no integers.
         ValueError: shapes, devices, offsets, lengths or targets do not fit together.
 
     Source:
@@ -121,16 +124,24 @@ def _check_tensors(F: Tensor, grad_output: Tensor, input: Tensor, has_targets: b
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
+    if torch.compiler.is_compiling() or isinstance(a, FakeTensor):
+        return False  # traced tensors have no addresses
     first, second = a.untyped_storage().data_ptr(), b.untyped_storage().data_ptr()
-    return first == second and first != 0  # 0: nothing allocated, or a fake tensor
+    return first == second and first != 0  # 0: nothing allocated
 
 
 def _rows(tensor: Tensor) -> Tensor:
     return tensor.detach().flatten(0, -2)
 
 
-def _integers(values: Sequence[int] | Tensor) -> list[int]:
-    return [int(v) for v in (values.tolist() if isinstance(values, Tensor) else values)]
+def _integers(values: Sequence[int] | Tensor, name: str) -> list[int]:
+    given = values.tolist() if isinstance(values, Tensor) else list(values)
+    try:
+        return [operator.index(value) for value in given]
+    except TypeError:
+        raise TypeError(
+            f"{name} must be integers, got {given[:8]}. Round them first, as you mean it."
+        ) from None
 
 
 def _segments(
@@ -140,7 +151,7 @@ def _segments(
     if grad_output.ndim == 2:
         if lengths is not None:
             raise ValueError("lengths belong to [B, T, ·] operands; for packed [N, ·] operands give offsets.")
-        ends = [0, grad_output.shape[0]] if offsets is None else _integers(offsets)
+        ends = [0, grad_output.shape[0]] if offsets is None else _integers(offsets, "offsets")
         rising = all(a <= b for a, b in itertools.pairwise(ends))
         if not ends or ends[0] < 0 or ends[-1] > grad_output.shape[0] or not rising:
             raise ValueError(
@@ -150,14 +161,14 @@ def _segments(
     if offsets is not None:
         raise ValueError("offsets belong to packed [N, ·] operands; for [B, T, ·] operands give lengths.")
     B, T = grad_output.shape[:2]
-    counts = [T] * B if lengths is None else _integers(lengths)
+    counts = [T] * B if lengths is None else _integers(lengths, "lengths")
     if len(counts) != B or any(not 0 <= n <= T for n in counts):
         raise ValueError(f"lengths must be {B} numbers between 0 and {T}, got {counts[:8]}.")
     return [(b * T, b * T + n) for b, n in enumerate(counts)]
 
 
 def _targets(targets: Sequence[int] | Tensor, segments: int, slices: int) -> list[int]:
-    chosen = _integers(targets)
+    chosen = _integers(targets, "targets")
     if len(chosen) != segments or any(not 0 <= t < slices for t in chosen):
         raise ValueError(
             f"targets must be {segments} numbers (one per segment) between 0 and {slices - 1}, got {chosen[:8]}."

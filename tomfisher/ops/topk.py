@@ -10,8 +10,7 @@ from torch import Tensor
 
 import tomfisher.ops.reference.topk  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from tomfisher.ops.dtypes import DTYPES
 
 
 class TopK(NamedTuple):
@@ -63,30 +62,34 @@ def topk(values: Tensor | Sequence[Tensor], k: int | Sequence[int], impl: Impl =
     counts = [k] * len(tensors) if isinstance(k, int) else list(k)
     if len(counts) != len(tensors):
         raise ValueError(f"k must be one number or one per tensor, got {len(counts)} for {len(tensors)}.")
-    labels = ["values"] if single else [f"values[{i}]" for i in range(len(tensors))]
+    labels = _labels(len(tensors), single)
     flats = [_checked(label, t, n) for label, t, n in zip(labels, tensors, counts, strict=True)]
     if len({flat.device for flat in flats}) > 1:
         devices = sorted({str(flat.device) for flat in flats})
         raise ValueError(f"values must be on one device, got {devices}. Call topk once per device.")
     if not flats:
         return []
-    found, status = _op(flats, counts, impl)
-    check_finite(labels, flats, status)
+    found = _op(flats, counts, impl, single)
     results = [_result(flat, indices) for flat, indices in zip(flats, found, strict=True)]
     return results[0] if single else results
 
 
 @torch.library.custom_op("tomfisher::topk", mutates_args=())
-def _op(flats: Sequence[Tensor], counts: Sequence[int], impl: str) -> tuple[list[Tensor], Tensor]:
+def _op(flats: Sequence[Tensor], counts: Sequence[int], impl: str, single: bool) -> list[Tensor]:
     _, run = resolve("topk", impl, flats[0].device)
     indices, status = run(flats, counts)
-    return indices, status
+    # here and not in `topk`, whose tensors may be fake: a compiled call refuses bad values as well
+    check_finite(_labels(len(flats), single), flats, status)
+    return indices
 
 
 @_op.register_fake
-def _(flats: Sequence[Tensor], counts: Sequence[int], impl: str) -> tuple[list[Tensor], Tensor]:
-    indices = [flat.new_empty(k, dtype=torch.int64) for flat, k in zip(flats, counts, strict=True)]
-    return indices, flats[0].new_empty(len(flats), dtype=torch.int64)
+def _(flats: Sequence[Tensor], counts: Sequence[int], impl: str, single: bool) -> list[Tensor]:
+    return [flat.new_empty(k, dtype=torch.int64) for flat, k in zip(flats, counts, strict=True)]
+
+
+def _labels(count: int, single: bool) -> list[str]:
+    return ["values"] if single else [f"values[{i}]" for i in range(count)]
 
 
 def check_finite(labels: Sequence[str], flats: Sequence[Tensor], status: Tensor) -> None:

@@ -52,8 +52,7 @@ def topk_across(tensors: Sequence[Tensor], k: int, impl: Impl = "auto") -> TopKA
         TypeError: dtypes differ or have no order here, or k is no integer.
         ValueError: no tensor, NaN or infinity among the values, k out of range, or devices that differ.
     """
-    labels = [f"tensors[{i}]" for i in range(len(tensors))]
-    flats = [flattened(label, tensor) for label, tensor in zip(labels, tensors, strict=True)]
+    flats = [flattened(label, tensor) for label, tensor in zip(_labels(tensors), tensors, strict=True)]
     if not flats:
         raise ValueError("tensors must hold at least one tensor, got none.")
     for what, found, kind in (
@@ -63,9 +62,7 @@ def topk_across(tensors: Sequence[Tensor], k: int, impl: Impl = "auto") -> TopKA
         if len(found) > 1:
             raise kind(f"tensors must share one {what}, got {sorted(found)}. Convert them first.")
     check_count(k, sum(flat.numel() for flat in flats), "all tensors")
-    owners, indices, status = _op(flats, k, impl)
-    check_finite(labels, flats, status)
-    values = _values(flats, owners, indices)
+    values, owners, indices = _op(flats, k, impl)
     return TopKAcross(values, owners, indices, values[-1] if k else values.new_tensor(float("inf")))
 
 
@@ -73,15 +70,18 @@ def topk_across(tensors: Sequence[Tensor], k: int, impl: Impl = "auto") -> TopKA
 def _op(flats: Sequence[Tensor], k: int, impl: str) -> tuple[Tensor, Tensor, Tensor]:
     _, run = resolve("topk_across", impl, flats[0].device)
     owners, indices, status = run(flats, k)
-    return owners, indices, status
+    check_finite(_labels(flats), flats, status)
+    return _values(flats, owners, indices), owners, indices
 
 
 @_op.register_fake
 def _(flats: Sequence[Tensor], k: int, impl: str) -> tuple[Tensor, Tensor, Tensor]:
-    def integers(n: int) -> Tensor:
-        return flats[0].new_empty(n, dtype=torch.int64)
+    owners, indices = (flats[0].new_empty(k, dtype=torch.int64) for _ in range(2))
+    return flats[0].new_empty(k), owners, indices
 
-    return integers(k), integers(k), integers(len(flats))
+
+def _labels(tensors: Sequence[Tensor]) -> list[str]:
+    return [f"tensors[{i}]" for i in range(len(tensors))]
 
 
 def _values(flats: Sequence[Tensor], owners: Tensor, indices: Tensor) -> Tensor:

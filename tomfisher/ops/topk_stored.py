@@ -9,7 +9,8 @@ from torch import Tensor
 
 import tomfisher.ops.reference.topk_stored  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.topk import DTYPES, TopK, check_count
+from tomfisher.ops.dtypes import DTYPES
+from tomfisher.ops.topk import TopK, check_count
 
 
 def topk_stored(
@@ -41,6 +42,22 @@ def topk_stored(
         TypeError: another dtype, or k is no integer.
         ValueError: k is out of range, the vector does not lie within the file, or it holds NaN or infinity.
     """
+    check_span(path, offset, numel, dtype)
+    check_count(k, numel, os.fspath(path))
+    _, run = resolve("topk_stored", impl, torch.device("cpu"))
+    values, indices, first = run(os.fspath(path), offset, numel, dtype, k)
+    check_first(path, first)
+    return TopK(values, indices, _threshold(values))
+
+
+def check_span(path: str | os.PathLike[str], offset: int, numel: int, dtype: torch.dtype) -> None:
+    """Refuse a vector whose dtype has no order here or that does not lie within its file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        TypeError: another dtype than `DTYPES`.
+        ValueError: the vector does not lie within the file.
+    """
     if dtype not in DTYPES:
         raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}.")
     size = os.stat(path).st_size
@@ -48,15 +65,15 @@ def topk_stored(
         raise ValueError(
             f"{numel} entries of {dtype} from byte {offset} do not lie within {os.fspath(path)} ({size} bytes)."
         )
-    check_count(k, numel, os.fspath(path))
-    _, run = resolve("topk_stored", impl, torch.device("cpu"))
-    values, indices, first = run(os.fspath(path), offset, numel, dtype, k)
+
+
+def check_first(path: str | os.PathLike[str], first: int) -> None:
+    """Refuse a file in which an implementation found NaN or infinity, at index `first` unless that is -1."""
     if first >= 0:
         raise ValueError(
             f"{os.fspath(path)} must hold finite values (they are put in an order), got NaN or infinity at flat "
             f"index {first}."
         )
-    return TopK(values, indices, _threshold(values))
 
 
 def _threshold(values: Tensor) -> Tensor:

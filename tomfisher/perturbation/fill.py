@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tomfisher.ops import masked_fill_mean_, scatter_
+from tomfisher.ops import scatter_
 from tomfisher.ops.dispatch import Impl
 from tomfisher.ops.masked_fill import NonFiniteMeanError
 from tomfisher.ops.reference.masked_fill import round_once, unmasked_sum
 from tomfisher.ops.reference.scatter import gather
-from tomfisher.perturbation.sums import WeightSums
+from tomfisher.perturbation.site import Place
+from tomfisher.perturbation.sums import States, WeightSums
 from tomfisher.perturbation.targets import Target
 
 FillLike = str | float | tuple[str, float]
@@ -25,10 +26,10 @@ _CHUNK = 1 << 18
 
 
 class Written(NamedTuple):
-    """Targets on one device that were written, and the values `[k]` that were there before."""
+    """A place that was written, and the values `[k]` that were there before; None if its table keeps them."""
 
-    targets: list[Target]
-    old: list[Tensor]
+    place: Place
+    old: list[Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,18 @@ def _kind_and_number(fill: object) -> tuple[object, object]:
 
 
 def write_fill(
-    fill: Fill, targets: Sequence[Target], sums: WeightSums, seed: int, compat: str | None, impl: Impl
+    fill: Fill,
+    places: Sequence[tuple[Place, States]],
+    sums: WeightSums,
+    seed: int,
+    compat: str | None,
+    impl: Impl,
 ) -> list[Written]:
     """Write the fill to every target, or after an error to none.
 
     Args:
         fill: what to write.
-        targets: where.
+        places: where, and the states that the weights are in.
         sums: what is known of the weights; a mean looks there first.
         seed: for "noise".
         compat: "authors" for the paper's mean.
@@ -98,43 +104,48 @@ def write_fill(
         What `restore` needs.
 
     Raises:
+        MovedWeightError: the memory of a weight was replaced.
         ValueError: a value cannot be computed; the tensor is named.
     """
     done: list[Written] = []
     try:
-        for together in _by_device(targets):
+        for place, states in places:
             if fill.kind == "mean" and compat is None:
-                done.append(Written(together, _fill_mean(together, sums, impl)))
+                _fill_mean(place, states, sums, impl)
+                done.append(Written(place, None))
                 continue
-            old = [gather(target.view, target.index) for target in together]
-            new = [_new_values(fill, t, v, seed) for t, v in zip(together, old, strict=True)]
-            done.append(Written(together, old))
-            scatter_([t.view for t in together], [t.index for t in together], new, impl=impl)
+            targets = place.targets
+            old = [gather(target.view, target.index) for target in targets]
+            new = [_new_values(fill, t, v, seed) for t, v in zip(targets, old, strict=True)]
+            done.append(Written(place, old))
+            scatter_([t.view for t in targets], [t.index for t in targets], new, impl=impl)
     except BaseException:
         restore(done, impl)
         raise
     return done
 
 
-def _fill_mean(targets: list[Target], sums: WeightSums, impl: Impl) -> list[Tensor]:
-    """Write the means of targets on one device and return the old values; after an error nothing is written."""
-    _refuse_full(targets)
-    views = [target.view for target in targets]
+def _fill_mean(place: Place, states: States, sums: WeightSums, impl: Impl) -> None:
+    """Write the means of targets on one device; after an error nothing is written."""
+    if not place.table.fillable:
+        _refuse_full(place.targets)
     try:
-        return masked_fill_mean_(views, [t.index for t in targets], sums=sums.of(views, impl), impl=impl)
+        place.table.fill_mean(sums.of_group(place.group, states, impl))
     except NonFiniteMeanError as error:
-        raise _not_finite(targets[error.position]) from error
-
-
-def _by_device(targets: Sequence[Target]) -> list[list[Target]]:
-    devices = dict.fromkeys(target.view.device for target in targets)
-    return [[target for target in targets if target.view.device == device] for device in devices]
+        raise _not_finite(place.targets[error.position]) from error
 
 
 def restore(written: Sequence[Written], impl: Impl) -> None:
-    """Write the old values back, bit for bit."""
-    for targets, old in written:
-        scatter_([t.view for t in targets], [t.index for t in targets], old, impl=impl)
+    """Write the old values back, bit for bit.
+
+    Raises:
+        MovedWeightError: the memory of a weight was replaced; nothing is written.
+    """
+    for place, old in written:
+        if old is None:
+            place.table.undo()
+        else:
+            scatter_([t.view for t in place.targets], [t.index for t in place.targets], old, impl=impl)
 
 
 def _refuse_full(targets: Sequence[Target]) -> None:

@@ -11,22 +11,24 @@ from torch import Tensor, nn
 
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
+from tomfisher.ops import MovedWeightError
 from tomfisher.ops.dispatch import Impl, resolve
 from tomfisher.perturbation import stack
 from tomfisher.perturbation.fill import Fill, FillLike, Written, restore, write_fill
 from tomfisher.perturbation.interrupt import deferred_interrupt
-from tomfisher.perturbation.sums import State, WeightSums
-from tomfisher.perturbation.targets import Target, named_tensors, resolve_targets
+from tomfisher.perturbation.site import Site
+from tomfisher.perturbation.sums import States, WeightSums
+from tomfisher.perturbation.targets import named_tensors, resolve_targets
 
 
 @dataclass(frozen=True)
 class _Applied:
     """A write that can be undone, with the states of the targets around it."""
 
-    targets: list[Target]
+    site: Site
     written: list[Written]
-    before: list[State]
-    after: list[State]
+    before: list[States]
+    after: list[States]
 
 
 class Perturbation:
@@ -61,12 +63,14 @@ class Perturbation:
         targets = resolve_targets(target, mask)
         self.nnz = sum(t.index.numel() for t in targets)
         by_mean = fill.kind == "mean" and compat is None
+        self._by_table = by_mean
         used = ("weight_sums", "masked_fill_mean_", "scatter_") if by_mean else ("scatter_",)
         self.implementations = {
             f"{op}@{device.type}": resolve(op, impl, device)[0]
             for device in dict.fromkeys(t.view.device for t in targets)
             for op in used
         }
+        self._site: Site | None = None
         self._log: _Applied | None = None
 
     def __repr__(self) -> str:
@@ -105,16 +109,26 @@ class Perturbation:
     __enter__ = apply
 
     def _write(self) -> None:
-        targets = resolve_targets(self._target, self.mask)
-        before = [self._sums.state(target.view) for target in targets]
-        written = write_fill(self.fill, targets, self._sums, self._seed, self._compat, self._impl)
+        if self._site is not None and self._site.holds():
+            try:
+                return self._write_to(self._site)
+            except MovedWeightError:
+                pass  # the same tensors with other memory: look at everything again
+        return self._write_to(Site(self._target, self.mask, self._impl))
+
+    def _write_to(self, site: Site) -> None:
+        before = [self._sums.states(place.group) for place in site.places]
+        places = list(zip(site.places, before, strict=True))
+        written = write_fill(self.fill, places, self._sums, self._seed, self._compat, self._impl)
         try:
-            stack.push(self, {target.key for target in targets})
+            stack.push(self, site.keys)
         except BaseException:
             restore(written, self._impl)
             raise
-        after = [self._sums.mark(target.view, State()) for target in targets]
-        self._log = _Applied(targets, written, before, after)
+        after = [States(len(place.targets)) for place in site.places]
+        for place, states in zip(site.places, after, strict=True):
+            self._sums.mark_group(place.group, states)
+        self._log = _Applied(site, written, before, after)
 
     def undo(self) -> None:
         """Write the old values back, bit for bit. Ctrl-C waits until it is done.
@@ -127,31 +141,30 @@ class Perturbation:
         if self._log is None:
             raise RuntimeError(f"{self} cannot be undone: apply() it first.")
         log = self._log
-        keys = {target.key for target in log.targets}
-        if later := stack.above(self, keys):
+        if later := stack.above(self, log.site.keys):
             raise RuntimeError(f"{self} cannot be undone yet: undo {later[0]} first, it was applied later.")
-        self._refuse_moved(log.targets)
+        if not self._by_table or not log.site.holds():
+            self._refuse_moved(log.site)
         with deferred_interrupt(), torch.no_grad():
-            untouched = [
-                self._sums.state(t.view) is after for t, after in zip(log.targets, log.after, strict=True)
-            ]
-            restore(log.written, self._impl)
-            stack.remove(self, keys)
+            now = [self._sums.states(place.group) for place in log.site.places]
+            try:
+                restore(log.written, self._impl)
+            except MovedWeightError as error:
+                self._refuse_moved(log.site)
+                label = log.site.places[0].targets[error.position].label
+                raise RuntimeError(
+                    f"{self} cannot be undone: {label} was given another dtype or layout since it was applied. "
+                    "Give it back its own first."
+                ) from error
+            stack.remove(self)
             self._log = None
-            for target, state, alone in zip(log.targets, log.before, untouched, strict=True):
-                if alone:
-                    self._sums.mark(target.view, state)
+            for place, *states in zip(log.site.places, now, log.before, log.after, strict=True):
+                self._sums.recall(place.group, *states)
+            self._site = log.site if self._by_table and log.site.keep() else None
 
-    def _refuse_moved(self, targets: list[Target]) -> None:
+    def _refuse_moved(self, site: Site) -> None:
         """Weights whose memory was replaced, as by `model.to(...)`, cannot be reached any more."""
-        now = named_tensors(self._target)
-        moved = [
-            name
-            for target in targets
-            for name in target.names
-            if name not in now or now[name].untyped_storage().data_ptr() != target.key[1]
-        ]
-        if moved:
+        if moved := site.moved(named_tensors(self._target)):
             raise RuntimeError(
                 f"{self} cannot be undone: the memory of {some(moved)} was replaced since it was applied, by "
                 "model.to(...) for example. Undo before moving or converting a model; load this one again."

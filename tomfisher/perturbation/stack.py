@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 Key = tuple[str, int]  # device, address of the storage
-_applied: dict[Key, list[weakref.ref[Any]]] = {}
+_applied: list[tuple[weakref.ref[Any], AbstractSet[Key]]] = []  # the last applied at the end
 
 
-def push(owner: object, keys: Iterable[Key]) -> None:
-    """Put `owner` on top of the stack of every storage."""
-    for key in keys:
-        _applied[key] = [*_alive(key), weakref.ref(owner)]
+def push(owner: object, keys: AbstractSet[Key]) -> None:
+    """Put `owner` on top of every storage."""
+    _applied[:] = [*_alive(), (weakref.ref(owner), keys)]
 
 
-def above(owner: object, keys: Iterable[Key]) -> list[object]:
+def above(owner: object, keys: AbstractSet[Key]) -> list[object]:
     """The perturbations that lie on top of `owner` somewhere, the topmost first."""
     found: list[object] = []
-    for key in keys:
-        stack = [reference() for reference in _alive(key)]
-        for other in reversed(stack[stack.index(owner) + 1 :]):
-            if other not in found:
-                found.append(other)
+    for reference, others in reversed(_alive()):
+        other = reference()
+        if other is owner:
+            break
+        if other is not None and not keys.isdisjoint(others):
+            found.append(other)
     return found
 
 
-def remove(owner: object, keys: Iterable[Key]) -> None:
-    """Take `owner` off every stack."""
-    for key in keys:
-        left = [reference for reference in _alive(key) if reference() is not owner]
-        if left:
-            _applied[key] = left
-        else:
-            _applied.pop(key, None)
+def remove(owner: object) -> None:
+    """Take `owner` off."""
+    _applied[:] = [entry for entry in _alive() if entry[0]() is not owner]
 
 
-def _alive(key: Key) -> list[weakref.ref[Any]]:
+def _alive() -> list[tuple[weakref.ref[Any], AbstractSet[Key]]]:
     """A perturbation that was dropped without `undo()` is permanent: it no longer stands in anyone's way."""
-    return [reference for reference in _applied.get(key, []) if reference() is not None]
+    return [entry for entry in _applied if entry[0]() is not None]

@@ -24,21 +24,18 @@ class Target:
         names: the tensors of the mask that are this memory, sorted; several if weights are tied.
         view: the tensor, detached; a vector in memory order where it is dense.
         index: `[k]` int64, flat row-major positions in `view`, sorted, on its device; k >= 1.
+        key: the storage behind the view.
     """
 
     names: tuple[str, ...]
     view: Tensor
     index: Tensor
+    key: Key
 
     @property
     def label(self) -> str:
         """The names for a message."""
         return " = ".join(self.names)
-
-    @property
-    def key(self) -> Key:
-        """The storage behind the view."""
-        return str(self.view.device), self.view.untyped_storage().data_ptr()
 
 
 def named_tensors(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,7 +152,8 @@ def _merge(shared: list[tuple[str, Tensor, Tensor]]) -> Target:
     index = (
         shared[0][2] if len(shared) == 1 else torch.cat([positions for _, _, positions in shared]).unique()
     )
-    return Target(names, shared[0][1], index)
+    view = shared[0][1]
+    return Target(names, view, index, (str(view.device), view.untyped_storage().data_ptr()))
 
 
 def _check_overlap(targets: list[Target]) -> None:

@@ -13,10 +13,7 @@ from tomfisher.ops.dispatch import register
 
 @register("topk_across", "cpp")
 def topk_across_cpp(flats: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `tomfisher.ops.reference.topk_across` defines, in one pass over all vectors.
-
-    Of vectors that hold NaN or infinity the status names the first alone.
-    """
+    """As `tomfisher.ops.reference.topk_across` defines, in one pass over all vectors."""
     plain = [flat.contiguous() for flat in flats]
     return torch.ops.tomfisher_cpp.topk_across(plain, k, torch.get_num_threads())
 

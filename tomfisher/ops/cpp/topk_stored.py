@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -18,15 +21,22 @@ def topk_stored_cpp(
     Raises:
         OSError: the file cannot be read.
     """
-    try:
+    with reading():
         values, indices, status = torch.ops.tomfisher_cpp.topk_file(
             path, offset, numel, dtype, k, torch.get_num_threads()
         )
+    return values, indices, int(status)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn the extension's report that a file cannot be read into an OSError."""
+    try:
+        yield
     except RuntimeError as error:
         if "Cannot read" not in str(error):
             raise
         raise OSError(str(error)) from error
-    return values, indices, int(status)
 
 
 @torch.library.register_fake("tomfisher_cpp::topk_file")

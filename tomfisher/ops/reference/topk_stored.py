@@ -27,9 +27,14 @@ def topk_stored_reference(
         `(values, indices, first)`: `[k]` of the dtype, -0.0 as 0.0; `[k]` int64; -1 or the first index that
         holds NaN or infinity, where the others then mean nothing.
     """
-    if numel == 0:
-        return torch.empty(0, dtype=dtype), torch.empty(0, dtype=torch.int64), -1
-    data = np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=(numel * dtype.itemsize,))
-    flat = torch.frombuffer(data, dtype=dtype)
+    flat = mapped(path, offset, numel, dtype)
     indices = indices_of_largest(flat, k)
     return flat[indices] + 0.0, indices, first_non_finite(flat)
+
+
+def mapped(path: str, offset: int, numel: int, dtype: torch.dtype) -> Tensor:
+    """A vector over the bytes of a file, which are read when they are looked at."""
+    if numel == 0:
+        return torch.empty(0, dtype=dtype)
+    data = np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=(numel * dtype.itemsize,))
+    return torch.frombuffer(data, dtype=dtype)
