@@ -15,14 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tables
-from .launch import on_device
-from .scatter import ENTRIES, memory_places, scatter_
-from .tables import COLUMNS, Row, locate, widen
+from .launch import on_device, require_device
+from .scatter import ENTRIES, Launch, memory_places, prepare, rows_of
+from .tables import COLUMNS, Table, locate, widen
 from .variant import Variant
 from .weight_sums import fold, sums_without, weight_sums
 
 _WARPS = 4
-_SIGNIFICANT_BITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -54,74 +53,141 @@ def masked_fill_mean_(
         sums: `weight_sums(weights)`; None takes them here.
 
     Returns:
-        int64 `[1]` on the CPU: -1, or the position of the first weight without a finite mean: then no weight
+        int64 `[1]` on the CPU: -1, or the position of the first weight without a finite mean: then nothing
         was written.
     """
-    if sums is None:
-        sums = weight_sums(weights)
-    masked = _gather(weights, indices, undo)
-    means, failed = _means(weights, indices, sums[:, 0] - masked[:, 0], sums[:, 1])
+    entries = Entries(weights, indices)
+    failed = entries.fill_mean(weight_sums(weights) if sums is None else sums)
     if failed < 0:
-        by_dtype = {dtype: _narrow(means, dtype) for dtype, _ in tables.by_kind(weights)}
-        scatter_(weights, indices, [by_dtype[w.dtype][i : i + 1] for i, w in enumerate(weights)])
+        try:
+            torch._foreach_copy_(list(undo), entries.old)
+        except BaseException:
+            entries.undo()
+            raise
     return torch.tensor([failed])
 
 
-def _gather(weights: Sequence[Tensor], indices: Sequence[Tensor], undo: Sequence[Tensor]) -> Tensor:
-    """Old values into `undo`; their sums and absolute sums, `[n, 2]`."""
-    places = [memory_places(weight, index) for weight, index in zip(weights, indices, strict=True)]
-    logs = [old if old.is_contiguous() else torch.empty_like(old).contiguous() for old in undo]
-    out = torch.zeros((len(weights), 2), dtype=torch.float64, device=weights[0].device)
-    with on_device(out):
-        for dtype, positions in tables.by_kind(weights):
-            rows = [
-                Row(places[i].numel(), i, weights[i].data_ptr(), places[i].data_ptr(), logs[i].data_ptr())
-                for i in positions
-            ]
-            table = tables.build(rows, ENTRIES, out.device)
-            if not table.programs:
-                continue
-            partial = torch.empty((table.programs, 2), dtype=torch.float64, device=out.device)
-            gather_kernel[(table.programs,)](
-                table.data,
-                partial,
-                table.rows,
-                BITS=tables.bits_of(dtype),
-                TYPE=tables.type_of(dtype),
+class Entries:
+    """Entries of many tensors, with all that filling and undoing them needs on the device already.
+
+    Args:
+        weights: at least one, as for `masked_fill_mean_`; their memory must stay where it is.
+        indices: as for `masked_fill_mean_`; not to be changed.
+
+    Attributes:
+        old: the values before the last fill or scatter, `[k]` per weight; the next one overwrites them.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
+        require_device(weights[0])
+        self._weights, self._indices = list(weights), list(indices)
+        self._device = weights[0].device
+        self._places = [memory_places(w, index) for w, index in zip(weights, indices, strict=True)]
+        self.old = [w.new_empty(index.numel()) for w, index in zip(weights, indices, strict=True)]
+        kinds = list(tables.by_kind(weights))
+        self._means = {
+            dtype: torch.zeros(len(weights), dtype=dtype, device=self._device) for dtype, _ in kinds
+        }
+        logs = [old.data_ptr() for old in self.old]
+        mean_of = [self._means[w.dtype].data_ptr() + i * w.element_size() for i, w in enumerate(weights)]
+        self._back = prepare(weights, self._places, logs)
+        self._fill = prepare(weights, self._places, mean_of, each=False)
+        self._gather = [
+            _Gather(
+                dtype, tables.build(rows_of(weights, self._places, logs, positions), ENTRIES, self._device)
+            )
+            for dtype, positions in kinds
+        ]
+        self._masked = torch.zeros((len(weights), 2), dtype=torch.float64, device=self._device)
+        pairs = list(zip(weights, indices, strict=True))
+        spare = [w.numel() - i.numel() if i.numel() else 0 for w, i in pairs]
+        grain = [torch.finfo(w.dtype).eps / 8 if _within_bound(w, i) else 0.0 for w, i in pairs]
+        self._left, self._tolerance = torch.tensor([spare, grain], dtype=torch.float64).to(self._device)
+
+    def fill_mean(self, sums: Tensor) -> int:
+        """Log the old values and write the means of the unmasked ones; after an error nothing is written.
+
+        Args:
+            sums: `weight_sums(weights)`.
+
+        Returns:
+            -1, or the position of the first weight without a finite mean: then nothing was written.
+        """
+        self._read()
+        means, failed = self._mean(sums[:, 0] - self._masked[:, 0], sums[:, 1])
+        if failed < 0:
+            for dtype, values in self._means.items():
+                values.copy_(_narrow(means, dtype))
+            self._write(self._fill)
+        return failed
+
+    def scatter(self, values: Sequence[Tensor]) -> None:
+        """Log the old values and write others, `[k]` per weight; after an error nothing is written."""
+        sources = [value.contiguous() for value in values]
+        launches = prepare(self._weights, self._places, [source.data_ptr() for source in sources])
+        self._read()
+        self._write(launches)
+
+    def undo(self) -> None:
+        """Write the logged values back."""
+        for launch in self._back:
+            launch.run()
+
+    def _read(self) -> None:
+        for launch in self._gather:
+            launch.run(self._masked)
+
+    def _write(self, launches: Sequence[Launch]) -> None:
+        """Start the launches, or after an error put back what was logged."""
+        try:
+            for launch in launches:
+                launch.run()
+        except BaseException:
+            self.undo()
+            raise
+
+    def _mean(self, totals: Tensor, absolute: Tensor) -> tuple[Tensor, int]:
+        """Means in float64, and the position of the first that is not finite, or -1.
+
+        The differences `totals` are off by at most 2^-46 of the absolute sum: no entry passes through more than
+        128 roundings in both sums together, as long as `_within_bound`. Where that exceeds a quarter of a unit
+        in the last place of the weight's dtype, an eighth of its epsilon, or where sums of finite entries
+        overflow, the unmasked entries alone are added up again. One synchronisation, or two if that happens.
+        """
+        good = (absolute * 2.0**-46 <= totals.abs() * self._tolerance) & totals.isfinite()
+        means = torch.where(self._left > 0, totals / self._left, 0.0)
+        suspects, failures = torch.stack([(self._left > 0) & ~good, ~means.isfinite()]).tolist()
+        again = [i for i, suspect in enumerate(suspects) if suspect]
+        if again:
+            ordered = [self._indices[i].sort().values for i in again]
+            exact = sums_without([self._weights[i] for i in again], ordered)[:, 0]
+            means[torch.tensor(again, device=means.device)] = exact / self._left[again]
+            failures = (~means.isfinite()).tolist()
+        return means, failures.index(True) if True in failures else -1
+
+
+class _Gather:
+    """Reading the entries of the tensors of one dtype into their logs, and the sums of them."""
+
+    def __init__(self, dtype: torch.dtype, table: Table) -> None:
+        self._dtype, self._table = dtype, table
+        self._partial = torch.empty((table.programs, 2), dtype=torch.float64, device=table.data.device)
+
+    def run(self, sums: Tensor) -> None:
+        """Log; sum and absolute sum of each tensor's entries go to its row of `sums`, `[n, 2]`."""
+        if not self._table.programs:
+            return
+        with on_device(sums):
+            gather_kernel[(self._table.programs,)](
+                self._table.data,
+                self._partial,
+                self._table.rows,
+                BITS=tables.bits_of(self._dtype),
+                TYPE=tables.type_of(self._dtype),
                 ENTRIES=ENTRIES,
                 num_warps=_WARPS,
             )
-            fold(table, partial, out)
-    for old, log in zip(undo, logs, strict=True):
-        if old is not log:
-            old.copy_(log)
-    return out
-
-
-def _means(
-    weights: Sequence[Tensor], indices: Sequence[Tensor], totals: Tensor, absolute: Tensor
-) -> tuple[Tensor, int]:
-    """Means in float64, and the position of the first that is not finite, or -1.
-
-    The differences `totals` are off by at most 2^-46 of the absolute sum: no entry passes through more than
-    128 roundings in both sums together, as long as `_within_bound`. Where that exceeds a quarter of a unit in
-    the last place of the weight's dtype, the unmasked entries alone are added up again. One synchronisation,
-    or two if that happens.
-    """
-    pairs = list(zip(weights, indices, strict=True))
-    spare = [w.numel() - i.numel() if i.numel() else 0 for w, i in pairs]
-    grain = [2.0 ** -(_SIGNIFICANT_BITS[w.dtype] + 2) if _within_bound(w, i) else 0.0 for w, i in pairs]
-    left, tolerance = torch.tensor([spare, grain], dtype=torch.float64).to(totals.device)
-    doubtful = (left > 0) & ~(absolute * 2.0**-46 <= totals.abs() * tolerance)
-    means = torch.where(left > 0, totals / left, 0.0)
-    suspects, failures = torch.stack([doubtful, ~means.isfinite()]).tolist()
-    again = [i for i, suspect in enumerate(suspects) if suspect]
-    if again:
-        ordered = [indices[i].sort().values for i in again]
-        exact = sums_without([weights[i] for i in again], ordered)[:, 0]
-        means[torch.tensor(again, device=means.device)] = exact / left[again]
-        failures = (~means.isfinite()).tolist()
-    return means, failures.index(True) if True in failures else -1
+            fold(self._table, self._partial, sums)
 
 
 def _within_bound(weight: Tensor, index: Tensor) -> bool:

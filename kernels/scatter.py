@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -10,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tables
-from .launch import on_device
-from .tables import COLUMNS, Row, locate
+from .launch import on_device, require_device
+from .tables import COLUMNS, Row, Table, locate
 from .variant import Variant
 
 ENTRIES = 1 << 9  # per program
@@ -38,39 +39,75 @@ def scatter_(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Seque
     Args:
         weights: float16, bfloat16, float32 or float64 on one device, any strides.
         indices: int64 `[k]`, in range, no repetitions.
-        values: `[k]` of the weights' dtypes, or `[1]` for all positions of that weight.
+        values: `[k]` of the weights' dtypes.
     """
     places = [memory_places(weight, index) for weight, index in zip(weights, indices, strict=True)]
     sources = [value.contiguous() for value in values]
-    with on_device(weights[0]):
-        for dtype, positions in tables.by_kind(weights):
-            each = [i for i in positions if sources[i].numel() == places[i].numel()]
-            _launch(dtype, weights, places, sources, each, True)
-            _launch(dtype, weights, places, sources, [i for i in positions if i not in set(each)], False)
+    for launch in prepare(weights, places, [source.data_ptr() for source in sources]):
+        launch.run()
 
 
-def _launch(
-    dtype: torch.dtype,
-    weights: Sequence[Tensor],
-    places: Sequence[Tensor],
-    sources: Sequence[Tensor],
-    positions: Sequence[int],
-    each: bool,
-) -> None:
-    rows = [
-        Row(places[i].numel(), i, weights[i].data_ptr(), places[i].data_ptr(), sources[i].data_ptr())
-        for i in positions
-    ]
-    table = tables.build(rows, ENTRIES, weights[0].device)
-    if table.programs:
-        scatter_kernel[(table.programs,)](
-            table.data,
-            table.rows,
-            BITS=tables.bits_of(dtype),
-            EACH=each,
-            ENTRIES=ENTRIES,
-            num_warps=_WARPS,
+@dataclass(frozen=True)
+class Launch:
+    """A write to the tensors of one dtype, with its table on the device already.
+
+    Attributes:
+        dtype: of the tensors.
+        each: whether there is a value per position; otherwise one per tensor.
+        table: rows of (weight, places, values).
+    """
+
+    dtype: torch.dtype
+    each: bool
+    table: Table
+
+    def run(self) -> None:
+        """Start it; what the table points to must still be there."""
+        if not self.table.programs:
+            return
+        with on_device(self.table.data):
+            scatter_kernel[(self.table.programs,)](
+                self.table.data,
+                self.table.rows,
+                BITS=tables.bits_of(self.dtype),
+                EACH=self.each,
+                ENTRIES=ENTRIES,
+                num_warps=_WARPS,
+            )
+
+
+def prepare(
+    weights: Sequence[Tensor], places: Sequence[Tensor], sources: Sequence[int], each: bool = True
+) -> list[Launch]:
+    """Everything that a write allocates; what it returns only starts kernels.
+
+    Args:
+        weights: on one device.
+        places: `memory_places` of what is written.
+        sources: address of each weight's values.
+        each: whether there is a value per position; otherwise one per tensor.
+
+    Returns:
+        One launch per dtype.
+    """
+    require_device(weights[0])
+    return [
+        Launch(
+            dtype,
+            each,
+            tables.build(rows_of(weights, places, sources, positions), ENTRIES, weights[0].device),
         )
+        for dtype, positions in tables.by_kind(weights)
+    ]
+
+
+def rows_of(
+    weights: Sequence[Tensor], places: Sequence[Tensor], others: Sequence[int], positions: Sequence[int]
+) -> list[Row]:
+    """Rows (weight, places, another address) of the tensors at some positions of the lists."""
+    return [
+        Row(places[i].numel(), i, weights[i].data_ptr(), places[i].data_ptr(), others[i]) for i in positions
+    ]
 
 
 def memory_places(weight: Tensor, index: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ queries of a block of keys (column sums). Each output entry has one writer and o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ STAGES = 2
 
 @triton.jit
 def score_block(
-    Q, K, t0, j0, length, stride_qt, stride_qd, stride_kt, stride_kd, D,
+    Q, K, t0, j0, length, stride_qt, stride_kt, D,
     scale, slope, window,
     CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -39,8 +40,8 @@ def score_block(
         d = low + tl.arange(0, BLOCK_D)
         q_inside = (row < length - t0) & (d < D)[None, :]
         k_inside = (column < length - j0) & (d < D)[:, None]
-        q = tl.load(Q + row * stride_qt + d[None, :] * stride_qd, mask=q_inside, other=0.0)
-        k = tl.load(K + column * stride_kt + d[:, None] * stride_kd, mask=k_inside, other=0.0)
+        q = tl.load(Q + row * stride_qt + d[None, :], mask=q_inside, other=0.0)
+        k = tl.load(K + column * stride_kt + d[:, None], mask=k_inside, other=0.0)
         score = tl.dot(q, k, score, input_precision="ieee")
     back = (t0 - j0) + row - column
     score = score * scale - slope * back.to(tl.float32)
@@ -53,19 +54,20 @@ def score_block(
 @triton.jit
 def rows_kernel(
     Q, K, Lengths, Slopes, FirstMass, Entropy, LogSum,
-    stride_qb, stride_qh, stride_qt, stride_qd, stride_kb, stride_kh, stride_kt, stride_kd,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
     T, D, heads, group, first, window, scale,
     CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Per query: attention to the keys before `first`, entropy in nats, and log of the sum of exponentials."""
-    both = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, BLOCK_Q)
+    both = (tl.program_id(0) // blocks).to(tl.int64)
     batch = both // heads
     head = both % heads
     length = tl.load(Lengths + batch)
     slope = tl.load(Slopes + head)
     Q += batch * stride_qb + head * stride_qh
     K += batch * stride_kb + (head // group) * stride_kh
-    low = tl.program_id(0) * BLOCK_Q
+    low = tl.program_id(0) % blocks * BLOCK_Q
     rows = low + tl.arange(0, BLOCK_Q)
     start = low * 0
     stop = length
@@ -81,7 +83,7 @@ def rows_kernel(
     leading = tl.zeros([BLOCK_Q], dtype=tl.float32)
     while start < stop:
         score = score_block(
-            Q, K, low, start, length, stride_qt, stride_qd, stride_kt, stride_kd, D,
+            Q, K, low, start, length, stride_qt, stride_kt, D,
             scale, slope, window, CAUSAL, BLOCK_Q, BLOCK_K, BLOCK_D,
         )  # fmt: skip
         raised = tl.maximum(highest, tl.max(score, 1))
@@ -108,19 +110,20 @@ def rows_kernel(
 @triton.jit
 def columns_kernel(
     Q, K, Lengths, Slopes, LogSum, ColumnMean,
-    stride_qb, stride_qh, stride_qt, stride_qd, stride_kb, stride_kh, stride_kt, stride_kd,
+    stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt,
     T, D, heads, group, window, scale,
     CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Per key: mean attention weight over the queries that may look back to it."""
-    both = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, BLOCK_K)
+    both = (tl.program_id(0) // blocks).to(tl.int64)
     batch = both // heads
     head = both % heads
     length = tl.load(Lengths + batch)
     slope = tl.load(Slopes + head)
     Q += batch * stride_qb + head * stride_qh
     K += batch * stride_kb + (head // group) * stride_kh
-    low = tl.program_id(0) * BLOCK_K
+    low = tl.program_id(0) % blocks * BLOCK_K
     columns = low + tl.arange(0, BLOCK_K)
     start = low * 0
     stop = length
@@ -133,7 +136,7 @@ def columns_kernel(
     while start < stop:
         rows = start + tl.arange(0, BLOCK_Q)
         score = score_block(
-            Q, K, start, low, length, stride_qt, stride_qd, stride_kt, stride_kd, D,
+            Q, K, start, low, length, stride_qt, stride_kt, D,
             scale, slope, window, CAUSAL, BLOCK_Q, BLOCK_K, BLOCK_D,
         )  # fmt: skip
         log_sum = tl.load(LogSum + both * T + rows, mask=rows < length, other=0.0)
@@ -172,32 +175,46 @@ def sink_mass(
     Returns:
         First mass, entropy and column mean, float32 `[B, H, T]`, zero beyond the lengths.
     """
+    q, k = _packed(q), _packed(k)
     B, H, T, D = q.shape
     first_mass, entropy, log_sum, column_mean = (
         torch.empty(B, H, T, dtype=torch.float32, device=q.device) for _ in range(4)
     )
-    q, k = _near(q), _near(k)
     sizes = _sizes(q.dtype, D)
     counts = torch.tensor(lengths, dtype=torch.int32, device=q.device)
     bias = q.new_zeros(H, dtype=torch.float32) if slopes is None else slopes
-    shared = (*q.stride(), *k.stride(), T, D, H, H // k.shape[1])
-    reach = T if window is None else window
+    shared = (*q.stride()[:3], *k.stride()[:3], T, D, H, H // k.shape[1])
+    reach = T if window is None else min(window, T)  # beyond T it changes nothing but could overflow 32 bits
     if first_mass.numel():
         with on_device(q):
-            rows_kernel[(triton.cdiv(T, sizes["BLOCK_Q"]), B * H)](
+            rows_kernel[_grid(T, sizes["BLOCK_Q"], B * H)](
                 q, k, counts, bias, first_mass, entropy, log_sum, *shared, first, reach, scale,
                 CAUSAL=causal, **sizes, num_warps=WARPS, num_stages=STAGES,
             )  # fmt: skip
-            columns_kernel[(triton.cdiv(T, sizes["BLOCK_K"]), B * H)](
+            columns_kernel[_grid(T, sizes["BLOCK_K"], B * H)](
                 q, k, counts, bias, log_sum, column_mean, *shared, reach, scale,
                 CAUSAL=causal, **sizes, num_warps=WARPS, num_stages=STAGES,
             )  # fmt: skip
     return first_mass, entropy, column_mean
 
 
-def _near(x: Tensor) -> Tensor:
-    """The tensor with strides small enough for the 32-bit offsets within a program."""
-    return x if max(x.stride(2) * 128, x.stride(3) * x.shape[3]) < 2**31 else x.contiguous()
+def _grid(T: int, block: int, heads: int) -> tuple[int]:
+    """Programs on one axis, the blocks of a head one after another: the other axes end at 65,535."""
+    return (triton.cdiv(T, block) * heads,)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """The tensor if its heads can be read 16 bytes at a time, else a copy with zeros up to a multiple of 16.
+
+    Entries addressed one by one take more registers than a thread has. Zeros change no score.
+    """
+    *strides, beside = x.stride()
+    wide = beside == 1 and x.data_ptr() % 16 == 0 and not any(n % 16 for n in (*strides, x.shape[3]))
+    if wide and x.stride(2) * 128 < 2**31:  # offsets within a program are 32-bit
+        return x
+    copy = x.new_zeros(*x.shape[:3], triton.cdiv(x.shape[3], 16) * 16)
+    copy[..., : x.shape[3]] = x
+    return copy
 
 
 def _sizes(dtype: torch.dtype, D: int) -> dict[str, int]:
@@ -208,22 +225,20 @@ def _sizes(dtype: torch.dtype, D: int) -> dict[str, int]:
 
 
 def variants() -> list[Variant]:
-    """Everything that `sink_mass` launches for heads of 64 dimensions and more, stored one after another."""
+    """Everything that `sink_mass` launches: a head has a multiple of 16 dimensions there."""
     made = []
     strides = [f"stride_{x}{axis}" for x in "qk" for axis in "bht"]
     for dtype, name in _TRITON_TYPES.items():
-        sizes = _sizes(dtype, 64)
         inputs = {"Q": f"*{name}", "K": f"*{name}", "Lengths": "*i32", "Slopes": "*fp32"}
         inputs |= dict.fromkeys((*strides, "T", "D", "heads", "group", "window"), "i32") | {"scale": "fp32"}
-        fixed = ("CAUSAL", *sizes, "stride_qd", "stride_kd")
         rows = dict.fromkeys(("FirstMass", "Entropy", "LogSum"), "*fp32") | {"first": "i32"}
         columns = dict.fromkeys(("LogSum", "ColumnMean"), "*fp32")
+        shapes = list(dict.fromkeys(tuple(_sizes(dtype, D).items()) for D in (16, 32, 64)))
         for kernel, outputs in ((rows_kernel, rows), (columns_kernel, columns)):
-            signature = inputs | outputs | dict.fromkeys(fixed, "constexpr")
-            for causal in (True, False):
-                values: dict[str, Any] = {"CAUSAL": causal, "stride_qd": 1, "stride_kd": 1, **sizes}
-                tile = "x".join(map(str, sizes.values()))
-                label = f"{tile} {'causal' if causal else 'full'}"
+            for shape, causal in itertools.product(shapes, (True, False)):
+                values: dict[str, Any] = {"CAUSAL": causal, **dict(shape)}
+                signature = inputs | outputs | dict.fromkeys(values, "constexpr")
+                label = f"{'x'.join(str(size) for _, size in shape)} {'causal' if causal else 'full'}"
                 aligned = ("Q", "K", "D", *strides)
                 made.append(Variant(kernel, name, signature, values, WARPS, STAGES, label, aligned))
     return made

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import tables
 from .launch import on_device
-from .tables import COLUMNS, Row, locate, widen
+from .tables import COLUMNS, Row, Table, locate, widen
 from .variant import Variant
 
 CHUNK = 1 << 13
@@ -61,19 +62,13 @@ def square_accumulate_(F_list: Sequence[Tensor], grad_list: Sequence[Tensor]) ->
     targets = [F.contiguous() for F in F_list]
     gradients = [gradient.contiguous() for gradient in grad_list]
     with on_device(F_list[0]):
-        for dtype, positions in tables.by_kind(gradients):
-            rows = [
-                Row(targets[i].numel(), i, targets[i].data_ptr(), gradients[i].data_ptr()) for i in positions
-            ]
-            table = tables.build(rows, CHUNK, F_list[0].device)
-            if not table.programs:
-                continue
+        for dtype, table, aligned in _launches(targets, gradients):
             square_accumulate_kernel[(table.programs,)](
                 table.data,
                 table.rows,
                 BITS=tables.bits_of(dtype),
                 TYPE=tables.type_of(dtype),
-                ALIGNED=tables.aligned(t for i in positions for t in (targets[i], gradients[i])),
+                ALIGNED=aligned,
                 CHUNK=CHUNK,
                 BLOCK=BLOCK,
                 num_warps=_WARPS,
@@ -81,6 +76,20 @@ def square_accumulate_(F_list: Sequence[Tensor], grad_list: Sequence[Tensor]) ->
     for F, target in zip(F_list, targets, strict=True):
         if target is not F:
             F.copy_(target)
+
+
+def _launches(
+    targets: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> list[tuple[torch.dtype, Table, bool]]:
+    """Dtype, table and alignment of every launch: all memory is there before the first F is changed."""
+    found = []
+    for dtype, positions in tables.by_kind(gradients):
+        rows = [Row(targets[i].numel(), i, targets[i].data_ptr(), gradients[i].data_ptr()) for i in positions]
+        table = tables.build(rows, CHUNK, targets[0].device)
+        if table.programs:
+            aligned = tables.aligned(t for i in positions for t in (targets[i], gradients[i]))
+            found.append((dtype, table, aligned))
+    return found
 
 
 def variants() -> list[Variant]:

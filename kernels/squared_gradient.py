@@ -19,10 +19,14 @@ from .launch import on_device
 from .tuning import Config, Problem
 from .variant import Variant
 
-_ALIGN = 16  # elements: what Triton takes as proof that 16-byte copies are safe
+_ALIGN = 16  # elements, and bytes of an address: what Triton takes as proof that 16-byte copies are safe
 _MAX_ROW_STRIDE = 1 << 23  # offsets inside a tile of at most 128 rows are 32-bit
 _BAND = 8  # tiles of d_out that share their columns of X in the L2 cache
 _REDUCE = 1024
+# what may be no multiple of 16 in a launch, for tiles that take any row of F and for those that do not
+_ANYWHERE: tuple[tuple[str, ...], ...] = ((), ("d_out", "d_in"), ("F",))
+_ALIGNED_ROWS: tuple[tuple[str, ...], ...] = ((), ("d_out",))
+_LABELS = {(): "", ("d_out",): " odd d_out", ("d_out", "d_in"): " odd", ("F",): " unaligned F"}
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
@@ -117,9 +121,10 @@ def squared_gradient_kernel(
 @triton.jit
 def add_parts_kernel(F, parts, slices, size, splits, BLOCK: tl.constexpr):
     """`F[slices[g]] += parts[g, 0] + parts[g, 1] + …`, in that order, for slices of `size` entries."""
-    group = tl.program_id(1).to(tl.int64)
+    chunks = tl.cdiv(size, BLOCK)
+    group = tl.program_id(0).to(tl.int64) // chunks
     slice_ = tl.load(slices + group).to(tl.int64)
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offsets = tl.program_id(0).to(tl.int64) % chunks * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < size
     total = tl.zeros((BLOCK,), tl.float32)
     for part in range(splits):
@@ -159,10 +164,8 @@ def squared_gradient(
     with on_device(F):
         if F.numel() == 0 or all(start == stop for start, stop in bounds):
             return
-        if grad_output.dtype not in _NAMES:
-            grad_output, input = grad_output.float(), input.float()
-        Y, X = _aligned(grad_output), _aligned(input)
-        problem = _problem(F, Y, bounds, targets)
+        problem = _problem(F, grad_output, bounds, targets)
+        Y, X = (_aligned(rows.to(problem.dtype)) for rows in (grad_output, input))
         config = config or tuning.pick(problem)
         work = schedule.build(
             tuple(bounds),
@@ -191,7 +194,9 @@ def tune(
         input: as for `squared_gradient`.
         bounds: as for `squared_gradient`.
         targets: as for `squared_gradient`.
-        save: let later calls with these sizes and this dtype, in later processes too, use the answer.
+        save: let later calls on this GPU with this dtype, these sides of F and about as many slices and tokens
+            per segment, in later processes too, use the answer. Their sums may then differ in the last bits from
+            those of another GPU.
 
     Returns:
         The fastest configuration.
@@ -210,12 +215,11 @@ def tune(
 def variants() -> list[Variant]:
     """Every dtype and shipped configuration that `squared_gradient` launches."""
     tiles = [
-        _variant(dtype, config, precision, odd)
+        _variant(dtype, config, precision, unknown)
         for dtype, name in _NAMES.items()
         for config in _with_shallow_pipelines(tuning.shipped(dtype))
         for precision in (("ieee", "tf32") if name == "fp32" else ("ieee",))
-        for odd in (False, True)
-        if tuning.fits_rows(config, 1 if odd else 16)
+        for unknown in (_ANYWHERE if tuning.fits_rows(config, 1) else _ALIGNED_ROWS)
     ]
     add_parts = Variant(
         add_parts_kernel,
@@ -241,7 +245,10 @@ def _problem(
     lengths = tuple(stop - start for start, stop in bounds if stop > start)
     slices = targets or (0,) * len(bounds)
     written = {slice_ for slice_, (start, stop) in zip(slices, bounds, strict=True) if stop > start}
-    return Problem(F.shape[-2], F.shape[-1], grad_output.dtype, lengths, len(written))
+    dtype = grad_output.dtype if grad_output.dtype in _NAMES else torch.float32
+    aligned = F.data_ptr() % _ALIGN == 0
+    d_out, d_in = F.shape[-2:]
+    return Problem(d_out, d_in, dtype, lengths, len(written), aligned, tuning.gpu_name(F.device))
 
 
 def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Config, precision: str) -> None:
@@ -266,7 +273,7 @@ def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Co
         num_stages=tuning.pipeline(config),
     )
     if split:
-        grid = (triton.cdiv(d_out * d_in, _REDUCE), len(work.slices))
+        grid = (triton.cdiv(d_out * d_in, _REDUCE) * len(work.slices),)
         add_parts_kernel[grid](F, target, work.slices, d_out * d_in, work.splits, BLOCK=_REDUCE)
 
 
@@ -296,8 +303,8 @@ def _aligned(rows: Tensor) -> Tensor:
     return copy
 
 
-def _variant(dtype: torch.dtype, config: Config, precision: str, odd: bool) -> Variant:
-    """`odd`: sides of F that are no multiples of 16."""
+def _variant(dtype: torch.dtype, config: Config, precision: str, unknown: tuple[str, ...]) -> Variant:
+    """`unknown`: a key of `_LABELS`."""
     name = _NAMES[dtype]
     constexprs = _constexprs(config, precision)
     pointers = {"F": "*fp32", "Y": f"*{name}", "X": f"*{name}", "blocks": "*i32", "spans": "*i32"}
@@ -309,8 +316,8 @@ def _variant(dtype: torch.dtype, config: Config, precision: str, odd: bool) -> V
         constexprs,
         num_warps=config.warps,
         num_stages=config.stages,
-        label=f"{config}{' tf32' if precision == 'tf32' else ''}{' odd' if odd else ''}",
-        divisible_by_16=(*pointers, *(sizes[2:] if odd else sizes)),
+        label=f"{config}{' tf32' if precision == 'tf32' else ''}{_LABELS[unknown]}",
+        divisible_by_16=tuple(name for name in (*pointers, *sizes) if name not in unknown),
     )
 
 

@@ -7,9 +7,9 @@ count through all vectors one after another, so that their order is the order of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from .launch import on_device
 _SMALL = 1 << 16  # up to here every entry is a candidate
 _STRATUM = 1024  # entries per sampled one, as far as the limits below allow
 _SAMPLE = (1 << 12, 1 << 17)
+_SCRATCH = 1 << 29  # bytes for the groups worked on at a time, counted as below
+_PER_CANDIDATE = 96  # bytes: buffer, and keys, indices and workspace of the final sorts
+_PER_SAMPLED = 32  # bytes: sample, and copies of the library's selection
 _ALIGN = 16  # candidates of a group start at a multiple of this, so that addresses stay aligned
 
 
@@ -40,6 +43,14 @@ class _Group:
     sizes: tuple[int, ...]
     rank: int
     capacity: int | None
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of memory needed on the way, at most."""
+        if self.capacity is None:
+            return _PER_CANDIDATE * self.k
+        # all rows of samples are as long as the longest
+        return _PER_CANDIDATE * self.capacity + (_PER_SAMPLED * _SAMPLE[1] if self.sizes else 0)
 
 
 def topk(flats: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
@@ -103,10 +114,12 @@ def _plan(members: range, flats: Sequence[Tensor], k: int) -> _Group:
     if numel <= _SMALL:
         return _Group(members, k, (), 0, numel)
     total = min(max(numel // _STRATUM, _SAMPLE[0]), _SAMPLE[1])
-    sizes = tuple(flats[i].numel() * total // numel for i in members)
-    expected = k * sum(sizes) / numel
+    # each vector's share as a difference of rounded sums, so that shares below one entry are not all lost
+    ends = accumulate((flats[i].numel() for i in members), initial=0)
+    sizes = tuple(after - before for before, after in pairwise(end * total // numel for end in ends))
+    expected = k * total / numel
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
-    capacity = math.ceil((rank + 6 * math.sqrt(rank) + 16) * numel / sum(sizes))
+    capacity = math.ceil((rank + 6 * math.sqrt(rank) + 16) * numel / total)
     return _Group(members, k, sizes, rank, capacity if capacity <= numel // 8 else None)
 
 
@@ -115,41 +128,59 @@ def _select(
 ) -> tuple[list[Tensor], Tensor]:
     """Positions of every group's selection, in order, and the status of every vector."""
     with on_device(flats[0]):
-        device = flats[0].device
-        # the status of the vectors, then the number of candidates of the groups: one transfer reads both
-        state = torch.zeros(len(flats) + len(groups), dtype=torch.int64, device=device)
-        status, count = state[: len(flats)], state[len(flats) :]
-        status.fill_(topk_filter.NONE)
-        room = [-(-(group.capacity or 0) // _ALIGN) * _ALIGN for group in groups]
-        positions = torch.empty(sum(room), dtype=torch.int64, device=device).split(room)
-        values = flats[0].new_empty(sum(room)).split(room)
-        bounds = _bounds(flats, groups)
-        for g, group in enumerate(groups):
-            if group.capacity is None:
-                continue
-            for i in group.members:
-                topk_filter.keep_from(
-                    flats[i],
-                    starts[i],
-                    bounds[g],
-                    count[g],
-                    status[i],
-                    positions[g][: group.capacity],
-                    values[g],
-                )
-        seen = state.tolist()
-        if min(seen[: len(flats)]) == topk_filter.NONE:
-            candidates = []
-            for g, group in enumerate(groups):
-                have = seen[len(flats) + g]
-                if group.capacity is not None and group.k <= have <= group.capacity:
-                    candidates.append((positions[g][:have], values[g][:have]))
-                else:
-                    candidates.append(_by_radix(flats, starts, group, status))
-            found = _in_order(candidates, [group.k for group in groups])
-        else:
-            found = [torch.zeros(group.k, dtype=torch.int64, device=device) for group in groups]
+        status = flats[0].new_full((len(flats),), topk_filter.NONE, dtype=torch.int64)
+        found = [
+            positions for part in _parts(groups) for positions in _select_part(flats, starts, part, status)
+        ]
         return found, torch.where(status == topk_filter.NONE, -1, status)
+
+
+def _parts(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
+    """Divide the groups, in order, into parts whose scratch memory stays within the limit."""
+    part: list[_Group] = []
+    used = 0
+    for group in groups:
+        if part and used + group.scratch > _SCRATCH:
+            yield part
+            part, used = [], 0
+        part.append(group)
+        used += group.scratch
+    yield part
+
+
+def _select_part(
+    flats: Sequence[Tensor], starts: Sequence[int], groups: Sequence[_Group], status: Tensor
+) -> list[Tensor]:
+    """Positions of the selections of neighbouring groups, in order; lowers the status of their vectors."""
+    room = [-(-(group.capacity or 0) // _ALIGN) * _ALIGN for group in groups]
+    count = status.new_zeros(len(groups))
+    positions = status.new_empty(sum(room)).split(room)
+    values = flats[0].new_empty(sum(room)).split(room)
+    bounds = _bounds(flats, groups)
+    for g, group in enumerate(groups):
+        if group.capacity is None:
+            continue
+        for i in group.members:
+            topk_filter.keep_from(
+                flats[i],
+                starts[i],
+                bounds[g],
+                count[g],
+                status[i],
+                positions[g][: group.capacity],
+                values[g],
+            )
+    seen = status[groups[0].members.start : groups[-1].members.stop]
+    *kept, lowest = torch.cat((count, seen.amin(0, keepdim=True))).tolist()
+    if lowest != topk_filter.NONE:
+        return [status.new_zeros(group.k) for group in groups]
+    candidates = []
+    for g, (group, have) in enumerate(zip(groups, kept, strict=True)):
+        if group.capacity is not None and group.k <= have <= group.capacity:
+            candidates.append((positions[g][:have], values[g][:have]))
+        else:
+            candidates.append(_by_radix(flats, starts, group, status))
+    return _in_order(candidates, [group.k for group in groups])
 
 
 def _bounds(flats: Sequence[Tensor], groups: Sequence[_Group]) -> Tensor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from tomfisher.files import atomic_path
 
 PROGRAMS = 128  # how many programs fill a GPU; a constant, so that no result depends on which GPU it is
 _MIN_BLOCKS = 8  # token blocks that a split should keep at least
@@ -43,6 +46,12 @@ class Config:
         return -(-d_out // self.block_out) * -(-d_in // self.block_in)
 
 
+def gpu_name(device: torch.device | None = None) -> str:
+    """Name of a GPU, of the current one by default; "cpu" for anything else."""
+    is_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    return torch.cuda.get_device_name(device) if is_gpu else "cpu"
+
+
 @dataclass(frozen=True)
 class Problem:
     """What the choice depends on.
@@ -53,6 +62,8 @@ class Problem:
         dtype: of the operands: bfloat16, float16 or float32.
         lengths: rows of each segment that has any.
         slices: slices of F that are written.
+        aligned: whether F starts at a multiple of 16 bytes.
+        gpu: name of the GPU that F is on; what the tuner found on another one does not count.
     """
 
     d_out: int
@@ -60,6 +71,8 @@ class Problem:
     dtype: torch.dtype
     lengths: tuple[int, ...]
     slices: int = 1
+    aligned: bool = True
+    gpu: str = field(default_factory=gpu_name)
 
 
 _HALF = (
@@ -90,8 +103,8 @@ def pick(problem: Problem) -> Config:
     A side of at most 16 takes a thin tile; otherwise the largest tile that still gives every multiprocessor one,
     with short token blocks where segments are short.
     """
-    tuned = _tuned().get(_key(problem))
-    return tuned if tuned is not None else _by_rule(problem)
+    tuned = _tuned(problem.gpu).get(_key(problem))
+    return tuned if tuned in _fitting(problem) else _by_rule(problem)
 
 
 def splits(problem: Problem, config: Config) -> int:
@@ -101,13 +114,13 @@ def splits(problem: Problem, config: Config) -> int:
     return max(1, min(PROGRAMS // programs, blocks // _MIN_BLOCKS, len(problem.lengths)))
 
 
-def fits_rows(config: Config, d_in: int) -> bool:
-    """Whether a tile suits the row length of F.
+def fits_rows(config: Config, d_in: int, aligned: bool = True) -> bool:
+    """Whether a tile suits the rows of F: their length, and whether F starts at a multiple of 16 bytes.
 
-    Rows of F that are no multiple of 16 are read and written word by word, and with 64 words per thread, as in
-    the tiles of 8 warps, the addresses alone overflow the registers.
+    Rows that may start anywhere are read and written word by word, and with 64 words per thread, as in the tiles
+    of 8 warps, the addresses alone overflow the registers.
     """
-    return d_in % 16 == 0 or config.warps < 8
+    return (aligned and d_in % 16 == 0) or config.warps < 8
 
 
 def pipeline(config: Config) -> int:
@@ -129,16 +142,18 @@ def tune(problem: Problem, measure: Callable[[Config], float], save: bool = Fals
     """
     best = min(_fitting(problem), key=measure)
     if save:
-        table = {**_tuned(), _key(problem): best}
-        _write({key: asdict(config) for key, config in table.items()})
+        _tuned.cache_clear()  # another process may have saved since
+        table = {**_tuned(problem.gpu), _key(problem): best}
+        with atomic_path(table_path(problem.gpu)) as path:
+            entries = {key: asdict(config) for key, config in table.items()}
+            path.write_text(json.dumps(entries, indent=1, sort_keys=True))
         _tuned.cache_clear()
     return best
 
 
-def table_path() -> Path:
-    """Where the tuner's table of this GPU is kept: `$XDG_CACHE_HOME/tomfisher`, by default `~/.cache`."""
+def table_path(gpu: str) -> Path:
+    """Where the tuner's table of a GPU is kept: `$XDG_CACHE_HOME/tomfisher`, by default `~/.cache`."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return root / "tomfisher" / f"squared_gradient-{gpu.replace(' ', '-')}.json"
 
 
@@ -154,7 +169,7 @@ def _by_rule(problem: Problem) -> Config:
 def _fitting(problem: Problem) -> list[Config]:
     """Shipped configurations whose tile suits the shape, the largest tile first."""
     thin_out, thin_in = problem.d_out <= 16, problem.d_in <= 16 < problem.d_out
-    table = [c for c in shipped(problem.dtype) if fits_rows(c, problem.d_in)]
+    table = [c for c in shipped(problem.dtype) if fits_rows(c, problem.d_in, problem.aligned)]
     return [c for c in table if (c.block_out == 16) == thin_out and (c.block_in == 16) == thin_in]
 
 
@@ -165,20 +180,37 @@ def _filled(lengths: Iterable[int], block_tokens: int) -> float:
 
 
 def _key(problem: Problem) -> str:
-    return f"{str(problem.dtype).removeprefix('torch.')} {problem.d_out}x{problem.d_in}"
+    """What a saved answer holds for: dtype and sides, and the powers of two that bound slices and mean length."""
+    dtype = str(problem.dtype).removeprefix("torch.")
+    mean = -(-sum(problem.lengths) // len(problem.lengths))
+    slices, length = (1 << (n - 1).bit_length() for n in (problem.slices, mean))
+    return f"{dtype} {slices}x{problem.d_out}x{problem.d_in} length {length}"
 
 
 @cache
-def _tuned() -> dict[str, Config]:
-    path = table_path()
+def _tuned(gpu: str) -> dict[str, Config]:
+    """The tuner's table of a GPU. What is no table of shipped configurations is left out, with one warning."""
+    path = table_path(gpu)
     if not path.exists():
         return {}
-    return {key: Config(**entry) for key, entry in json.loads(path.read_text()).items()}
+    try:
+        found = {key: _config(entry) for key, entry in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        _ignore(path, f"no table of the tuner: {error}")
+        return {}
+    table = {key: config for key, config in found.items() if config is not None}
+    if len(table) < len(found):
+        unknown = ", ".join(key for key in found if key not in table)
+        _ignore(path, f"holds configurations that do not ship, for {unknown}")
+    return table
 
 
-def _write(table: dict[str, dict[str, int]]) -> None:
-    path = table_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(table, file, indent=1, sort_keys=True)
-    os.replace(file.name, path)
+def _config(entry: Any) -> Config | None:
+    """The shipped configuration with these fields, if there is one."""
+    return next((config for config in (*_HALF, *_SINGLE) if asdict(config) == entry), None)
+
+
+def _ignore(path: Path, reason: str) -> None:
+    warnings.warn(
+        f"{path}: {reason}. The rule decides there instead; tune again or delete the file.", stacklevel=2
+    )

@@ -77,6 +77,19 @@ def test_padding_is_not_read_and_gives_zero(dtype: torch.dtype) -> None:
         assert not together[2, :, 65:].any() and not together[1].any() and together.isfinite().all()
 
 
+def test_more_heads_than_the_second_axis_of_a_grid_has_programs() -> None:
+    q, k = operands(2048, 33, 1, 3, 16, torch.float16)
+    last = sink_mass(q[-1:].cpu(), k[-1:].cpu(), 0.25, impl="reference")
+    for got, want in zip(sink_mass(q, k, 0.25, impl="triton"), last, strict=True):
+        assert torch.allclose(got[-1:].cpu(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("D", [24, 64])
+def test_entries_apart(D: int) -> None:
+    q, k = operands(2, 4, 2, 130, 2 * D, torch.bfloat16)
+    check(q[..., ::2], k[..., 1::2], scale=D**-0.5)
+
+
 def test_the_same_bits_every_time() -> None:
     q, k = operands(2, 8, 2, 1000, 128, torch.bfloat16)
     first = sink_mass(q, k, 0.1, impl="triton")

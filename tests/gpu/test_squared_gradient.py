@@ -159,6 +159,38 @@ def test_the_same_call_twice_gives_the_same_bits(dtype: torch.dtype, shape: tupl
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+def test_float32_is_multiplied_exactly_unless_tf32_is_asked_for() -> None:
+    Y, X = torch.full((16, 64), 1 + 2.0**-12, device="cuda"), torch.ones(16, 64, device="cuda")
+    wanted = (16 * (1 + 2.0**-12)) ** 2
+    exact, rounded = torch.zeros(64, 64, device="cuda"), torch.zeros(64, 64, device="cuda")
+    squared_gradient_(exact, Y, X)
+    assert ((exact.double() - wanted).abs() <= EPS * wanted).all()
+    kernels.squared_gradient(rounded, Y, X, [(0, 16)], tf32=True)
+    assert (rounded == 256).all(), "10 bits of mantissa have no room for 2^-12"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("d_out", "d_in"), [(2048, 1024), (2047, 1024)])
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_F_may_start_at_any_address(dtype: torch.dtype, d_out: int, d_in: int, start: int) -> None:
+    Y, X = operands(sum(LENGTHS), d_out, d_in, dtype)
+    memory = torch.full((d_out * d_in + 4,), math.nan, device="cuda")
+    F = memory[start : start + d_out * d_in].view(d_out, d_in).zero_()
+    squared_gradient_(F, Y, X, offsets=[0, *itertools.accumulate(LENGTHS)])
+    check(F, Y, X, bounds_of(LENGTHS))
+    assert memory[:start].isnan().all() and memory[start + d_out * d_in :].isnan().all()
+
+
+def test_many_slices_with_split_samples() -> None:
+    slices = 70_000
+    Y, X = operands(2 * slices, 1, 1, torch.float32)
+    F = torch.zeros(slices, 1, 1, device="cuda")
+    bounds = [(n, n + 1) for n in range(2 * slices)]
+    kernels.squared_gradient(F, Y, X, bounds, [n // 2 for n in range(2 * slices)], splits=2)
+    wanted = (Y.double() * X.double()).square().view(slices, 2).sum(1)
+    assert ((F.flatten().double() - wanted).abs() <= 4 * EPS * wanted).all()
+
+
 def test_F_beyond_2_to_the_31_entries() -> None:
     d_out, d_in = 65_536 + 16, 32_768 + 16
     room(5 * d_out * d_in)

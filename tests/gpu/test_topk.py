@@ -74,6 +74,23 @@ def test_the_same_bits_every_time() -> None:
     assert all(torch.equal(first, topk(values, 5000, impl="triton").indices) for _ in range(5))
 
 
+@pytest.mark.parametrize("k", [100, 20_000])
+@pytest.mark.parametrize("make", [DISTRIBUTIONS["normal"], DISTRIBUTIONS["ties"]], ids=["normal", "ties"])
+def test_memory_on_the_way_is_bounded(make, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flats = [make(4_000_000) for _ in range(40)]
+    largest = max(launcher._plan(range(1), flats, k).scratch, launcher._PER_CANDIDATE * k)
+    monkeypatch.setattr(launcher, "_SCRATCH", 4 * largest)
+    launcher.topk(flats, [k] * 40)  # the library's own workspaces
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    found = launcher.topk(flats, [k] * 40)
+    peak = torch.cuda.max_memory_allocated() - before
+    returned = sum(2 * 8 * indices.numel() for indices in found[0])  # in the concatenation, then in each
+    radix = 40 * 64 * -(-4_000_000 // 4096)
+    assert peak <= 4 * largest + returned + radix + (1 << 20)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_more_than_2_to_the_31_entries(tied: bool) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -89,4 +90,82 @@ def test_the_tuner_returns_the_fastest_that_fits_and_remembers_it_when_asked(cac
     assert tuning.pick(problem) == fastest
     assert tuning.pick(Problem(1024, 1024, torch.float16, (128,) * 8)) != fastest
     (path,) = cache.rglob("*.json")
-    assert list(json.loads(path.read_text())) == ["bfloat16 1024x1024"]
+    assert list(json.loads(path.read_text())) == ["bfloat16 1x1024x1024 length 128"]
+
+
+def test_a_saved_choice_holds_for_like_problems_on_its_own_gpu_only() -> None:
+    problem, chosen = Problem(1024, 1024, BF16, (128,) * 8, gpu="A"), Config(64, 64, 64, 4, 3)
+    tuning.tune(problem, lambda config: float(config != chosen), save=True)
+    assert tuning.pick(Problem(1024, 1024, BF16, (100, 120, 110), gpu="A")) == chosen
+    for other in (
+        Problem(1024, 1024, BF16, (5,) * 8, gpu="A"),
+        Problem(1024, 1024, BF16, (128,) * 64, slices=64, gpu="A"),
+        Problem(1024, 1024, BF16, (128,) * 8, gpu="B"),
+    ):
+        assert tuning.pick(other) != chosen
+
+
+def test_a_saved_tile_of_8_warps_is_not_used_where_rows_of_F_may_start_anywhere() -> None:
+    large = Config(128, 128, 64, 8, 4)
+    tuning.tune(Problem(1024, 1024, BF16, (128,)), lambda config: float(config != large), save=True)
+    assert tuning.pick(Problem(1024, 1024, BF16, (128,))) == large
+    assert tuning.pick(Problem(1024, 1024, BF16, (128,), aligned=False)).warps < 8
+
+
+@pytest.mark.parametrize("shape", [(14336, 4096), (16, 16), (1024, 1024)])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_an_F_that_starts_anywhere_takes_no_tile_of_8_warps(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    assert tuning.pick(Problem(*shape, dtype, (128,) * 100, aligned=False)).warps < 8
+
+
+KEY = "bfloat16 1x1024x1024 length 128"
+SHIPPED = {"block_out": 64, "block_in": 64, "block_tokens": 64, "warps": 4, "stages": 3}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"bfloat16 1x10',
+        "[]",
+        "7",
+        json.dumps({KEY: {**SHIPPED, "clusters": 2}}),
+        json.dumps({KEY: {**SHIPPED, "stages": 99}}),
+        json.dumps({KEY: [64, 64, 64, 4, 3]}),
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_bad_table_is_ignored_with_one_warning(text: str | bytes) -> None:
+    problem = Problem(1024, 1024, BF16, (128,) * 8)
+    rule = tuning.pick(problem)
+    tuning._tuned.cache_clear()
+    path = tuning.table_path(problem.gpu)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.warns(UserWarning, match="tune again or delete the file") as caught:
+        assert tuning.pick(problem) == rule
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuning.pick(problem) == rule
+
+
+def test_a_bad_entry_does_not_cost_the_good_ones() -> None:
+    problem = Problem(1024, 1024, BF16, (128,) * 8)
+    path = tuning.table_path(problem.gpu)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({KEY: SHIPPED, "other": {"warps": 3}}))
+    with pytest.warns(UserWarning, match="do not ship, for other"):
+        assert tuning.pick(problem) == Config(64, 64, 64, 4, 3)
+
+
+def test_a_save_that_fails_leaves_the_table_as_it_was(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    problem = Problem(1024, 1024, BF16, (128,) * 8)
+    tuning.tune(problem, lambda config: 0.0, save=True)
+    (path,) = cache.rglob("*.json")
+    before = path.read_text()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        tuning.tune(problem, lambda config: float(config.warps), save=True)
+    assert path.read_text() == before and [p.name for p in path.parent.iterdir()] == [path.name]

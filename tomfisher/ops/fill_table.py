@@ -11,11 +11,12 @@ from torch import Tensor
 from tomfisher.ops.dispatch import Impl, resolve
 from tomfisher.ops.masked_fill import NonFiniteMeanError, check_sums, masked_fill_mean_, refuse_full
 from tomfisher.ops.reference.scatter import gather
-from tomfisher.ops.scatter import check_entries, check_values, scatter_
+from tomfisher.ops.scatter import check_apart, check_entries, check_values, scatter_
 from tomfisher.ops.weight_sums import weight_sums
 
 if TYPE_CHECKING:
     from tomfisher.ops.cpp.fill_table import PackedTable
+    from tomfisher.ops.triton.fill_table import DeviceTable
 
 
 class MovedWeightError(RuntimeError):
@@ -37,8 +38,8 @@ class FillTable:
         old = masked_fill_mean_(weights, indices, sums=sums)  # fill_mean(sums)
         scatter_(weights, indices, old)  # undo()
 
-    For contiguous weights on the CPU and the C++ extension a call passes over the masked entries alone. Otherwise
-    the two operations run as they are.
+    With the kernels, and with the C++ extension for contiguous weights, everything a call needs is packed when the
+    table is made, and it passes over the masked entries alone. Otherwise the two operations run as they are.
 
     Args:
         weights: as for `masked_fill_mean_`; the table keeps them, and refuses to write once `packed` ones have
@@ -66,21 +67,26 @@ class FillTable:
         device = weights[0].device if weights else torch.device("cpu")
         self.impl = resolve("masked_fill_mean_", impl, device)[0]
         self._request = impl
-        self._table = self._pack() if self.impl == "cpp" else None
+        self._table = self._pack()
         self.fillable = all(
             index.numel() < weight.numel() or not index.numel()
             for weight, index in zip(weights, indices, strict=True)
         )
 
-    def _pack(self) -> PackedTable | None:
-        from tomfisher.ops.cpp.fill_table import PackedTable
+    def _pack(self) -> PackedTable | DeviceTable | None:
+        if self.impl == "cpp" and all(weight.is_contiguous() for weight in self._weights):
+            from tomfisher.ops.cpp.fill_table import PackedTable
 
-        plain = all(weight.is_contiguous() for weight in self._weights)
-        return PackedTable(self._weights, self._indices) if plain else None
+            return PackedTable(self._weights, self._indices)
+        if self.impl == "triton" and self._weights:
+            from tomfisher.ops.triton.fill_table import DeviceTable
+
+            return DeviceTable(self._weights, self._indices)
+        return None
 
     @property
     def packed(self) -> bool:
-        """Whether calls go through one packed table of contiguous weights on the CPU."""
+        """Whether calls go through one packed table, which knows where the weights' memory was."""
         return self._table is not None
 
     @property
@@ -128,9 +134,9 @@ class FillTable:
         self._refuse_twice()
         check_values("values", self._weights, self._indices, values)
         if self._table is None:
-            self._old = [gather(w, index) for w, index in zip(self._weights, self._indices, strict=True)]
-            scatter_(self._weights, self._indices, values, impl=self._request)
+            self._scatter(values)
         else:
+            check_apart("values", self._weights, values)
             self._refuse_failed(self._table.scatter(values))
         self.written = True
 
@@ -149,6 +155,14 @@ class FillTable:
         else:
             self._refuse_failed(self._table.undo())
         self.written = False
+
+    def _scatter(self, values: Sequence[Tensor]) -> None:
+        self._old = [gather(w, index) for w, index in zip(self._weights, self._indices, strict=True)]
+        try:
+            scatter_(self._weights, self._indices, values, impl=self._request)
+        except BaseException:
+            scatter_(self._weights, self._indices, self._old, impl=self._request)
+            raise
 
     def _refuse_twice(self) -> None:
         if self.written:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tomfisher.ops.reference.masked_fill  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.scatter import check_entries, check_values
+from tomfisher.ops.scatter import check_apart, check_kinds, check_positions, check_values
 
 
 class NonFiniteMeanError(ValueError):
@@ -40,7 +40,8 @@ def masked_fill_mean_(
         weight.view(-1)[index] = weight.view(-1)[keep].double().mean().to(weight.dtype)
 
     The mean is accumulated in float64 over the unmasked entries and rounded once to the weight's dtype. All
-    means are taken before the first entry is written. `scatter_(weights, indices, undo)` undoes it.
+    means are taken before the first entry is written; after an error neither weights nor `undo` have changed,
+    but for running out of memory while `undo` itself is written. `scatter_(weights, indices, undo)` undoes it.
 
     With `sums`, the mean is `(sum of all - sum of masked) / (number of unmasked)`, and the work is proportional
     to the number of masked entries. It may be off by a quarter of a unit in the last place before it is
@@ -63,16 +64,14 @@ def masked_fill_mean_(
         ValueError: as for `scatter_`; or a tensor is masked entirely; or its unmasked entries have no finite
             mean (`NonFiniteMeanError`).
     """
-    check_entries(weights, indices)
+    check_kinds(weights, indices)
     refuse_full(weights, indices)
     if undo is None:
         undo = [weight.new_empty(len(index)) for weight, index in zip(weights, indices, strict=True)]
     check_values("undo", weights, indices, undo)
     check_sums(weights, sums)
     if weights:
-        failed = int(_op(weights, indices, undo, sums, impl))
-        if failed >= 0:
-            raise NonFiniteMeanError(failed)
+        _op(weights, indices, undo, sums, impl)
     return list(undo)
 
 
@@ -116,9 +115,13 @@ def _op(
     undo: Sequence[Tensor],
     sums: Tensor | None,
     impl: str,
-) -> Tensor:
+) -> None:
+    check_positions(weights, indices)
+    check_apart("undo", weights, undo, written=True)
     _, run = resolve("masked_fill_mean_", impl, weights[0].device)
-    return run(weights, indices, undo, sums)
+    failed = int(run(weights, indices, undo, sums))
+    if failed >= 0:  # raised here, so that a compiled graph stops too
+        raise NonFiniteMeanError(failed)
 
 
 @_op.register_fake
@@ -128,5 +131,5 @@ def _(
     undo: Sequence[Tensor],
     sums: Tensor | None,
     impl: str,
-) -> Tensor:
-    return torch.empty(1, dtype=torch.int64)
+) -> None:
+    return None

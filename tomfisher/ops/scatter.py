@@ -10,8 +10,8 @@ from torch import Tensor
 
 import tomfisher.ops.reference.scatter  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from tomfisher.ops.dtypes import DTYPES
+from tomfisher.ops.memory import overlap, spans
 
 
 @torch.no_grad()
@@ -32,9 +32,10 @@ def scatter_(
 
     Raises:
         TypeError: a dtype does not fit.
-        ValueError: lengths or devices differ, or an index is out of range or given twice.
+        ValueError: lengths or devices differ, an index is out of range or given twice, or values lie in the
+            memory of a weight (between its first and its last entry).
     """
-    check_entries(weights, indices)
+    check_kinds(weights, indices)
     check_values("values", weights, indices, values)
     if weights:
         _op(weights, indices, values, impl)
@@ -42,6 +43,8 @@ def scatter_(
 
 @torch.library.custom_op("tomfisher::scatter_", mutates_args=("weights",))
 def _op(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Tensor], impl: str) -> None:
+    check_positions(weights, indices)
+    check_apart("values", weights, values)
     _, run = resolve("scatter_", impl, weights[0].device)
     run(weights, indices, values)
 
@@ -52,18 +55,32 @@ def _(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Ten
 
 
 def check_entries(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
-    """Refuse weights and flat indices that an in-place write cannot handle.
+    """Refuse weights and flat indices that an in-place write cannot handle: `check_kinds` and `check_positions`."""
+    check_kinds(weights, indices)
+    check_positions(weights, indices)
 
-    All positions are looked at together: on a GPU that costs one synchronisation, not one per tensor.
+
+def check_kinds(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
+    """Refuse what can be told without looking at memory, and so of fake tensors too.
 
     Raises:
         TypeError: a weight's or an index's dtype does not fit.
-        ValueError: lengths, devices or strides do not fit, or an index is out of range or given twice.
+        ValueError: lengths, devices or strides do not fit.
     """
     if len(weights) != len(indices):
         raise ValueError(f"weights and indices must be of one length, got {len(weights)} and {len(indices)}.")
     for i, (weight, index) in enumerate(zip(weights, indices, strict=True)):
         _check_kinds(i, weight, index, weights[0].device)
+
+
+def check_positions(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
+    """Refuse an index that is out of range or given twice.
+
+    All positions are looked at together: on a GPU that costs one synchronisation, not one per tensor.
+
+    Raises:
+        ValueError: there is one.
+    """
     if not _all_ascending(indices, [weight.numel() for weight in weights]):
         for i, (weight, index) in enumerate(zip(weights, indices, strict=True)):
             _check_positions(f"indices[{i}]", index, weight.numel())
@@ -131,3 +148,21 @@ def check_values(
                 f"{label}[{i}] must have the index's shape {tuple(index.shape)} on {weight.device}, "
                 f"got {tuple(value.shape)} on {value.device}."
             )
+
+
+def check_apart(
+    label: str, weights: Sequence[Tensor], values: Sequence[Tensor], written: bool = False
+) -> None:
+    """Refuse vectors that lie between the first and the last entry of a weight, or of one another if `written`.
+
+    Raises:
+        ValueError: there is one.
+    """
+    vectors = spans(label, values)
+    found = overlap(spans("weights", weights), vectors) or (
+        overlap(vectors, [], apart=True) if written else None
+    )
+    if found:
+        raise ValueError(
+            f"{found[0]} and {found[1]} share memory: the old values could be lost. Pass a clone of one."
+        )

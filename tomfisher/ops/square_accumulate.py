@@ -9,8 +9,7 @@ from torch import Tensor
 
 import tomfisher.ops.reference.square_accumulate  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from tomfisher.ops.dtypes import DTYPES
 
 
 @torch.no_grad()
@@ -33,13 +32,13 @@ def square_accumulate_(F_list: Sequence[Tensor], grad_list: Sequence[Tensor], im
         )
     for position, (F, gradient) in enumerate(zip(F_list, grad_list, strict=True)):
         _check_pair(position, F, gradient, F_list[0].device)
-    _check_apart(F_list, grad_list)
     if F_list:
         _op(F_list, grad_list, impl)
 
 
 @torch.library.custom_op("tomfisher::square_accumulate_", mutates_args=("F_list",))
 def _op(F_list: Sequence[Tensor], grad_list: Sequence[Tensor], impl: str) -> None:
+    _check_apart(F_list, grad_list)  # here, where every tensor has memory
     _, run = resolve("square_accumulate_", impl, F_list[0].device)
     run(F_list, grad_list)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tomfisher.ops.reference.weight_sums  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.scatter import DTYPES
+from tomfisher.ops.dtypes import DTYPES
 
 
 @torch.no_grad()

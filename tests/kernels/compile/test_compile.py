@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from tomfisher.kernels import resources
@@ -57,3 +58,17 @@ def test_there_is_a_variant_of_every_dtype_the_products_take() -> None:
     kernel = [v for v in VARIANTS if resources.kernel_name(v) == "squared_gradient_kernel"]
     assert {v.dtype for v in kernel} == {"bf16", "fp16", "fp32"}
     assert {(v.dtype, v.constexprs["PRECISION"]) for v in kernel} >= {("fp32", "ieee"), ("fp32", "tf32")}
+
+
+def test_there_is_a_variant_of_every_alignment_that_a_tile_meets() -> None:
+    """An F that starts anywhere, rows of any length, and an odd d_out, each where `pick` lets it happen."""
+    from tomfisher.kernels import tuning
+
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        for config in tuning.shipped(dtype):
+            mine = [v for v in VARIANTS if v.dtype == name and v.label.startswith(str(config))]
+            known = [set(v.divisible_by_16) for v in mine if v.constexprs["PRECISION"] == "ieee"]
+            assert any({"F", "d_out", "d_in"} <= names for names in known)
+            assert any("d_out" not in names for names in known)
+            assert any("d_in" not in names for names in known) == tuning.fits_rows(config, 1)
+            assert any("F" not in names for names in known) == tuning.fits_rows(config, 16, aligned=False)

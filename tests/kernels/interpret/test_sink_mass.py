@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tomfisher.ops import SinkMass, sink_mass
 
-pytest.importorskip("tomfisher.kernels.sink_mass")
+launcher = pytest.importorskip("tomfisher.kernels.sink_mass")
 
 DTYPES = [torch.float32, torch.float16]
 EPS = torch.finfo(torch.float32).eps
@@ -81,7 +81,7 @@ def test_ragged_lengths_with_poisoned_padding(causal: bool) -> None:
         assert all(not statistic[b, :, n:].any() for b, n in enumerate(lengths))
 
 
-@pytest.mark.parametrize("window", [1, 2, 31, 32, 50, 500])
+@pytest.mark.parametrize("window", [1, 2, 31, 32, 50, 500, 2**31 - 1, 2**40])
 def test_sliding_window(window: int) -> None:
     check(*operands(1, 2, 1, 100, 16), window=window)
 
@@ -129,6 +129,69 @@ def test_any_strides() -> None:
     q = torch.randn(2, 50, 4, 32)[..., ::2].transpose(1, 2)
     k = torch.randn(2, 2, 16, 50).transpose(2, 3)
     check(q, k)
+
+
+class Recorded:
+    """Stands in for a kernel: notes grid and arguments, runs nothing."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[int, ...], tuple]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        return lambda *arguments, **_: self.calls.append((grid, arguments))
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    recorder = Recorded()
+    for kernel in ("rows_kernel", "columns_kernel"):
+        monkeypatch.setattr(launcher, kernel, recorder)
+    return recorder
+
+
+@pytest.mark.parametrize(("B", "H", "T", "blocks"), [(2048, 32, 1, 1), (2048, 32, 70, 3), (1, 1, 64, 2)])
+def test_the_grid_has_a_program_per_block_and_keeps_to_the_limits_of_its_axes(
+    B: int, H: int, T: int, blocks: int, recorded: Recorded
+) -> None:
+    q = torch.zeros(1, 1, T, 16).expand(B, H, T, 16)
+    sink_mass(q, q, 1.0, impl="triton")
+    for grid, _ in recorded.calls:
+        assert math.prod(grid) == B * H * blocks
+        assert grid[0] < 2**31 and max((*grid[1:], 1)) <= 65_535
+    assert len(recorded.calls) == 2
+
+
+MISFITS = {
+    "entries apart": lambda: torch.randn(2, 4, 50, 64)[..., ::2],
+    "transposed": lambda: torch.randn(2, 4, 32, 50).transpose(2, 3),
+    "odd rows": lambda: torch.randn(2, 4, 50, 33)[..., :32],
+    "odd start": lambda: torch.randn(2, 4, 50, 48)[..., 1:33],
+    "odd head": lambda: torch.randn(2, 4, 50, 25),
+    "one repeated": lambda: torch.randn(2, 4, 50, 1).expand(2, 4, 50, 32),
+}
+
+
+@pytest.mark.parametrize("make", MISFITS.values(), ids=MISFITS)
+def test_kernels_are_given_what_they_are_compiled_for(make, recorded: Recorded) -> None:
+    x = make()
+    sink_mass(x, x, 0.2, impl="triton")
+    for _, arguments in recorded.calls:
+        for operand in arguments[:2]:
+            *strides, beside = operand.stride()
+            assert beside == 1 and operand.data_ptr() % 16 == 0
+            assert not any(n % 16 for n in (*strides, operand.shape[3]))
+
+
+@pytest.mark.parametrize("make", MISFITS.values(), ids=MISFITS)
+def test_misfits_are_right(make) -> None:
+    check(make(), make())
+
+
+def test_what_fits_is_not_copied(recorded: Recorded) -> None:
+    x = torch.randn(2, 50, 4, 96)[..., 16:80].transpose(1, 2)
+    sink_mass(x, x, 0.2, impl="triton")
+    for _, arguments in recorded.calls:
+        assert arguments[0].data_ptr() == arguments[1].data_ptr() == x.data_ptr()
 
 
 def test_empty() -> None:

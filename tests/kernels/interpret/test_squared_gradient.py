@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +48,24 @@ def check(F: Tensor, Y: Tensor, X: Tensor, bounds: list[tuple[int, int]]) -> Non
 
 def operands(rows: int, d_out: int, d_in: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, d_out).to(dtype), torch.randn(rows, d_in).to(dtype)
+
+
+class Launches:
+    """Grids and keyword arguments with which a kernel is launched from now on; it still runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+        self.grids: list[tuple[int, ...]] = []
+        self.options: list[dict[str, Any]] = []
+        self._kernel = getattr(kernels, kernel)
+        monkeypatch.setattr(kernels, kernel, self)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(*arguments: Any, **options: Any) -> None:
+            self.grids.append(grid)
+            self.options.append(options)
+            self._kernel[grid](*arguments, **options)
+
+        return run
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -199,14 +220,62 @@ def test_no_row_and_no_column() -> None:
     assert torch.equal(F, torch.ones(4, 3))
 
 
-def test_tf32_is_something_one_asks_for() -> None:
+def test_tf32_is_something_one_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {
         v.constexprs["PRECISION"]
         for v in kernels.variants()
         if v.dtype == "fp32" and "PRECISION" in v.constexprs
     }
     assert seen == {"ieee", "tf32"}
+    launches = Launches(monkeypatch, "squared_gradient_kernel")
     Y, X = operands(64, 32, 32, torch.float32)
-    F = torch.zeros(32, 32)
-    kernels.squared_gradient(F, Y, X, [(0, 64)])
-    check(F, Y, X, [(0, 64)])
+    for asked, precision in (({}, "ieee"), ({"tf32": False}, "ieee"), ({"tf32": True}, "tf32")):
+        kernels.squared_gradient(torch.zeros(32, 32), Y, X, [(0, 64)], **asked)
+        assert launches.options[-1]["PRECISION"] == precision
+    squared_gradient_(torch.zeros(32, 32), Y, X, impl="triton")
+    assert launches.options[-1]["PRECISION"] == "ieee" and len(launches.options) == 4
+
+
+def test_no_grid_dimension_but_the_first_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others end at 65,535, and there may be more slices than that."""
+    products = Launches(monkeypatch, "squared_gradient_kernel")
+    sums = Launches(monkeypatch, "add_parts_kernel")
+    Y, X = operands(60, 40, 50, torch.float32)
+    F = torch.zeros(3, 40, 50)
+    kernels.squared_gradient(F, Y, X, bounds_of([10] * 6), [0, 1, 2] * 2, config=SMALL, splits=2)
+    assert len(sums.grids) == len(products.grids) == 1
+    assert {len(grid) for grid in sums.grids + products.grids} == {1}
+
+
+def test_an_F_that_starts_anywhere_takes_a_tile_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(monkeypatch, "squared_gradient_kernel")
+    Y, X = operands(4, 2048, 1024, torch.float16)
+    memory = torch.zeros(2048 * 1024 + 1)
+    assert memory.data_ptr() % 16 == 0
+    for start, warps in ((0, 8), (1, 4)):
+        F = memory[start:][: 2048 * 1024].view(2048, 1024).zero_()
+        squared_gradient_(F, Y, X, impl="triton")
+        check(F, Y, X, [(0, 4)])
+        assert launches.options[-1]["num_warps"] == warps
+
+
+def test_what_is_tuned_on_float64_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    launches = Launches(monkeypatch, "squared_gradient_kernel")
+
+    def seconds(call: Callable[[], None]) -> float:
+        call()
+        return float(launches.options[-1]["BLOCK_OUT"] != 128)
+
+    monkeypatch.setattr("triton.testing.do_bench", seconds)
+    Y, X = torch.randn(30, 40, dtype=torch.float64), torch.randn(30, 64, dtype=torch.float64)
+    F = torch.zeros(40, 64)
+    tuning._tuned.cache_clear()
+    try:
+        kernels.squared_gradient(F, Y, X, [(0, 30)])
+        assert launches.options[-1]["BLOCK_OUT"] == 64
+        assert kernels.tune(F, Y, X, [(0, 30)], save=True).block_out == 128
+        kernels.squared_gradient(F, Y, X, [(0, 30)])
+        assert launches.options[-1]["BLOCK_OUT"] == 128
+    finally:
+        tuning._tuned.cache_clear()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tomfisher.ops import topk, topk_across
 
@@ -142,6 +143,69 @@ def test_across_tensors_ties_go_to_the_earlier_one(k: int) -> None:
     starts = torch.tensor([0, 0, 100, 0, 100 + BEYOND_SMALL])
     assert torch.equal(found.owners, owners)
     assert torch.equal(found.indices, place - starts[owners])
+
+
+def test_across_more_tensors_than_the_sample_has_entries(
+    roads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "_SMALL", 1000)
+    monkeypatch.setattr(launcher, "_SAMPLE", (400, 1 << 17))
+    tensors = list(torch.randperm(450 * 17).float().split(17))
+    found = topk_across(tensors, 9, impl="triton")
+    place = torch.tensor(expected(torch.cat(tensors), 9))
+    assert torch.equal(found.owners, place // 17) and torch.equal(found.indices, place % 17)
+    assert set(roads) == {"keep_from"}
+
+
+@pytest.mark.parametrize("sizes", [[20] * 5000, [0, 1, 70_000, 3, 0, 250_000_000], [1] * 70_000])
+def test_the_whole_sample_is_drawn_and_no_vector_gives_more_than_it_has(sizes: list[int]) -> None:
+    flats = [torch.empty(n, device="meta") for n in sizes]
+    plan = launcher._plan(range(len(flats)), flats, 5)
+    assert sum(plan.sizes) == min(max(sum(sizes) // 1024, 4096), 1 << 17)
+    assert all(0 <= drawn <= n for drawn, n in zip(plan.sizes, sizes, strict=True))
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation returned."""
+
+    found = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor):
+                self.found = max(self.found, tensor.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("limit", [1, 200_000, 1 << 29])
+def test_scratch_of_many_vectors_is_bounded(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flats = [torch.randn(1000) for _ in range(30)]
+    monkeypatch.setattr(launcher, "_SCRATCH", limit)
+    with Largest() as largest:
+        indices, status = launcher.topk(flats, [10] * 30)
+    assert [found.tolist() for found in indices] == [expected(flat, 10) for flat in flats]
+    assert status.tolist() == [-1] * 30
+    alone = 1000 * 8 + 128
+    assert largest.found <= max(alone, limit / 96 * 8)
+    assert limit < 1 << 29 or largest.found >= 30 * alone - 30 * 128
+
+
+def test_a_model_of_560_large_tensors_is_worked_on_in_few_parts_of_bounded_need() -> None:
+    flats = [torch.empty(235_000_000, device="meta")] * 560
+    groups = [launcher._plan(range(i, i + 1), flats, 235_000) for i in range(560)]
+    parts = list(launcher._parts(groups))
+    assert [group for part in parts for group in part] == groups
+    assert all(sum(group.scratch for group in part) <= launcher._SCRATCH for part in parts)
+    assert len(parts) < 100
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 29])
+def test_a_bad_vector_leaves_the_status_of_the_others(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flats = [torch.randn(500), torch.randn(500), torch.randint(0, 2, (BEYOND_SMALL,)).float()]
+    flats[1][77] = flats[1][99] = math.nan
+    monkeypatch.setattr(launcher, "_SCRATCH", limit)
+    assert launcher.topk(flats, [3, 3, 30_000])[1].tolist() == [-1, 77, -1]
 
 
 def test_the_same_bits_twice_and_the_input_untouched() -> None:

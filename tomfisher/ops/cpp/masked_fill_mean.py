@@ -28,10 +28,14 @@ def masked_fill_mean_cpp(
     known = None if sums is None else sums.contiguous()
     failed = torch.ops.tomfisher_cpp.masked_fill_mean_(plain, positions, logs, known, torch.get_num_threads())
     if failed < 0:
-        _write_back(weights, plain, indices)
-        for log, copy in zip(undo, logs, strict=True):
-            if copy.data_ptr() != log.data_ptr():
-                log.copy_(copy)
+        try:
+            _write_back(weights, plain, indices)
+            for log, copy in zip(undo, logs, strict=True):
+                if copy.data_ptr() != log.data_ptr():
+                    log.copy_(copy)
+        except BaseException:
+            scatter_cpp(weights, indices, logs)
+            raise
     return torch.tensor([failed])
 
 

@@ -13,8 +13,6 @@ from tomfisher.ops.dispatch import register
 from tomfisher.ops.reference.scatter import gather, scatter_reference
 from tomfisher.ops.reference.weight_sums import chunks, exact_total, row_sums
 
-_SIGNIFICANT_BITS = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
-
 
 @register("masked_fill_mean_", "reference")
 def masked_fill_mean_reference(
@@ -36,9 +34,13 @@ def masked_fill_mean_reference(
         weight.new_full((index.numel(),), round_once(mean, weight.dtype))
         for weight, index, mean in zip(weights, indices, means, strict=True)
     ]
-    for old, buffer in zip(olds, undo, strict=True):
-        buffer.copy_(old)
-    scatter_reference(weights, indices, fills)
+    try:
+        scatter_reference(weights, indices, fills)
+        for old, buffer in zip(olds, undo, strict=True):
+            buffer.copy_(old)
+    except BaseException:
+        scatter_reference(weights, indices, olds)
+        raise
     return torch.tensor([-1])
 
 
@@ -57,11 +59,12 @@ def _mean(weight: Tensor, index: Tensor, old: Tensor, sums: list[float] | None) 
 def _trusted(total: float, absolute: float, dtype: torch.dtype) -> bool:
     """Whether a difference of sums is good to a quarter of a unit in the last place of `dtype`.
 
-    Both sums are off by at most 2^-47 of the absolute sum, so their difference by 2^-46 of it. Where they
-    cancel, or where a masked entry dwarfs the others or is not finite, the answer is no; for float64 it is
-    yes only if the tensor is all zeros.
+    Both sums are off by at most 2^-47 of the absolute sum, so their difference by 2^-46 of it; a quarter of a
+    unit is at least an eighth of the dtype's epsilon. Where they cancel, where a masked entry dwarfs the others
+    or is not finite, or where a sum of finite entries overflowed, the answer is no; for float64 it is yes only
+    if the tensor is all zeros.
     """
-    return absolute * 2.0**-46 <= abs(total) * 2.0 ** -(_SIGNIFICANT_BITS[dtype] + 2)
+    return math.isfinite(total) and absolute * 2.0**-46 <= abs(total) * torch.finfo(dtype).eps / 8
 
 
 def unmasked_sum(weight: Tensor, index: Tensor) -> float:

@@ -14,11 +14,15 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @register("scatter_", "reference")
 def scatter_reference(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """`weight.view(-1)[index] = value` through integer views, so that NaN payloads survive."""
-    for weight, index, value in zip(weights, indices, values, strict=True):
-        if index.numel():
-            bits = _bits(weight)
-            bits[_position(bits, index)] = _bits(value)
+    """`weight.view(-1)[index] = value` through integer views, so that NaN payloads survive.
+
+    Every position is worked out before the first write.
+    """
+    bits = [_bits(weight) for weight in weights]
+    positions = [_position(entries, index) for entries, index in zip(bits, indices, strict=True)]
+    for entries, position, value in zip(bits, positions, values, strict=True):
+        if value.numel():
+            entries[position] = _bits(value)
 
 
 def gather(weight: Tensor, index: Tensor) -> Tensor:

@@ -47,5 +47,8 @@ def row_sums(vector: Tensor) -> list[float]:
 
 
 def exact_total(partial: list[float]) -> float:
-    """Correctly rounded sum; NaN if a summand is not finite."""
-    return math.fsum(partial) if all(map(math.isfinite, partial)) else math.nan
+    """Correctly rounded sum; NaN if a summand is not finite or the sum overflows."""
+    try:
+        return math.fsum(partial) if all(map(math.isfinite, partial)) else math.nan
+    except OverflowError:
+        return math.nan
