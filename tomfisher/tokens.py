@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tomfisher.sample import Sample
+
+TOLERATED_UNKNOWN = 0.1
 
 
 def leading_specials(tokenizer: Any, ids: list[int]) -> int:
@@ -61,6 +68,27 @@ def split_continuation(tokenizer: Any, prompt: str, continuation: str) -> tuple[
             "Give a non-empty prompt, or a tokenizer that adds a begin-of-sequence token."
         )
     return ids[:cut], ids[cut:]
+
+
+def warn_of_unknown_tokens(tokenizer: Any, samples: Sequence[Sample], what: str) -> None:
+    """Warn when more than a tenth of the samples' tokens are the tokenizer's "unknown" token.
+
+    Args:
+        tokenizer: a transformers tokenizer; one without an unknown token knows every text.
+        samples: the encoded texts.
+        what: what to call them.
+    """
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    total = sum(len(sample) for sample in samples)
+    if unknown is None or not total:
+        return
+    share = sum(int((sample.input_ids == unknown).sum()) for sample in samples) / total
+    if share > TOLERATED_UNKNOWN:
+        warnings.warn(
+            f"{share:.0%} of the tokens of {what} are unknown to this model's tokenizer: what follows says little "
+            "about the texts. Use a model that knows their words.",
+            stacklevel=2,
+        )
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[int], list[tuple[int, int]] | None]:

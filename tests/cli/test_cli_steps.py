@@ -207,3 +207,9 @@ def test_plan_leaves_out_what_a_store_already_holds(study, capsys):
     assert main(["plan", *flags(task_store=str(study / "fisher/task"))]) == 0
     out = capsys.readouterr().out
     assert "task Fisher diagonal" not in out and "control Fisher diagonal" in out
+
+
+def test_an_implementation_that_cannot_run_here_is_one_line(tmp_path, capsys):
+    arguments = ["--model", "testbed-llama", "--task", "testbed", "--n_task", "2", "--device", "cpu"]
+    assert main(["fisher", *arguments, "--impl", "triton", "--output_path", str(tmp_path / "s")]) == 2
+    assert "needs CUDA tensors (got cpu)" in capsys.readouterr().err

@@ -317,3 +317,35 @@ def test_provenance_says_where_the_numbers_come_from(finished):
         "fisher_dtype": "fp32",
         "eval_dtype": "fp32",
     }
+
+
+def test_an_empty_mask_before_a_full_one_does_not_stop_the_study(finished, tmp_path):
+    settings = {**finished, "output_path": str(tmp_path / "some"), "kappas": [1e-6, 0.05], "random_seeds": 0}
+    with pytest.warns(UserWarning, match="selects no entry"):
+        results = run(settings)
+    assert [point.nnz > 0 for point in results.points] == [False, False, True, True]
+    assert set(results.provenance["fill"]["implementations"]) == {
+        "weight_sums@cpu",
+        "masked_fill_mean_@cpu",
+        "scatter_@cpu",
+    }
+    with pytest.warns(UserWarning, match="selects no entry"):
+        only_empty = run({**settings, "output_path": str(tmp_path / "none"), "kappas": [1e-6]})
+    assert only_empty.provenance["fill"]["implementations"] == {}
+
+
+def test_a_short_control_text_stops_the_study_before_anything_is_computed(finished, tmp_path):
+    folder = tmp_path / "short"
+    settings = {**finished, "output_path": str(folder), "n_control": 10**6}
+    with pytest.raises(ValueError, match="--n_control"):
+        run(settings)
+    assert not (folder / "fisher").exists()
+    run({**finished, "output_path": str(folder), "kappas": [0.05], "random_seeds": 0})  # the folder is free
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_said(finished, tmp_path):
+    control = tmp_path / "foreign.txt"
+    control.write_text("zyx wvu tsr qpo\n\n" * 4000)
+    settings = {**finished, "control": str(control), "output_path": str(tmp_path / "foreign")}
+    with pytest.warns(UserWarning, match="of the tokens of the control samples are unknown"):
+        run({**settings, "kappas": [0.05], "random_seeds": 0})

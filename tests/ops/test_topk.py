@@ -136,3 +136,10 @@ def test_triton_without_a_gpu_is_refused_rather_than_replaced() -> None:
     # either the package or the device is missing
     with pytest.raises(RuntimeError, match="impl='triton' needs"):
         topk(torch.zeros(3), 1, impl="triton")
+
+
+def test_what_is_no_tensor_or_no_count_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"values\[0\] must be a tensor, got int"):
+        topk([1, 2], 1)  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"k must be an integer, or one per tensor, got 2\.5"):
+        topk(torch.rand(4), 2.5)  # type: ignore[call-overload]

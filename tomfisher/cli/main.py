@@ -24,7 +24,7 @@ start here:
   tomfisher run --preset demo-testbed                      the effect on a tiny model, under a minute
   tomfisher run --preset demo-smollm2                      the same study on a real language model
   tomfisher run --model HuggingFaceTB/SmolLM2-360M         any causal language model
-  tomfisher run --model testbed-llama --task my_task.jsonl --control my_text.txt
+  tomfisher run --model smollm2-135m --task my_task.jsonl --control my_text.txt
   tomfisher plan --model smollm2-135m                      what a run will cost
   tomfisher ls                                             tasks, models, fills, presets
   tomfisher COMMAND --help                                 flags and more commands to paste

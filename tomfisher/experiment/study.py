@@ -38,6 +38,7 @@ from tomfisher.models.load import (
     resolve_dtype,
 )
 from tomfisher.progress import progress_bar
+from tomfisher.tokens import warn_of_unknown_tokens
 
 if TYPE_CHECKING:
     from tomfisher.fisher import FisherDiagonal
@@ -110,6 +111,7 @@ class Experiment:
         """The Fisher diagonals of task and control, from the config's stores or the run folder's."""
         if self._stores is not None:
             return self._stores
+        self._check_inputs(folder)
         found = []
         for which, given in (("task", self.config.task_store), ("control", self.config.control_store)):
             if given is not None:
@@ -120,6 +122,17 @@ class Experiment:
         self._stores = found[0], found[1]
         folder.pin(fisher={"task": _said(found[0]), "control": _said(found[1])})
         return self._stores
+
+    def _check_inputs(self, folder: RunFolder) -> None:
+        """Make the samples of every Fisher diagonal that is still to be taken before the first of them is."""
+        given = {"task": self.config.task_store, "control": self.config.control_store}
+        pending = [which for which in given if not given[which] and not folder.store_path(which).exists()]
+        if pending:
+            loaded = self._model(folder, "fisher", self.fisher_dtype)
+            for which in pending:
+                warn_of_unknown_tokens(
+                    loaded.tokenizer, self.inputs.samples(which, loaded), f"the {which} samples"
+                )
 
     def _compute(self, folder: RunFolder, which: str) -> FisherDiagonal:
         from tomfisher.fisher import fisher_diagonal
@@ -198,7 +211,8 @@ class Experiment:
         fill, seed = parse_fill(self.config.fill), self.config.seed
         compat, sums = self.config.compat, self._sums
         with perturb(model, mask, fill=fill, seed=seed, compat=compat, sums=sums) as perturbation:
-            folder.pin(fill_implementations=perturbation.implementations)
+            if perturbation.implementations:  # an empty mask runs nothing
+                folder.pin(fill_implementations=perturbation.implementations)
             yield perturbation.nnz
 
     def _mask(self, plan: PlannedPoint, task: Ranking, control: Ranking) -> SparseMask:
@@ -262,7 +276,7 @@ class Experiment:
             "model": pinned["evaluation_model"],
             "data": {**pinned["data"], "names": {"task": config.task, "control": config.control}},
             "fisher": pinned["fisher"],
-            "fill": {"kind": config.fill, "implementations": pinned["fill_implementations"]},
+            "fill": {"kind": config.fill, "implementations": pinned.get("fill_implementations", {})},
             "evaluation": {"method": config.method, "chance": self.inputs.chance(), **pinned["resolved"]},
             "seeds": {"study": config.seed, "random": [config.seed + i for i in range(config.random_seeds)]},
             "time": {"started": pinned["started"], "finished": provenance.now()},

@@ -84,6 +84,8 @@ def fisher_diagonal(
     samples = list(samples)
     _check_arguments(model, samples, labels, reduction)
     selection = select_parameters(model, params)
+    for device in {parameter.device for parameter in selection.values()}:
+        ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     roads = find_roads(model, selection, samples, reduction)
     run = _Run(model, selection, roads, samples, labels, reduction, impl, seed)
     run.all_batches(tokens_per_batch, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,9 @@ def _convert(file: Path, folder: Path) -> None:
     try:
         model = _read_dense(file)
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, LookupError, RuntimeError, struct.error) as error:
         raise ValueError(
-            f"transformers cannot read {file.name}: {error}. Use a GGUF of an architecture it supports, "
+            f"transformers cannot read {file.name}: {error}. It is damaged or no GGUF file; use a GGUF of an architecture it supports, "
             "or the model's safetensors folder."
         ) from error
     model.save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -51,6 +52,11 @@ def resolve(op: str, impl: str, device: torch.device) -> tuple[str, Callable[...
     """
     if impl != "auto" and impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be 'auto' or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}.")
+    if impl == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise NotImplementedError(
+            f"{op}: impl='triton' needs CUDA tensors (got {device.type}). Use impl='auto', or set TRITON_INTERPRET=1 "
+            "to run the kernels in Triton's interpreter."
+        )
     wanted = _PREFERRED.get(device.type, ("reference",)) if impl == "auto" else (impl,)
     for name in wanted:
         function = _find(op, name)

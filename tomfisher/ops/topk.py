@@ -59,6 +59,8 @@ def topk(values: Tensor | Sequence[Tensor], k: int | Sequence[int], impl: Impl =
     """
     single = isinstance(values, Tensor)
     tensors = [values] if isinstance(values, Tensor) else list(values)
+    if not isinstance(k, (int, Sequence)):
+        raise TypeError(f"k must be an integer, or one per tensor, got {k!r}.")
     counts = [k] * len(tensors) if isinstance(k, int) else list(k)
     if len(counts) != len(tensors):
         raise ValueError(f"k must be one number or one per tensor, got {len(counts)} for {len(tensors)}.")
@@ -120,6 +122,8 @@ def flattened(label: str, tensor: Tensor) -> Tensor:
     Raises:
         TypeError: it has another dtype than `DTYPES`.
     """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{label} must be a tensor, got {type(tensor).__name__}.")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{label} must be float16, bfloat16, float32 or float64, got {tensor.dtype}.")
     return tensor.detach().reshape(-1)

@@ -149,7 +149,7 @@ def windows(tokenizer: Any, corpus: Corpus, length: int = 128, n: int = 100, see
     if count < n:
         raise ValueError(
             f"{corpus.name} has {len(ids)} tokens, which hold {count} windows of {length}, but n={n} were asked for. "
-            "Use fewer or shorter windows, or more text."
+            "Use fewer (--n_control) or shorter windows (--control_length), or more text."
         )
     offset = rng.randint(0, rest)
     stream = torch.tensor(ids, dtype=torch.int64)

@@ -26,17 +26,19 @@ def masked_fill_mean_cpp(
     positions = [index.contiguous() for index in indices]
     logs = [log.contiguous() for log in undo]
     known = None if sums is None else sums.contiguous()
+    done = torch.tensor([-1])
     failed = torch.ops.tomfisher_cpp.masked_fill_mean_(plain, positions, logs, known, torch.get_num_threads())
-    if failed < 0:
-        try:
-            _write_back(weights, plain, indices)
-            for log, copy in zip(undo, logs, strict=True):
-                if copy.data_ptr() != log.data_ptr():
-                    log.copy_(copy)
-        except BaseException:
-            scatter_cpp(weights, indices, logs)
-            raise
-    return torch.tensor([failed])
+    if failed >= 0:
+        return torch.tensor([failed])
+    try:
+        _write_back(weights, plain, indices)
+        for log, copy in zip(undo, logs, strict=True):
+            if copy.data_ptr() != log.data_ptr():
+                log.copy_(copy)
+    except BaseException:
+        scatter_cpp(weights, indices, logs)
+        raise
+    return done
 
 
 def _write_back(weights: Sequence[Tensor], plain: Sequence[Tensor], indices: Sequence[Tensor]) -> None:

@@ -34,6 +34,7 @@ def masked_fill_mean_reference(
         weight.new_full((index.numel(),), round_once(mean, weight.dtype))
         for weight, index, mean in zip(weights, indices, means, strict=True)
     ]
+    done = torch.tensor([-1])
     try:
         scatter_reference(weights, indices, fills)
         for old, buffer in zip(olds, undo, strict=True):
@@ -41,7 +42,7 @@ def masked_fill_mean_reference(
     except BaseException:
         scatter_reference(weights, indices, olds)
         raise
-    return torch.tensor([-1])
+    return done
 
 
 def _mean(weight: Tensor, index: Tensor, old: Tensor, sums: list[float] | None) -> float:
@@ -103,8 +104,10 @@ def round_once(value: float, dtype: torch.dtype) -> float:
     Returns:
         `value`, or for 16-bit types its float32 neighbour to convert from.
     """
+    if dtype.itemsize != 2:
+        return value
     nearest = np.float32(value)
-    if dtype.itemsize != 2 or float(nearest) == value or not np.isfinite(nearest):
+    if float(nearest) == value or not np.isfinite(nearest):
         return value
     bits = int(nearest.view(np.uint32)) - (abs(float(nearest)) > abs(value))
     return float(np.uint32(bits | 1).view(np.float32))
