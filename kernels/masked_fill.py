@@ -56,15 +56,17 @@ def masked_fill_mean_(
         int64 `[1]` on the CPU: -1, or the position of the first weight without a finite mean: then nothing
         was written.
     """
+    done = torch.tensor([-1])  # nothing is allocated once the first entry is written
     entries = Entries(weights, indices)
     failed = entries.fill_mean(weight_sums(weights) if sums is None else sums)
-    if failed < 0:
-        try:
-            torch._foreach_copy_(list(undo), entries.old)
-        except BaseException:
-            entries.undo()
-            raise
-    return torch.tensor([failed])
+    if failed >= 0:
+        return torch.tensor([failed])
+    try:
+        torch._foreach_copy_(list(undo), entries.old)
+    except BaseException:
+        entries.undo()
+        raise
+    return done
 
 
 class Entries:
@@ -103,6 +105,7 @@ class Entries:
         spare = [w.numel() - i.numel() if i.numel() else 0 for w, i in pairs]
         grain = [torch.finfo(w.dtype).eps / 8 if _within_bound(w, i) else 0.0 for w, i in pairs]
         self._left, self._tolerance = torch.tensor([spare, grain], dtype=torch.float64).to(self._device)
+        self._masks = self._left > 0
 
     def fill_mean(self, sums: Tensor) -> int:
         """Log the old values and write the means of the unmasked ones; after an error nothing is written.
@@ -155,8 +158,8 @@ class Entries:
         overflow, the unmasked entries alone are added up again. One synchronisation, or two if that happens.
         """
         good = (absolute * 2.0**-46 <= totals.abs() * self._tolerance) & totals.isfinite()
-        means = torch.where(self._left > 0, totals / self._left, 0.0)
-        suspects, failures = torch.stack([(self._left > 0) & ~good, ~means.isfinite()]).tolist()
+        means = torch.where(self._masks, totals / self._left, 0.0)
+        suspects, failures = torch.stack([self._masks & ~good, ~means.isfinite()]).tolist()
         again = [i for i, suspect in enumerate(suspects) if suspect]
         if again:
             ordered = [self._indices[i].sort().values for i in again]

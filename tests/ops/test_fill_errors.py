@@ -22,7 +22,7 @@ IMPLS = ["reference", *({resolve("masked_fill_mean_", "auto", CPU)[0]} - {"refer
 
 
 class OutOfMemoryAt(TorchDispatchMode):
-    """The n-th PyTorch operation inside fails, before or after it did its work; n counts down to below zero."""
+    """The n-th operation inside fails, before or (if PyTorch's) after it did its work; `left` counts down."""
 
     def __init__(self, n: int, late: bool) -> None:
         super().__init__()
@@ -31,7 +31,8 @@ class OutOfMemoryAt(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.left -= 1
-        if self.left == -1 and not self.late:
+        late = self.late and func.namespace == "aten"
+        if self.left == -1 and not late:
             raise torch.OutOfMemoryError("no memory is left")
         result = func(*args, **(kwargs or {}))
         if self.left == -1:

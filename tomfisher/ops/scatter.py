@@ -11,7 +11,7 @@ from torch import Tensor
 import tomfisher.ops.reference.scatter  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
 from tomfisher.ops.dtypes import DTYPES
-from tomfisher.ops.memory import overlap, spans
+from tomfisher.ops.memory import overlap
 
 
 @torch.no_grad()
@@ -158,11 +158,12 @@ def check_apart(
     Raises:
         ValueError: there is one.
     """
-    vectors = spans(label, values)
-    found = overlap(spans("weights", weights), vectors) or (
-        overlap(vectors, [], apart=True) if written else None
-    )
+    found = overlap(weights, values)
+    names = [*(f"weights[{i}]" for i in range(len(weights))), *(f"{label}[{i}]" for i in range(len(values)))]
+    if not found and written:
+        found, names = overlap(values, [], apart=True), names[len(weights) :]
     if found:
         raise ValueError(
-            f"{found[0]} and {found[1]} share memory: the old values could be lost. Pass a clone of one."
+            f"{names[found[0]]} and {names[found[1]]} share memory: the old values could be lost. Pass a clone "
+            "of one."
         )
