@@ -65,8 +65,8 @@ def _convert(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     except (ValueError, LookupError, RuntimeError, struct.error) as error:
         raise ValueError(
-            f"transformers cannot read {file.name}: {error}. It is damaged or no GGUF file; use a GGUF of an architecture it supports, "
-            "or the model's safetensors folder."
+            f"transformers cannot read {file.name}: {error}. It is damaged, or no GGUF file of an architecture that "
+            "transformers supports. Use another, or the model's safetensors folder."
         ) from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
