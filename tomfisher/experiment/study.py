@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tomfisher.fisher import FisherDiagonal
     from tomfisher.masks import Ranking, SparseMask
     from tomfisher.perturbation import WeightSums
+    from tomfisher.sample import Sample
 
 NAMED_PARAMS = ("decoder-linear", "attention-qk", "all")
 
@@ -78,6 +79,7 @@ class Experiment:
         self._progress = True
         self._loaded: LoadedModel | None = None
         self._stores: tuple[FisherDiagonal, FisherDiagonal] | None = None
+        self._samples: dict[str, list[Sample]] = {}
         self._sums: WeightSums | None = None
 
     def run(self, progress: bool = True) -> Results:
@@ -111,7 +113,7 @@ class Experiment:
         """The Fisher diagonals of task and control, from the config's stores or the run folder's."""
         if self._stores is not None:
             return self._stores
-        self._check_inputs(folder)
+        self._encode_samples(folder)
         found = []
         for which, given in (("task", self.config.task_store), ("control", self.config.control_store)):
             if given is not None:
@@ -123,23 +125,22 @@ class Experiment:
         folder.pin(fisher={"task": _said(found[0]), "control": _said(found[1])})
         return self._stores
 
-    def _check_inputs(self, folder: RunFolder) -> None:
-        """Make the samples of every Fisher diagonal that is still to be taken before the first of them is."""
+    def _encode_samples(self, folder: RunFolder) -> None:
+        """Make the samples of every Fisher diagonal that is still to be taken, before the first of them is."""
         given = {"task": self.config.task_store, "control": self.config.control_store}
         pending = [which for which in given if not given[which] and not folder.store_path(which).exists()]
         if pending:
             loaded = self._model(folder, "fisher", self.fisher_dtype)
             for which in pending:
-                warn_of_unknown_tokens(
-                    loaded.tokenizer, self.inputs.samples(which, loaded), f"the {which} samples"
-                )
+                self._samples[which] = self.inputs.samples(which, loaded)
+                warn_of_unknown_tokens(loaded.tokenizer, self._samples[which], f"the {which} samples")
 
     def _compute(self, folder: RunFolder, which: str) -> FisherDiagonal:
         from tomfisher.fisher import fisher_diagonal
 
         config = self.config
         loaded = self._model(folder, "fisher", self.fisher_dtype)
-        samples = self.inputs.samples(which, loaded)
+        samples = self._samples.pop(which)
         self.say(f"Fisher diagonal of {len(samples)} {which} samples")
         F = fisher_diagonal(
             loaded.model,
