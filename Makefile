@@ -8,10 +8,12 @@ READY  := $(VENV)/.ready
 # the C++ extension; its compiler warnings are errors where CI is set
 BUILT  := $(VENV)/.built
 
+CSOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
 # keep the repository root off sys.path: `kernels/` there must not shadow another package of that name
 export PYTHONSAFEPATH = 1
 
-.PHONY: demo test kernel-report sanitize lint format bench clean help
+.PHONY: demo test browser kernel-report sanitize tidy lint format bench clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,11 +22,19 @@ demo: $(BUILT)  ## the study on a tiny model and on SmolLM2-135M, real weights, 
 	$(BIN)/tomfisher run --preset demo-testbed
 	$(BIN)/tomfisher run --preset demo-smollm2
 	@echo
-	@echo "Results: runs/demo-testbed and runs/demo-smollm2 (results.csv, results.json, config.yaml)."
+	@echo "Reports: runs/demo-testbed/report.html and runs/demo-smollm2/report.html"
 
-test: $(BUILT)  ## the tests; those of the kernels in Triton's interpreter need a process of their own
+test: $(BUILT) browser  ## the tests; those of the kernels in Triton's interpreter need a process of their own
 	$(BIN)/pytest --ignore=tests/kernels/interpret
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpret
+
+# The report's tests look at it in Chromium: Debian's packages, where there is none and we may install them.
+browser:
+	@if ! command -v chromium > /dev/null && command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing chromium and chromium-driver"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			chromium chromium-driver; } > /dev/null || [ -z "$(CI)" ]; \
+	fi
 
 kernel-report: $(READY)  ## what the Triton kernels compile to, into kernels/README.md
 	$(BIN)/python -m tomfisher.kernels.report
@@ -33,14 +43,21 @@ sanitize:  ## the C++ code on its own, with the address, undefined-behaviour and
 	$(MAKE) -C csrc/tests SANITIZER=address,undefined
 	$(MAKE) -C csrc/tests SANITIZER=thread
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CSOURCES)
+
+# What needs no header of torch; its warnings are errors (csrc/.clang-tidy).
+tidy: $(READY)  ## clang-tidy on the C++ sources
+	$(BIN)/clang-tidy --quiet $(wildcard csrc/*/*.cpp) -- -std=c++20 -Icsrc -mavx2 -mfma -mf16c -mavx512f -mavx512bw \
+		-mavx512dq -mavx512vl -mavx512bf16
 
 format: $(READY)  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSOURCES)
 
 bench: $(BUILT)  ## the benchmarks, with their records in benchmarks/results
 	$(BIN)/tomfisher bench fisher --output_path benchmarks/results/fisher.json
@@ -55,7 +72,7 @@ $(READY): pyproject.toml setup.py
 	touch $(READY)
 
 # Without a compiler everything still runs, on the plain-PyTorch references; in CI that is an error.
-$(BUILT): $(READY) $(shell find csrc -name '*.cpp' -o -name '*.h')
+$(BUILT): $(READY) $(CSOURCES)
 	@echo "building the C++ extension (log: $(VENV)/build.log)"
 	@TOMFISHER_WERROR=$(if $(CI),1,0) $(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/build.log 2>&1 \
 		&& touch $(BUILT) \

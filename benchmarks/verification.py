@@ -18,6 +18,15 @@ from tomfisher.files import sha256_of_file
 RESULTS = Path(__file__).resolve().parent / "results"
 NEVER = "not verified on a GPU"
 _LAUNCH = "launch.py"
+# parts of csrc/ (folders and prefixes of files) that one benchmark times and the others do not
+_PARTS = ("fill", "fisher", "packed_fill", "summary", "tests", "topk")
+_TIMES = {
+    "fisher": ("fisher",),
+    "growth": ("fisher", "topk"),
+    "masked_fill": ("fill", "packed_fill"),
+    "squared_gradient": ("fisher",),
+    "topk": ("topk",),
+}
 
 
 @dataclass(frozen=True)
@@ -191,12 +200,20 @@ def _taken_on(record: Mapping[str, Any], folder: Path | None) -> str:
     if then is None:
         return f"{where}; sources not recorded"
     now = kernel_sources_sha256(folder)
-    # a wheel holds no csrc/: what cannot be compared is left out
-    changed = [
-        f for f in {*then, *now} if then.get(f) != now.get(f) and (f in now or f.startswith("kernels/"))
-    ]
+    changed = [f for f in {*then, *now} if then.get(f) != now.get(f) and _concerns(record, f, now)]
     return (
         f"{where}; {len(changed)} kernel sources changed since"
         if changed
         else f"{where}; sources as they are now"
     )
+
+
+def _concerns(record: Mapping[str, Any], file: str, now: Mapping[str, str]) -> bool:
+    """Whether a record depends on a source file: the GPU's on the kernels, the CPU's on its parts of csrc/."""
+    on_gpu = str(record["machine"]["device"]).startswith("cuda")
+    if file.startswith("kernels/") or on_gpu:
+        return on_gpu and file.startswith("kernels/")
+    if file not in now and not any(name.startswith("csrc/") for name in now):
+        return False  # a wheel holds no csrc/ to compare with
+    part = next((p for p in _PARTS if file.startswith((f"csrc/{p}/", f"csrc/{p}_"))), None)
+    return part is None or part in _TIMES.get(record["benchmark"], _PARTS)

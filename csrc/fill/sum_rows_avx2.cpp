@@ -31,27 +31,7 @@ Vector::Reg widen(__m256 low, __m256 high) {
            _mm256_cvtps_pd(_mm256_castps256_ps128(high)), _mm256_cvtps_pd(_mm256_extractf128_ps(high, 1))}};
 }
 
-struct Half {
-  using Element = uint16_t;
-  static Vector::Reg load(const uint16_t* p) {
-    return widen(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
-                 _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8))));
-  }
-};
-
-struct Bfloat {
-  using Element = uint16_t;
-  static __m256 eight(const uint16_t* p) {
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-  }
-  static Vector::Reg load(const uint16_t* p) { return widen(eight(p), eight(p + 8)); }
-};
-
-struct Single {
-  using Element = float;
-  static Vector::Reg load(const float* p) { return widen(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
-};
+#include "fill/sum_sources.h"
 
 struct Double {
   using Element = double;

@@ -197,9 +197,8 @@ void test_a_misleading_sample_of_a_file() {
   const TemporaryFile temporary("x" + bytes());
   const File file(temporary.path);
   const Source source({{static_cast<std::int64_t>(numbers.size()), nullptr, &file, 1}}, Format::f32);
-  check_a_misleading_sample(numbers, source, {70'000, 120'000}, [&] {
-    std::ofstream(temporary.path, std::ios::binary) << "x" << bytes();
-  });
+  check_a_misleading_sample(numbers, source, {70'000, 120'000},
+                            [&] { std::ofstream(temporary.path, std::ios::binary) << "x" << bytes(); });
 }
 
 // A bound from the sample of a file: few more entries are kept than asked for.

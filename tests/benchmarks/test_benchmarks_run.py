@@ -55,8 +55,10 @@ def test_fisher_contenders_agree_with_float64_and_with_each_other(tmp_path, caps
     found = recorded(tmp_path, line, "--impl", "auto,reference")
     (case,) = found["results"]["cases"]
     names = {"loop", "tomfisher", "tomfisher reference", *PEERS}
-    assert {*case["contenders"], *case["absent"]} == names and only_missing_packages(case["absent"])
+    assert {*case["contenders"], *case["absent"]} == {*names, "passes alone"}
+    assert only_missing_packages(case["absent"])
     check_rows(case)
+    assert "error" not in case["contenders"].pop("passes alone")  # it computes no Fisher
     for name, row in case["contenders"].items():
         assert row["error"] < 1e-5, name
         assert row["jaccard"] > 0.9, name
@@ -108,6 +110,13 @@ def test_a_wrong_fisher_is_no_contender():
     assert set(wrong) == {"opacus", "vmap"} and "relative error 2.0e-02" in wrong["opacus"]
     with pytest.raises(RuntimeError, match="tomfisher cpp: a wrong result"):
         bench_fisher.wrong_results({"tomfisher cpp": {"error": 0.02}}, 0.01)
+
+
+def test_a_pass_is_judged_on_the_weights_that_it_was_given():
+    rounded = {"error": 0.02, "error_same_weights": 0.005}
+    assert not bench_fisher.wrong_results({"tomfisher": rounded, "loop": rounded}, 0.01)
+    with pytest.raises(RuntimeError, match="loop fp32: a wrong result"):
+        bench_fisher.wrong_results({"loop fp32": rounded}, 0.01)
 
 
 def test_unknown_contenders_are_refused(capsys):

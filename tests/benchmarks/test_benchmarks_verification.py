@@ -39,6 +39,7 @@ def gpu_record(folder, kernels=("alone.py:alone_kernel", "device.py:device_kerne
     counts = {name: {"passed": 3, "failed": 0} for name in kernels}
     return {
         "machine": {"device": "cuda", "gpu": "NVIDIA H100", "cpu": "x"},
+        "benchmark": "gpu_tests",
         "results": {"gpu_tests": {"passed": 3, "failed": 0, "kernels": counts}},
         "kernel_sources": kernel_sources_sha256(folder),
         "date": "2026-01-02T00:00:00+00:00",
@@ -79,6 +80,30 @@ def test_a_file_that_is_no_part_of_a_kernel_changes_nothing(folder):
     record = gpu_record(folder)
     (folder / "report.py").write_text("")
     assert all(text.startswith("verified") for text in said([record], folder).values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "stale"),
+    [
+        ("csrc/topk/scan.cpp", {"topk", "growth", "another"}),
+        ("csrc/fisher_ops.cpp", {"fisher", "growth", "another"}),
+        ("csrc/packed_fill_ops.cpp", {"masked_fill", "another"}),
+        ("csrc/dtype.h", {"topk", "growth", "fisher", "masked_fill", "another"}),
+        ("kernels/alone.py", set()),
+    ],
+)
+def test_a_cpu_record_goes_stale_with_the_sources_that_it_times(folder, changed, stale):
+    for name in ("topk/scan.cpp", "fisher_ops.cpp", "packed_fill_ops.cpp", "dtype.h"):
+        path = folder.parent / "csrc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    machine = {"device": "cpu", "cpu": "x"}
+    names = ("topk", "growth", "fisher", "masked_fill", "another")
+    records = {name: gpu_record(folder, machine=machine, benchmark=name) for name in names}
+    (folder.parent / changed).write_text("# changed")
+    lines = [line for line in verification.report(records, folder).splitlines() if "2026-01-02" in line]
+    assert {line.split()[0] for line in lines if "1 kernel sources changed" in line} == stale
+    assert len(lines) == len(names)
 
 
 def test_a_new_dependency_is_a_change(folder):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher.fisher.batching import Batch
+from tomfisher.fisher.nll import negative_log_likelihood
 from tomfisher.sample import IGNORED
 
 Labels = Literal["empirical", "sampled"]
@@ -34,13 +35,9 @@ def sample_losses(model: nn.Module, batch: Batch, labels: Labels, reduction: Red
     device = input_device(model)
     targets, positions = _supervised(batch.labels)
     logits = _logits_at(model, batch.input_ids.to(device), positions)
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
     if labels == "sampled":
         targets = _draw(logits.detach(), targets, batch.indices, seed)
-    nll = nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten().to(logits.device), ignore_index=IGNORED, reduction="none"
-    ).view(targets.shape)
+    nll = negative_log_likelihood(logits.flatten(0, 1), targets.flatten().to(logits.device)).view(targets.shape)
     total = nll.sum(1)
     if reduction == "sum":
         return total
