@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from tomfisher import SparseMask
-from tomfisher.analysis import analyze
+from tomfisher import SparseMask, tasks
+from tomfisher.analysis import analyze, mask_profile
 from tomfisher.cli.main import main
 from tomfisher.models import describe, load_model
+from tomfisher.tasks.encode import encode
 from tomfisher.tokens import encode_text
 
 BASE = ["analyze", "--model", "testbed-llama", "--device", "cpu"]
@@ -55,13 +56,76 @@ def test_with_a_mask_the_pair_that_was_hit_is_on_top(mask_file, tmp_path, capsys
     assert table[3].split()[-1] == "-1"
     found = json.loads(report.read_text())
     assert found["mask"] == str(mask_file) and found["model"]["source"] == "testbed-llama"
-    assert set(found) == {"model", "mask", "baseline", "masked", "change"}
+    assert set(found) == {"model", "mask", "baseline", "masked", "change", "profile"}
     top = found["change"]["rope"]["largest"][0]
     assert (top["layer"], top["part"], top["head"], top["change"]) == (2, "q", 1, -1)
     assert found["baseline"]["sinks"]["layers"][0] == found["masked"]["sinks"]["layers"][0]
     assert found["baseline"]["sinks"]["layers"][2] != found["masked"]["sinks"]["layers"][2]
     assert main([*TASK, "--output_path", str(report)]) == 2
     assert "exists. Give another --output_path, or --overwrite" in capsys.readouterr().err
+
+
+def test_the_profile_names_the_head_and_the_frequency_of_the_mask(mask_file, tmp_path, capsys, loaded):
+    report = tmp_path / "profile.json"
+    arguments = [
+        "--parts",
+        "profile",
+        "--mask",
+        str(mask_file),
+        "--fill",
+        "zero",
+        "--output_path",
+        str(report),
+    ]
+    assert main([*TASK, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "Attention to the first token" not in out and "RoPE spectrum" not in out
+    attention = describe(loaded.model).attention[2]
+    masked = 2 * loaded.model.get_parameter(attention.q.parameter).shape[1]
+    table = out.partition("Mask profile by weight")[2].splitlines()
+    assert table[3].split()[:3] == ["q", "qk", str(masked)]
+    sparsity = out.partition("Mask profile: distinct rows")[2].splitlines()[3].split()
+    assert sparsity[:2] == ["self_attn.q_proj", "1"] and float(sparsity[3]) == 2
+    found = json.loads(report.read_text())
+    assert set(found) == {"model", "mask", "baseline", "profile"}
+    spectrum = analyze(loaded.model, prompts_of(loaded), ["rope"]).results["rope"]
+    expected = mask_profile(SparseMask.load(mask_file), loaded.model, spectrum, fill="zero")
+    assert found["profile"] == json.loads(json.dumps(expected.to_dict()))
+    slow = next(t for t in found["profile"]["enrichment"]["model"] if (t["part"], t["rows"]) == ("q", "slow"))
+    assert slow["found"] == masked and slow["p"] < 1e-6
+
+
+def prompts_of(loaded):
+    stories = tasks.load("testbed", n=8)
+    return [s.input_ids for s in encode(loaded.tokenizer, [s.prompt for s in stories], supervise="all")]
+
+
+def test_masks_are_compared_without_a_model(mask_file, tmp_path, capsys):
+    mask = SparseMask.load(mask_file)
+    mask.random_like(1).save(tmp_path / "null.safetensors")
+    report = tmp_path / "overlap.json"
+    files = [str(mask_file), str(tmp_path / "null.safetensors")]
+    assert main(["analyze", "--compare_masks", *files, "--output_path", str(report)]) == 0
+    out = capsys.readouterr().out
+    shared = (mask & mask.random_like(1)).nnz
+    assert out.splitlines()[3].split()[:5] == ["m", "null", str(mask.nnz), str(mask.nnz), str(shared)]
+    (pair,) = json.loads(report.read_text())["overlap"]["pairs"]
+    assert pair["shared"] == shared and pair["jaccard"] == shared / (2 * mask.nnz - shared)
+    (tmp_path / "other").mkdir()
+    mask.save(tmp_path / "other" / "m.safetensors")
+    assert main(["analyze", "--compare_masks", str(mask_file), str(tmp_path / "other/m.safetensors")]) == 0
+    assert str(tmp_path / "other") in capsys.readouterr().out  # two files of one name
+
+
+def test_masks_of_different_models_and_no_model_at_all_are_said(mask_file, tmp_path, capsys):
+    SparseMask({"other": torch.arange(2)}, {"other": (4, 4)}).save(tmp_path / "other.safetensors")
+    for arguments, message in (
+        (["--compare_masks", str(mask_file), str(tmp_path / "other.safetensors")], "are of different models"),
+        (["--compare_masks", str(mask_file)], "--compare_masks takes two or more different mask files"),
+        ([], "give --model, or --compare_masks FILE FILE"),
+    ):
+        assert main(["analyze", *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_texts_parts_and_maps(loaded, tmp_path, capsys):
@@ -101,8 +165,9 @@ def test_a_model_without_the_part_is_said_and_the_rest_is_printed(tiny_config, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--parts", "rope,waves"], "Unknown part 'waves'. Parts: rope, sinks"),
-        (["--parts", ","], "No part to analyse. Parts: rope, sinks"),
+        (["--parts", "rope,waves"], "Unknown part 'waves'. Parts: rope, sinks, profile"),
+        (["--parts", ","], "No part to analyse. Parts: rope, sinks, profile"),
+        (["--parts", "rope,profile"], "The part profile says where a mask lies. Give its file: --mask FILE."),
         (
             ["--parts", "rope", "--maps", "0.1", "--output_path", "new.json"],
             "Maps of heads belong to the part",

@@ -1,4 +1,4 @@
-"""`tomfisher analyze`: what happens inside a model, with or without a mask."""
+"""`tomfisher analyze`: what happens inside a model, with or without a mask, and where masks lie."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ TITLES = {
     "rope": "RoPE spectrum: share of the rotated energy in slow, middle and fast pairs, mean over heads",
     "sinks": "Attention to the first token, mean over heads (angles in degrees, entropies in nats)",
 }
+PROFILE_TITLES = {
+    "groups": "Mask profile: share of the masked weights beside the share of all weights of the mask's tensors",
+    "kinds": "Mask profile by weight",
+    "layers": "Mask profile by layer",
+    "frequencies": "Mask profile: rows of W_Q and W_K by rotary frequency, beside a random mask of the same counts",
+    "sparsity": "Mask profile: distinct rows and columns, effective rank of the change; means over matrices",
+}
+HEAD_COLUMNS = ("layer", "part", "head", "pairs", "masked", "found", "expected", "fold", "p_corrected")
+OVERLAP_TITLE = "Overlap of masks, beside random masks of the same counts"
+PROFILE = "profile"
 LARGEST = 5
 
 
@@ -33,19 +43,21 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "analyze",
-        "RoPE frequencies and attention sinks of a model, before and after a mask",
+        "RoPE frequencies, attention sinks and the shape of a mask, before and after it",
         "Run prompts through a model and print, per layer, which rotary frequencies its queries and keys live in\n"
         "and how much attention the first token gets. With --mask, once more with the masked weights overwritten,\n"
-        "and what changed. A part that a model cannot have (RoPE of MPT, sinks of Mamba) is said, the rest is done.",
+        "what changed, and where the mask lies: layers, modules, heads, frequencies, rank. A part that a model cannot\n"
+        "have (RoPE of MPT, sinks of Mamba) is said, the rest is done. --compare_masks needs no model.",
         (
             "tomfisher analyze --model smollm2-135m --task false-belief --limit 64",
             "tomfisher analyze --model testbed-llama --task testbed \\\n"
             "      --mask runs/demo-testbed/masks/task-control-0.003.safetensors --output_path inside.json",
             "tomfisher analyze --model ./my-model --texts prompts.txt --parts sinks --maps 0.3,5.1 \\\n"
             "      --output_path sinks.json",
+            "tomfisher analyze --compare_masks runs/demo-testbed/masks/task-control-0.0*.safetensors",
         ),
     )
-    add_settings(parser, *MODEL_FIELDS, "task", required=("model",))
+    add_settings(parser, *MODEL_FIELDS, "task")
     parser.add_argument(
         "--texts",
         help="instead of a task: a text file (one prompt per line), JSON/JSONL or a built-in corpus",
@@ -54,11 +66,16 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--max_length", type=int, help="cut prompts to this many tokens [the model's context]"
     )
-    parser.add_argument("--parts", default="rope,sinks", help="what to look at: rope, sinks [rope,sinks]")
+    parser.add_argument(
+        "--parts", help="what to look at: rope, sinks, profile [rope,sinks, with --mask also profile]"
+    )
     parser.add_argument(
         "--maps", default="", help="LAYER.HEAD,...: write these heads' whole attention maps, first prompt"
     )
     parser.add_argument("--mask", help="mask file (tomfisher mask): analyse the perturbed model too")
+    parser.add_argument(
+        "--compare_masks", nargs="+", default=[], metavar="FILE", help="masks of one model: what they share"
+    )
     add_settings(parser, "fill", "compat", "seed")
     parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 [bf16 on CUDA, else fp32]")
     parser.add_argument("--output_path", help="write everything, per layer and head, to this JSON file")
@@ -68,34 +85,105 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Analyse, print the tables, write the JSON."""
-    from tomfisher.analysis.analyze import analyze, check_request
-    from tomfisher.analysis.change import compare
-    from tomfisher.files import atomic_path
-
     if args.output_path:
         refuse_existing(args.output_path, args.overwrite)
-    parts, heads = _words(args.parts), _heads(args.maps)
-    check_request(parts, heads)
-    if heads and not args.output_path:
-        raise ValueError("--maps are written to the JSON file. Give its --output_path.")
-    texts = _texts(args)
-    loaded = load_named_model(args, args.dtype)
-    prompts = _prompts(args, loaded, texts)
-    perturbation = _perturbation(args, loaded) if args.mask else None
-    states = {"baseline": analyze(loaded.model, prompts, parts, heads)}
-    if perturbation is not None:
-        with perturbation:
-            states["masked"] = analyze(loaded.model, prompts, parts, heads)
-    base, masked = states["baseline"], states.get("masked")
-    changes = {part: compare(result, masked.results[part]) for part, result in base.results.items() if masked}
-    print(_report(base, changes, parts))
+    report: dict[str, Any] = {}
+    if args.compare_masks:
+        report["overlap"] = _compare_masks(args.compare_masks)
+    elif not hasattr(args, "model"):
+        raise ValueError("analyze looks at a model or at masks: give --model, or --compare_masks FILE FILE.")
+    if hasattr(args, "model"):
+        report |= _analyze(args)
     if args.output_path:
-        report = {"model": loaded.identity, "mask": args.mask} | {k: a.to_dict() for k, a in states.items()}
-        report |= {"change": {part: change.to_dict() for part, change in changes.items()}} if masked else {}
+        from tomfisher.files import atomic_path
+
         with atomic_path(Path(args.output_path)) as temporary:
             temporary.write_text(json.dumps(report, allow_nan=False) + "\n", encoding="utf-8")
         print(f"\nWritten: {args.output_path}")
     return 0
+
+
+def _analyze(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the tables of the model, and of the mask if there is one; gives what goes to the file."""
+    from tomfisher.analysis.analyze import analyze
+    from tomfisher.analysis.change import compare
+
+    parts, heads = _parts(args), _heads(args.maps)
+    texts = _texts(args)
+    loaded = load_named_model(args, args.dtype)
+    prompts = _prompts(args, loaded, texts)
+    perturbation = _perturbation(args, loaded) if args.mask else None
+    measured = [part for part in parts if part != PROFILE]
+    needed = dict.fromkeys([*measured, "rope"] if PROFILE in parts else measured)
+    states = {"baseline": analyze(loaded.model, prompts, list(needed), heads)}
+    if perturbation is not None and measured:
+        with perturbation:
+            states["masked"] = analyze(loaded.model, prompts, measured, heads)
+    base, masked = states["baseline"], states.get("masked")
+    changes = (
+        {part: compare(base.results[part], found) for part, found in masked.results.items()} if masked else {}
+    )
+    blocks = _report(base, changes, measured)
+    report = {"model": loaded.identity, "mask": args.mask} | {k: a.to_dict() for k, a in states.items()}
+    report |= {"change": {part: change.to_dict() for part, change in changes.items()}} if masked else {}
+    if PROFILE in parts and perturbation is not None:
+        profile = _profile(args, loaded, perturbation.mask, base.results.get("rope"))
+        blocks += _profile_blocks(profile)
+        report[PROFILE] = profile.to_dict()
+    print("\n\n".join(blocks))
+    return report
+
+
+def _parts(args: argparse.Namespace) -> list[str]:
+    """The parts that were asked for, or all that there can be."""
+    from tomfisher.analysis.analyze import PARTS, check_request
+
+    known = [*PARTS, PROFILE]
+    parts = (known if args.mask else list(PARTS)) if args.parts is None else _words(args.parts)
+    if not parts:
+        raise ValueError(f"No part to analyse. Parts: {', '.join(known)}.")
+    if unknown := [part for part in parts if part not in known]:
+        raise ValueError(f"Unknown part {unknown[0]!r}. Parts: {', '.join(known)}.")
+    if PROFILE in parts and not args.mask:
+        raise ValueError("The part profile says where a mask lies. Give its file: --mask FILE.")
+    heads = _heads(args.maps)
+    check_request([part for part in parts if part != PROFILE] or ["rope"], heads)
+    if heads and not args.output_path:
+        raise ValueError("--maps are written to the JSON file. Give its --output_path.")
+    return parts
+
+
+def _compare_masks(files: Sequence[str]) -> dict[str, Any]:
+    """Print what the masks share; gives the rows."""
+    from tomfisher.analysis.overlap import overlap
+    from tomfisher.masks import SparseMask
+
+    if len(set(files)) < max(2, len(files)):
+        raise ValueError(f"--compare_masks takes two or more different mask files, got {', '.join(files)}.")
+    stems = [Path(file).stem for file in files]
+    names = files if len(set(stems)) < len(stems) else stems
+    found = overlap({name: SparseMask.load(file) for name, file in zip(names, files, strict=True)})
+    print(f"{OVERLAP_TITLE}\n{_table(found.summary(), left=(0, 1))}")
+    return found.to_dict()
+
+
+def _profile(args: argparse.Namespace, loaded: Any, mask: Any, spectrum: Any) -> Any:
+    from tomfisher.analysis.profile import mask_profile
+    from tomfisher.experiment.config import parse_fill
+
+    fill, compat = parse_fill(setting(args, "fill")), setting(args, "compat")
+    return mask_profile(mask, loaded.model, spectrum, fill=fill, seed=setting(args, "seed"), compat=compat)
+
+
+def _profile_blocks(profile: Any) -> list[str]:
+    for part, reason in profile.unavailable.items():
+        note(f"no {part}: {reason}")
+    blocks = [f"{PROFILE_TITLES[title]}\n{_table(rows)}" for title, rows in profile.summary().items() if rows]
+    if profile.enrichment is not None:
+        strongest = [test.to_dict() for test in profile.enrichment.strongest(LARGEST)]
+        rows = [{name: row[name] for name in HEAD_COLUMNS} for row in strongest]
+        blocks.append(f"Mask profile, heads whose dominant rows stand out most\n{_table(rows)}")
+    return blocks
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
@@ -140,7 +228,7 @@ def _perturbation(args: argparse.Namespace, loaded: Any) -> Any:
     return perturb(loaded.model, mask, fill=fill, seed=setting(args, "seed"), compat=setting(args, "compat"))
 
 
-def _report(base: Any, changes: dict[str, Any], parts: Iterable[str]) -> str:
+def _report(base: Any, changes: dict[str, Any], parts: Iterable[str]) -> list[str]:
     """Every part's table, and with a mask the table of what changed and the largest changes."""
     blocks = []
     for part in parts:
@@ -163,16 +251,21 @@ def _report(base: Any, changes: dict[str, Any], parts: Iterable[str]) -> str:
             largest = [row._asdict() for row in changes[part].largest(LARGEST)]
             blocks.append(f"{part}, {kind}\n{_table(changes[part].summary())}")
             blocks.append(f"{part}, largest changes\n{_table(largest)}")
-    return "\n\n".join(blocks)
+    return blocks
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def _table(rows: Sequence[dict[str, Any]], left: Sequence[int] = ()) -> str:
     from tomfisher.experiment.table import align
 
-    return align([name.replace("_", " ") for name in rows[0]], [list(map(_cell, r.values())) for r in rows])
+    names = [name.replace("_", " ") for name in rows[0]]
+    return align(names, [list(map(_cell, row.values())) for row in rows], left)
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     if not isinstance(value, float):
         return str(value)
     return "-" if math.isnan(value) else f"{value:.4g}"

@@ -103,6 +103,7 @@ class Config:
     perplexity_tokens: int = _setting(8192, "tokens of the perplexity text")
     perplexity_window: int = _setting(512, "context window of the perplexity, tokens")
     perplexity_stride: int | None = _setting(None, "step between windows, tokens [the window]", kind="int")
+    analysis_prompts: int = _setting(64, "questions that the look inside after the sweep reads; 0: no look")
     seed: int = _setting(0, "seed of samples, questions and random masks")
     device: str | None = _setting(None, "cpu, cuda or cuda:N [cuda if there is one]", kind="str")
     batch_size: int | None = _setting(
@@ -301,8 +302,9 @@ def _check_counts(config: Config) -> None:
     for name in ("control_length", "perplexity_window"):
         if getattr(config, name) < 2:
             raise ValueError(f"{name} must be at least 2 tokens (the first is never predicted).")
-    if config.random_seeds < 0:
-        raise ValueError(f"random_seeds must be 0 or more, got {config.random_seeds}.")
+    for name in ("random_seeds", "analysis_prompts"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be 0 or more, got {getattr(config, name)}.")
     if config.perplexity_stride is not None and config.perplexity_stride > config.perplexity_window:
         raise ValueError(
             f"perplexity_stride must be at most perplexity_window ({config.perplexity_window}), "
@@ -328,6 +330,7 @@ def _slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "study"
 
 
+ARCHITECTURES = "architectures"  # five studies in one preset: tomfisher.experiment.architectures
 PRESETS: dict[str, dict[str, Any]] = {
     "demo-testbed": {
         "model": "testbed-llama",
@@ -354,6 +357,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "random_seeds": 5,
         "limit": 320,
         "perplexity_tokens": 2048,
+    },
+    ARCHITECTURES: {
+        "model": "testbed2-*",
+        "task": "testbed2",
+        "control": "testbed",
+        "output_path": "runs/architectures",
+        "n_task": 150,
+        "n_control": 150,
+        "control_length": 64,
+        "eval_dtype": "fp32",
+        "kappas": [1e-2, 3e-2, 5e-2],
+        "random_seeds": 5,
+        "limit": 480,
+        "perplexity_tokens": 4096,
+        "perplexity_window": 128,
     },
 }
 

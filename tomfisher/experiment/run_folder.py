@@ -18,7 +18,8 @@ from tomfisher.experiment.config import HEADER, Config
 from tomfisher.experiment.results import Point
 from tomfisher.files import atomic_path
 
-OWN_FILES = ("inputs.json", "results.json", "results.csv", "verdict.txt")
+OWN_FILES = ("inputs.json", "results.json", "results.csv", "verdict.txt", "analysis.json")
+FREE = ("output_path", "analysis_prompts")  # no result depends on them
 OWN_FOLDERS = ("fisher", "masks", "points")
 
 
@@ -38,7 +39,8 @@ class RunFolder:
         """Lock the config's run folder and make sure that it belongs to this config.
 
         Args:
-            config: the study; everything but `output_path` must equal the folder's `config.yaml`.
+            config: the study; everything but `output_path` and `analysis_prompts` must equal the folder's
+                `config.yaml`.
             overwrite: delete what an earlier study left there (only files that tomfisher writes).
 
         Yields:
@@ -136,12 +138,15 @@ class RunFolder:
             # an attempt that ended before its first result, by a mistyped model for example
             self._clear(config)
             return
-        differing = _differences(_read_settings(file), config.to_dict())
+        settings = _read_settings(file)
+        differing = _differences(settings, config.to_dict())
         if differing:
             raise ValueError(
                 f"{self.path} holds a study with other settings:\n{_listed(differing)}\n"
                 "Give another --output_path, or --overwrite to delete that study and start again."
             )
+        if settings["analysis_prompts"] != config.analysis_prompts:
+            self.write_text("config.yaml", config.to_yaml())
 
     def _refuse_foreign(self, file: Path) -> None:
         """A `config.yaml` that is not ours marks somebody else's folder: nothing in it is touched."""
@@ -185,7 +190,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {key: (old[key], new[key]) for key in new if key != "output_path" and old[key] != new[key]}
+    return {key: (old[key], new[key]) for key in new if key not in FREE and old[key] != new[key]}
 
 
 def _leaves(differing: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ import torch
 
 from tomfisher import provenance
 from tomfisher.evaluate.records import Scores
+from tomfisher.experiment import inside
 from tomfisher.experiment.config import Config, parse_fill
 from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.measure import Measure
@@ -22,6 +24,7 @@ from tomfisher.experiment.results import (
     BASELINE,
     CONTROL_ONLY,
     RANDOM,
+    TASK_CONTROL,
     Point,
     Results,
     conditions_of,
@@ -43,7 +46,7 @@ from tomfisher.tokens import warn_of_unknown_tokens
 if TYPE_CHECKING:
     from tomfisher.fisher import FisherDiagonal
     from tomfisher.masks import Ranking, SparseMask
-    from tomfisher.perturbation import WeightSums
+    from tomfisher.perturbation import Perturbation, WeightSums
     from tomfisher.sample import Sample
 
 NAMED_PARAMS = ("decoder-linear", "attention-qk", "all")
@@ -83,7 +86,7 @@ class Experiment:
         self._sums: WeightSums | None = None
 
     def run(self, progress: bool = True) -> Results:
-        """Do what is left to do and write `results.json`, `results.csv` and `verdict.txt`.
+        """Do what is left to do and write `results.json`, `results.csv`, `verdict.txt` and `analysis.json`.
 
         Args:
             progress: show bars on a terminal, and say each step.
@@ -103,10 +106,12 @@ class Experiment:
             pending = [plan for plan in planned_points(self.config) if folder.load_point(plan.key) is None]
             if pending:
                 self._measure(folder, pending)
-            self._loaded = None
             results = self._collect(folder)
             results.save(folder.path)
             folder.write_text("verdict.txt", f"{judge(results)}\n")
+            if self.config.analysis_prompts:
+                self._look_inside(folder, results)
+            self._loaded = None
         return results
 
     def fisher(self, folder: RunFolder) -> tuple[FisherDiagonal, FisherDiagonal]:
@@ -194,6 +199,36 @@ class Experiment:
         kappa, scope, compat = max(config.kappas), config.scope, config.compat
         return rank(task, kappa, scope, compat), rank(control, kappa, scope, compat)
 
+    def _look_inside(self, folder: RunFolder, results: Results) -> None:
+        """Write `analysis.json`, unless it is there and of the same masks and prompts."""
+        kappa = inside.chosen_kappa(results)
+        masks = {which: self._kept_mask(folder, which, kappa) for which in (TASK_CONTROL, CONTROL_ONLY)}
+        masks[RANDOM] = masks[TASK_CONTROL].random_like(self.config.seed)
+        if inside.is_current(folder.path / inside.FILE, inside.inputs_of(self.config, kappa, masks)):
+            return
+        loaded = self._model(folder, "evaluation", self.eval_dtype)
+        self.say(f"looking inside at kappa {kappa:g}: {self.config.analysis_prompts} prompts in 4 states")
+        look = inside.Inside(
+            self.config, self.inputs, loaded, partial(self._perturb, loaded.model), self._progress
+        )
+        found = look(kappa, masks)
+        for part, reason in found["unavailable"].items():
+            self.say(f"no {part}: {reason}")
+        folder.write_text(inside.FILE, json.dumps(found, allow_nan=False, separators=(",", ":")) + "\n")
+
+    def _kept_mask(self, folder: RunFolder, which: str, kappa: float) -> SparseMask:
+        """The mask that the folder keeps; made again where its file is gone or damaged."""
+        from tomfisher.masks import SparseMask
+
+        plan = PlannedPoint(which, kappa)
+        file = folder.mask_path(plan.key)
+        try:
+            return SparseMask.load(file)
+        except (FileNotFoundError, ValueError):
+            mask = self._mask(plan, *self._rankings(folder))
+            mask.save(file)
+            return mask
+
     @contextlib.contextmanager
     def _perturbed(
         self, folder: RunFolder, model: Any, plan: PlannedPoint, rankings: tuple[Ranking, Ranking] | None
@@ -202,19 +237,23 @@ class Experiment:
         if plan.mask == BASELINE or rankings is None:
             yield 0
             return
-        from tomfisher.perturbation import perturb
-
         mask = self._mask(plan, *rankings)
         if plan.mask != RANDOM:
             mask.save(folder.mask_path(plan.key))
         if mask.nnz == 0:
             self.say(f"the {plan.mask} mask at kappa {plan.kappa:g} is empty: nothing is perturbed")
-        fill, seed = parse_fill(self.config.fill), self.config.seed
-        compat, sums = self.config.compat, self._sums
-        with perturb(model, mask, fill=fill, seed=seed, compat=compat, sums=sums) as perturbation:
+        with self._perturb(model, mask) as perturbation:
             if perturbation.implementations:  # an empty mask runs nothing
                 folder.pin(fill_implementations=perturbation.implementations)
             yield perturbation.nnz
+
+    def _perturb(self, model: Any, mask: SparseMask) -> Perturbation:
+        """The mask ready to be written into the model, with the study's fill."""
+        from tomfisher.perturbation import perturb
+
+        config = self.config
+        fill = parse_fill(config.fill)
+        return perturb(model, mask, fill=fill, seed=config.seed, compat=config.compat, sums=self._sums)
 
     def _mask(self, plan: PlannedPoint, task: Ranking, control: Ranking) -> SparseMask:
         top_task, top_control = task.mask(plan.kappa), control.mask(plan.kappa)

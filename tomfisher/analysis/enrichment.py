@@ -1,0 +1,250 @@
+"""Do a mask's entries in W_Q and W_K gather in the rows of some rotary frequencies? Tested against chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tomfisher.analysis.counts import PartCount
+from tomfisher.analysis.hypergeometric import Draw, tails
+from tomfisher.analysis.permutation import dealt, two_sided
+from tomfisher.analysis.rope import BANDS, RopeSpectrum, bands
+from tomfisher.models.families import UnsupportedModel
+
+Level = Literal["head", "layer", "model"]
+DOMINANT = "dominant"
+ROWS = (DOMINANT, *BANDS)
+
+
+@dataclass(frozen=True)
+class RowTest:
+    """The masked entries of W_Q or W_K that lie in certain rows, beside what chance would put there.
+
+    Attributes:
+        level: one "head" of one layer, all heads of a "layer", or all layers of the "model".
+        layer: its number; None at the level of the model.
+        part: "q" or "k".
+        head: its number (of k: the key and value head); None at the other levels.
+        rows: "dominant" (the pairs of largest mean norm of each head), or the band "slow", "middle" or "fast".
+        pairs: the rotary pairs of those rows, for one head; None at the other levels.
+        population: entries of the weight (of the head's rows).
+        special: those of them in such rows.
+        masked: masked entries.
+        found: those of them in such rows.
+        expected: mean of `found` if every mask of as many entries were equally likely.
+        p: two-sided, exact (`tomfisher.analysis.hypergeometric`).
+        p_corrected: after Benjamini and Hochberg over the tests of the same level and rows.
+        p_pairs: two-sided, if instead each head's pairs were dealt anew among the frequencies, their entries
+            staying together (`tomfisher.analysis.permutation`); at least 0.002. None at the level of a head.
+    """
+
+    level: Level
+    layer: int | None
+    part: str
+    head: int | None
+    rows: str
+    pairs: tuple[int, ...] | None
+    population: int
+    special: int
+    masked: int
+    found: int
+    expected: float
+    p: float
+    p_corrected: float
+    p_pairs: float | None = None
+
+    @property
+    def fold(self) -> float:
+        """`found` over `expected`; NaN where nothing is expected."""
+        return self.found / self.expected if self.expected else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every attribute, and the fold."""
+        return {**vars(self), "fold": self.fold}
+
+
+@dataclass(frozen=True)
+class Enrichment:
+    """All tests of one mask; made by `enrichment`.
+
+    Under the null hypothesis the masked entries are a uniform draw without replacement from the entries of the
+    weight (level "layer"), from those of the head given how many the head has ("head"), or independent draws from
+    each layer's weight ("model"): the law of `SparseMask.random_like`. Within one level and one kind of rows the
+    tests look at disjoint entries, so they are independent, which is what the correction of Benjamini and Hochberg
+    asks for; it holds the expected share of false findings among the findings below the level.
+
+    A sensitive row usually has many masked entries, so they are no uniform draw wherever that row lies, and p is small
+    for the scatter alone. `p_pairs` asks the narrower question whether it is these frequencies that have such rows.
+
+    Attributes:
+        tests: by level, rows, layer, part and head.
+        dominant_pairs: how many pairs of each head count as dominant.
+        context: tokens that the bands are relative to.
+    """
+
+    tests: tuple[RowTest, ...]
+    dominant_pairs: int
+    context: int
+
+    def at(self, level: Level, rows: str | None = None) -> list[RowTest]:
+        """The tests of one level, of all rows or of one kind."""
+        return [test for test in self.tests if test.level == level and rows in (None, test.rows)]
+
+    def strongest(self, n: int = 10) -> list[RowTest]:
+        """The n heads with the smallest p for their dominant rows."""
+        return sorted(self.at("head", DOMINANT), key=lambda test: test.p)[:n]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row for each part and kind of rows: all layers together, and how many layers and heads stand out."""
+        rows = []
+        for test in self.at("model"):
+            counts = {
+                f"{level}s_below_5%": sum(
+                    t.p_corrected < 0.05 and t.part == test.part for t in self.at(level, test.rows)
+                )
+                for level in ("layer", "head")
+            }
+            columns = ("part", "rows", "masked", "found", "expected", "fold", "p_corrected", "p_pairs")
+            rows.append({name: getattr(test, name) for name in columns} | counts)
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tests of model and layers, and of the heads' dominant rows, JSON-ready but for NaN."""
+        return {
+            "correction": "benjamini-hochberg",
+            "dominant_pairs": self.dominant_pairs,
+            "context": self.context,
+            "model": [test.to_dict() for test in self.at("model")],
+            "layers": [test.to_dict() for test in self.at("layer")],
+            "heads": [test.to_dict() for test in self.at("head", DOMINANT)],
+        }
+
+
+def enrichment(parts: Sequence[PartCount], spectrum: RopeSpectrum, dominant_pairs: int = 1) -> Enrichment:
+    """Test whether masked entries of W_Q and W_K gather in the rows of dominant pairs, and in those of each band.
+
+    For N entries, K of them in such rows, n masked and x masked in such rows, x is hypergeometric under chance::
+
+        expected = n · K / N        p = min(1, 2 · min(P(X <= x), P(X >= x)))
+
+    Args:
+        parts: counts of a mask (`tomfisher.analysis.counts.count_parts`).
+        spectrum: of the untouched model: which pairs have the largest mean norm, and the bands.
+        dominant_pairs: how many pairs of each head count as dominant.
+
+    Returns:
+        An `Enrichment`.
+
+    Raises:
+        UnsupportedModel: the mask names no query or key weight that rotates.
+        ValueError: the spectrum is of another model, or `dominant_pairs` is not from 1 to the number of pairs.
+    """
+    rotated = [part for part in parts if part.rotary is not None]
+    if not rotated:
+        raise UnsupportedModel(
+            "The mask names no weight of queries or keys that are rotated, so no row has a frequency."
+        )
+    found: list[_Counted] = []
+    for part in rotated:
+        found += _of_part(part, _chosen(part, spectrum, dominant_pairs))
+    for kind in ("q", "k"):
+        for rows in ROWS:
+            layers = [c for c in found if (c.test.level, c.test.part, c.test.rows) == ("layer", kind, rows)]
+            if layers:
+                null = torch.stack([c.null for c in layers if c.null is not None]).sum(0)
+                draws = [draw for c in layers for draw in c.draws]
+                found.append(_test("model", None, kind, None, rows, None, draws, null))
+    order = {"model": 0, "layer": 1, "head": 2}
+    tests = sorted((c.test for c in found), key=lambda test: (order[test.level], ROWS.index(test.rows)))
+    return Enrichment(tuple(_corrected(tests)), dominant_pairs, spectrum.context)
+
+
+def dominant(norms: Tensor, n: int) -> Tensor:
+    """The n pairs of largest mean norm of each head, int64 `[heads, n]`, rising; ties go to the lower pair.
+
+    Args:
+        norms: `[heads, P]`.
+        n: 1 to P.
+
+    Raises:
+        ValueError: n is outside.
+    """
+    if not 1 <= n <= norms.shape[1]:
+        raise ValueError(f"dominant_pairs must be from 1 to {norms.shape[1]}, got {n}.")
+    return norms.argsort(dim=-1, descending=True, stable=True)[:, :n].sort(-1).values
+
+
+def _chosen(part: PartCount, spectrum: RopeSpectrum, n: int) -> dict[str, Tensor]:
+    """For each kind of rows a bool `[heads, P]`: the pairs that they belong to."""
+    layer = next((layer for layer in spectrum.layers if layer.layer == part.layer), None)
+    assert part.rotary is not None and part.units is not None
+    shape = (len(part.units), len(part.rotary.frequencies))
+    norms = None if layer is None else layer.norm("q" if part.kind == "q" else "k")
+    if norms is None or tuple(norms.shape) != shape:
+        seen = "nothing" if norms is None else f"{tuple(norms.shape)} heads and pairs"
+        raise ValueError(
+            f"The spectrum has {seen} for {part.kind} of layer {part.layer}, the model has {shape}. "
+            "Take the rope_spectrum of this very model."
+        )
+    band = bands(part.rotary.frequencies, spectrum.context)
+    of_bands = {name: (band == i).expand(shape) for i, name in enumerate(BANDS)}
+    best = torch.zeros(shape, dtype=torch.bool).scatter_(1, dominant(norms, n), True)
+    return {DOMINANT: best, **of_bands}
+
+
+class _Counted(NamedTuple):
+    """A test, the draws that it is of, and its count when pairs are dealt anew."""
+
+    test: RowTest
+    draws: list[Draw]
+    null: Tensor | None
+
+
+def _of_part(part: PartCount, chosen: dict[str, Tensor]) -> Iterator[_Counted]:
+    """Tests of one weight and of each of its heads."""
+    assert part.units is not None and part.pairs is not None and part.layer is not None
+    population, of_heads = part.units.shape[1] * part.unit_weights, part.units.sum(1).tolist()
+    nulls = dealt(part.pairs, chosen, seed=2 * part.layer + (part.kind == "k"))
+    for rows, pairs in chosen.items():
+        special = (2 * part.unit_weights * pairs.sum(1)).tolist()
+        inside = (part.pairs * pairs).sum(1).tolist()
+        whole = Draw(part.weights, sum(special), part.masked, sum(inside))
+        yield _test("layer", part.layer, part.kind, None, rows, None, [whole], nulls[rows])
+        for head, (k, n, x) in enumerate(zip(special, of_heads, inside, strict=True)):
+            named = tuple(pairs[head].nonzero().flatten().tolist())
+            yield _test("head", part.layer, part.kind, head, rows, named, [Draw(population, k, n, x)])
+
+
+def _test(
+    level: Level,
+    layer: int | None,
+    part: str,
+    head: int | None,
+    rows: str,
+    pairs: tuple[int, ...] | None,
+    draws: list[Draw],
+    null: Tensor | None = None,
+) -> _Counted:
+    population, special, masked, found = (sum(column) for column in zip(*draws, strict=True))
+    expected, p = sum(draw.expected for draw in draws), tails(draws).two_sided
+    p_pairs = None if null is None else two_sided(found, null)
+    where = (level, layer, part, head, rows, pairs)
+    return _Counted(RowTest(*where, population, special, masked, found, expected, p, p, p_pairs), draws, null)
+
+
+def _corrected(tests: Sequence[RowTest]) -> list[RowTest]:
+    """The tests with the p of Benjamini and Hochberg, taken over those of one level and kind of rows."""
+    from scipy.stats import false_discovery_control
+
+    families: dict[tuple[str, str], list[int]] = {}
+    for i, test in enumerate(tests):
+        families.setdefault((test.level, test.rows), []).append(i)
+    corrected: dict[int, float] = {}
+    for members in families.values():
+        adjusted = false_discovery_control([tests[i].p for i in members])
+        corrected |= dict(zip(members, adjusted.tolist(), strict=True))
+    return [replace(test, p_corrected=corrected[i]) for i, test in enumerate(tests)]

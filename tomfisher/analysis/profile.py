@@ -1,0 +1,290 @@
+"""Mask profile: where a mask's entries lie, in which frequencies, and how sparse and low-rank the change is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tomfisher.analysis.counts import GROUPS, PartCount, count_parts, short_name
+from tomfisher.analysis.enrichment import Enrichment, enrichment
+from tomfisher.analysis.low_rank import RankChange, change_ranks
+from tomfisher.analysis.plain import plain
+from tomfisher.analysis.rope import RopeSpectrum
+from tomfisher.analysis.spread import Spread, spread
+from tomfisher.masks import SparseMask
+from tomfisher.models.families import Architecture, UnsupportedModel, describe
+from tomfisher.models.structure import is_conv1d
+from tomfisher.perturbation.fill import FillLike
+from tomfisher.perturbation.targets import named_tensors
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """One matrix: how scattered its masked entries are and of which rank the change is, beside a random mask.
+
+    Attributes:
+        layer: its number; None outside the layers.
+        name: the weight's name.
+        spread: rows and columns of the mask.
+        random_spread: of one random mask with as many entries.
+        change: singular values of ΔW; None where they were not asked for or cannot be had.
+        random_change: the same for the random mask and the same fill.
+    """
+
+    layer: int | None
+    name: str
+    spread: Spread
+    random_spread: Spread
+    change: RankChange | None = None
+    random_change: RankChange | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, nested; the random mask under "random"."""
+        both = [(self.spread, self.change), (self.random_spread, self.random_change)]
+        mask, random = (
+            s.to_dict() | {"change": None if change is None else change.to_dict()} for s, change in both
+        )
+        kept = {name: value for name, value in random.items() if name not in ("tensor", "masked")}
+        return {"layer": self.layer, **mask, "random": kept}
+
+
+@dataclass(frozen=True)
+class MaskProfile:
+    """What is known about the places of a mask's entries; made by `mask_profile`.
+
+    A mask with scope "tensor" takes the same fraction of every tensor, so shares by layer and module then say only
+    how much of it the control's mask has taken away; within a tensor every place had the same chance.
+
+    Attributes:
+        parts: counts, part by part.
+        enrichment: tests of the rows of rotary frequencies; None where `unavailable` says why.
+        matrices: rows, columns and ranks, matrix by matrix.
+        seed: of the random mask beside them.
+        unavailable: "heads", "enrichment", "change": why it is missing.
+    """
+
+    parts: tuple[PartCount, ...]
+    enrichment: Enrichment | None
+    matrices: tuple[Sparsity, ...]
+    seed: int
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def nnz(self) -> int:
+        """Masked entries."""
+        return sum(part.masked for part in self.parts)
+
+    @property
+    def numel(self) -> int:
+        """Entries of all tensors of the mask."""
+        return sum(part.weights for part in self.parts)
+
+    def by(self, key: Callable[[PartCount], Any]) -> dict[Any, tuple[int, int]]:
+        """Masked entries and entries, summed over the parts with the same key, in order of appearance."""
+        found: dict[Any, tuple[int, int]] = {}
+        for part in self.parts:
+            masked, weights = found.get(key(part), (0, 0))
+            found[key(part)] = (masked + part.masked, weights + part.weights)
+        return found
+
+    def groups(self) -> Rows:
+        """One row for each group that the mask has: q and k, v and o, MLP, mixer, other."""
+        found = self.by(lambda part: part.group)
+        return [self._shares({"group": name}, found[name]) for name in GROUPS if name in found]
+
+    def kinds(self) -> Rows:
+        """One row per kind of weight."""
+        found = self.by(lambda part: (part.kind, part.group))
+        return [self._shares({"kind": kind, "group": group}, n) for (kind, group), n in found.items()]
+
+    def layers(self) -> Rows:
+        """One row per layer; None is what lies outside the layers."""
+        found = self.by(lambda part: part.layer)
+        order = sorted(found, key=lambda layer: (layer is None, layer or 0))
+        return [self._shares({"layer": layer}, found[layer]) for layer in order]
+
+    def heads(self) -> Rows:
+        """One row per layer, kind and head; of k and v each key and value head."""
+        rows = []
+        for part in self.parts:
+            if part.heads is not None:
+                size = part.weights // len(part.heads)
+                for head, masked in enumerate(part.heads.tolist()):
+                    named = {"layer": part.layer, "kind": part.kind, "head": head}
+                    rows.append(self._shares(named, (masked, size)))
+        return rows
+
+    def _shares(self, named: dict[str, Any], counts: tuple[int, int]) -> dict[str, Any]:
+        """Share of the mask beside share of the weights, and their ratio."""
+        masked, weights = counts
+        share = masked / self.nnz if self.nnz else math.nan
+        expected = weights / self.numel
+        return {
+            **named,
+            "masked": masked,
+            "weights": weights,
+            "share": share,
+            "weight_share": expected,
+            "fold": share / expected,
+        }
+
+    def sparsity(self) -> Rows:
+        """One row per kind of matrix: means over its matrices, of the mask and of random masks of the same counts."""
+        by_kind: dict[str, list[Sparsity]] = {}
+        for matrix in self.matrices:
+            if matrix.spread.masked:
+                by_kind.setdefault(short_name(matrix.name.partition("[")[0]), []).append(matrix)
+        return [_sparsity_row(kind, found) for kind, found in by_kind.items()]
+
+    def summary(self) -> dict[str, Rows]:
+        """Tables by title: groups, kinds, layers, frequencies (where there are any), sparsity."""
+        tables = {"groups": self.groups(), "kinds": self.kinds(), "layers": self.layers()}
+        if self.enrichment is not None:
+            tables["frequencies"] = self.enrichment.summary()
+        return tables | {"sparsity": self.sparsity()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-ready: tables, parts, tests and matrices."""
+        return plain(
+            {
+                "nnz": self.nnz,
+                "numel": self.numel,
+                "seed": self.seed,
+                "groups": self.groups(),
+                "kinds": self.kinds(),
+                "layers": self.layers(),
+                "sparsity": self.sparsity(),
+                "parts": [part.to_dict() for part in self.parts],
+                "enrichment": None if self.enrichment is None else self.enrichment.to_dict(),
+                "matrices": [matrix.to_dict() for matrix in self.matrices],
+                "unavailable": self.unavailable,
+            }
+        )
+
+
+def mask_profile(
+    mask: SparseMask,
+    model: Any,
+    spectrum: RopeSpectrum | None = None,
+    fill: FillLike | None = "mean",
+    seed: int = 0,
+    compat: str | None = None,
+    dominant_pairs: int = 1,
+) -> MaskProfile:
+    """Say where a mask's entries lie, whether they gather in rotary frequencies, and of which rank the change is.
+
+    Args:
+        mask: of this model.
+        model: a causal language model of transformers, unperturbed; its weights are restored to the bit.
+        spectrum: `rope_spectrum` of the untouched model, which says what pairs are dominant; None leaves the tests
+            of frequencies out.
+        fill: what the entries become (`tomfisher.perturb`), for the change ΔW; None leaves the ranks out.
+        seed: of the random mask that stands beside this one, and of the fill "noise".
+        compat: see `tomfisher.perturb`.
+        dominant_pairs: how many pairs of each head count as dominant.
+
+    Returns:
+        A `MaskProfile`. What the model does not have is in its `unavailable`, with the reason; counts by layer and
+        module are there for any model.
+
+    Raises:
+        ValueError: mask or spectrum is of another model, or `dominant_pairs` is out of range.
+    """
+    _check_mask(mask, model)
+    unavailable: dict[str, str] = {}
+    architecture: Architecture | None = None
+    try:
+        architecture = describe(model)
+        if not architecture.attention:
+            unavailable["heads"] = f"{architecture.model_type} has no attention layer, so there are no heads."
+    except UnsupportedModel as error:
+        unavailable["heads"] = str(error)
+    parts = count_parts(mask, architecture)
+    tests = _tests(parts, spectrum, dominant_pairs, architecture, unavailable)
+    matrices = _matrices(mask, model, fill, seed, compat, unavailable)
+    layers = {part.tensor: part.layer for part in parts}
+    found = [Sparsity(layers[m[0].tensor.partition("[")[0]], m[0].tensor, *m) for m in matrices]
+    return MaskProfile(tuple(parts), tests, tuple(found), seed, unavailable)
+
+
+def _check_mask(mask: SparseMask, model: Any) -> None:
+    have = {name: tuple(weight.shape) for name, weight in named_tensors(model).items()}
+    wrong = [name for name in mask if have.get(name) != mask.shapes[name]]
+    if wrong or not len(mask):
+        what = f"{wrong[0]!r} is {have.get(wrong[0], 'missing')} there" if wrong else "it names no tensor"
+        raise ValueError(f"The mask is of another model: {what}. Profile it with the model it was made of.")
+
+
+def _tests(
+    parts: list[PartCount],
+    spectrum: RopeSpectrum | None,
+    dominant_pairs: int,
+    architecture: Architecture | None,
+    unavailable: dict[str, str],
+) -> Enrichment | None:
+    rotates = architecture is not None and any(a.rotary for a in architecture.attention.values())
+    if architecture is None:
+        unavailable["enrichment"] = unavailable["heads"]
+    elif not rotates:
+        unavailable["enrichment"] = (
+            f"{architecture.model_type} has no rotary embedding, so no row has a frequency (positions: "
+            f"{architecture.family.position})."
+        )
+    elif spectrum is None:
+        unavailable["enrichment"] = "No spectrum was given. Pass spectrum=rope_spectrum(model, prompts)."
+    else:
+        try:
+            return enrichment(parts, spectrum, dominant_pairs)
+        except UnsupportedModel as error:
+            unavailable["enrichment"] = str(error)
+    return None
+
+
+def _matrices(
+    mask: SparseMask,
+    model: Any,
+    fill: FillLike | None,
+    seed: int,
+    compat: str | None,
+    unavailable: dict[str, str],
+) -> list[tuple[Any, ...]]:
+    """Spread and change of each matrix, of the mask and of a random one, as `Sparsity` takes them."""
+    transposed = frozenset(f"{name}.weight" for name, module in model.named_modules() if is_conv1d(module))
+    random = mask.random_like(seed)
+    spreads = [spread(m, transposed) for m in (mask, random)]
+    if fill is None:
+        unavailable["change"] = "The ranks of the change were not asked for (fill=None)."
+        return list(zip(*spreads, strict=True))
+    try:
+        changes = [change_ranks(model, m, fill, seed, compat, transposed) for m in (mask, random)]
+    except (ValueError, TypeError) as error:
+        unavailable["change"] = str(error)
+        return list(zip(*spreads, strict=True))
+    return list(zip(*spreads, *changes, strict=True))
+
+
+def _sparsity_row(kind: str, found: list[Sparsity]) -> dict[str, Any]:
+    def mean(value: Callable[[Sparsity], float]) -> float:
+        return sum(map(value, found)) / len(found)
+
+    row = {
+        "kind": kind,
+        "matrices": len(found),
+        "masked": mean(lambda m: m.spread.masked),
+        "rows": mean(lambda m: m.spread.rows.distinct),
+        "rows_expected": mean(lambda m: m.spread.rows.expected),
+        "columns": mean(lambda m: m.spread.columns.distinct),
+        "columns_expected": mean(lambda m: m.spread.columns.expected),
+    }
+    ranked = [m for m in found if m.change is not None and m.random_change is not None]
+    if len(ranked) == len(found):
+        row["effective_rank"] = mean(lambda m: m.change.effective_rank if m.change else 0.0)
+        row["effective_rank_random"] = mean(
+            lambda m: m.random_change.effective_rank if m.random_change else 0.0
+        )
+        row["full_rank"] = mean(lambda m: m.change.full if m.change else 0)
+    return row
