@@ -99,5 +99,6 @@ def test_smollm2_is_dequantised_once_to_the_weights_of_the_file(monkeypatch, tmp
 
 
 def test_builtin_names_are_described():
-    assert set(builtin.available()) == {"smollm2-135m", "testbed-llama"}
+    second_order = {f"testbed2-{name}" for name in ("llama", "qwen2", "mpt", "mamba", "jamba")}
+    assert set(builtin.available()) == {"smollm2-135m", "testbed-llama", *second_order}
     assert builtin.near_miss("org/smollm2-135m") is None

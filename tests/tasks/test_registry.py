@@ -36,10 +36,11 @@ def questions(tmp_path: Path) -> Path:
 
 
 def test_every_available_task_loads() -> None:
-    assert set(available()) == {"false-belief", "contents", "transfer", "testbed"}
+    first_order = {"false-belief", "contents", "transfer", "testbed"}
+    assert set(available()) == first_order | {"second-order", "testbed2"}
     for name in available():
-        stories = load(name, n=16)
-        assert len(stories) == 16 and all(isinstance(story, Story) for story in stories)
+        stories = load(name, n=24)
+        assert len(stories) == 24 and all(isinstance(story, Story) for story in stories)
 
 
 def test_false_belief_is_both_families_in_equal_parts() -> None:
@@ -49,7 +50,7 @@ def test_false_belief_is_both_families_in_equal_parts() -> None:
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="contents, transfer, testbed"):
+    with pytest.raises(ValueError, match="contents, transfer, second-order, testbed"):
         load("false_belief")
 
 

@@ -1,4 +1,4 @@
-"""The shipped model, measured."""
+"""The shipped models, measured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 
 from tomfisher import testbed
 from tomfisher.files import sha256_of_file
+from tomfisher.models import load_model
 from tomfisher.testbed import language
 from tomfisher.testbed.recipe import Recipe
+from tomfisher.testbed.scan import linear_scan
 from tomfisher.testbed.tokenizer import word_ids
 from tomfisher.testbed.train import held_out_accuracy, held_out_perplexity
 
@@ -51,11 +53,39 @@ def test_folder_is_at_most_three_megabytes_and_holds_no_pickle():
 
 def test_record_belongs_to_these_weights_and_to_the_default_recipe(record):
     assert record["result"]["sha256"] == sha256_of_file(testbed.shipped() / "model.safetensors")
-    assert record["recipe"] == vars(Recipe())
+    assert Recipe(**record["recipe"]) == Recipe()
     assert record["command"].startswith(
         f"tomfisher testbed train --steps {Recipe().steps} --seed {Recipe().seed}"
     )
     assert record["log"][-1]["step"] == Recipe().steps
+
+
+@pytest.mark.parametrize("name", testbed.ARCHITECTURES)
+def test_the_five_answer_held_out_stories_of_either_order(name):
+    loaded = load_model(f"testbed2-{name}", device="cpu")
+    assert loaded.model.config.model_type == name
+    assert loaded.tokenizer.get_vocab() == word_ids()
+    stories = language.stories(192, seed=17, second_order=True)
+    with linear_scan():
+        accuracy = held_out_accuracy(loaded.model, stories)
+    assert accuracy["all"] >= 0.95, accuracy
+
+
+@pytest.mark.parametrize("name", testbed.ARCHITECTURES)
+def test_the_records_of_the_five_belong_to_their_weights_and_recipes(name):
+    folder = testbed.shipped(f"testbed2-{name}")
+    record = json.loads((folder / "training.json").read_text())
+    assert (folder / "model.safetensors").stat().st_size <= 4_000_000
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
+    assert record["result"]["sha256"] == sha256_of_file(folder / "model.safetensors")
+    recipe = Recipe.of(name, second_order=True)
+    assert Recipe(**record["recipe"]) == recipe
+    assert record["command"] == (
+        f"tomfisher testbed train --architecture {name} --second_order --steps {recipe.steps} "
+        f"--seed {recipe.seed} --threads 1"
+    )
+    assert record["result"]["accuracy"]["all"] >= 0.98
+    assert record["result"]["seconds"] <= 20 * 60
 
 
 def test_unknown_name_is_refused():

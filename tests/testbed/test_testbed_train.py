@@ -146,7 +146,7 @@ def test_command_line_trains(tmp_path, capsys, monkeypatch):
     seen = {}
 
     def fake(output_path, recipe, threads=None, progress=True):
-        seen.update(path=output_path, steps=recipe.steps, seed=recipe.seed, threads=threads)
+        seen.update(path=output_path, recipe=recipe, threads=threads)
         return {
             "result": {"accuracy": {"all": 0.5}, "perplexity": 2.0, "parameters": 1000, "seconds": 1.0},
         }
@@ -155,6 +155,26 @@ def test_command_line_trains(tmp_path, capsys, monkeypatch):
     assert (
         main(["testbed", "train", "--output_path", "x", "--steps", "3", "--seed", "7", "--threads", "1"]) == 0
     )
-    assert seen == {"path": "x", "steps": 3, "seed": 7, "threads": 1}
+    assert seen == {"path": "x", "recipe": Recipe(steps=3, seed=7), "threads": 1}
     printed = capsys.readouterr().out
     assert "all" in printed and "0.500" in printed and "1,000 parameters" in printed
+    assert main(["testbed", "train", "--architecture", "mamba", "--second_order"]) == 0
+    assert seen == {"path": "runs/testbed2-mamba", "recipe": Recipe.of("mamba", True), "threads": None}
+    assert main(["testbed", "train"]) == 0
+    assert seen == {"path": "runs/testbed-llama", "recipe": Recipe(), "threads": None}
+    assert main(["testbed", "train", "--architecture", "gpt2"]) == 2
+    assert "llama, qwen2, mpt, mamba, jamba" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mpt", "mamba", "jamba"])
+def test_other_architectures_train_on_second_order_stories_reproducibly(name, tmp_path):
+    sizes = {"hidden": 32, "intermediate": 64, "layers": 2, "heads": 2, "stories": 4, "general_tokens": 64}
+    recipe = Recipe.of(name, True, **sizes, steps=8, warmup=2, log_every=4, learning_rate=1e-2)
+    first, second = (train(tmp_path / str(i), recipe, threads=1, progress=False) for i in range(2))
+    assert first["result"]["sha256"] == second["result"]["sha256"]
+    assert first["log"][-1]["story_loss"] < first["log"][0]["story_loss"]
+    assert set(first["log"][0]) >= {"false_belief", "second_order"}
+    assert "second-order/false-belief/first-order" in first["result"]["accuracy"]
+    assert first["command"] == (
+        f"tomfisher testbed train --architecture {name} --second_order --steps 8 --seed 1 --threads 1"
+    )

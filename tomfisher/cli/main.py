@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from tomfisher.version import __version__
 
 COMMANDS = (
-    ("run", "fisher", "mask", "perturb", "evaluate", "analyze", "sweep"),
+    ("run", "fisher", "mask", "perturb", "evaluate", "analyze", "ablate", "finetune", "sweep", "report"),
     ("plan", "ls", "testbed", "bench"),
 )
 EXAMPLES = """\

@@ -23,6 +23,7 @@ def add_parser(subparsers: Any) -> None:
         (
             "tomfisher run --preset demo-testbed",
             "tomfisher run --preset demo-smollm2 --output_path runs/mine",
+            "tomfisher run --preset architectures",
             "tomfisher run --model HuggingFaceTB/SmolLM2-360M --kappas 1e-5,1e-4 --limit 160",
             "tomfisher run --model ./my-model --task my_task.jsonl --control my_text.txt",
             "tomfisher run --config runs/demo-testbed/config.yaml",
@@ -39,8 +40,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume the study and print table, verdict and where the results lie."""
-    from tomfisher.experiment.config import Config
+    from tomfisher.experiment.config import ARCHITECTURES, Config
 
+    if args.preset == ARCHITECTURES:
+        return _run_architectures(args)
     return run_study(Config.resolve(given_settings(args), args.config, args.preset), args.overwrite)
 
 
@@ -56,4 +59,17 @@ def run_study(config: Any, overwrite: bool) -> int:
         print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
     print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
     print(f"Again:   tomfisher run --config {config.output_path}/config.yaml")
+    return 0
+
+
+def _run_architectures(args: argparse.Namespace) -> int:
+    """Run the five studies of the preset and print their one table."""
+    from tomfisher.experiment.architectures import render, run_architectures
+
+    folder, outcomes = run_architectures(given_settings(args), args.config, args.overwrite)
+    print(f"{render(outcomes)}\n")
+    for found in outcomes:
+        sentence = found.verdict[1 if found.found else -1]
+        print(textwrap.fill(f"{found.title}: {sentence}", width=WIDTH, subsequent_indent="  "))
+    print(f"\nResults: {folder}/architectures.json, .csv, .txt, and a run folder for each architecture")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import Any
 
 from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings
@@ -26,13 +27,19 @@ def add_parser(subparsers: Any) -> None:
         "sweep",
         "the study from existing Fisher stores, over a list of kappas",
         "Measure task-control, control-only and random masks at every kappa, from two Fisher stores.\n"
-        "The same as `tomfisher run`, without taking the Fisher diagonals again; resumable too.",
+        "The same as `tomfisher run`, without taking the Fisher diagonals again; resumable too.\n"
+        "Several fills, comma-separated, make a grid: one study each below --output_path, and one table that says\n"
+        "where anything falls or rises.",
         (
             "tomfisher sweep --model smollm2-135m --task_store runs/demo-smollm2/fisher/task \\\n"
             "      --control_store runs/demo-smollm2/fisher/control --kappas 3e-5,3e-4 --output_path runs/finer",
             "tomfisher sweep --model testbed-llama --task testbed --control testbed --fill zero \\\n"
             "      --task_store runs/demo-testbed/fisher/task --control_store runs/demo-testbed/fisher/control \\\n"
             "      --kappas 1e-3,3e-3 --output_path runs/zero",
+            "tomfisher sweep --model testbed-llama --task testbed --control testbed \\\n"
+            "      --fill scale:0,scale:0.5,scale:1.5,scale:2 --kappas 1e-3,1e-2 \\\n"
+            "      --task_store runs/demo-testbed/fisher/task --control_store runs/demo-testbed/fisher/control \\\n"
+            "      --output_path runs/scale",
         ),
     )
     add_settings(parser, *_sweep_fields(), required=("model", "task_store", "control_store"))
@@ -45,7 +52,22 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.cli.run import run_study
     from tomfisher.experiment.config import Config
 
-    return run_study(Config.resolve(given_settings(args)), args.overwrite)
+    settings = given_settings(args)
+    fills = [part.strip() for part in str(settings.get("fill", "")).split(",") if part.strip()]
+    if len(fills) > 1:
+        return _run_grid(settings, fills, args.overwrite)
+    return run_study(Config.resolve(settings), args.overwrite)
+
+
+def _run_grid(settings: dict[str, Any], fills: list[str], overwrite: bool) -> int:
+    from tomfisher.experiment.fill_grid import run_grid
+
+    grid = run_grid(settings, fills, overwrite)
+    print(f"{settings['model']}: fills {', '.join(fills)}\n\n{grid.render()}\n")
+    for sentence in grid.sentences():
+        print(textwrap.fill(sentence, width=110, subsequent_indent="  ", break_on_hyphens=False))
+    print(f"\nResults: {grid.folder}/grid.json, grid.csv, and a run folder per fill")
+    return 0
 
 
 def _sweep_fields() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`tomfisher testbed train`: the testbed model from scratch, in a few minutes on a CPU."""
+"""`tomfisher testbed train`: a testbed model from scratch, in a few minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "testbed",
-        "train the small false-belief Llama from scratch",
-        "The testbed: a Llama of 0.7 million parameters that learns a small false-belief language from scratch. "
-        "Trained weights ship with tomfisher under the name testbed-llama; this reproduces them.",
-        ("tomfisher testbed train", "tomfisher testbed train --seed 1 --output_path runs/testbed-seed1"),
+        "train small false-belief models from scratch",
+        "The testbed: models of less than a million parameters that learn a small false-belief language from\n"
+        "scratch. Trained weights ship with tomfisher as testbed-llama and, second-order stories included, as\n"
+        "testbed2-llama, -qwen2, -mpt, -mamba and -jamba; this reproduces them.",
+        (
+            "tomfisher testbed train",
+            "tomfisher testbed train --architecture mamba --second_order --threads 1",
+        ),
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     train = add_command(
@@ -26,7 +30,13 @@ def add_parser(subparsers: Any) -> None:
         "Train, measure on held-out stories, and write a folder that transformers loads.",
         ("tomfisher testbed train --threads 2", "tomfisher run --model runs/testbed-llama --task testbed"),
     )
-    train.add_argument("--output_path", default="runs/testbed-llama", help="new folder [runs/testbed-llama]")
+    train.add_argument("--output_path", help="new folder [runs/testbed-llama, or runs/testbed2-ARCHITECTURE]")
+    train.add_argument(
+        "--architecture", default="llama", metavar="NAME", help="llama, qwen2, mpt, mamba or jamba [llama]"
+    )
+    train.add_argument(
+        "--second_order", action="store_true", help="tell second-order stories too, as for testbed2-NAME"
+    )
     train.add_argument("--steps", type=int, help="optimiser steps [the shipped model's]")
     train.add_argument("--seed", type=int, help="of weights and training text [the shipped model's]")
     train.add_argument("--threads", type=int, help="CPU threads [torch's choice]")
@@ -39,10 +49,13 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.testbed.train import train
 
     given = {name: getattr(args, name) for name in ("steps", "seed") if getattr(args, name) is not None}
-    record = train(args.output_path, Recipe(**given), threads=args.threads)
+    recipe = Recipe.of(args.architecture, args.second_order, **given)
+    generation = "testbed2" if args.second_order else "testbed"
+    output_path = args.output_path or f"runs/{generation}-{args.architecture}"
+    record = train(output_path, recipe, threads=args.threads)
     result = record["result"]
     for group, accuracy in result["accuracy"].items():
         print(f"{group:<32} {accuracy:.3f}")
     print(f"perplexity of general text       {result['perplexity']:.3f}")
-    print(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s, written to {args.output_path}")
+    print(f"{result['parameters']:,} parameters, {result['seconds']:.0f} s, written to {output_path}")
     return 0

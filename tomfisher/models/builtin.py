@@ -37,11 +37,22 @@ def _smollm2() -> Path:
     return dense_folder(found[0])
 
 
-def _testbed_llama() -> Path:
-    from tomfisher import testbed
+def _shipped(name: str) -> Callable[[], Path]:
+    def folder() -> Path:
+        from tomfisher import testbed
 
-    return Path(testbed.shipped("testbed-llama"))
+        return testbed.shipped(name)
 
+    return folder
+
+
+_SECOND_ORDER = {
+    "llama": "Llama (RoPE)",
+    "qwen2": "Qwen2 (RoPE, grouped-query attention)",
+    "mpt": "MPT (ALiBi)",
+    "mamba": "Mamba (no attention)",
+    "jamba": "Jamba (attention without positions, Mamba layers)",
+}
 
 BUILTIN: dict[str, Builtin] = {
     "smollm2-135m": Builtin(
@@ -49,8 +60,16 @@ BUILTIN: dict[str, Builtin] = {
         _smollm2,
     ),
     "testbed-llama": Builtin(
-        "a small Llama trained from scratch on a false-belief language; ships with tomfisher", _testbed_llama
+        "a small Llama trained from scratch on a false-belief language; ships with tomfisher",
+        _shipped("testbed-llama"),
     ),
+    **{
+        f"testbed2-{name}": Builtin(
+            f"a small {title} trained on the same language with second-order stories; ships with tomfisher",
+            _shipped(f"testbed2-{name}"),
+        )
+        for name, title in _SECOND_ORDER.items()
+    },
 }
 
 

@@ -9,14 +9,17 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Telling:
-    """One filled story with its two questions.
+    """One filled story with its two questions, or three where beliefs about beliefs are told.
 
     Args:
         text: the story.
-        belief: question stem about what the protagonist believes.
+        belief: question stem about what the protagonist believes; in second-order stories, about what the
+            protagonist believes that the friend believes.
         reality: question stem about what is the case.
         believed: the word that completes `belief`.
         true: the word that completes `reality`.
+        first_order: question stem about what the friend believes; second-order stories only.
+        first_believed: the word that completes `first_order`.
     """
 
     text: str
@@ -24,10 +27,20 @@ class Telling:
     reality: str
     believed: str
     true: str
+    first_order: str = ""
+    first_believed: str = ""
+
+    def question(self, kind: str) -> tuple[str, str]:
+        """Stem and answer of the question "belief", "first-order" or "reality"."""
+        return {
+            "belief": (self.belief, self.believed),
+            "first-order": (self.first_order, self.first_believed),
+            "reality": (self.reality, self.true),
+        }[kind]
 
 
 class Frame(Protocol):
-    """What the generator asks of a frame of either family."""
+    """What the generator asks of a frame of any family."""
 
     @property
     def name(self) -> str:
@@ -151,4 +164,66 @@ class TransferFrame:
             reality=f"The {thing} is in the",
             believed=first if condition in ("false-belief", "no-transfer") else second,
             true=first if condition == "no-transfer" else second,
+        )
+
+
+@dataclass(frozen=True)
+class SecondOrderFrame:
+    """A belief about a belief: the protagonist moves a thing, and the friend may learn of it unnoticed.
+
+    Placeholders: those of `tomfisher.tasks.names.roles`, and {thing}, {start}, {end}. Only the Fisher pool
+    leaves the control pieces empty.
+
+    Args:
+        name: unique name.
+        things: singular nouns for what is moved; fillings and casts take turns.
+        pairs: (start, end) places for the direction as written, both after "in the".
+        opening: both are there when the thing is put in the start place.
+        away: the friend goes away.
+        moved: the protagonist moves the thing.
+        seen: the friend learns of the move, and the protagonist does not know that.
+        noticed: the friend learns of the move, and the protagonist knows that.
+        missed: the friend learns nothing, and the protagonist knows that.
+        stays: the protagonist does not move the thing.
+        watched: the friend is present and sees the move.
+        asks: verb phrase of the friend's belief, before "in the".
+    """
+
+    name: str
+    things: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    opening: str
+    away: str
+    moved: str
+    seen: str
+    noticed: str = ""
+    missed: str = ""
+    stays: str = ""
+    watched: str = ""
+    asks: str = "thinks that the {thing} is"
+
+    @property
+    def props(self) -> frozenset[str]:
+        """The things that are moved."""
+        return frozenset(self.things)
+
+    def tell(self, condition: str, first: str, second: str, turn: int, roles: Mapping[str, str]) -> Telling:
+        """Fill the frame: the thing starts in `first`; `second` is where it goes unless it stays."""
+        pieces = {
+            "false-belief": (self.opening, self.away, self.moved, self.seen),
+            "unseen": (self.opening, self.away, self.moved, self.missed),
+            "no-transfer": (self.opening, self.away, self.stays, self.missed),
+            "informed": (self.opening, self.away, self.moved, self.noticed),
+            "present": (self.opening, self.watched),
+        }[condition]
+        thing = self.things[turn % len(self.things)]
+        believes = f"{roles['friend']} {self.asks.format(thing=thing)} in the"
+        return Telling(
+            text=" ".join(pieces).format(**roles, thing=thing, start=first, end=second),
+            belief=f"{roles['name']} thinks that {believes}",
+            reality=f"The {thing} is in the",
+            believed=second if condition in ("informed", "present") else first,
+            true=first if condition == "no-transfer" else second,
+            first_order=believes,
+            first_believed=first if condition in ("no-transfer", "unseen") else second,
         )

@@ -6,15 +6,19 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tomfisher.tasks import frames_contents, frames_transfer
+from tomfisher.tasks import frames_contents, frames_second_order, frames_transfer
 from tomfisher.tasks.frames import Frame
 from tomfisher.tasks.names import CASTS_PER_FILLING, EVALUATION_NAMES, FISHER_NAMES, NamePool, roles
 from tomfisher.tasks.selection import Unit, take
-from tomfisher.tasks.story import COMPLETE_THE_STORY, Story
+from tomfisher.tasks.story import COMPLETE_THE_STORY, SECOND_ORDER, Story
 
 CONDITIONS: Mapping[str, tuple[str, ...]] = {
     "contents": ("false-belief", "correct-label", "informed", "open"),
     "transfer": ("false-belief", "no-transfer", "informed", "present"),
+}
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    **CONDITIONS,
+    SECOND_ORDER: ("false-belief", "unseen", "no-transfer", "informed", "present"),
 }
 DEFAULT_SIZES = {"evaluation": 640, "fisher": 200}
 SPLITS = tuple(DEFAULT_SIZES)
@@ -29,12 +33,23 @@ class Pool:
     frames: Sequence[Frame]
     names: NamePool
 
+    @property
+    def orders(self) -> Mapping[str, int]:
+        """The questions of a cell, and the belief order of each."""
+        if self.family == SECOND_ORDER:
+            return {"belief": 2, "first-order": 1, "reality": 0}
+        return {"belief": 1, "reality": 0}
+
 
 POOLS: Mapping[tuple[str, str], Pool] = {
     ("contents", "evaluation"): Pool("contents", "eval", frames_contents.EVALUATION_FRAMES, EVALUATION_NAMES),
     ("contents", "fisher"): Pool("contents", "fisher", frames_contents.FISHER_FRAMES, FISHER_NAMES),
     ("transfer", "evaluation"): Pool("transfer", "eval", frames_transfer.EVALUATION_FRAMES, EVALUATION_NAMES),
     ("transfer", "fisher"): Pool("transfer", "fisher", frames_transfer.FISHER_FRAMES, FISHER_NAMES),
+    (SECOND_ORDER, "evaluation"): Pool(
+        SECOND_ORDER, "eval", frames_second_order.EVALUATION_FRAMES, EVALUATION_NAMES
+    ),
+    (SECOND_ORDER, "fisher"): Pool(SECOND_ORDER, "fisher", frames_second_order.FISHER_FRAMES, FISHER_NAMES),
 }
 
 
@@ -54,7 +69,7 @@ class _Instance:
         return (self.frame * fillings + self.filling) * CASTS_PER_FILLING + self.cast
 
     def unit(self, condition: str, questions: Sequence[str]) -> Unit:
-        """Both directions of one condition, each with the given questions ("belief", "reality")."""
+        """Both directions of one condition, each with the given questions, of `Pool.orders`."""
         frame = self.pool.frames[self.frame]
         pair = frame.pairs[self.filling]
         who = roles(self.pool.names, self.frame, self.filling, self.cast)
@@ -63,15 +78,15 @@ class _Instance:
             telling = frame.tell(condition, first, second, self.filling + self.cast, who)
             cell = f"{self.pool.family}/{self.pool.short}/{self.number:03d}/{condition}/{direction}"
             for question in questions:
-                belief = question == "belief"
+                stem, answer = telling.question(question)
                 stories.append(
                     Story(
                         story=telling.text,
-                        question=telling.belief if belief else telling.reality,
+                        question=stem,
                         choices=pair,
-                        answer=pair.index(telling.believed if belief else telling.true),
+                        answer=pair.index(answer),
                         condition=f"{self.pool.family}/{condition}",
-                        order=1 if belief else 0,
+                        order=self.pool.orders[question],
                         id=f"{cell}/{question}",
                         template=COMPLETE_THE_STORY,
                     )
@@ -99,15 +114,16 @@ def generate(
 ) -> list[Story]:
     """Generate stories of one or more families.
 
-    The evaluation split has every condition in both directions with a belief and a reality question: 16
-    stories per frame instance. The Fisher split has the belief question of the false-belief condition only,
-    in both directions, from other frames, names, things and places.
+    The evaluation split has every condition in both directions with a belief and a reality question (16
+    stories per frame instance), in second-order stories a question about the friend's belief too (30 stories).
+    The Fisher split has the belief question of the false-belief condition only, in both directions, from other
+    frames, names, things and places.
 
     Args:
-        families: from `CONDITIONS`.
+        families: from `FAMILIES`.
         n: number of stories; families and conditions are balanced, cells and direction pairs stay whole
-            (a count that would tear them is rounded up, with a warning). None for 640 (evaluation) or 200
-            (fisher).
+            (a count that would tear them is rounded up, with a warning). None for 640 (evaluation; 600 of
+            second-order stories alone) or 200 (fisher).
         seed: which stories are taken, and in which order.
         split: "evaluation" or "fisher".
 
@@ -125,10 +141,19 @@ def generate(
         if split == "fisher":
             units.extend(instance.unit("false-belief", ("belief",)) for instance in block)
             continue
-        for turn in range(4):
+        for turn in range(max(len(FAMILIES[family]) for family in families)):
             for instance in block:
-                condition = CONDITIONS[instance.pool.family][turn]
-                units.append(instance.unit(condition, ("belief", "reality")))
+                conditions = FAMILIES[instance.pool.family]
+                if turn < len(conditions):
+                    units.append(instance.unit(conditions[turn], tuple(instance.pool.orders)))
     return take(
-        units, DEFAULT_SIZES[split] if n is None else n, f"the {split} split of {' and '.join(families)}"
+        units,
+        default_size(families, split) if n is None else n,
+        f"the {split} split of {' and '.join(families)}",
     )
+
+
+def default_size(families: Sequence[str], split: str) -> int:
+    """How many stories there are where no number is given; second-order stories come in cells of three."""
+    whole = DEFAULT_SIZES[split]
+    return 600 if split == "evaluation" and tuple(families) == (SECOND_ORDER,) else whole

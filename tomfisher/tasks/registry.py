@@ -7,17 +7,20 @@ import os
 from pathlib import Path
 
 from tomfisher.tasks import formats
-from tomfisher.tasks.generator import CONDITIONS, SPLITS, generate
+from tomfisher.tasks.generator import CONDITIONS, FAMILIES, SPLITS, generate
 from tomfisher.tasks.records import JSON_SUFFIXES
 from tomfisher.tasks.selection import Unit, group_units, shuffle_balanced, take, unit_key
-from tomfisher.tasks.story import Story
+from tomfisher.tasks.story import SECOND_ORDER, Story
 
 TESTBED = "testbed"
+TESTBED_SECOND_ORDER = "testbed2"
 _DESCRIPTIONS = {
-    "false-belief": "both story families below, in equal parts",
+    "false-belief": "contents and transfer stories, in equal parts",
     "contents": "unexpected contents: a closed container whose label may be wrong, with three controls",
     "transfer": "unexpected transfer: a thing that may be moved while its owner is away, with three controls",
+    SECOND_ORDER: "beliefs about a belief: one moves a thing, the other learns of it unnoticed; four controls",
     TESTBED: "stories in the small language of the testbed models",
+    TESTBED_SECOND_ORDER: "the same with second-order stories as a third family, for the testbed2 models",
 }
 
 
@@ -38,8 +41,8 @@ def load(
     Args:
         name: a name of `available()`, or the path of a JSON or JSON Lines file (`tomfisher.tasks.formats`).
         n: number of stories (questions), balanced over conditions; cells and direction pairs stay whole, and a count
-            that would tear one is rounded up, with a warning. None for 640 (evaluation) or 200 (fisher) of a
-            built-in task, and for all of a file.
+            that would tear one is rounded up, with a warning. None for 640 (evaluation; second-order: 600) or 200
+            (fisher) of a built-in task, and for all of a file.
         seed: which stories are taken.
         split: "evaluation"; "fisher": belief questions of the false-belief condition only, from a disjoint pool of
             frames, names, things and places. A file is cut into two halves that share no item (which half an item is
@@ -56,12 +59,13 @@ def load(
     label = os.fspath(name)
     if label == "false-belief":
         return generate(tuple(CONDITIONS), n, seed, split)
-    if label in CONDITIONS:
+    if label in FAMILIES:
         return generate((label,), n, seed, split)
-    if label == TESTBED:
+    if label in (TESTBED, TESTBED_SECOND_ORDER):
         from tomfisher.testbed import language
 
-        return language.stories(n=n, seed=seed, split=split)
+        second_order = label == TESTBED_SECOND_ORDER
+        return language.stories(n=n, seed=seed, split=split, second_order=second_order)
     if isinstance(name, os.PathLike) or Path(label).suffix.lower() in JSON_SUFFIXES or Path(label).is_file():
         return _load_file(label, n, seed, split)
     raise ValueError(
@@ -106,4 +110,4 @@ def _item_key(unit: Unit) -> str:
 
 
 def _is_false_belief(story: Story) -> bool:
-    return story.order > 0 and story.condition.rsplit("/", 1)[-1] == "false-belief"
+    return story.kind == "belief" and story.condition.rsplit("/", 1)[-1] == "false-belief"

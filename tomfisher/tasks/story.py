@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 COMPLETE_THE_STORY = "Complete the following story: {story} {question}"
+SECOND_ORDER = "second-order"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,13 @@ class Story:
 
     @property
     def kind(self) -> str:
-        """`"reality"` for order 0, `"belief"` above it."""
+        """What is asked: `"reality"` for order 0, else `"belief"`.
+
+        In conditions `second-order/...` the belief is the belief about a belief; a question of order 1, about the
+        belief of the other person, is a control of kind `"first-order"`.
+        """
+        if self.order == 1 and self.condition.startswith(f"{SECOND_ORDER}/"):
+            return "first-order"
         return "belief" if self.order else "reality"
 
     @property
@@ -88,5 +95,5 @@ class Story:
 
     @property
     def group(self) -> str:
-        """The row of a result table: the condition for beliefs, `<condition>/reality` for reality questions."""
-        return self.condition if self.order else f"{self.condition}/reality"
+        """The row of a result table: the condition for beliefs, `<condition>/<kind>` for the other questions."""
+        return self.condition if self.kind == "belief" else f"{self.condition}/{self.kind}"

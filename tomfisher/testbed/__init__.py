@@ -1,20 +1,26 @@
-"""A small false-belief language, a Llama trained on it from scratch, and the trained weights."""
+"""A small false-belief language, models trained on it from scratch, and the trained weights."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
 
-_FOLDERS = {"testbed-llama": "llama"}
+ARCHITECTURES = ("llama", "qwen2", "mpt", "mamba", "jamba")
+_FOLDERS = {"testbed-llama": "llama"} | {f"testbed2-{name}": f"second-order/{name}" for name in ARCHITECTURES}
 
-__all__ = ["shipped"]
+__all__ = ["ARCHITECTURES", "available", "shipped"]
+
+
+def available() -> tuple[str, ...]:
+    """Names of the shipped models: "testbed-llama", and "testbed2-..." for those that know second-order stories."""
+    return tuple(_FOLDERS)
 
 
 def shipped(name: str = "testbed-llama") -> Path:
     """Folder of a trained testbed model that comes with the package.
 
     Args:
-        name: "testbed-llama".
+        name: one of `available()`.
 
     Returns:
         A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, with

@@ -3,6 +3,9 @@
 Every story is drawn from a scene: two people, a thing, and two places (or two contents) of it. The scene's
 combination of names decides by a hash which split it belongs to, so training, Fisher and evaluation stories
 never share one.
+
+Second-order stories ask what one person thinks that the other believes. Both see the same things until the second
+one has left the room; then the protagonist looks into the second place, alone, and knows the truth in any case.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ CONDITIONS = {
     "contents": ("false-belief", "correct-label", "informed", "open"),
     "transfer": ("false-belief", "no-transfer", "informed", "present"),
 }
+SECOND_ORDER = "second-order"
+FAMILIES = {**CONDITIONS, SECOND_ORDER: ("false-belief", "no-transfer", "informed", "present")}
 SPLITS = ("training", "fisher", "evaluation")
 TEMPLATE = "{story} {question}"
 DEFAULT_SIZES = {"evaluation": 640, "fisher": 200}
@@ -41,9 +46,9 @@ class Scene:
     """What a story is about, before its condition is chosen.
 
     Args:
-        family: "contents" or "transfer".
+        family: "contents", "transfer" or "second-order".
         person: the protagonist, whose belief is asked for.
-        other: the second person, who is there all the time.
+        other: the second person, who sees everything; in second-order stories, all but the last sentence.
         thing: the container (contents) or the object (transfer).
         first: what the label says, or the place where the object is first.
         second: what is really inside, or the place where it goes.
@@ -80,14 +85,20 @@ class Scene:
         return self.first if condition in ("no-transfer", "correct-label") else self.second
 
     def belief(self, condition: str) -> str:
-        """What the protagonist believes it to be: the truth, except under false belief."""
+        """What the protagonist believes it to be: the truth, except under first-order false belief."""
+        if condition == "false-belief" and self.family != SECOND_ORDER:
+            return self.first
+        return self.truth(condition)
+
+    def attributed_belief(self, condition: str) -> str:
+        """What the second person thinks that the protagonist believes."""
         return self.first if condition == "false-belief" else self.truth(condition)
 
     def tell(self, condition: str) -> str:
         """The story in words.
 
         Args:
-            condition: one of `CONDITIONS[family]`.
+            condition: one of `FAMILIES[family]`.
 
         Returns:
             Lower-case sentences, every word and every full stop separated by one space.
@@ -95,11 +106,11 @@ class Scene:
         Raises:
             ValueError: the family has no such condition.
         """
-        if condition not in CONDITIONS[self.family]:
+        if condition not in FAMILIES[self.family]:
             raise ValueError(
-                f"{self.family} stories have no condition {condition!r}; choose from {CONDITIONS[self.family]}."
+                f"{self.family} stories have no condition {condition!r}; choose from {FAMILIES[self.family]}."
             )
-        body = self._transfer(condition) if self.family == "transfer" else self._contents(condition)
+        body = self._contents(condition) if self.family == "contents" else self._transfer(condition)
         return " ".join(part for part in (self.opening, *body) if part)
 
     def _transfer(self, condition: str) -> list[str]:
@@ -114,7 +125,11 @@ class Scene:
             if moves
             else f"{self.other} looks at the {self.second} .",
             f"{self.other} tells {self.person} about it ." if condition == "informed" else "",
+            *(self._peek() if self.family == SECOND_ORDER else ()),
         ]
+
+    def _peek(self) -> list[str]:
+        return [f"{self.other} leaves the room .", f"{self.person} looks in the {self.second} ."]
 
     def _contents(self, condition: str) -> list[str]:
         inside = self.truth(condition)
@@ -135,21 +150,29 @@ class Scene:
     @property
     def belief_question(self) -> str:
         """The cloze stem that asks for the protagonist's belief."""
-        if self.family == "transfer":
-            return f"{self.person} looks for the {self.thing} in the"
-        return f"{self.person} thinks that the {self.thing} is full of"
+        if self.family == "contents":
+            return f"{self.person} thinks that the {self.thing} is full of"
+        return f"{self.person} looks for the {self.thing} in the"
+
+    @property
+    def attributed_question(self) -> str:
+        """The cloze stem that asks what the second person thinks of the protagonist's belief."""
+        return f"{self.other} thinks that {self.belief_question}"
 
     @property
     def reality_question(self) -> str:
         """The cloze stem that asks how things stand."""
-        return f"the {self.thing} is in the" if self.family == "transfer" else f"the {self.thing} is full of"
+        return f"the {self.thing} is full of" if self.family == "contents" else f"the {self.thing} is in the"
 
     def questions(self, condition: str) -> list[tuple[str, str]]:
-        """Stems with their answers: the protagonist's belief, then reality."""
-        return [
-            (self.belief_question, self.belief(condition)),
-            (self.reality_question, self.truth(condition)),
-        ]
+        """Stems with their answers: the protagonist's belief, then reality.
+
+        In second-order stories: what the second person thinks of the protagonist's belief, then that belief.
+        """
+        belief = self.belief_question, self.belief(condition)
+        if self.family == SECOND_ORDER:
+            return [(self.attributed_question, self.attributed_belief(condition)), belief]
+        return [belief, (self.reality_question, self.truth(condition))]
 
 
 def draw_scene(rng: random.Random, family: str, split: str) -> Scene:
@@ -157,7 +180,7 @@ def draw_scene(rng: random.Random, family: str, split: str) -> Scene:
 
     Args:
         rng: source of randomness; moved forward.
-        family: "contents" or "transfer".
+        family: "contents", "transfer" or "second-order".
         split: "training", "fisher" or "evaluation".
 
     Returns:
@@ -170,8 +193,8 @@ def draw_scene(rng: random.Random, family: str, split: str) -> Scene:
         raise ValueError(f"The false-belief language has no split {split!r}; choose from {SPLITS}.")
     while True:
         person, other = rng.sample(PEOPLE, 2)
-        thing = rng.choice(OBJECTS if family == "transfer" else CONTAINERS)
-        first, second = rng.sample(PLACES if family == "transfer" else STUFFS, 2)
+        thing = rng.choice(CONTAINERS if family == "contents" else OBJECTS)
+        first, second = rng.sample(STUFFS if family == "contents" else PLACES, 2)
         opening = rng.choice(
             ("", f"it is {rng.choice(general.DAYS)} .", f"{other} is {rng.choice(general.MOODS)} .")
         )
@@ -186,8 +209,12 @@ def _cell(scene: Scene, condition: str, direction: str, prefix: str) -> Iterator
 
     story = scene.tell(condition)
     choices = tuple(sorted((scene.first, scene.second)))
-    belief, reality = scene.questions(condition)
-    for order, name, (question, answer) in ((1, "belief", belief), (0, "reality", reality)):
+    asked = (
+        ((2, "belief"), (1, "first-order"))
+        if scene.family == SECOND_ORDER
+        else ((1, "belief"), (0, "reality"))
+    )
+    for (order, kind), (question, answer) in zip(asked, scene.questions(condition), strict=True):
         yield Story(
             story=story,
             question=question,
@@ -195,19 +222,20 @@ def _cell(scene: Scene, condition: str, direction: str, prefix: str) -> Iterator
             answer=choices.index(answer),
             condition=f"{scene.family}/{condition}",
             order=order,
-            id=f"{prefix}/{condition}/{direction}/{name}",
+            id=f"{prefix}/{condition}/{direction}/{kind}",
             template=TEMPLATE,
         )
 
 
-def _endless(seed: int, split: str) -> Iterator[Story]:
-    """Stories of one split without end; eight (evaluation) or two (fisher) cells in a row are balanced."""
-    rng = random.Random(f"tomfisher.testbed:{split}:{seed}")
+def _endless(seed: int, split: str, families: tuple[str, ...]) -> Iterator[Story]:
+    """Stories of one split without end, in rows of one cell per family; eight rows (fisher: two) are balanced."""
+    orders = ":second-order" if SECOND_ORDER in families else ""
+    rng = random.Random(f"tomfisher.testbed:{split}:{seed}{orders}")
     number = 0
     while True:
-        scenes = [draw_scene(rng, family, split) for family in CONDITIONS]
+        scenes = [draw_scene(rng, family, split) for family in families]
         conditions = [
-            CONDITIONS[scene.family] if split == "evaluation" else ("false-belief",) for scene in scenes
+            FAMILIES[scene.family] if split == "evaluation" else ("false-belief",) for scene in scenes
         ]
         for direction in ("original", "swapped"):
             for row in zip(*conditions, strict=True):
@@ -218,18 +246,21 @@ def _endless(seed: int, split: str) -> Iterator[Story]:
         number += 1
 
 
-def stories(n: int | None = None, seed: int = 0, split: str = "evaluation") -> list[Story]:
+def stories(
+    n: int | None = None, seed: int = 0, split: str = "evaluation", second_order: bool = False
+) -> list[Story]:
     """Stories of the false-belief language, balanced over families, conditions and directions.
 
-    "evaluation" gives whole cells (a belief and a reality question on one story) of every condition, "fisher"
-    the belief question of the false-belief condition only. The combinations of the two splits are disjoint,
-    and no training story uses either.
+    "evaluation" gives whole cells (a belief and a reality question on one story; a second-order and a first-order
+    one on a second-order story) of every condition, "fisher" the first of these of the false-belief condition
+    only. The combinations of the two splits are disjoint, and no training story uses either.
 
     Args:
-        n: number of questions; None for 640 (evaluation) or 200 (fisher). A number that would tear a cell is
-            rounded up, with a warning.
+        n: number of questions; None for 640 (evaluation) or 200 (fisher), half as many again with second order. A
+            number that would tear a cell is rounded up, with a warning.
         seed: another seed draws other scenes.
         split: "evaluation" or "fisher".
+        second_order: second-order stories as a third family.
 
     Returns:
         The stories, a pure function of the arguments; a smaller `n` gives a prefix.
@@ -239,18 +270,22 @@ def stories(n: int | None = None, seed: int = 0, split: str = "evaluation") -> l
     """
     if split not in DEFAULT_SIZES:
         raise ValueError(f"The testbed has no story split {split!r}; choose from {tuple(DEFAULT_SIZES)}.")
-    n = DEFAULT_SIZES[split] if n is None else n
-    if n < 1:
-        raise ValueError(f"n={n} asks for no story; give 1 or more, or None for {DEFAULT_SIZES[split]}.")
     whole_cells = split == "evaluation"
+    families = tuple(FAMILIES if second_order else CONDITIONS)
+    default = DEFAULT_SIZES[split] * len(families) // len(CONDITIONS)
+    n = default if n is None else n
+    if n < 1:
+        raise ValueError(f"n={n} asks for no story; give 1 or more, or None for {default}.")
     if whole_cells and n % 2:
         n += 1
         warnings.warn(f"A testbed cell has two questions: n={n - 1} was rounded up to {n}.", stacklevel=2)
-    wanted = (story for story in _endless(seed, split) if whole_cells or story.order == 1)
+    wanted = (story for story in _endless(seed, split, families) if whole_cells or story.kind == "belief")
     return list(itertools.islice(wanted, n))
 
 
-def training_story(rng: random.Random, slips: float = 0.0) -> tuple[str, list[tuple[str, str]]]:
+def training_story(
+    rng: random.Random, slips: float = 0.0, second_order: bool = False
+) -> tuple[str, list[tuple[str, str]]]:
     """Draw a training story with its two answered questions in random order.
 
     Families and conditions are equally frequent, so belief and reality agree three times out of four and false
@@ -259,12 +294,13 @@ def training_story(rng: random.Random, slips: float = 0.0) -> tuple[str, list[tu
     Args:
         rng: source of randomness; moved forward.
         slips: probability, for every answer, that the other of the two choices stands in its place.
+        second_order: draw from second-order stories too.
 
     Returns:
         The story, and (stem, answer) pairs.
     """
-    family = rng.choice(tuple(CONDITIONS))
-    condition = rng.choice(CONDITIONS[family])
+    family = rng.choice(tuple(FAMILIES if second_order else CONDITIONS))
+    condition = rng.choice(FAMILIES[family])
     scene = draw_scene(rng, family, "training")
     other = {scene.first: scene.second, scene.second: scene.first}
     asked = [

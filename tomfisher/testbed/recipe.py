@@ -6,17 +6,18 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tomfisher.sample import IGNORED
 from tomfisher.testbed import general, language
-from tomfisher.testbed.tokenizer import BEGIN, END, MAX_LENGTH, PAD, word_ids
+from tomfisher.testbed.architectures import architecture
+from tomfisher.testbed.tokenizer import BEGIN, PAD, word_ids
 
-if TYPE_CHECKING:
-    from transformers import LlamaConfig
+WINDOWS = (128, 256, 512)
+SECOND_ORDER_STEPS = 1500
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Recipe:
         steps: optimiser steps.
         seed: of the initial weights and of the training text.
         stories: stories per step.
-        general_tokens: tokens of general text per step, as windows of 128, 256 or 512.
+        general_tokens: tokens of general text per step, as windows of 128, 256 or 512 tokens.
         answer_weight: the mean loss of the answer tokens is added to the mean loss of all tokens, times this.
         slips: fraction of the training answers that are wrong, evenly over conditions and questions. It keeps the
             model's certainty bounded, so that no story's gradient vanishes and the Fisher diagonal of right
@@ -40,9 +41,13 @@ class Recipe:
         intermediate: width of the feed-forward layers.
         layers: decoder layers.
         heads: attention heads.
+        architecture: "llama", "qwen2", "mpt", "mamba" or "jamba".
+        second_order: tell second-order stories too, as often as those of either first-order family.
+        longest_window: of general text, in tokens.
+        state: numbers that a state-space layer remembers per channel.
 
     Raises:
-        ValueError: a size that leaves nothing to train on.
+        ValueError: a size that leaves nothing to train on, or an unknown architecture.
     """
 
     steps: int = 1200
@@ -59,32 +64,30 @@ class Recipe:
     intermediate: int = 256
     layers: int = 4
     heads: int = 4
+    architecture: str = "llama"
+    second_order: bool = False
+    longest_window: int = 512
+    state: int = 8
 
     def __post_init__(self) -> None:
-        for name, smallest in {"steps": 1, "stories": 1, "general_tokens": 2, "log_every": 1}.items():
+        smallest_of = {"steps": 1, "stories": 1, "general_tokens": 2, "longest_window": 2, "log_every": 1}
+        for name, smallest in smallest_of.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}.")
         if not 0 <= self.slips < 0.5:
             raise ValueError(f"slips must be at least 0 and below 0.5, got {self.slips}.")
+        architecture(self.architecture)
 
-    def config(self) -> LlamaConfig:
+    @classmethod
+    def of(cls, name: str, second_order: bool = False, **given: Any) -> Recipe:
+        """The recipe of an architecture: what its table entry sets differently, then what is given."""
+        steps = {"steps": SECOND_ORDER_STEPS} if second_order else {}
+        settings = {**steps, **architecture(name).settings, **given}
+        return cls(architecture=name, second_order=second_order, **settings)
+
+    def config(self) -> Any:
         """The transformers configuration of the model."""
-        from transformers import LlamaConfig
-
-        ids = word_ids()
-        return LlamaConfig(
-            vocab_size=len(ids),
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            max_position_embeddings=MAX_LENGTH,
-            tie_word_embeddings=True,
-            bos_token_id=ids[BEGIN],
-            eos_token_id=ids[END],
-            pad_token_id=ids[PAD],
-        )
+        return architecture(self.architecture).config(self)
 
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step` (from 0)."""
@@ -102,9 +105,9 @@ class Batch(NamedTuple):
     answers: Tensor
 
 
-def _story_line(rng: random.Random, ids: dict[str, int], slips: float) -> tuple[list[int], list[int]]:
+def _story_line(rng: random.Random, ids: dict[str, int], recipe: Recipe) -> tuple[list[int], list[int]]:
     """One training story with its answered questions, and the positions of the answers."""
-    story, asked = language.training_story(rng, slips)
+    story, asked = language.training_story(rng, recipe.slips, recipe.second_order)
     line = [ids[BEGIN], *(ids[word] for word in story.split())]
     answers = []
     for stem, answer in asked:
@@ -114,22 +117,24 @@ def _story_line(rng: random.Random, ids: dict[str, int], slips: float) -> tuple[
     return line, answers
 
 
-def _story_batch(rng: random.Random, ids: dict[str, int], rows: int, slips: float) -> Batch:
+def _story_batch(rng: random.Random, ids: dict[str, int], recipe: Recipe) -> Batch:
     """Stories with their answered questions, padded on the right."""
-    lines = [_story_line(rng, ids, slips) for _ in range(rows)]
+    lines = [_story_line(rng, ids, recipe) for _ in range(recipe.stories)]
     length = max(len(line) for line, _ in lines)
-    input_ids = torch.full((rows, length), ids[PAD])
-    labels = torch.full((rows, length), IGNORED)
-    is_answer = torch.zeros((rows, length), dtype=torch.bool)
+    input_ids = torch.full((recipe.stories, length), ids[PAD])
+    labels = torch.full((recipe.stories, length), IGNORED)
+    is_answer = torch.zeros((recipe.stories, length), dtype=torch.bool)
     for row, (line, answers) in enumerate(lines):
         input_ids[row, : len(line)] = labels[row, : len(line)] = torch.tensor(line)
         is_answer[row, answers] = True
     return Batch(input_ids, labels, is_answer)
 
 
-def _general_batch(rng: random.Random, ids: dict[str, int], tokens: int) -> Batch:
+def _general_batch(rng: random.Random, ids: dict[str, int], recipe: Recipe) -> Batch:
     """Windows cut anywhere out of concatenated documents; every other one begins with `<s>`."""
-    length = rng.choice([size for size in (128, 256, 512) if size <= tokens] or [tokens])
+    tokens = recipe.general_tokens
+    longest = min(tokens, recipe.longest_window)
+    length = rng.choice([size for size in WINDOWS if size <= longest] or [longest])
     lines = []
     for row in range(tokens // length):
         words: list[str] = []
@@ -155,6 +160,6 @@ def batches(recipe: Recipe) -> Iterator[tuple[Batch, Batch]]:
     ids = word_ids()
     while True:
         yield (
-            _story_batch(rng, ids, recipe.stories, recipe.slips),
-            _general_batch(rng, ids, recipe.general_tokens),
+            _story_batch(rng, ids, recipe),
+            _general_batch(rng, ids, recipe),
         )

@@ -21,7 +21,9 @@ from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
 from tomfisher.sample import IGNORED
 from tomfisher.testbed import language
+from tomfisher.testbed.architectures import architecture
 from tomfisher.testbed.recipe import Batch, Recipe, batches
+from tomfisher.testbed.scan import linear_scan
 from tomfisher.testbed.tokenizer import BEGIN, build_tokenizer, word_ids
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def train(
     threads: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train a testbed Llama on the CPU and write it as a transformers folder.
+    """Train a testbed model on the CPU and write it as a transformers folder.
 
     The weights are a pure function of the recipe, the thread count, the torch version and the processor.
 
@@ -65,19 +67,19 @@ def train(
         )
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
-    with _cpu(recipe.seed, threads):
+    scan = linear_scan() if architecture(recipe.architecture).scans else contextlib.nullcontext()
+    with _cpu(recipe.seed, threads), scan:
         started = time.perf_counter()
         model, log = _optimise(recipe, progress)
         seconds = time.perf_counter() - started
         record: dict[str, Any] = {
-            "command": f"tomfisher testbed train --steps {recipe.steps} --seed {recipe.seed} "
-            f"--threads {torch.get_num_threads()}",
+            "command": _command(recipe),
             "recipe": dataclasses.asdict(recipe),
             "threads": torch.get_num_threads(),
             "versions": versions(),
             "log": log,
             "result": {
-                "accuracy": held_out_accuracy(model, language.stories(HELD_OUT_STORIES)),
+                "accuracy": held_out_accuracy(model, _held_out(recipe, HELD_OUT_STORIES)),
                 "perplexity": held_out_perplexity(model),
                 "seconds": round(seconds, 1),
                 "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -103,11 +105,11 @@ def _cpu(seed: int, threads: int | None) -> Iterator[None]:
 
 def _optimise(recipe: Recipe, progress: bool) -> tuple[Any, list[dict[str, Any]]]:
     """Run all steps; give the model and its log."""
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = LlamaForCausalLM(recipe.config())
+    model = AutoModelForCausalLM.from_config(recipe.config(), dtype=torch.float32).train()
     optimiser = _optimiser(model, recipe)
-    held_out = language.stories(LOGGED_STORIES)
+    held_out = _held_out(recipe, LOGGED_STORIES)
     log: list[dict[str, Any]] = []
     with progress_bar(total=recipe.steps, desc="training", unit="step", enabled=progress) as bar:
         for step, (story_batch, general_batch) in zip(range(recipe.steps), batches(recipe), strict=False):
@@ -133,19 +135,43 @@ def _optimise(recipe: Recipe, progress: bool) -> tuple[Any, list[dict[str, Any]]
                         "story_loss": round(story_loss.item(), 4),
                         "general_loss": round(general_loss.item(), 4),
                         "accuracy": accuracy["all"],
-                        "false_belief": _mean(
-                            [accuracy[f"{family}/false-belief"] for family in language.CONDITIONS]
-                        ),
+                        **_false_beliefs(accuracy, recipe),
                     }
                 )
                 bar.set_postfix(loss=f"{total.item():.3f}", held_out=f"{accuracy['all']:.3f}")
     return model.eval(), log
 
 
+def _command(recipe: Recipe) -> str:
+    """The command line that makes these weights again, when only named settings differ from the table's."""
+    flags = [f"--steps {recipe.steps}", f"--seed {recipe.seed}", f"--threads {torch.get_num_threads()}"]
+    if recipe.second_order:
+        flags.insert(0, "--second_order")
+    if recipe.architecture != "llama" or recipe.second_order:
+        flags.insert(0, f"--architecture {recipe.architecture}")
+    return f"tomfisher testbed train {' '.join(flags)}"
+
+
+def _held_out(recipe: Recipe, n: int) -> list[Story]:
+    """Held-out stories of every family that is trained: `n` questions of the first-order ones, and their like."""
+    if recipe.second_order:
+        n = n * len(language.FAMILIES) // len(language.CONDITIONS)
+    return language.stories(n, second_order=recipe.second_order)
+
+
+def _false_beliefs(accuracy: dict[str, float], recipe: Recipe) -> dict[str, float]:
+    """The log's entries on false belief: first order, and second order where it is trained."""
+    first = _mean([accuracy[f"{family}/false-belief"] for family in language.CONDITIONS])
+    if not recipe.second_order:
+        return {"false_belief": first}
+    return {"false_belief": first, "second_order": accuracy[f"{language.SECOND_ORDER}/false-belief"]}
+
+
 def _optimiser(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, norm weights do not."""
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+    """AdamW; matrices decay, norm weights and the state matrices of state-space layers do not."""
+    decaying = {name for name, w in model.named_parameters() if w.ndim > 1 and not name.endswith(".A_log")}
+    matrices = [weight for name, weight in model.named_parameters() if name in decaying]
+    vectors = [weight for name, weight in model.named_parameters() if name not in decaying]
     return torch.optim.AdamW(
         [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
@@ -157,8 +183,9 @@ def _loss(model: Any, batch: Batch, answer_weight: float) -> Tensor:
     """Mean negative log-likelihood of the supervised tokens, plus `answer_weight` times that of the answers."""
     labels = batch.labels[:, 1:]
     kept = labels != IGNORED
-    hidden = model.model(batch.input_ids).last_hidden_state[:, :-1]
-    losses = functional.cross_entropy(model.lm_head(hidden[kept]), labels[kept], reduction="none")
+    hidden = model.base_model(batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
+    logits = model.get_output_embeddings()(hidden[kept])
+    losses = functional.cross_entropy(logits, labels[kept], reduction="none")
     answers = losses[batch.answers[:, 1:][kept]]
     return losses.mean() + answer_weight * answers.mean() if len(answers) else losses.mean()
 

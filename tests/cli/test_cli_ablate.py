@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tomfisher.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    from tomfisher.experiment import Experiment
+
+    folder = tmp_path_factory.mktemp("study") / "run"
+    settings = {"n_task": 10, "n_control": 5, "kappas": [0.05], "random_seeds": 1, "limit": 16}
+    settings |= {"model": "testbed-llama", "task": "testbed", "control": "testbed", "device": "cpu"}
+    settings |= {"output_path": str(folder), "perplexity_tokens": 200, "eval_dtype": "fp32"}
+    Experiment(settings).run(progress=False)
+    return folder
+
+
+def test_it_prints_the_table_writes_the_files_and_says_what_is_left_out(run_folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    command = ["ablate", str(run_folder), "--kappa", "0.05", "--only", "qk,mixer,off-sink:0.1"]
+    command += ["--combine", "2", "--random_seeds", "0", "--limit", "8", "--output_path", str(output)]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    names = [line.split()[0] for line in out.splitlines()[2:6]]
+    assert names == ["none", "qk", "off-sink:0.1", "qk+off-sink:0.1"]
+    assert "left out mixer: Every layer of llama has attention" in err
+    assert f"{output}/ablations.json" in out
+    data = json.loads((output / "ablations.json").read_text())
+    assert [point["name"] for point in data["points"]] == names[1:]
+    assert set(data["left_out"]) == {"mixer", "qk+mixer", "mixer+off-sink:0.1"}
+    assert data["baseline"]["conditions"]["all"]["n"] == 8
+    assert (output / "ablations.csv").is_file()
+
+
+def test_without_names_a_set_over_all_kinds_goes_beside_the_run(run_folder, capsys):
+    settings = ["--random_seeds", "0", "--limit", "4", "--perplexity_tokens", "50"]
+    assert main(["ablate", str(run_folder), "--kappa", "0.05", *settings]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.split("\n\n")[0].splitlines()) == 2 + 1 + 12 and "left out" not in err
+    assert (run_folder / "ablations" / "ablations.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "of-sink:0.1"], "Unknown ablation 'of-sink:0.1'. Did you mean 'off-sink'?"),
+        (["--only", ","], "There is nothing to ablate"),
+        (["--combine", "0", "--only", "qk"], "combine must be at least 1"),
+        (["--kappa", "0.3"], "has no mask at kappa 0.3. Its kappas: 0.05"),
+        (["--kappa", "0.05", "--mask", "x"], "both name a mask"),
+        (["--mask", "nothing.safetensors"], "nothing.safetensors"),
+        (["--kappa", "0.05", "--only", "off-sink:0.1@9"], "there is no layer or head 9"),
+        (["--kappa", "0.05", "--limit", "0"], "limit must be at least 1"),
+    ],
+)
+def test_bad_input(run_folder, tmp_path, capsys, arguments, message):
+    assert main(["ablate", str(run_folder), "--output_path", str(tmp_path / "new"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new" / "ablations.json").exists()
+
+
+def test_a_folder_that_is_no_run(tmp_path, capsys):
+    assert main(["ablate", str(tmp_path)]) == 2
+    assert "is no run folder: it has no config.yaml" in capsys.readouterr().err

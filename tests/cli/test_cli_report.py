@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from tomfisher.cli.main import main
+from tomfisher.experiment.results import Point, Results
+
+CONDITIONS = {"false-belief": {"n": 10, "accuracy": 0.5, "ci95": [0.24, 0.76], "p_vs_baseline": 1.0}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A study of one κ without control masks, an effect or an analysis."""
+    conditions = CONDITIONS | {"all": CONDITIONS["false-belief"]}
+    baseline = Point(0.0, "none", None, 0, conditions, 10.0)
+    masked = Point(1e-4, "task-control", None, 7, conditions, 10.1)
+    provenance = {"config": {"model": "tiny", "task": "stories", "control": "prose"}}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    Results(baseline, (masked,), provenance).save(folder)
+    return folder
+
+
+def test_it_writes_page_and_figures_and_says_the_verdict_and_the_gaps(run, capsys):
+    assert main(["report", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "tiny, stories against prose: Not found: no kappa meets the rule" in out
+    assert "not in the report: What happened inside the model" in out
+    assert "not in the report: Random masks" in out
+    assert f"Report:  {run}/report.html" in out and f"Figures: {run}/figures" in out
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+    assert {file.name for file in (run / "figures").iterdir()} == {
+        "accuracy.png",
+        "accuracy.svg",
+        "perplexity.png",
+        "perplexity.svg",
+    }
+
+
+def test_two_runs_share_a_page_at_the_place_that_is_named(run, tmp_path, capsys):
+    page = tmp_path / "both.html"
+    assert main(["report", str(run), str(run), "--output_path", str(page)]) == 0
+    assert "Side by side" in page.read_text()
+    assert not (run / "report.html").exists()
+    assert f"Report:  {page}" in capsys.readouterr().out
+
+
+def test_a_folder_without_results_is_an_error_with_the_way_out(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "has no results.json" in (message := capsys.readouterr().err) and "tomfisher run" in message
+    assert list(tmp_path.iterdir()) == []

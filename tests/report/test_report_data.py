@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from tomfisher.report import load
+
+
+def whats(data):
+    return [missing.what for missing in data.missing]
+
+
+def test_a_whole_run_misses_nothing(run):
+    data = load(run)
+    assert data.complete and data.missing == ()
+    assert data.name == "tiny, stories against prose"
+    assert data.inside["kappa"] == 1e-3 and set(data.extras) == {"ablations"}
+    assert data.verdict.found and data.verdict.kappa == data.focus == 1e-3
+    assert data.holm_p("false-belief") == {1e-5: 0.5, 1e-4: pytest.approx(2e-4), 1e-3: pytest.approx(3e-7)}
+
+
+def test_no_folder_and_an_empty_one_are_refused_with_the_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"is no folder. Give the --output_path of a study"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(
+        ValueError, match=r"no results.json and no measured baseline.*tomfisher run --output_path"
+    ):
+        load(tmp_path)
+
+
+def test_damaged_results_are_refused(run):
+    (run / "results.json").write_text('{"baseline": 1')
+    with pytest.raises(ValueError, match=r"is no results.json of tomfisher .*Run the study again"):
+        load(run)
+
+
+def test_an_interrupted_study_is_read_from_its_points(run, results):
+    (run / "results.json").unlink()
+    for point in (results.baseline, *results.points[:5]):
+        file = run / "points" / f"{point.key}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"point": asdict(point), "scores": {}}))
+    (run / "points" / "broken.json").write_text("{")
+    data = load(run)
+    assert not data.complete
+    assert data.results.baseline == results.baseline
+    assert {p.key for p in data.results.points} == {p.key for p in results.points[:5]}
+    assert data.name == "tiny, stories against prose"
+    assert whats(data) == ["The end of the study", "Control-only masks", "Random masks"]
+    assert "5 points are measured, at 2 of 3 values of kappa" in data.missing[0].why
+    assert "at kappa = 0.0001" in data.missing[1].why
+
+
+@pytest.mark.parametrize("mask, what", [("control-only", "Control-only masks"), ("random", "Random masks")])
+def test_absent_controls_are_named(make_run, results, inside, mask, what):
+    points = tuple(p for p in results.points if p.mask != mask)
+    data = load(make_run(results=replace(results, points=points), inside=inside))
+    assert whats(data) == [what] and "at any kappa" in data.missing[0].why
+
+
+def test_a_run_without_analysis_says_how_to_get_it(make_run):
+    folder = make_run()
+    (missing,) = load(folder).missing
+    assert missing.what == "What happened inside the model"
+    assert f"tomfisher run --config {folder / 'config.yaml'}" in missing.why
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", '{"kappa": 1}'])
+def test_a_damaged_analysis_is_missing_and_the_rest_is_there(make_run, content):
+    folder = make_run()
+    (folder / "analysis.json").write_text(content)
+    data = load(folder)
+    assert data.inside is None and "analysis.json" in data.missing[0].why
+    assert data.verdict.found
+
+
+def test_a_damaged_optional_file_is_named(run):
+    (run / "finetune.json").write_text("no")
+    data = load(run)
+    assert whats(data) == ["finetune.json"] and set(data.extras) == {"ablations"}
+
+
+def test_without_an_effect_the_analysis_says_which_kappa_is_shown(make_run, results, inside):
+    calm = {"conditions": results.points[0].conditions}
+    weak = tuple(replace(p, **calm) if p.mask == "task-control" else p for p in results.points)
+    data = load(make_run(results=replace(results, points=weak), inside=inside | {"kappa": 1e-4}))
+    assert not data.verdict.found and data.focus == 1e-4

@@ -1,0 +1,243 @@
+"""Second-order stories: answers from a simulator of who saw what, balance, and the place beside the other tasks."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import pytest
+
+from tomfisher.evaluate.records import Record, Scores
+from tomfisher.experiment.results import conditions_of
+from tomfisher.files import sha256_of_text
+from tomfisher.tasks import available, load
+from tomfisher.tasks.frames import SecondOrderFrame
+from tomfisher.tasks.generator import CONDITIONS, FAMILIES, POOLS, generate
+from tomfisher.tasks.names import CASTS_PER_FILLING, EVALUATION_NAMES, FISHER_NAMES, roles
+from tomfisher.tasks.story import Story
+
+FAMILY = "second-order"
+KINDS = ("belief", "first-order", "reality")
+PIECES = ("opening", "away", "moved", "seen", "noticed", "missed", "stays", "watched")
+
+
+def frames(split: str) -> list[SecondOrderFrame]:
+    return list(POOLS[FAMILY, split].frames)
+
+
+@dataclass
+class Minds:
+    """Where the thing is, where each person takes it to be, and where the mover takes the friend to take it."""
+
+    place: str = ""
+    mover: str = ""
+    friend: str = ""
+    friend_in_movers_eyes: str = ""
+
+    def happen(self, place: str, friend_sees: bool) -> None:
+        """Something is put somewhere by the mover, or in the mover's presence."""
+        self.place = self.mover = place
+        if friend_sees:
+            self.friend = self.friend_in_movers_eyes = place
+
+    def friend_learns(self, mover_knows: bool) -> None:
+        self.friend = self.place
+        if mover_knows:
+            self.friend_in_movers_eyes = self.place
+
+
+def simulate(frame: SecondOrderFrame, text: str, words: dict[str, str]) -> Minds:
+    """Run the pieces that are found in the story, in the order of the text."""
+    filled = {piece: getattr(frame, piece).format(**words) for piece in PIECES if getattr(frame, piece)}
+    told = sorted((text.index(line), piece) for piece, line in filled.items() if line in text)
+    assert " ".join(filled[piece] for _, piece in told) == text
+    minds = Minds()
+    for _, piece in told:
+        if piece == "opening":
+            minds.happen(words["start"], friend_sees=True)
+        elif piece in ("moved", "watched"):
+            minds.happen(words["end"], friend_sees=piece == "watched")
+        elif piece in ("seen", "noticed"):
+            minds.friend_learns(mover_knows=piece == "noticed")
+    return minds
+
+
+def parts(story: Story) -> tuple[SecondOrderFrame, dict[str, str]]:
+    """The frame and the words of a story, worked out from its id."""
+    _, short, number, _, direction, _ = story.id.split("/")
+    split, pool = ("evaluation", EVALUATION_NAMES) if short == "eval" else ("fisher", FISHER_NAMES)
+    instance, cast = divmod(int(number), CASTS_PER_FILLING)
+    index, filling = divmod(instance, 4)
+    frame = frames(split)[index]
+    start, end = frame.pairs[filling] if direction == "as-written" else frame.pairs[filling][::-1]
+    thing = frame.things[(filling + cast) % len(frame.things)]
+    return frame, {**roles(pool, index, filling, cast), "thing": thing, "start": start, "end": end}
+
+
+@pytest.mark.parametrize(("split", "n"), [("evaluation", 3840), ("fisher", 256)])
+def test_answers_are_those_of_a_simulation(split: str, n: int) -> None:
+    stories = generate((FAMILY,), n, split=split)
+    assert len({story.id for story in stories}) == len({story.prompt for story in stories}) == n
+    for story in stories:
+        frame, words = parts(story)
+        minds = simulate(frame, story.story, words)
+        expected = {2: minds.friend_in_movers_eyes, 1: minds.friend, 0: minds.place}[story.order]
+        assert story.answer_text == expected, story.id
+    with pytest.raises(ValueError, match=f"holds {n} stories"):
+        generate((FAMILY,), n + 2, split=split)
+
+
+def test_questions_are_of_three_orders_and_name_the_right_persons() -> None:
+    for story in load(FAMILY):
+        _, words = parts(story)
+        name, friend, kind = words["name"], words["friend"], story.id.rsplit("/", 1)[1]
+        assert story.kind == kind and story.order == {"belief": 2, "first-order": 1, "reality": 0}[kind]
+        assert story.group == story.condition + ("" if kind == "belief" else f"/{kind}")
+        start = {"belief": f"{name} thinks that {friend} ", "first-order": f"{friend} ", "reality": "The "}[
+            kind
+        ]
+        assert story.question.startswith(start) and story.question.endswith(" in the")
+        assert (name in story.question) == (kind == "belief")
+
+
+def test_what_each_condition_takes_apart() -> None:
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
+    for story in load(FAMILY):
+        cells[story.cell][story.kind] = story.answer_text
+    patterns = defaultdict(set)
+    for cell, answers in cells.items():
+        belief, friend, place = (answers[kind] for kind in KINDS)
+        patterns[cell.split("/")[3]].add((belief == place, friend == place))
+    assert patterns == {
+        "false-belief": {(False, True)},
+        "unseen": {(False, False)},
+        "no-transfer": {(True, True)},
+        "informed": {(True, True)},
+        "present": {(True, True)},
+    }
+
+
+def test_counts_are_balanced_over_conditions_directions_and_answers() -> None:
+    stories = load(FAMILY)
+    assert len(stories) == 600 and len(load(FAMILY, split="fisher")) == 200
+    assert Counter(s.condition for s in stories) == {f"{FAMILY}/{c}": 120 for c in FAMILIES[FAMILY]}
+    for kind in KINDS:
+        for condition in FAMILIES[FAMILY]:
+            chosen = [s for s in stories if s.kind == kind and s.condition.endswith(condition)]
+            assert Counter(s.answer for s in chosen) == {0: 20, 1: 20}
+    assert stories[:60] == load(FAMILY, n=60)
+    with pytest.warns(UserWarning, match="n=320 .* 324 stories"):
+        load(FAMILY, n=320)
+
+
+@pytest.mark.parametrize("split", ["evaluation", "fisher"])
+def test_neither_end_of_the_text_gives_an_answer_away(split: str) -> None:
+    conditions = FAMILIES[FAMILY] if split == "evaluation" else ("false-belief",)
+    for condition in conditions:
+        for kind in KINDS:
+            first = last = total = 0
+            for frame in frames(split):
+                for pair in (frame.pairs[0], frame.pairs[0][::-1]):
+                    telling = frame.tell(condition, *pair, 0, roles(EVALUATION_NAMES, 0, 0, 0))
+                    told = [word for word in re.findall(r"[a-z]+", telling.text) if word in pair]
+                    assert set(told) == set(pair), telling.text
+                    answer = telling.question(kind)[1]
+                    first, last, total = first + (told[0] == answer), last + (told[-1] == answer), total + 1
+            assert 0.3 <= first / total <= 0.7 and 0.3 <= last / total <= 0.7, (condition, kind, first, last)
+
+
+def test_swapped_stories_exchange_exactly_the_two_words() -> None:
+    by_id = {story.id: story for story in generate((FAMILY,), 3840)}
+    for story in by_id.values():
+        if "/as-written/" in story.id:
+            twin = by_id[story.id.replace("/as-written/", "/swapped/")]
+            other = dict(zip(story.choices, story.choices[::-1], strict=True))
+            exchanged = re.sub(
+                r"\w+", lambda word, other=other: other.get(word.group(), word.group()), story.story
+            )
+            assert twin.story == exchanged != story.story
+            assert (twin.question, twin.choices, twin.answer) == (
+                story.question,
+                story.choices,
+                1 - story.answer,
+            )
+
+
+def test_pieces_say_what_they_stand_for() -> None:
+    for frame in frames("evaluation") + frames("fisher"):
+        assert all("{start}" in frame.opening and f"{{{who}}}" in frame.opening for who in ("name", "friend"))
+        assert "{friend}" in frame.away and "{name}" not in frame.away and "{thing}" not in frame.away
+        assert "{name}" in frame.moved and "{thing}" in frame.moved and "{end}" in frame.moved
+        assert "{friend}" not in frame.moved
+        assert re.search(
+            r"\{friend\}.* (sees?|watches|can see|follows|tells|shows)|(tells|shows) \{friend\}", frame.seen
+        )
+        assert re.search(r"\{name\} .*(does not|no idea|unaware|believes that)|to \{name\} that", frame.seen)
+        if frame.noticed:
+            assert re.search(r"\{name\} .*(notices|sees \{friend\}|believes it)", frame.noticed)
+            assert re.search(r"\{name\} (knows|is aware)", frame.missed)
+            assert re.search(r"nothing|can see nothing", frame.missed) and "{friend}" in frame.missed
+            assert (
+                "does not" in frame.stays or "leaves the {thing}" in frame.stays or "remains" in frame.stays
+            )
+            assert (
+                "{friend} stay" in frame.watched
+                or "{friend} waits" in frame.watched
+                or "sits" in frame.watched
+            )
+        for piece in (frame.away, frame.seen, frame.noticed, frame.missed):
+            assert not re.search(r"\{(start|end)\}", piece)
+
+
+def test_frames_and_words_of_the_pools_are_apart() -> None:
+    assert len(frames("evaluation")) + len(frames("fisher")) >= 12
+    names = [frame.name for pool in POOLS.values() for frame in pool.frames]
+    assert len(set(names)) == len(names)
+    nouns = {
+        split: {w for f in FAMILIES for frame in POOLS[f, split].frames for pair in frame.pairs for w in pair}
+        | {w for f in FAMILIES for frame in POOLS[f, split].frames for w in frame.props}
+        for split in ("evaluation", "fisher")
+    }
+    assert not nouns["evaluation"] & nouns["fisher"]
+    for split in ("evaluation", "fisher"):
+        for frame in frames(split):
+            literal = set(
+                re.findall(r"[a-z]+", " ".join(re.sub(r"\{\w+\}", "", getattr(frame, p)) for p in PIECES))
+            )
+            assert not literal & {word for pair in frame.pairs for word in pair}, frame.name
+            assert not literal & set(frame.things), frame.name
+            assert len({frozenset(pair) for pair in frame.pairs}) == len(frame.pairs) == 4
+
+
+def test_fisher_samples_are_second_order_beliefs_of_other_persons() -> None:
+    for story in load(FAMILY, n=100, split="fisher"):
+        assert story.order == 2 and story.condition == f"{FAMILY}/false-belief" and story.kind == "belief"
+        words = set(re.findall(r"\w+", story.prompt))
+        assert words & FISHER_NAMES.all and not words & EVALUATION_NAMES.all
+
+
+def test_tables_keep_the_orders_apart() -> None:
+    stories = load(FAMILY, n=60)
+    records = tuple(
+        Record(s.id, s.group, s.condition, s.cell, s.kind, float(s.order == 2), s.answer_text)
+        for s in stories
+    )
+    found = conditions_of(Scores(records))
+    for name, accuracy in (
+        ("false-belief", 1.0),
+        ("false-belief/first-order", 0.0),
+        ("false-belief/reality", 0.0),
+    ):
+        for full in (name, f"{FAMILY}/{name}"):
+            assert (found[full]["accuracy"], found[full]["n"]) == (accuracy, 4), full
+    assert found[f"{FAMILY}/false-belief/both"]["accuracy"] == 0.0 and found["all"]["n"] == 60
+
+
+def test_the_task_is_listed_and_first_order_tasks_are_what_they_were() -> None:
+    assert FAMILY in available()
+    stories = load("false-belief", n=320)
+    parts = ((story.id, story.prompt, *story.choices, str(story.answer)) for story in stories)
+    digest = sha256_of_text(*(text for part in parts for text in part))
+    assert digest == "196ab0993ffe86e141612a05475e5335005888043b01b933a83c1a9026208907"
+    assert {story.condition.split("/")[0] for story in load("false-belief", n=640)} == set(CONDITIONS)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from tomfisher.testbed.scan import MODULES, NAME, linear_scan, selective_scan
+
+
+def arguments(seed=0, length=13, dtype=torch.float64):
+    """x, dt, A, B, C, and the optional D, z, delta_bias; batch 2, 6 channels, 4 numbers of state."""
+    torch.manual_seed(seed)
+    batch, channels, state = 2, 6, 4
+    shapes = [(batch, channels, length), (batch, channels, length), (channels, state)]
+    shapes += [(batch, state, length), (batch, state, length)]
+    x, dt, A, B, C = (torch.randn(shape, dtype=dtype) for shape in shapes)
+    options = {"D": (channels,), "z": (batch, channels, length), "delta_bias": (channels,)}
+    return [x, dt, -A.abs(), B, C], {name: torch.randn(shape, dtype=dtype) for name, shape in options.items()}
+
+
+def outcome(scan, positional, options, **more):
+    """Output, last state, and the gradient of a weighted sum of the output by every argument."""
+    inputs = [value.clone().requires_grad_() for value in (*positional, *options.values())]
+    named = dict(zip(options, inputs[len(positional) :], strict=True))
+    output, last = scan(*inputs[: len(positional)], **named, return_last_state=True, **more)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
+    return [output, last, *torch.autograd.grad((output * weights).sum(), inputs)]
+
+
+def by_definition(x, dt, A, B, C):
+    """The recurrence, one number at a time."""
+    batch, channels, length = x.shape
+    output = torch.zeros_like(x)
+    for b in range(batch):
+        for i in range(channels):
+            state = [0.0] * A.shape[1]
+            for t in range(length):
+                for n in range(A.shape[1]):
+                    decay = float(torch.exp(dt[b, i, t] * A[i, n]))
+                    state[n] = decay * state[n] + float(dt[b, i, t] * B[b, n, t] * x[b, i, t])
+                output[b, i, t] = sum(state[n] * float(C[b, n, t]) for n in range(A.shape[1]))
+    return output
+
+
+def test_output_is_the_recurrence():
+    positional, _ = arguments(length=5)
+    torch.testing.assert_close(
+        selective_scan(*positional), by_definition(*positional), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+def test_gradients_are_those_of_finite_differences(softplus):
+    positional, options = arguments(length=4)
+    inputs = [value.requires_grad_() for value in (*positional, *options.values())]
+
+    def scan(*values):
+        named = dict(zip(options, values[5:], strict=True))
+        return selective_scan(*values[:5], **named, delta_softplus=softplus)
+
+    assert torch.autograd.gradcheck(scan, inputs)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_output_state_and_gradients_are_those_of_transformers(name):
+    reference = getattr(importlib.import_module(name), NAME)
+    positional, options = arguments(dtype=torch.float32)
+    expected = outcome(reference, positional, options, delta_softplus=True)
+    found = outcome(selective_scan, positional, options, delta_softplus=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        # float32, sums of at most 13 * 12 terms
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_models_use_it_in_the_block_and_their_own_scan_behind_it():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(1)
+    config = MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, state_size=4)
+    model = MambaForCausalLM(config).eval()
+    ids = torch.arange(18).view(2, 9)
+    modules = [importlib.import_module(name) for name in MODULES]
+    before = [getattr(module, NAME) for module in modules]
+    with torch.no_grad():
+        expected = model(ids).logits
+        with pytest.raises(KeyboardInterrupt), linear_scan():
+            assert all(getattr(module, NAME) is selective_scan for module in modules)
+            torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+            raise KeyboardInterrupt
+    assert [getattr(module, NAME) for module in modules] == before
+
+
+def test_small_numbers_count_as_zero_only_in_the_block():
+    tiny = torch.tensor(1e-40)
+    assert float(tiny * 1) > 0
+    with linear_scan():
+        assert float(tiny * 1) == 0
+    assert float(tiny * 1) > 0

@@ -1,0 +1,113 @@
+"""What interventions need to know about the untouched model: its dominant frequencies and mean queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tomfisher.analysis.capture import QueryKey
+from tomfisher.analysis.rope import RopeCollector, RopeSpectrum
+from tomfisher.analysis.run import TOKENS_PER_BATCH, Collector, run
+from tomfisher.models.families import Architecture, UnsupportedModel, describe
+
+
+@dataclass(frozen=True)
+class Internals:
+    """Means over some prompts, taken on the untouched model.
+
+    Attributes:
+        spectrum: its rotary frequencies; None where it does not rotate.
+        mean_query: per layer with attention the mean of the rotated queries at positions t >= 1, `[H, D]` float32.
+        longest: tokens of the longest prompt; frequency bands are relative to it.
+        shortest: tokens of the shortest prompt.
+    """
+
+    spectrum: RopeSpectrum | None = None
+    mean_query: dict[int, Tensor] = field(default_factory=dict)
+    longest: int = 0
+    shortest: int = 0
+
+
+def measure_internals(
+    model: Any,
+    prompts: Sequence[Sequence[int] | Tensor],
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    progress: bool = False,
+) -> Internals:
+    """Run prompts through a model as it is, once.
+
+    Args:
+        model: a causal language model of transformers.
+        prompts: token ids, at least two each.
+        tokens_per_batch: upper bound of batch size times length.
+        progress: show a bar on a terminal.
+
+    Returns:
+        `Internals`; without a spectrum for a model that does not rotate, without anything but the lengths for one
+        that has no attention.
+
+    Raises:
+        UnsupportedModel: nothing is known about its attention.
+        ValueError: unusable prompts.
+    """
+    architecture = describe(model)
+    queries = _MeanQuery()
+    collectors: list[Collector] = [queries]
+    rope = None
+    if any(attention.rotary is not None for attention in architecture.attention.values()):
+        rope = RopeCollector(architecture)
+        collectors.append(rope)
+    lengths = run(model, architecture, prompts, collectors, tokens_per_batch, progress, "internals")
+    spectrum = None if rope is None else rope.result(lengths)
+    return Internals(spectrum, queries.result(), max(lengths), min(lengths))
+
+
+def needed(architecture: Architecture, internals: Internals | None, what: str) -> Internals:
+    """The internals, which `what` cannot do without.
+
+    Raises:
+        ValueError: there are none, or none of this model.
+    """
+    if internals is None or not internals.mean_query.keys() >= architecture.attention.keys():
+        raise ValueError(
+            f"{what} depends on what the untouched model does. Give internals=measure_internals(model, prompts)."
+        )
+    return internals
+
+
+def rotating(architecture: Architecture, what: str) -> None:
+    """Refuse a model without rotary frequencies.
+
+    Raises:
+        UnsupportedModel: no layer of it rotates.
+    """
+    if all(attention.rotary is None for attention in architecture.attention.values()):
+        raise UnsupportedModel(
+            f"{what}: {architecture.model_type} has no rotary embedding, so there is no frequency to scale "
+            f"(positions: {architecture.family.position})."
+        )
+
+
+class _MeanQuery:
+    """Sums the rotated queries behind the first token of each prompt."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}
+        self._tokens: dict[int, int] = {}
+
+    def look(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
+        """Add one layer of one batch."""
+        position = torch.arange(seen.q.shape[2], device=seen.q.device)
+        ends = torch.tensor(lengths, device=seen.q.device)[:, None]
+        later = ((position >= 1) & (position < ends)).double()
+        total = torch.einsum("bhtd,bt->hd", seen.q.double(), later)
+        self._sums[layer] = self._sums.get(layer, 0) + total
+        self._tokens[layer] = self._tokens.get(layer, 0) + sum(lengths) - len(lengths)
+
+    def result(self) -> dict[int, Tensor]:
+        """The means, float32 on the CPU."""
+        return {layer: (total / self._tokens[layer]).float().cpu() for layer, total in self._sums.items()}

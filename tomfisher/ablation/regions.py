@@ -1,0 +1,146 @@
+"""Parts of a model's weights that a mask can be restricted to: W_Q and W_K, V and O, the MLP, frequency rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tomfisher.models.families import Architecture, Attention, Projection, UnsupportedModel
+
+if TYPE_CHECKING:
+    from tomfisher.analysis.rope import LayerSpectrum, RopeSpectrum
+    from tomfisher.masks import SparseMask
+
+FULL, NOT = "full", "not-"
+REGIONS = ("qk", "vo", "mlp", "mixer", "dominant-rows", "other-rows")
+PARTS = (FULL, *REGIONS, *(f"{NOT}{region}" for region in REGIONS))
+Places = dict[str, tuple[int, Tensor] | None]  # per weight the axis and the positions on it; None: all of it
+
+
+def restrict(
+    mask: SparseMask, architecture: Architecture | None, part: str, spectrum: RopeSpectrum | None = None
+) -> SparseMask:
+    """The entries of a mask that lie in one part of the model.
+
+    "qk" is W_Q and W_K, "vo" W_V and W_O, "mlp" the MLP (experts too), "mixer" what a layer without attention has
+    beside its MLP (state-space layers). "dominant-rows" are the rows of W_Q and W_K that make, in every head, the
+    two dimensions of its dominant rotary pair; "other-rows" all their other rows. "not-X" is the mask without
+    X, "full" the mask. A projection that makes q, k and v together is cut by rows.
+
+    Args:
+        mask: over weights of the model.
+        architecture: `tomfisher.models.describe(model)`; None only for "full".
+        part: one of `PARTS`.
+        spectrum: of the untouched model; needed for the two kinds of rows.
+
+    Returns:
+        A mask that names the tensors of `mask`; those outside have no entry.
+
+    Raises:
+        ValueError: an unknown part, or no spectrum where one is needed.
+        UnsupportedModel: the model has no such part.
+    """
+    from tomfisher.masks import SparseMask
+
+    if part not in PARTS:
+        raise ValueError(f"Unknown part {part!r}. Parts: {', '.join(PARTS)}.")
+    if part == FULL:
+        return mask
+    if architecture is None:
+        raise UnsupportedModel(f"Where {part!r} lies is not known for this model. Only 'full' is.")
+    places = _places(architecture, part.removeprefix(NOT), list(mask), spectrum)
+    chosen = {name: _inside(mask[name], mask.shapes[name], places[name]) for name in mask if name in places}
+    parents = [{"operation": "restrict", "part": part.removeprefix(NOT), "of": mask.describe()}]
+    inside = SparseMask(chosen, mask.shapes, mask.kappa, mask.scope, parents)
+    return mask - inside if part.startswith(NOT) else inside
+
+
+def _inside(index: Tensor, shape: tuple[int, ...], place: tuple[int, Tensor] | None) -> Tensor:
+    """Flat positions whose coordinate on one axis is among those of the place."""
+    if place is None:
+        return index
+    axis, positions = place
+    coordinate = index.div(torch.Size(shape[axis + 1 :]).numel(), rounding_mode="floor") % shape[axis]
+    return index[torch.isin(coordinate, positions)]
+
+
+def _places(
+    architecture: Architecture, region: str, names: Iterable[str], spectrum: RopeSpectrum | None
+) -> Places:
+    if region in ("mlp", "mixer"):
+        return dict.fromkeys(_of_layers(architecture, region, names))
+    layers = architecture.attention
+    if not layers:
+        raise UnsupportedModel(
+            f"{architecture.model_type} has no attention layer, so there is no {region!r}."
+        )
+    if region == "qk":
+        return _joined(whole for a in layers.values() for whole in (_all(a.q), _all(a.k)))
+    if region == "vo":
+        return _joined(whole for a in layers.values() for whole in (_all(a.v), _all(a.o)))
+    return _joined(_rows(architecture, region, spectrum))
+
+
+def _of_layers(architecture: Architecture, region: str, names: Iterable[str]) -> list[str]:
+    """Weights of the MLPs, or among `names` the other ones of layers that have no attention."""
+    if region == "mlp":
+        found = [name for layer in architecture.layers for name in layer.mlp]
+    else:
+        bare = [layer for layer in architecture.layers if layer.attention is None]
+        found = [n for n in names for x in bare if n.startswith(f"{x.name}.") and n not in x.mlp]
+        if not bare:
+            raise UnsupportedModel(
+                f"Every layer of {architecture.model_type} has attention, so there is no mixer."
+            )
+    if not found:
+        raise UnsupportedModel(f"No weight of {architecture.model_type} belongs to its {region!r}.")
+    return found
+
+
+def _rows(
+    architecture: Architecture, region: str, spectrum: RopeSpectrum | None
+) -> list[tuple[Projection, Tensor]]:
+    """The rows of W_Q and W_K of the dominant rotary pair of each head, or all their other rows."""
+    layers = architecture.attention
+    if all(attention.rotary is None for attention in layers.values()):
+        raise UnsupportedModel(
+            f"{architecture.model_type} has no rotary embedding, so no frequency has rows (positions: "
+            f"{architecture.family.position})."
+        )
+    if spectrum is None:
+        raise ValueError(
+            f"{region!r} needs to know which frequencies dominate: give the model's RopeSpectrum."
+        )
+    known = {layer.layer: layer for layer in spectrum.layers}
+    found = []
+    for number, attention in layers.items():
+        for projection, dominant in _dominant(attention, known.get(number)):
+            found.append((projection, projection.index[dominant == (region == "dominant-rows")]))
+    return found
+
+
+def _dominant(attention: Attention, spectrum: LayerSpectrum | None) -> list[tuple[Projection, Tensor]]:
+    """W_Q and W_K of a layer, each with a mask `[heads, head_dim]` of the dominant dimensions."""
+    found = []
+    for projection, part in ((attention.q, "q"), (attention.k, "k")):
+        chosen = torch.zeros(projection.index.shape, dtype=torch.bool)
+        if attention.rotary is not None and spectrum is not None:
+            pair = spectrum.dominant("q" if part == "q" else "k")
+            chosen.scatter_(1, attention.rotary.pairs[pair], True)
+        found.append((projection, chosen))
+    return found
+
+
+def _all(projection: Projection) -> tuple[Projection, Tensor]:
+    return projection, projection.index.flatten()
+
+
+def _joined(parts: Iterable[tuple[Projection, Tensor]]) -> Places:
+    """Positions per weight; several projections may lie in one weight."""
+    found: dict[str, tuple[int, list[Tensor]]] = {}
+    for projection, positions in parts:
+        found.setdefault(projection.parameter, (projection.axis, []))[1].append(positions)
+    return {name: (axis, torch.cat(positions)) for name, (axis, positions) in found.items()}

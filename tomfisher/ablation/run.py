@@ -1,0 +1,199 @@
+"""`ablate_run`: the ablations of a finished study, with its model, mask, questions and text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tomfisher import provenance
+from tomfisher.ablation.ablate import ablate, known
+from tomfisher.ablation.folder import AblationFolder
+from tomfisher.ablation.internals import Internals, measure_internals
+from tomfisher.ablation.results import Ablations
+from tomfisher.ablation.spec import DEFAULT, MIXER, Ablation, combinations, parse_all
+from tomfisher.experiment.config import Config, parse_fill
+from tomfisher.experiment.inputs import Inputs
+from tomfisher.experiment.measure import Measure
+from tomfisher.experiment.results import TASK_CONTROL, Results, point_key
+from tomfisher.experiment.run_folder import RunFolder
+from tomfisher.experiment.stores import check_belongs, check_weights
+from tomfisher.experiment.study import eval_dtype
+from tomfisher.experiment.verdict import judge
+from tomfisher.models.families import Architecture
+from tomfisher.models.load import LoadedModel, load_model, resolve_device
+
+if TYPE_CHECKING:
+    from tomfisher.masks import SparseMask
+
+PROMPTS = 64
+FROM_FILE = "file"
+INDIFFERENT = ("output_path", "kappas", "random_kappas", "random_seeds")  # settings that no point depends on
+
+
+def ablate_run(
+    run: str | Path,
+    names: Sequence[str] | None = None,
+    combine: int = 1,
+    kappa: float | None = None,
+    mask: str | Path | None = None,
+    output_path: str | Path | None = None,
+    overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Ablations:
+    """Ablate the task-control mask of a finished study and measure with the study's own settings.
+
+    Dominant frequencies and mean queries come from up to 64 prompts of the study's Fisher pool, never from the
+    questions. Finished points stay in the folder: the same call goes on where it stopped.
+
+    Args:
+        run: folder of `tomfisher run`.
+        names: ablations, see `parse`; None: `DEFAULT`, and "mixer" where the model has layers without attention.
+        combine: also all combinations of up to this many of them.
+        kappa: of the mask; None: the κ of the study's verdict.
+        mask: a mask file instead.
+        output_path: where `ablations.json` and `ablations.csv` go; None: `RUN/ablations`.
+        overwrite: delete what is there first.
+        settings: settings of the study to change, such as `{"limit": 80}`.
+        progress: show a bar on a terminal.
+        say: called with one line per step.
+
+    Returns:
+        What was found, as it was written.
+
+    Raises:
+        FileNotFoundError: the run folder, its results or the mask are not there.
+        UnsupportedModel: none of the ablations can be done on this model.
+        ValueError: the verdict names no κ and none is given, the folder holds ablations of something else, or an
+            ablation that does not exist.
+    """
+    folder = Path(run).expanduser()
+    wanted = None if names is None else combinations(parse_all(names), combine)
+    config = _config(folder, settings or {})
+    chosen, label = _mask(folder, kappa, mask)
+    with AblationFolder.open(output_path or folder / "ablations", overwrite) as kept:
+        started = provenance.now()
+        loaded = _model(folder, config, say)
+        check_belongs(chosen.shapes, loaded.model, f"The mask {mask or folder}")
+        inputs = Inputs(config)
+        kept.pin(**_facts(config, chosen, label, loaded, inputs))
+        architecture, _ = known(loaded.model)
+        if wanted is None:
+            wanted = combinations(_default(architecture), combine)
+        internals = None if architecture is None else _internals(loaded, inputs)
+        measure = Measure(config, inputs, loaded)
+        seeds = config.random_seeds
+        say(f"{len(wanted)} ablations with {seeds} controls each, {measure.describe()}")
+        found = ablate(
+            loaded.model,
+            chosen,
+            measure,
+            wanted,
+            internals=internals,
+            random_seeds=seeds,
+            seed=config.seed,
+            fill=parse_fill(config.fill),
+            compat=config.compat,
+            label=label,
+            points=kept,
+            progress=progress,
+        )
+        origin = _provenance(config, chosen, loaded, inputs, started)
+        result = Ablations(found.baseline, found.points, found.left_out, origin)
+        result.save(kept.path)
+    return result
+
+
+def _config(folder: Path, settings: Mapping[str, Any]) -> Config:
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"{folder} is no run folder: it has no config.yaml. Give the folder of a finished `tomfisher run`."
+        )
+    return Config.resolve({**settings, "output_path": str(folder)}, config=folder / "config.yaml")
+
+
+def _mask(folder: Path, kappa: float | None, file: str | Path | None) -> tuple[SparseMask, str]:
+    """The mask to ablate, and what it is called."""
+    from tomfisher.masks import SparseMask
+
+    if file is not None:
+        if kappa is not None:
+            raise ValueError("--kappa and --mask both name a mask. Give one of them.")
+        return SparseMask.load(file), FROM_FILE
+    results = Results.load(folder)
+    if kappa is None:
+        kappa = judge(results).kappa
+        if kappa is None:
+            raise ValueError(
+                f"The verdict of {folder} names no kappa. Give --kappa, one of "
+                f"{', '.join(f'{k:g}' for k in results.kappas)}, or a --mask file."
+            )
+    path = folder / "masks" / f"{point_key(TASK_CONTROL, kappa)}.safetensors"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no mask at kappa {kappa:g}. Its kappas: {', '.join(f'{k:g}' for k in results.kappas)}."
+        )
+    return SparseMask.load(path), TASK_CONTROL
+
+
+def _model(folder: Path, config: Config, say: Callable[[str], None]) -> LoadedModel:
+    """The study's model, in the dtype that it was measured in; refused when its weights have changed since."""
+    device = resolve_device(config.device)
+    say(f"loading {config.model}")
+    dtype = eval_dtype(config.eval_dtype, device)
+    loaded = load_model(config.model, dtype, device, config.trust_remote_code, config.revision)
+    said = RunFolder(folder).pinned().get("evaluation_model", {})
+    check_weights(said, loaded.identity, f"The study in {folder}")
+    return loaded
+
+
+def _internals(loaded: LoadedModel, inputs: Inputs) -> Internals:
+    """Of the first prompts of the Fisher pool."""
+    from tomfisher.models.structure import position_limit
+    from tomfisher.tasks.encode import encode
+
+    texts = list(dict.fromkeys(story.prompt for story in inputs.task_stories))[:PROMPTS]
+    length = inputs.config.max_length or position_limit(loaded.model)
+    samples = encode(loaded.tokenizer, texts, supervise="all", max_length=length)
+    return measure_internals(loaded.model, [sample.input_ids for sample in samples])
+
+
+def _default(architecture: Architecture | None) -> list[Ablation]:
+    has_mixer = architecture is not None and any(layer.attention is None for layer in architecture.layers)
+    return parse_all([*DEFAULT, MIXER] if has_mixer else DEFAULT)
+
+
+def _facts(
+    config: Config, mask: SparseMask, label: str, loaded: LoadedModel, inputs: Inputs
+) -> dict[str, Any]:
+    """What every point depends on."""
+    digest = hashlib.sha256()
+    for name in sorted(mask):
+        digest.update(f"{name}{mask.shapes[name]}".encode())
+        digest.update(mask[name].numpy().tobytes())
+    settings = {key: value for key, value in config.to_dict().items() if key not in INDIFFERENT}
+    return {
+        "settings": settings,
+        "mask": {"sha256": digest.hexdigest(), "nnz": mask.nnz, "kappa": mask.kappa, "label": label},
+        "model": loaded.identity,
+        "data": inputs.hashes(),
+    }
+
+
+def _provenance(
+    config: Config, mask: SparseMask, loaded: LoadedModel, inputs: Inputs, started: str
+) -> dict[str, Any]:
+    return {
+        "command": provenance.command_line(),
+        "config": {key: value for key, value in config.to_dict().items() if key != "output_path"},
+        "versions": provenance.versions(),
+        "machine": provenance.machine(resolve_device(config.device)),
+        "model": loaded.identity,
+        "mask": mask.describe(),
+        "data": inputs.hashes(),
+        "internals": {"prompts": PROMPTS, "pool": "fisher"},
+        "time": {"started": started, "finished": provenance.now()},
+    }

@@ -1,0 +1,73 @@
+"""`tomfisher ablate`: which part of a mask, and what inside the model, carries the effect."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings, kappa, note
+
+SETTINGS = ("limit", "random_seeds", "perplexity_tokens", "batch_size", "device")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = add_command(
+        subparsers,
+        "ablate",
+        "parts of a study's mask, and changes of frequencies and sinks, through the same evaluation",
+        "Measure a study's model again with parts of its mask alone (W_Q and W_K, V and O, the MLP, the rows of the\n"
+        "dominant rotary frequencies), and with queries, keys or attention changed while the weights stay as they\n"
+        "are; each beside random controls. Finished points are kept: the same command goes on where it stopped.\n\n"
+        "ablations of weights:      full, qk, vo, mlp, mixer, dominant-rows, other-rows; not-X is the mask without X\n"
+        "ablations of activations:  scale-band:BAND:FACTOR (slow, middle, fast, dominant), scale-pairs:3.7:FACTOR,\n"
+        "                           rotate-key:DEGREES, aim-key:COSINE, scale-key:FACTOR, off-sink:FACTOR\n"
+        "                           behind them :q or :k, or :TOKEN (counted from 0; the first is the default), and\n"
+        "                           @LAYER or @LAYER.HEAD/LAYER.HEAD to say where\n"
+        "together:                  dominant-rows+off-sink:0.1",
+        (
+            "tomfisher ablate runs/demo-testbed",
+            "tomfisher ablate runs/demo-testbed --kappa 0.05 --random_seeds 2",
+            "tomfisher ablate runs/demo-testbed --only qk,vo,mlp,scale-band:slow:0.5,rotate-key:30,off-sink:0.1 \\\n"
+            "      --combine 2 --output_path runs/pairs",
+            "tomfisher ablate runs/demo-testbed --mask other.safetensors --only dominant-rows,not-dominant-rows \\\n"
+            "      --output_path runs/other",
+        ),
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a finished `tomfisher run`")
+    parser.add_argument("--only", help="ablations, comma-separated [a set of twelve]")
+    parser.add_argument(
+        "--combine", type=int, default=1, help="also all combinations of up to this many of them [1]"
+    )
+    parser.add_argument("--kappa", type=kappa, help="which of the study's masks [that of its verdict]")
+    parser.add_argument("--mask", help="this mask file instead (tomfisher mask)")
+    add_settings(parser, *SETTINGS)
+    parser.add_argument("--output_path", help="folder for ablations.json and ablations.csv [RUN/ablations]")
+    add_overwrite(parser)
+    parser.set_defaults(execute=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ablate, print the table and where the results lie."""
+    from tomfisher.ablation import ablate_run
+
+    names = None if args.only is None else [name for name in args.only.split(",") if name.strip()]
+    settings = {key: value for key, value in given_settings(args).items() if key in SETTINGS}
+    output = Path(args.output_path or Path(args.run) / "ablations")
+    found = ablate_run(
+        args.run,
+        names=names,
+        combine=args.combine,
+        kappa=args.kappa,
+        mask=args.mask,
+        output_path=output,
+        overwrite=args.overwrite,
+        settings=settings,
+        say=note,
+    )
+    print(found.table())
+    for name, reason in found.left_out.items():
+        note(f"left out {name}: {reason}")
+    print(f"\nResults: {output}/ablations.json, ablations.csv")
+    return 0

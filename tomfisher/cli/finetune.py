@@ -1,0 +1,202 @@
+"""`tomfisher finetune`: train only the masked entries, beside random entries and LoRA."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from tomfisher.cli.common import (
+    MODEL_FIELDS,
+    add_command,
+    add_overwrite,
+    add_settings,
+    given_settings,
+    kappa,
+    load_named_model,
+    note,
+    refuse_existing,
+)
+
+TASK_FIELDS = ("task", "control", "limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions")
+PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
+RUN_FIELDS = (*MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS, "max_length", "supervise", "fill", "seed")
+WIDTH = 110
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = add_command(
+        subparsers,
+        "finetune",
+        "train only the masked weights, beside random ones and LoRA",
+        "Train only the masked entries of a model on the task's Fisher stories, every other bit frozen, and measure\n"
+        "on other stories: does the ability rise, at what cost in perplexity? The same is done with as many random\n"
+        "entries and with LoRA of as many parameters. Learning rates are chosen on stories of neither part.\n"
+        "With --damage, weights are overwritten first: can the training restore what they did?\n"
+        "The Fisher stories of false-belief tasks have no controls, so look at the other conditions too: a model that\n"
+        "learns to answer everything like a false belief shows there. --train takes stories of your own.",
+        (
+            "tomfisher finetune --model smollm2-135m --task false-belief --mask m.safetensors --steps 100 \\\n"
+            "      --output_path runs/ft",
+            "tomfisher finetune runs/demo-testbed --kappa 0.03 --output_path runs/ft",
+            "tomfisher finetune runs/demo-testbed --kappa 0.03 \\\n"
+            "      --damage runs/demo-testbed/masks/task-control-0.03.safetensors --output_path runs/restored",
+        ),
+    )
+    parser.add_argument(
+        "run", nargs="?", metavar="RUN", help="run folder: its settings, and its mask at --kappa"
+    )
+    parser.add_argument("--mask", help="mask file: the entries to train")
+    parser.add_argument("--kappa", type=kappa, help="with RUN: train its task-control mask of this kappa")
+    parser.add_argument("--damage", help="mask file: overwrite these entries with --fill before the training")
+    parser.add_argument(
+        "--train", metavar="FILE", help="JSON/JSONL file of training stories [the task's Fisher stories]"
+    )
+    add_settings(parser, *RUN_FIELDS, "batch_size")
+    parser.add_argument("--steps", type=int, default=100, help="optimiser steps of every training [100]")
+    parser.add_argument(
+        "--learning_rates", default="1e-4,1e-3,1e-2", help="grid to choose from [1e-4,1e-3,1e-2]"
+    )
+    parser.add_argument("--train_batch_size", type=int, default=8, help="samples per step [8]")
+    parser.add_argument("--n_train", type=int, default=80, help="training stories [80]")
+    parser.add_argument(
+        "--n_validation", type=int, default=20, help="stories that choose the learning rate [20]"
+    )
+    parser.add_argument("--random_masks", type=int, default=3, help="masks of random entries [3]")
+    parser.add_argument("--no_lora", action="store_true", help="leave LoRA (package peft) out")
+    parser.add_argument("--dtype", default="fp32", help="fp32, bf16, fp16 [fp32]")
+    parser.add_argument("--output_path", required=True, help="folder for finetune.json, .csv and the delta")
+    add_overwrite(parser)
+    parser.set_defaults(execute=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, measure, write the files and print the tables."""
+    from tomfisher.experiment.config import Config, parse_fill
+    from tomfisher.experiment.inputs import Inputs
+    from tomfisher.experiment.measure import Measure
+    from tomfisher.experiment.stores import check_belongs
+    from tomfisher.finetune import compare
+    from tomfisher.finetune.comparison import Damage
+    from tomfisher.finetune.inputs import training_samples
+    from tomfisher.masks import SparseMask
+
+    plan = _plan(args)
+    folder = Path(args.output_path)
+    refuse_existing(folder / "finetune.json", args.overwrite)
+    config = Config.from_dict({**_settings(args), "n_task": _stories(args)})
+    path = _mask_path(args)
+    mask = SparseMask.load(path)
+    damaged = None if args.damage is None else SparseMask.load(args.damage)
+    for name in MODEL_FIELDS:
+        setattr(args, name, getattr(config, name))
+    loaded = load_named_model(args, args.dtype)
+    check_belongs(mask.shapes, loaded.model, f"The mask {path}")
+    if damaged is not None:
+        check_belongs(damaged.shapes, loaded.model, f"The mask {args.damage}")
+    inputs = Inputs(config)
+    train, validation = training_samples(config, inputs, loaded, args.n_train, args.n_validation, args.train)
+    found, delta = compare(
+        loaded.model,
+        mask,
+        train,
+        validation,
+        Measure(config, inputs, loaded),
+        plan,
+        None if damaged is None else Damage(damaged, parse_fill(config.fill)),
+        say=note,
+    )
+    found.provenance.update(_provenance(args, config, inputs, loaded, path))
+    if delta is not None:
+        delta.save(folder / "delta.safetensors")
+    found.save(folder)
+    _print(found, folder, delta is not None)
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> Any:
+    from tomfisher.finetune.comparison import Plan
+
+    try:
+        rates = tuple(sorted({float(part) for part in args.learning_rates.split(",") if part.strip()}))
+    except ValueError:
+        raise ValueError(
+            f"--learning_rates must be numbers such as 1e-4,1e-3, got {args.learning_rates!r}."
+        ) from None
+    seed = int(getattr(args, "seed", 0))
+    return Plan(args.steps, rates, args.train_batch_size, args.random_masks, not args.no_lora, seed)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The study's settings: the command line over those of the run folder."""
+    given = given_settings(args)
+    del given["output_path"]
+    if args.run is None:
+        if "model" not in given:
+            raise ValueError("No model is given. Use --model, or a run folder.")
+        return given
+    from tomfisher.experiment.config import read_yaml
+
+    file = Path(args.run) / "config.yaml"
+    if not file.is_file():
+        raise ValueError(
+            f"{args.run!r} is no run folder: it has no config.yaml. Give a folder of `tomfisher run`."
+        )
+    return {name: value for name, value in read_yaml(file).items() if name in RUN_FIELDS} | given
+
+
+def _mask_path(args: argparse.Namespace) -> Path:
+    if (args.mask is None) == (args.kappa is None) or (args.kappa is not None and args.run is None):
+        raise ValueError(
+            "Give either --mask FILE, or a run folder and --kappa, to say which entries are trained."
+        )
+    if args.mask is not None:
+        return Path(args.mask)
+    from tomfisher.experiment.results import TASK_CONTROL, point_key
+
+    masks = Path(args.run) / "masks"
+    path = masks / f"{point_key(TASK_CONTROL, args.kappa)}.safetensors"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in masks.glob("task-control-*.safetensors"))) or "none"
+        raise ValueError(f"{args.run} has no task-control mask at kappa {args.kappa:g}. It has: {there}.")
+    return path
+
+
+def _stories(args: argparse.Namespace) -> int:
+    if args.n_train < 1 or args.n_validation < 1:
+        raise ValueError(
+            f"--n_train and --n_validation must be at least 1, got {args.n_train} and {args.n_validation}."
+        )
+    return int(args.n_train + args.n_validation)
+
+
+def _provenance(
+    args: argparse.Namespace, config: Any, inputs: Any, loaded: Any, path: Path
+) -> dict[str, Any]:
+    from tomfisher import provenance
+    from tomfisher.files import sha256_of_file
+
+    return {
+        "command": provenance.command_line(),
+        "config": {name: config.to_dict()[name] for name in RUN_FIELDS},
+        "model": loaded.identity,
+        "mask_file": {"sha256": sha256_of_file(path)},
+        "damage_file": None if args.damage is None else {"sha256": sha256_of_file(args.damage)},
+        "train_file": None if args.train is None else {"sha256": sha256_of_file(args.train)},
+        "data": inputs.hashes(),
+        "evaluation": {"method": config.method, "chance": inputs.chance()},
+        "versions": provenance.versions(),
+        "machine": provenance.machine(next(loaded.model.parameters()).device),
+        "finished": provenance.now(),
+    }
+
+
+def _print(found: Any, folder: Path, delta: bool) -> None:
+    from tomfisher.finetune.table import render, render_conditions, sentences
+
+    print(f"{render(found)}\n\n{render_conditions(found)}\n")
+    for sentence in sentences(found):
+        print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+    print(f"\nWritten: {folder}/finetune.json, finetune.csv" + (", delta.safetensors" if delta else ""))

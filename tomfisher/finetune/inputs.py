@@ -1,0 +1,86 @@
+"""Training and validation samples: the task's Fisher stories, cut so that no pair of stories is torn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tomfisher.tasks.selection import group_units
+
+if TYPE_CHECKING:
+    from tomfisher.experiment.config import Config
+    from tomfisher.experiment.inputs import Inputs
+    from tomfisher.models.load import LoadedModel
+    from tomfisher.sample import Sample
+    from tomfisher.tasks.story import Story
+
+
+def training_samples(
+    config: Config,
+    inputs: Inputs,
+    loaded: LoadedModel,
+    n_train: int,
+    n_validation: int,
+    file: str | None = None,
+) -> tuple[list[Sample], list[Sample]]:
+    """The samples to train on and those that choose the learning rate, never of the evaluation's questions.
+
+    They come from the Fisher split of the task, which for false-belief tasks has no control conditions: a model
+    that learns to give every belief question the false-belief answer does well on it. A file with controls in it
+    does not reward that.
+
+    Args:
+        config: the study; `n_task` is `n_train + n_validation`, and a task file that holds fewer gives all it has.
+        inputs: its texts.
+        loaded: the model and its tokenizer.
+        n_train: stories to train on.
+        n_validation: stories to validate on.
+        file: a JSON or JSON Lines file of stories (`tomfisher.tasks.formats`) instead of the Fisher split.
+
+    Returns:
+        `(training, validation)`, in about this proportion; both directions of a story stay on one side.
+
+    Raises:
+        ValueError: there are not enough stories for both parts, or the file holds a question of the evaluation.
+    """
+    from tomfisher.models.structure import position_limit
+    from tomfisher.tasks.encode import encode
+
+    length = config.max_length or position_limit(loaded.model)
+    stories = inputs.task_stories if file is None else _from_file(file, inputs, n_train + n_validation)
+    parts = cut(stories, n_train / (n_train + n_validation))
+    train, validation = (
+        encode(loaded.tokenizer, part, supervise=config.supervise, max_length=length) for part in parts
+    )
+    return train, validation
+
+
+def _from_file(file: str, inputs: Inputs, n: int) -> list[Story]:
+    """Up to n stories of a file, balanced over its conditions; none of them is asked in the evaluation."""
+    from tomfisher.tasks import load
+
+    seed = inputs.config.seed
+    held = load(file, seed=seed, split="all")
+    asked = {story.prompt for story in inputs.questions}
+    if shared := [story.id for story in held if story.prompt in asked]:
+        raise ValueError(
+            f"{file}: {len(shared)} of its {len(held)} stories, such as {shared[0]!r}, are questions of the evaluation "
+            "too. Train on other stories."
+        )
+    return held if len(held) <= n else load(file, n=n, seed=seed, split="all")
+
+
+def cut(stories: list[Story], share: float) -> tuple[list[Story], list[Story]]:
+    """Cut stories after about this share of their units; neither part is empty.
+
+    Raises:
+        ValueError: there is only one unit.
+    """
+    units = group_units(stories)
+    if len(units) < 2:
+        raise ValueError(
+            f"{len(stories)} training stories are one story in its directions, which cannot be cut into training and "
+            "validation. Use a larger --n_train, or a task with more stories."
+        )
+    first = min(max(round(share * len(units)), 1), len(units) - 1)
+    left, right = ([story for unit in part for story in unit] for part in (units[:first], units[first:]))
+    return left, right

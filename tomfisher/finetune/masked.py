@@ -1,0 +1,165 @@
+"""`finetune_masked`: train the masked entries, leave every other bit of the model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tomfisher.finetune.delta import AppliedDelta, Delta
+from tomfisher.finetune.entries import Entry, find_entries, gathered_gradients, master_values, write
+from tomfisher.finetune.training import check_learning_rate, train
+from tomfisher.fisher.frozen import frozen
+from tomfisher.masks import SparseMask
+from tomfisher.ops.dispatch import Impl
+from tomfisher.perturbation.interrupt import deferred_interrupt
+from tomfisher.sample import Sample
+
+
+class TunedEntries:
+    """Masked entries that were trained and stand in the model; as a context manager it is undone at the end.
+
+    Attributes:
+        delta: the entries with their old and new values; `delta.save(path)` writes them to a small file.
+        losses: loss of every step before it was taken, in nats.
+        trainable: number of trained values k.
+        state_numel: per kind of optimiser state, how many numbers it held: k each, and one step count per tensor.
+    """
+
+    def __init__(self, applied: AppliedDelta, losses: list[float], state_numel: dict[str, int]) -> None:
+        self.delta = applied.delta
+        self.losses = losses
+        self.trainable = self.delta.nnz
+        self.state_numel = state_numel
+        self._applied = applied
+
+    def __repr__(self) -> str:
+        state = "in the model" if self._applied.applied else "undone"
+        return f"TunedEntries({self.trainable} entries, {len(self.losses)} steps, {state})"
+
+    def undo(self) -> None:
+        """Write the values from before the training back, bit for bit."""
+        self._applied.undo()
+
+    def reapply(self) -> None:
+        """Write the trained values again, after `undo`."""
+        self._applied.reapply()
+
+    def __enter__(self) -> TunedEntries:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._applied.applied:
+            self.undo()
+
+
+def finetune_masked(
+    model: nn.Module,
+    mask: SparseMask,
+    samples: Sequence[Sample],
+    steps: int = 100,
+    learning_rate: float = 1e-3,
+    batch_size: int = 8,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    label: str = "finetune",
+    progress: bool = True,
+    impl: Impl = "auto",
+) -> TunedEntries:
+    """Train only the masked entries of a model with AdamW; everything else stays as it was, bit for bit.
+
+    The same as a dense AdamW whose update is multiplied by the mask, with an optimiser state of the size of the
+    mask: the k entries live in float32 vectors (float64 for float64 weights), `backward` reads their gradients off
+    each weight's dense gradient and frees it at once, and every step writes the vectors, rounded to the weight's
+    dtype, into the model. Evaluation mode (no dropout); weights that share memory are trained once.
+
+    Example::
+
+        with finetune_masked(model, mask, samples, steps=100) as tuned:   # undone at the end of the block
+            scores = tomfisher.evaluate.score(model, tokenizer, stories)
+            tuned.delta.save("delta.safetensors")
+
+    Args:
+        model: a transformers causal language model, changed in place.
+        mask: the entries to train.
+        samples: training data (`tomfisher.encode`).
+        steps: optimiser steps.
+        learning_rate: of AdamW (betas 0.9 and 0.999, eps 1e-8), constant.
+        batch_size: samples per step; the loss is the mean of their mean token losses.
+        weight_decay: AdamW's decoupled decay, toward zero.
+        seed: of the order of the samples.
+        label: in front of the progress bar.
+        progress: show a bar on a terminal.
+        impl: implementation of the write.
+
+    Returns:
+        The trained entries, in the model; `undo()` takes them out again.
+
+    Raises:
+        FloatingPointError: the training diverged. The weights are as they were before.
+        TypeError: a masked weight cannot be trained (quantised, no floating-point numbers).
+        ValueError: the mask is of another model or empty, no samples, or a setting out of range.
+    """
+    check_learning_rate(learning_rate)
+    entries = find_entries(model, mask)
+    old = [entry.read() for entry in entries]
+    values = master_values(entries)
+    optimizer = torch.optim.AdamW(values, lr=learning_rate, weight_decay=weight_decay)
+    parameters = tuple(parameter for entry in entries for parameter in entry.parameters)
+
+    def put() -> None:
+        new = [_rounded(entry, value) for entry, value in zip(entries, values, strict=True)]
+        write(entries, new, impl)
+
+    try:
+        with frozen(model, parameters), gathered_gradients(entries, values):
+            losses = train(model, samples, optimizer, steps, batch_size, seed, put, label, progress)
+        delta = Delta(
+            shapes={entry.name: tuple(entry.weight.shape) for entry in entries},
+            indices={entry.name: entry.index.cpu() for entry in entries},
+            old={entry.name: values.cpu() for entry, values in zip(entries, old, strict=True)},
+            new={entry.name: entry.read().cpu() for entry in entries},
+            metadata={
+                "training": {
+                    "steps": steps,
+                    "learning_rate": learning_rate,
+                    "batch_size": batch_size,
+                    "weight_decay": weight_decay,
+                    "seed": seed,
+                    "samples": len(samples),
+                    "last_loss": losses[-1],
+                },
+                "mask": mask.describe(),
+            },
+        )
+        return TunedEntries(
+            AppliedDelta(model, delta, impl, entries=entries, old=old), losses, _state_numel(optimizer)
+        )
+    except BaseException:
+        with deferred_interrupt():
+            write(entries, old, impl)
+        raise
+
+
+def _rounded(entry: Entry, value: nn.Parameter) -> Tensor:
+    rounded = value.detach().to(entry.weight.dtype)
+    if not bool(rounded.isfinite().all()):
+        raise FloatingPointError(
+            f"Training diverged: a value of {entry.name} is not finite in {entry.weight.dtype}. "
+            "Use a smaller learning rate."
+        )
+    return rounded
+
+
+def _state_numel(optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    state: dict[str, Any]
+    for state in optimizer.state.values():
+        for kind, content in state.items():
+            sizes[kind] = sizes.get(kind, 0) + (content.numel() if isinstance(content, Tensor) else 1)
+    return sizes

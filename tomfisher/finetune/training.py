@@ -1,0 +1,131 @@
+"""The training loop that masked entries and LoRA share: the same data in the same order, one loss."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from tomfisher.evaluate._forward import measuring
+from tomfisher.fisher.batching import collate, plan_batches
+from tomfisher.fisher.objective import check_losses, sample_losses
+from tomfisher.progress import progress_bar
+from tomfisher.sample import Sample
+
+VALIDATION_TOKENS = 2048
+
+
+def train(
+    model: nn.Module,
+    samples: Sequence[Sample],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    batch_size: int = 8,
+    seed: int = 0,
+    after_step: Callable[[], None] | None = None,
+    label: str = "finetune",
+    progress: bool = True,
+) -> list[float]:
+    """Minimise the mean over a batch's samples of each sample's mean token loss, for a number of steps.
+
+    Args:
+        model: what is trainable in it requires a gradient; everything else is frozen.
+        samples: training data.
+        optimizer: of the trainable values.
+        steps: optimiser steps.
+        batch_size: samples per step.
+        seed: of the order of the samples, which is reshuffled whenever all were seen.
+        after_step: called after every step of the optimiser.
+        label: in front of the progress bar.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The loss of every step before it was taken, in nats.
+
+    Raises:
+        FloatingPointError: a loss or a gradient is NaN or infinite; the step and the sample are named.
+        ValueError: no samples, or a setting out of range.
+    """
+    _check(samples, steps, batch_size)
+    order = batch_order(len(samples), batch_size, steps, seed)
+    losses: list[float] = []
+    with torch.enable_grad(), progress_bar(total=steps, desc=label, unit="step", enabled=progress) as bar:
+        for step, chosen in enumerate(order, 1):
+            optimizer.zero_grad(set_to_none=True)
+            batch = collate(samples, chosen)
+            each = sample_losses(model, batch, "empirical", "mean", seed)
+            names = [samples[i].called(f"sample {i}") for i in chosen]
+            try:
+                check_losses(model, each, names)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"Training diverged at step {step} of {steps}. {error}") from error
+            loss = each.mean()
+            loss.backward()
+            _check_gradients(optimizer, step, steps)
+            optimizer.step()
+            if after_step is not None:
+                after_step()
+            losses.append(loss.item())
+            bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+            bar.update(1)
+    optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+def batch_order(count: int, batch_size: int, steps: int, seed: int) -> list[list[int]]:
+    """Indices of the samples of every step: a new shuffle of all samples whenever one is used up.
+
+    Args:
+        count: number of samples.
+        batch_size: samples per step.
+        steps: number of steps.
+        seed: any integer.
+
+    Returns:
+        `steps` lists of `batch_size` indices; a pure function of the arguments.
+    """
+    choose = random.Random(f"tomfisher.finetune:{seed}")
+    line: list[int] = []
+    while len(line) < steps * batch_size:
+        line += choose.sample(range(count), count)
+    return [line[step * batch_size : (step + 1) * batch_size] for step in range(steps)]
+
+
+def mean_loss(model: nn.Module, samples: Sequence[Sample]) -> float:
+    """Mean over the samples of each sample's mean token loss, in nats; infinite or NaN if the model is broken."""
+    total = 0.0
+    with measuring(model):
+        for chosen in plan_batches([len(sample) for sample in samples], VALIDATION_TOKENS):
+            batch = collate(samples, chosen)
+            total += float(sample_losses(model, batch, "empirical", "mean", 0).double().sum())
+    return total / len(samples)
+
+
+def _check(samples: Sequence[Sample], steps: int, batch_size: int) -> None:
+    if not samples:
+        raise ValueError("There are no samples to train on. Pass at least one.")
+    if steps < 1 or batch_size < 1:
+        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}.")
+
+
+def check_learning_rate(learning_rate: float) -> None:
+    """Refuse a learning rate that is not a positive finite number.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"learning_rate must be a positive number such as 1e-3, got {learning_rate!r}.")
+
+
+def _check_gradients(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+    for group in optimizer.param_groups:
+        for value in group["params"]:
+            if value.grad is not None and not bool(value.grad.isfinite().all()):
+                raise FloatingPointError(
+                    f"Training diverged at step {step} of {steps}: the loss is finite, but a gradient holds NaN or "
+                    "infinity. Use a smaller learning rate, or load the model in float32."
+                )

@@ -1,0 +1,153 @@
+"""Two runs beside each other: number by number where that means something, else why not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tomfisher.evaluate.records import Scores
+from tomfisher.experiment.results import TASK_CONTROL, Point, conditions_of, point_key
+from tomfisher.experiment.table import rise
+from tomfisher.experiment.verdict import holm
+from tomfisher.report.data import Missing, RunData
+from tomfisher.report.provenance import shown
+from tomfisher.report.sections import Section
+from tomfisher.report.tables import ABSENT, Table, interval, p_value
+
+_SETTINGS = ("method", "max_new_tokens", "temperature", "top_p", "repetitions")
+
+
+def incomparable(first: RunData, second: RunData) -> list[str]:
+    """Why accuracies of two runs cannot be compared item by item; nothing where they can.
+
+    Args:
+        first: a run.
+        second: another.
+
+    Returns:
+        One sentence per reason.
+    """
+    reasons = []
+    if first.task != second.task:
+        reasons.append(f"They ask about different tasks ({first.task} and {second.task}).")
+    if first.headline != second.headline:
+        reasons.append(
+            f"Their verdicts are about different conditions ({first.headline} and {second.headline})."
+        )
+    questions = [run.results.provenance.get("data", {}).get("questions") for run in (first, second)]
+    if None in questions:
+        reasons.append(
+            "At least one of them does not say which questions it asked: it did not come to its end."
+        )
+    elif questions[0] != questions[1] and first.task == second.task:
+        reasons.append("The questions themselves differ (another number, split or version).")
+    for name in _SETTINGS:
+        ours, theirs = first.config.get(name), second.config.get(name)
+        if ours != theirs:
+            reasons.append(f"The setting {name} differs ({shown(ours)} and {shown(theirs)}).")
+    return reasons
+
+
+def comparison_sections(first: RunData, second: RunData) -> list[Section]:
+    """The sections that set two runs beside each other."""
+    reasons = incomparable(first, second)
+    own = Section(
+        "comparison-verdicts",
+        "Each by its own measure",
+        ["What each study found against its own untouched model and its own controls."],
+        tables=[_verdicts(first, second)],
+    )
+    if reasons:
+        notes = [Missing("Not comparable", reason) for reason in reasons]
+        text = (
+            "The accuracies of these two runs cannot be compared with each other; only what each of them found by its "
+            "own measure can stand side by side."
+        )
+        return [Section("comparison-why", "Not number by number", [text], notes), own]
+    return [own, _item_by_item(first, second)]
+
+
+def _item_by_item(first: RunData, second: RunData) -> Section:
+    text = (
+        "Both runs answered the same questions, so p is McNemar's exact test on the same items in both, after Holm "
+        f"over the rows. A: {first.name} ({first.path}). B: {second.name} ({second.path})."
+    )
+    return Section(
+        "comparison-items",
+        "On the same questions",
+        [text],
+        tables=[_paired(first, second), _differing(first, second)],
+    )
+
+
+def _verdicts(first: RunData, second: RunData) -> Table:
+    rows = []
+    for run in (first, second):
+        kappa, headline = run.focus, run.headline
+        points = () if kappa is None else run.results.at(kappa, TASK_CONTROL)
+        after = [ABSENT] * 4
+        if points and kappa is not None:
+            point = points[0]
+            after = [
+                f"{kappa:g}",
+                interval(point.conditions[headline]),
+                p_value(run.holm_p(headline)[kappa]),
+                f"{rise(run.results, point):+.1%}",
+            ]
+        before = interval(run.results.baseline.conditions[headline])
+        rows.append([run.name, "found" if run.verdict.found else "not found", headline, before, *after])
+    columns = ["Run", "Effect", "Condition", "Untouched", "κ", "Task minus control", "p (Holm)", "Perplexity"]
+    return Table("The two verdicts.", columns, rows, words=(1, 2))
+
+
+def _paired(first: RunData, second: RunData) -> Table:
+    """Untouched and task-minus-control at every κ that both have."""
+    pairs: list[tuple[str, Point, Point, str]] = [
+        ("untouched", first.results.baseline, second.results.baseline, "baseline")
+    ]
+    for kappa in first.results.kappas:
+        ours, theirs = (run.results.at(kappa, TASK_CONTROL) for run in (first, second))
+        if ours and theirs:
+            label = f"task minus control, κ = {kappa:g}"
+            pairs.append((label, ours[0], theirs[0], point_key(TASK_CONTROL, kappa)))
+    tests = [_mcnemar(first, second, key, first.headline) for *_, key in pairs]
+    known = iter(holm([p for p in tests if p is not None]))
+    rows = []
+    for (label, ours, theirs, _), p in zip(pairs, tests, strict=True):
+        a, b = (point.conditions[first.headline] for point in (ours, theirs))
+        difference = f"{b['accuracy'] - a['accuracy']:+.3f}"
+        corrected = p_value(None if p is None else next(known))
+        rises = (f"{rise(run.results, point):+.1%}" for run, point in ((first, ours), (second, theirs)))
+        rows.append([label, interval(a), interval(b), difference, corrected, *rises])
+    columns = ["Mask", "A", "B", "B minus A", "p (Holm)", "Perplexity of A", "Perplexity of B"]
+    return Table(
+        f"Accuracy on {first.headline} with 95 % intervals. A dash: the records of the questions are not there.",
+        columns,
+        rows,
+    )
+
+
+def _mcnemar(first: RunData, second: RunData, key: str, condition: str) -> float | None:
+    """The paired test of one point of both runs, or None without the records of the questions."""
+    try:
+        ours, theirs = (_scores(run, key) for run in (first, second))
+        return float(conditions_of(theirs, ours)[condition]["p_vs_baseline"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _scores(run: RunData, key: str) -> Scores:
+    data: dict[str, Any] = json.loads((run.path / "points" / f"{key}.json").read_text(encoding="utf-8"))
+    return Scores.from_dict(data["scores"])
+
+
+def _differing(first: RunData, second: RunData) -> Table:
+    names = [
+        name
+        for name in dict.fromkeys((*first.config, *second.config))
+        if name != "output_path" and first.config.get(name) != second.config.get(name)
+    ]
+    rows = [[name, shown(first.config.get(name)), shown(second.config.get(name))] for name in names]
+    return Table(
+        "Settings in which the two differ.", ["Setting", "A", "B"], rows or [["none", "", ""]], (1, 2)
+    )

@@ -1,0 +1,216 @@
+"""What a run folder holds, read for a report; what is not there is named, with the way to get it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
+from tomfisher.experiment.verdict import Verdict, holm, judge
+
+OPTIONAL = ("ablations", "finetune", "architectures")
+
+
+class Missing(NamedTuple):
+    """A piece that a report could show and the run does not have.
+
+    Attributes:
+        what: the piece.
+        why: the reason, and how to get it.
+    """
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One study as a report shows it; made by `load`.
+
+    Attributes:
+        path: the run folder, as it was given.
+        results: baseline and points.
+        config: the settings (`config.yaml`, or what the results remember of it).
+        inside: content of `analysis.json`, or None.
+        extras: content of `ablations.json`, `finetune.json` and `architectures.json` where there is such a file, in
+            the run folder or in a folder of that name below it.
+        missing: what the report cannot show.
+        complete: whether the study came to its end.
+    """
+
+    path: Path
+    results: Results
+    config: dict[str, Any]
+    inside: dict[str, Any] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+    missing: tuple[Missing, ...] = ()
+    complete: bool = True
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the numbers say (`tomfisher.experiment.verdict`)."""
+        return judge(self.results)
+
+    @property
+    def name(self) -> str:
+        """The model and what it was studied on."""
+        return f"{self.config.get('model', 'model')}, {self.task} against {self.control}"
+
+    @property
+    def task(self) -> str:
+        """What the mask is for."""
+        return str(self.config.get("task", "task"))
+
+    @property
+    def control(self) -> str:
+        """What the mask shall leave alone."""
+        return str(self.config.get("control", "control"))
+
+    @property
+    def headline(self) -> str:
+        """The condition that the verdict is about."""
+        return self.results.baseline.headline()
+
+    @property
+    def focus(self) -> float | None:
+        """The κ that details are shown of: the verdict's, else the analysis', else where the accuracy is lowest."""
+        if self.verdict.kappa is not None:
+            return self.verdict.kappa
+        if self.inside is not None and self.inside.get("kappa") in self.results.kappas:
+            return float(self.inside["kappa"])
+        points = [p for kappa in self.results.kappas for p in self.results.at(kappa, TASK_CONTROL)]
+        return min(points, key=lambda p: p.accuracy(self.headline)).kappa if points else None
+
+    def holm_p(self, condition: str) -> dict[float, float]:
+        """Per κ, the p of the task-minus-control mask on one condition after Holm's correction over the κ."""
+        points = [p for kappa in self.results.kappas for p in self.results.at(kappa, TASK_CONTROL)]
+        corrected = holm([float(point.conditions[condition]["p_vs_baseline"]) for point in points])
+        return {point.kappa: p for point, p in zip(points, corrected, strict=True)}
+
+
+def load(run: str | os.PathLike[str]) -> RunData:
+    """Read a run folder.
+
+    A study that was interrupted is read from its finished points; a damaged or absent optional file is listed in
+    `missing`.
+
+    Args:
+        run: the folder, such as "runs/demo-testbed".
+
+    Returns:
+        A `RunData`.
+
+    Raises:
+        ValueError: there is no such folder, or it holds no results or damaged ones.
+    """
+    path = Path(run)
+    if not path.is_dir():
+        raise ValueError(
+            f"{os.fspath(run)} is no folder. Give the --output_path of a study, such as runs/demo-testbed."
+        )
+    results, complete = _results(path)
+    config = dict(results.provenance.get("config", {})) or _settings(path)
+    missing = [] if complete else [_interrupted(results, config)]
+    inside, problem = _optional(path / "analysis.json")
+    if inside is not None and not isinstance(inside.get("states"), dict):
+        inside, problem = None, "analysis.json holds no analysis of a study"
+    if inside is None:
+        why = problem or "this run has no analysis.json"
+        missing.append(Missing("What happened inside the model", f"{why}. {_rerun(path)} adds it."))
+    extras = {}
+    for name in OPTIONAL:
+        file = path / f"{name}.json"
+        found, problem = _optional(file if file.is_file() else path / name / file.name)
+        if found is not None:
+            extras[name] = found
+        elif problem:
+            missing.append(Missing(f"{name}.json", f"{problem}. Write it again with its command."))
+    missing += _controls(results)
+    return RunData(path, results, config, inside, extras, tuple(missing), complete)
+
+
+def _results(path: Path) -> tuple[Results, bool]:
+    """The results, and whether the study came to its end."""
+    if (path / "results.json").is_file():
+        return Results.load(path), True
+    points = _points(path)
+    baseline = [point for point in points if point.mask == BASELINE]
+    if not baseline:
+        raise ValueError(
+            f"{path} has no results.json and no measured baseline, so there is nothing to report. "
+            f"Run a study into it first: tomfisher run --output_path {path} ..."
+        )
+    others = sorted(
+        (point for point in points if point.mask != BASELINE), key=lambda p: (p.kappa, p.mask, p.seed or 0)
+    )
+    return Results(baseline[0], tuple(others)), False
+
+
+def _points(path: Path) -> list[Point]:
+    """The finished points of a study without results; damaged ones are left out."""
+    found = []
+    for file in sorted((path / "points").glob("*.json")):
+        try:
+            found.append(Point(**json.loads(file.read_text(encoding="utf-8"))["point"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _optional(file: Path) -> tuple[Any, str | None]:
+    """The content of a JSON object, or None and what is wrong with the file (None: it is not there)."""
+    if not file.is_file():
+        return None, None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return None, f"{file.name} cannot be read ({error})"
+    if not isinstance(content, dict):
+        return None, f"{file.name} holds no JSON object"
+    return content, None
+
+
+def _interrupted(results: Results, config: dict[str, Any]) -> Missing:
+    planned = config.get("kappas") or []
+    return Missing(
+        "The end of the study",
+        f"It was interrupted: {len(results.points)} points are measured, at {len(results.kappas)} of "
+        f"{len(planned) or 'the planned'} values of kappa, and the verdict is of these alone. The same "
+        "tomfisher run command goes on where it stopped.",
+    )
+
+
+def _controls(results: Results) -> list[Missing]:
+    """Values of κ at which a mask of the sweep or one of its controls was not measured."""
+    found = []
+    for mask, what in (
+        (TASK_CONTROL, "Task-minus-control masks"),
+        (CONTROL_ONLY, "Control-only masks"),
+        (RANDOM, "Random masks"),
+    ):
+        absent = [f"{kappa:g}" for kappa in results.kappas if not results.at(kappa, mask)]
+        if absent:
+            everywhere = len(absent) == len(results.kappas)
+            where = "at any kappa" if everywhere else f"at kappa = {', '.join(absent)}"
+            found.append(
+                Missing(what, f"None was measured {where}, so the comparison with them is open there.")
+            )
+    return found
+
+
+def _rerun(path: Path) -> str:
+    return f"tomfisher run --config {path / 'config.yaml'}"

@@ -1,0 +1,151 @@
+"""The report as one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from tomfisher.files import atomic_path
+from tomfisher.report.compare import comparison_sections
+from tomfisher.report.data import RunData, load
+from tomfisher.report.pictures import Picture, draw
+from tomfisher.report.sections import Section, Writer, facts
+from tomfisher.report.style import TONES
+from tomfisher.report.tables import Table
+from tomfisher.version import __version__
+
+FILE = "report.html"
+FIGURES = "figures"
+
+
+def write(
+    run: str | os.PathLike[str],
+    output_path: str | os.PathLike[str] | None = None,
+    compare_with: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write a run's report, and its figures as files into `RUN/figures`.
+
+    The page is one file: styles, script and figures are in it, and it refers to nothing outside. What the run does not
+    have (an analysis, some control masks, the end of an interrupted study) is said in it; the rest is there.
+
+    Args:
+        run: the run folder.
+        output_path: the HTML file; None is `RUN/report.html`.
+        compare_with: a second run folder, reported on the same page and compared where that makes sense.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        ValueError: a folder holds no results.
+    """
+    runs = [load(run)] if compare_with is None else [load(run), load(compare_with)]
+    target = Path(run) / FILE if output_path is None else Path(output_path)
+    page, drawn = render(runs)
+    for data, pictures in zip(runs, drawn, strict=True):
+        write_figures(pictures, data.path / FIGURES)
+    with atomic_path(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return target
+
+
+def render(runs: list[RunData]) -> tuple[str, list[list[Picture]]]:
+    """The page of one or two runs, and the figures of each.
+
+    Args:
+        runs: one or two.
+
+    Returns:
+        HTML, and per run its figures.
+    """
+    drawn, shown = [], []
+    for number, data in enumerate(runs, start=1):
+        pictures, missing = draw(data)
+        prefix = f"run{number}"
+        sections = Writer(data, pictures, [*data.missing, *missing], prefix).sections()
+        drawn.append(pictures)
+        shown.append(_run(data, sections, prefix))
+    comparison = None
+    if len(runs) == 2:
+        sections = comparison_sections(*runs)
+        comparison = {
+            "id": "comparison",
+            "title": "Side by side",
+            "sections": [_section(s) for s in sections],
+        }
+    return _page(runs, shown, comparison), drawn
+
+
+def write_figures(pictures: list[Picture], folder: Path) -> None:
+    """Write every figure as SVG and PNG into a folder."""
+    for picture in pictures:
+        for name, content in picture.files().items():
+            with atomic_path(folder / name) as temporary:
+                temporary.write_bytes(content)
+
+
+def _run(data: RunData, sections: list[Section], prefix: str) -> dict[str, Any]:
+    verdict = data.verdict
+    word = "An effect was found." if verdict.found else "No effect was found."
+    if not data.complete:
+        word = f"So far: {word[0].lower()}{word[1:]} The study is not finished."
+    return {
+        "id": prefix,
+        "name": data.name,
+        "found": verdict.found,
+        "word": word,
+        "sentences": verdict.sentences,
+        "facts": facts(data),
+        "sections": [_section(section) for section in sections],
+    }
+
+
+def _section(section: Section) -> dict[str, Any]:
+    """A section as the template takes it; only the figures are markup."""
+    from markupsafe import Markup
+
+    pictures = [
+        {
+            "name": picture.name,
+            "caption": picture.caption,
+            "says": "" if picture.tabled else picture.says,
+            "svg": Markup(picture.inline(section.id)),
+        }
+        for picture in section.pictures
+    ]
+    return {**vars(section), "pictures": pictures, "tables": [_table(table) for table in section.tables]}
+
+
+def _table(table: Table) -> dict[str, Any]:
+    return {**vars(table), "left": (0, *table.words)}
+
+
+def _page(runs: list[RunData], shown: list[dict[str, Any]], comparison: dict[str, Any] | None) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("tomfisher.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    css = environment.get_template("report.css.j2").render(tones_of=TONES)
+    script = environment.get_template("report.js").render()
+    title = " and ".join(str(data.config.get("model", "a model")) for data in runs)
+    return environment.get_template("report.html.j2").render(
+        title=f"Sensitive weights of {title}",
+        lead="Which few weights does the model need for one ability, but not for language in general, and what breaks "
+        "without them?",
+        css=Markup(css),
+        script=Markup(script),
+        script_hash=f"sha256-{_digest(script)}",
+        runs=shown,
+        comparison=comparison,
+        version=__version__,
+    )
+
+
+def _digest(script: str) -> str:
+    """What a content security policy wants to know of an inline script."""
+    return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")

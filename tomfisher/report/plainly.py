@@ -1,0 +1,43 @@
+"""Measurements as the plain values that `analysis.json` holds, whether they come from a file or from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def plainly(measured: Any) -> Mapping[str, Any]:
+    """A measurement as a mapping.
+
+    Args:
+        measured: something with `to_dict` (`RopeSpectrum`, `AttentionSinks`, `MaskProfile`, `Analysis`), or what it
+            gave.
+
+    Returns:
+        The mapping.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    found = measured.to_dict() if hasattr(measured, "to_dict") else measured
+    if not isinstance(found, Mapping):
+        raise TypeError(
+            f"A measurement of tomfisher.analysis or its to_dict() can be drawn, got {type(measured).__name__}."
+        )
+    return found
+
+
+def numbers(values: Any) -> np.ndarray:
+    """Nested lists as a float64 array; None becomes NaN."""
+    return np.array(values, dtype=np.float64)
+
+
+def grid(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """Rows of unequal length as one float64 matrix, filled up with NaN."""
+    width = max((len(row) for row in rows), default=0)
+    found = np.full((len(rows), width), np.nan)
+    for row, values in zip(found, rows, strict=True):
+        row[: len(values)] = values
+    return found

@@ -1,0 +1,244 @@
+"""The parts of the report on one run: texts, figures and tables in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, TASK_CONTROL
+from tomfisher.experiment.table import rise
+from tomfisher.report.data import Missing, RunData
+from tomfisher.report.pictures import DAMAGED, Picture, of_states
+from tomfisher.report.provenance import provenance_section_parts
+from tomfisher.report.tables import (
+    STATES,
+    Table,
+    ablation_table,
+    architecture_table,
+    band_table,
+    condition_table,
+    enrichment_table,
+    finetune_table,
+    group_table,
+    mean_over_heads,
+    sink_table,
+    span,
+    sparsity_table,
+    sweep_table,
+)
+
+
+class Block(NamedTuple):
+    """Preformatted text under a heading."""
+
+    title: str
+    text: str
+
+
+class Fact(NamedTuple):
+    """A figure worth knowing at once, and what is to be known about it."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+        id: unique on the page.
+        title: its heading.
+        texts: paragraphs.
+        notes: a list of what is missing and why.
+        pictures: figures.
+        tables: tables.
+        blocks: preformatted texts.
+    """
+
+    id: str
+    title: str
+    texts: Sequence[str] = ()
+    notes: Sequence[Missing] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+    blocks: Sequence[Block] = ()
+
+
+@dataclass
+class Writer:
+    """Collects the sections of one run; what is damaged is noted instead of shown.
+
+    Args:
+        data: the run.
+        pictures: its figures.
+        missing: what is known to be missing; grows.
+        prefix: of the ids.
+    """
+
+    data: RunData
+    pictures: Sequence[Picture]
+    missing: list[Missing]
+    prefix: str
+    done: list[Section] = field(default_factory=list)
+
+    def sections(self) -> list[Section]:
+        """All sections that the run has something for, what is missing and the provenance last."""
+        self._sweep()
+        if self.data.inside is not None:
+            self._inside(self.data.inside)
+        self._extras()
+        if self.missing:
+            self._add("missing", "What this report cannot show", notes=self.missing)
+        texts, tables, blocks = provenance_section_parts(self.data)
+        self._add(
+            "provenance",
+            "Where the numbers come from",
+            texts,
+            tables=tables,
+            blocks=[Block(*block) for block in blocks],
+        )
+        return self.done
+
+    def _add(self, name: str, title: str, texts: Sequence[str] = (), **parts: Any) -> None:
+        pictures = [picture for picture in self.pictures if picture.section == name]
+        if texts or pictures or any(parts.values()):
+            self.done.append(Section(f"{self.prefix}-{name}", title, texts, pictures=pictures, **parts))
+
+    def _tables(self, what: str, *makers: Any) -> list[Table]:
+        """The tables that can be made; a damaged one is noted."""
+        found = []
+        for make in makers:
+            try:
+                table = make()
+            except DAMAGED as error:
+                reason = f"{type(error).__name__}: {error}"
+                self.missing.append(
+                    Missing(f"A table of {what}", f"What the run holds for it is damaged ({reason}).")
+                )
+                continue
+            if table is not None:
+                found.append(table)
+        return found
+
+    def _sweep(self) -> None:
+        data = self.data
+        tables = self._tables("the sweep", lambda: sweep_table(data), lambda: condition_table(data))
+        text = (
+            f"A task-minus-control mask holds the weights that the task ({data.task}) needs most and the control text "
+            f"({data.control}) does not. It is compared with the weights that only the control needs, and with random "
+            "ones: as many of them in every matrix."
+        )
+        self._add("sweep", "What the masks do", [text], tables=tables)
+
+    def _inside(self, inside: Mapping[str, Any]) -> None:
+        for part, why in (inside.get("unavailable") or {}).items():
+            self.missing.append(Missing(f"Analysis: {part}", str(why)))
+        kappa = inside.get("kappa")
+        at = f"At κ = {kappa:g}" if isinstance(kappa, (int, float)) else "At one κ"
+        prompts = f"{at}, on {inside.get('prompts', 'some')} prompts of the evaluation task."
+        profile = inside.get("profile")
+        if profile:
+            self._profile(profile, at)
+        if of_states(inside, "rope"):
+            tables = self._tables("frequencies", lambda: band_table(inside))
+            text = (
+                f"{prompts} Rotary pairs turn from fast to slow; the paper finds the slow, dominant ones of queries "
+                "and keys disturbed by the mask. Random masks show how much any change of that size does."
+            )
+            self._add("rope", "Rotary frequencies of queries and keys", [text], tables=tables)
+        if of_states(inside, "sinks"):
+            self._sinks(inside, prompts)
+
+    def _profile(self, profile: Mapping[str, Any], at: str) -> None:
+        for part, why in (profile.get("unavailable") or {}).items():
+            self.missing.append(Missing(f"Mask profile: {part}", str(why)))
+        tables = self._tables(
+            "the mask",
+            lambda: group_table(profile),
+            lambda: enrichment_table(profile),
+            lambda: sparsity_table(profile),
+        )
+        text = f"{at}: {profile.get('nnz', 0):,} of {profile.get('numel', 0):,} weights are masked."
+        self._add("mask", "Where the mask sits", [text], tables=tables)
+
+    def _sinks(self, inside: Mapping[str, Any], prompts: str) -> None:
+        text = (
+            f"{prompts} Many heads park their attention on the first token. The paper finds that the mask turns "
+            "queries away from that token's key, so that attention leaves it."
+        )
+        try:
+            found = sink_sentence(inside)
+        except DAMAGED:
+            found = ""
+        tables = self._tables("sinks", lambda: sink_table(inside))
+        self._add("sinks", "Attention sinks", [text, found] if found else [text], tables=tables)
+
+    def _extras(self) -> None:
+        extras = self.data.extras
+        if "ablations" in extras:
+            ablations = extras["ablations"]
+            tables = self._tables("ablations", lambda: ablation_table(ablations))
+            left_out = ablations.get("left_out") or {}
+            notes = [
+                Missing(str(name), f"Left out: {why}")
+                for name, why in (left_out.items() if isinstance(left_out, dict) else ())
+            ]
+            text = "Parts of the mask alone, and interventions on activations that leave the weights as they are."
+            self._add("ablations", "Ablations", [text], tables=tables, notes=notes)
+        if "finetune" in extras:
+            found = extras["finetune"]
+            notes = [Missing("Not done", str(note)) for note in found.get("notes") or ()]
+            text = "The masked weights alone, as many random ones, and LoRA, trained on the same stories."
+            tables = self._tables("the training", lambda: finetune_table(found))
+            self._add("finetune", "Training only the masked weights", [text], tables=tables, notes=notes)
+        if "architectures" in extras:
+            tables = self._tables("the architectures", lambda: architecture_table(extras["architectures"]))
+            self._add("architectures", "The same study on other architectures", tables=tables)
+
+
+def facts(data: RunData) -> list[Fact]:
+    """What one wants to know first."""
+    results, headline = data.results, data.headline
+    before = results.baseline.conditions[headline]
+    found = [_accuracy(f"Untouched, {headline} (n = {before['n']})", before)]
+    kappa = data.focus
+    if kappa is None:
+        return found
+    at = results.at(kappa, TASK_CONTROL)
+    if at:
+        found.append(_accuracy(f"Task minus control, κ\u00a0=\u00a0{kappa:g}", at[0].conditions[headline]))
+    for point in results.at(kappa, CONTROL_ONLY):
+        found.append(_accuracy("Control only, same κ", point.conditions[headline]))
+    randoms = results.at(kappa, RANDOM)
+    if randoms:
+        value = span([point.accuracy(headline) for point in randoms], "{:.3f}")
+        found.append(Fact("Random, same κ", value, f"least to most of {len(randoms)}"))
+    if at:
+        found.append(Fact("Weights overwritten", f"{at[0].nnz:,}"))
+        found.append(Fact("Perplexity", f"{rise(results, at[0]):+.1%}", f"{at[0].perplexity:.4g} per token"))
+    return found
+
+
+def _accuracy(name: str, score: Mapping[str, Any]) -> Fact:
+    low, high = score["ci95"]
+    return Fact(name, f"{score['accuracy']:.3f}", f"95 % interval {low:.3f} to {high:.3f}")
+
+
+def sink_sentence(inside: Mapping[str, Any]) -> str:
+    """The sinks' change in one sentence; empty where the untouched or the masked state is missing."""
+    states = of_states(inside, "sinks")
+    if not {"baseline", TASK_CONTROL} <= set(states):
+        return ""
+    mass = {name: mean_over_heads(state, "first_mass") for name, state in states.items()}
+    angle = {name: mean_over_heads(state, "angle") for name, state in states.items()}
+    if any(value is None for value in (*mass.values(), *angle.values())):
+        return ""
+    others = ", ".join(f"{STATES[name]} {mass[name]:.3f}" for name in (CONTROL_ONLY, RANDOM) if name in mass)
+    return (
+        f"Here the mean attention on the first token goes from {mass['baseline']:.3f} to {mass[TASK_CONTROL]:.3f} "
+        f"under the task-minus-control mask{f' ({others})' if others else ''}, and the mean angle between queries and "
+        f"the first key from {angle['baseline']:.1f}° to {angle[TASK_CONTROL]:.1f}°."
+    )

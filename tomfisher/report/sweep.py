@@ -1,0 +1,167 @@
+"""Accuracy and perplexity over κ, with intervals and the random band."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
+from tomfisher.experiment.verdict import PERPLEXITY_LIMIT
+from tomfisher.report.style import INK, SOFT, STATES, axes, legend_above, literal, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEIGHT = 3.4
+_NEAR = 0.09
+_WIDE = 3.0
+_MANY = 8
+
+
+@styled
+def plot_accuracy(results: Results, condition: str | None = None) -> tuple[Figure, Any]:
+    """Accuracy over κ: Wilson 95 % intervals as bars, the untouched model as a band, random masks least to most.
+
+    Args:
+        results: a whole study, or the part measured so far.
+        condition: None is the headline ("false-belief", or "all").
+
+    Returns:
+        Figure and axes; κ is logarithmic, accuracy in [0, 1].
+
+    Raises:
+        ValueError: there is no such condition.
+    """
+    condition = condition or results.baseline.headline()
+    if condition not in results.baseline.conditions:
+        raise ValueError(
+            f"There is no condition {condition!r}. Conditions: {', '.join(results.baseline.conditions)}."
+        )
+    figure, axis = axes(HEIGHT)
+    score = results.baseline.conditions[condition]
+    axis.axhspan(*score["ci95"], color=INK, alpha=0.08, linewidth=0)
+    axis.axhline(score["accuracy"], color=INK, linewidth=1.2, label="untouched, 95 % interval")
+    chance = results.provenance.get("evaluation", {}).get("chance", {}).get(condition)
+    if chance is not None:
+        axis.axhline(chance, color=SOFT, linewidth=1.0, linestyle=(0, (1, 2)), label="chance")
+    _random_band(axis, results, lambda point: point.accuracy(condition))
+    for mask in (CONTROL_ONLY, TASK_CONTROL):
+        points = _line(results, mask)
+        if points:
+            _with_intervals(axis, points, mask, condition)
+    _kappa_axis(axis, results.kappas)
+    axis.set(ylim=(-0.03, 1.05), ylabel=f"accuracy: {literal(condition)}")
+    legend_above(figure, axis)
+    return figure, axis
+
+
+@styled
+def plot_perplexity(results: Results) -> tuple[Figure, Any]:
+    """Perplexity per token over κ, and the most that the verdict allows (5 % above the untouched model).
+
+    Args:
+        results: a whole study, or the part measured so far.
+
+    Returns:
+        Figure and axes; κ is logarithmic, perplexity too where it more than trebles.
+    """
+    figure, axis = axes(HEIGHT)
+    before = results.baseline.perplexity
+    axis.axhline(before, color=INK, linewidth=1.2, label="untouched")
+    limit = before * (1 + PERPLEXITY_LIMIT)
+    axis.axhline(
+        limit, color=SOFT, linewidth=1.0, linestyle=(0, (1, 2)), label=f"{PERPLEXITY_LIMIT:+.0%}: the limit"
+    )
+    _random_band(axis, results, lambda point: point.perplexity)
+    for mask in (CONTROL_ONLY, TASK_CONTROL):
+        points = _line(results, mask)
+        if points:
+            look = STATES[mask]
+            axis.plot(
+                [point.kappa for point in points],
+                [point.perplexity for point in points],
+                color=look.color,
+                marker=look.marker,
+                linestyle=look.dashes,
+                label=look.label,
+            )
+    _kappa_axis(axis, results.kappas)
+    axis.set_ylabel("perplexity per token")
+    values = [before, limit, *(point.perplexity for point in results.points)]
+    if max(values) > _WIDE * min(values):
+        axis.set_yscale("log")
+        _plain_ticks(axis.yaxis)
+    legend_above(figure, axis)
+    return figure, axis
+
+
+def _line(results: Results, mask: str) -> list[Point]:
+    return [point for kappa in results.kappas for point in results.at(kappa, mask)]
+
+
+def _with_intervals(axis: Any, points: Sequence[Point], mask: str, condition: str) -> None:
+    look, scores = STATES[mask], [point.conditions[condition] for point in points]
+    values = [score["accuracy"] for score in scores]
+    below = [max(0.0, score["accuracy"] - score["ci95"][0]) for score in scores]
+    above = [max(0.0, score["ci95"][1] - score["accuracy"]) for score in scores]
+    axis.errorbar(
+        [point.kappa for point in points],
+        values,
+        yerr=(below, above),
+        color=look.color,
+        marker=look.marker,
+        linestyle=look.dashes,
+        elinewidth=1.0,
+        capsize=2.5,
+        label=look.label,
+    )
+
+
+def _random_band(axis: Any, results: Results, value: Callable[[Point], float]) -> None:
+    """Least to most over the random masks of each κ: a bar at each, and a band between neighbours."""
+    kappas = [kappa for kappa in results.kappas if results.at(kappa, RANDOM)]
+    if not kappas:
+        return
+    values = [[value(point) for point in results.at(kappa, RANDOM)] for kappa in kappas]
+    lows, highs = [min(v) for v in values], [max(v) for v in values]
+    look, count = STATES[RANDOM], max(map(len, values))
+    if len(kappas) > 1:
+        axis.fill_between(kappas, lows, highs, color=look.color, alpha=0.3, linewidth=0)
+    axis.vlines(kappas, lows, highs, color=look.color, linewidth=4, alpha=0.45)
+    axis.plot(
+        kappas,
+        [sum(v) / len(v) for v in values],
+        color=look.color,
+        marker=look.marker,
+        linestyle=look.dashes,
+        label=f"{look.label} ×{count}, least to most",
+    )
+
+
+def _kappa_axis(axis: Any, kappas: Sequence[float]) -> None:
+    """Logarithmic, with the measured κ as ticks where they are few and far enough from each other."""
+    axis.set_xlabel("κ, share of each matrix")
+    if not kappas:
+        axis.set_xticks([])
+        return
+    axis.set_xscale("log")
+    low, high = kappas[0], kappas[-1]
+    span = math.log(high / low) or math.log(4)
+    axis.set_xlim(low / math.exp(0.06 * span), high * math.exp(0.06 * span))
+    if len(kappas) <= _MANY:
+        shown = [low]
+        for kappa in kappas[1:]:
+            if math.log(kappa / shown[-1]) > _NEAR * span:
+                shown.append(kappa)
+        axis.set_xticks(shown, [f"{kappa:g}" for kappa in shown])
+        axis.set_xticks([], minor=True)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Numbers as they are written in tables instead of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

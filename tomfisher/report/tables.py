@@ -1,0 +1,415 @@
+"""What the report prints as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tomfisher.evaluate.records import ALL
+from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL, Point
+from tomfisher.experiment.table import MASK_ORDER, rise
+from tomfisher.experiment.verdict import holm
+from tomfisher.report.ablations import controls, headline_of, interventions
+from tomfisher.report.data import RunData
+
+ABSENT = "–"
+STATES = {TASK_CONTROL: "task minus control", CONTROL_ONLY: "control only", RANDOM: "random"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        caption: what it shows, in a sentence.
+        columns: their headers; the first column names the rows.
+        rows: cells as they are shown.
+        words: numbers of the columns that hold words, besides the first.
+        strong: numbers of the rows that the text speaks of.
+        title: of a table that is shown on demand only; None shows it at once.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Sequence[int] = ()
+    strong: Sequence[int] = ()
+    title: str | None = None
+
+
+def sweep_table(data: RunData) -> Table:
+    """One row per mask and κ, random masks as least to most."""
+    results, headline = data.results, data.headline
+    others = [] if headline == ALL else [ALL]
+    corrected = data.holm_p(headline)
+    rows, strong = [_point_row(data, [results.baseline], headline, others, None)], []
+    for kappa in results.kappas:
+        for mask in MASK_ORDER:
+            points = results.at(kappa, mask)
+            if points:
+                if kappa == data.focus and mask == TASK_CONTROL:
+                    strong.append(len(rows))
+                p = corrected[kappa] if mask == TASK_CONTROL else None
+                rows.append(_point_row(data, points, headline, others, p))
+    columns = [
+        "Mask",
+        "κ",
+        "Weights",
+        f"Accuracy: {headline}",
+        "95 % interval",
+        "p (McNemar)",
+        "p (Holm)",
+        *(f"Accuracy: {name}" for name in others),
+        "Perplexity",
+        "Rise",
+    ]
+    return Table(
+        "Every mask of the sweep. Intervals are Wilson's; p is the exact McNemar test against the untouched model, "
+        "and its correction runs over the values of κ of the task-minus-control mask. Random masks: least to most "
+        "over the seeds.",
+        columns,
+        rows,
+        strong=strong,
+    )
+
+
+def _point_row(
+    data: RunData, points: Sequence[Point], headline: str, others: Sequence[str], corrected: float | None
+) -> list[str]:
+    first = points[0]
+    name = "none (untouched)" if first.mask == BASELINE else STATES[first.mask]
+    if first.mask == RANDOM:
+        name = f"random ×{len(points)}"
+    scores = [point.conditions[headline] for point in points]
+    return [
+        name,
+        ABSENT if first.mask == BASELINE else f"{first.kappa:g}",
+        span([point.nnz for point in points], "{:,.0f}"),
+        span([score["accuracy"] for score in scores], "{:.3f}"),
+        f"{min(s['ci95'][0] for s in scores):.3f} to {max(s['ci95'][1] for s in scores):.3f}",
+        ABSENT if first.mask == BASELINE else span([score["p_vs_baseline"] for score in scores], "{:.2g}"),
+        p_value(corrected),
+        *(span([point.accuracy(name) for point in points], "{:.3f}") for name in others),
+        span([point.perplexity for point in points], "{:.4g}"),
+        ABSENT if first.mask == BASELINE else span([rise(data.results, p) for p in points], "{:+.1%}"),
+    ]
+
+
+def condition_table(data: RunData) -> Table | None:
+    """Every condition at the κ that the report is about; None where no task-minus-control mask was measured."""
+    kappa = data.focus
+    if kappa is None:
+        return None
+    point = data.results.at(kappa, TASK_CONTROL)[0]
+    baseline = data.results.baseline
+    names = [name for name in baseline.conditions if name in point.conditions]
+    corrected = holm([float(point.conditions[name]["p_vs_baseline"]) for name in names])
+    rows = []
+    for name, p in zip(names, corrected, strict=True):
+        before, after = baseline.conditions[name], point.conditions[name]
+        rest = [
+            span([other.accuracy(name) for other in data.results.at(kappa, mask)], "{:.3f}")
+            for mask in (CONTROL_ONLY, RANDOM)
+        ]
+        rows.append([name, str(before["n"]), interval(before), interval(after), p_value(p), *rest])
+    return Table(
+        f"Every condition at κ = {kappa:g}: accuracy with its 95 % interval; p is McNemar's, after Holm over the "
+        "conditions of this table (they overlap: unions and cells are listed beside their parts).",
+        ["Condition", "n", "Untouched", "Task minus control", "p (Holm)", "Control only", "Random"],
+        rows,
+        title=f"Every condition at κ = {kappa:g}",
+    )
+
+
+def group_table(profile: Mapping[str, Any], random: Mapping[str, Any] | None = None) -> Table:
+    """Share of the mask in attention, MLP and so on, beside the share of the weights."""
+    names = {"qk": "W_Q and W_K", "vo": "W_V and W_O", "mlp": "MLP", "mixer": "mixer", "other": "other"}
+    rows = [
+        [
+            names.get(row["group"], row["group"]),
+            f"{row['masked']:,}",
+            percent(row["share"]),
+            percent(row["weight_share"]),
+            number(row["fold"], "{:.2f}"),
+        ]
+        for row in profile["groups"]
+    ]
+    return Table(
+        "Where the masked weights are, beside where the weights are. A mask that takes the same fraction of every "
+        "matrix differs here only by what the control has taken away.",
+        ["Part of the model", "Masked", "Share of the mask", "Share of the weights", "Ratio"],
+        rows,
+    )
+
+
+def enrichment_table(profile: Mapping[str, Any]) -> Table | None:
+    """Do masked entries of W_Q and W_K gather in the rows of some frequencies? None where it was not tested."""
+    found = profile.get("enrichment")
+    if not found:
+        return None
+    rows = []
+    for test in found["model"]:
+        heads = [t for t in found["heads"] if t["part"] == test["part"]] if test["rows"] == "dominant" else []
+        out = [t for t in heads if t["p_corrected"] < 0.05]
+        more = sum(t["found"] > t["expected"] for t in out)
+        rows.append(
+            [
+                f"W_{test['part'].upper()}, {test['rows']}",
+                f"{test['found']:,}",
+                number(test["expected"], "{:,.1f}"),
+                number(test["fold"], "{:.2f}"),
+                p_value(test.get("p_pairs")),
+                p_value(test["p_corrected"]),
+                *(
+                    (f"{more} of {len(heads)}", f"{len(out) - more} of {len(heads)}")
+                    if heads
+                    else [ABSENT] * 2
+                ),
+            ]
+        )
+    return Table(
+        f"Masked entries in the rows of some frequencies. Dominant: the {_plural(found['dominant_pairs'])} of largest "
+        f"mean norm of each head; slow, middle and fast are relative to {found['context']} tokens. Expected: if every "
+        "place of the matrix were equally likely. p (pairs): two-sided, with each head's pairs dealt anew among the "
+        "frequencies, their entries staying together; it asks whether it is these frequencies. p (places): two-sided, "
+        "hypergeometric, after Benjamini and Hochberg; small wherever entries share rows. Heads: those with a "
+        "corrected p (places) below 0.05.",
+        [
+            "Rows",
+            "Masked there",
+            "Expected",
+            "Ratio",
+            "p (pairs)",
+            "p (places)",
+            "Heads with more",
+            "Heads with fewer",
+        ],
+        rows,
+    )
+
+
+def sparsity_table(profile: Mapping[str, Any]) -> Table | None:
+    """Rows, columns and rank of the change, beside random masks; None where nothing was measured."""
+    rows = [
+        [
+            row["kind"],
+            number(row["masked"], "{:,.1f}"),
+            beside(row["rows"], row["rows_expected"]),
+            beside(row["columns"], row["columns_expected"]),
+            beside(row.get("effective_rank"), row.get("effective_rank_random")),
+            number(row.get("full_rank"), "{:,.0f}"),
+        ]
+        for row in profile["sparsity"]
+    ]
+    if not rows:
+        return None
+    return Table(
+        "Sparse and of low rank? Means over the matrices of a kind, beside what a random mask of the same size has. "
+        "Effective rank: exp of the entropy of the normalised singular values of the change.",
+        [
+            "Matrix",
+            "Masked",
+            "Distinct rows",
+            "Distinct columns",
+            "Effective rank of the change",
+            "Full rank",
+        ],
+        rows,
+    )
+
+
+def band_table(inside: Mapping[str, Any]) -> Table | None:
+    """Relative change of each band of frequencies, averaged over layers and heads; None without a spectrum."""
+    bands = inside["baseline"]["rope"]["bands"]
+    rows = []
+    for state, label in STATES.items():
+        change = (inside["states"].get(state, {}).get("change") or {}).get("rope")
+        if change:
+            for part, name in (("q", "queries"), ("k", "keys")):
+                rows.append([f"{label}: {name}", *_band_means(change[part], len(bands))])
+    if not rows:
+        return None
+    return Table(
+        "Change of the root-mean-square norm of each band of pairs, mean over all heads of all layers.",
+        ["Mask and part", *(f"{band.capitalize()} pairs" for band in bands)],
+        rows,
+    )
+
+
+def _band_means(layers: Sequence[Mapping[str, Any]], bands: int) -> list[str]:
+    heads = [head for layer in layers for head in layer["bands"]]
+    known = [[head[i] for head in heads if head[i] is not None] for i in range(bands)]
+    return [f"{sum(values) / len(values):+.1%}" if values else ABSENT for values in known]
+
+
+def sink_table(inside: Mapping[str, Any]) -> Table:
+    """First-token attention and angle in every state, averaged over layers and heads."""
+    states = {"untouched": inside["baseline"]}
+    states |= {STATES.get(name, name): found for name, found in inside["states"].items()}
+    rows = [
+        [
+            name,
+            number(mean_over_heads(found["sinks"], "first_mass"), "{:.3f}"),
+            number(mean_over_heads(found["sinks"], "angle"), "{:.1f}°"),
+            number(mean_over_heads(found["sinks"], "entropy"), "{:.3f}"),
+            number(mean_over_heads(found["sinks"], "key_ratio"), "{:.3f}"),
+        ]
+        for name, found in states.items()
+        if found.get("sinks")
+    ]
+    return Table(
+        "Attention to the first token, mean over all heads of all layers and over all positions but the first.",
+        ["State", "Mass", "Angle of q to the first key", "Entropy, nats", "First key's norm, of the others'"],
+        rows,
+    )
+
+
+def ablation_table(ablations: Mapping[str, Any]) -> Table:
+    """One row per intervention, the range over its controls behind it."""
+    name = headline_of(ablations)
+    baseline, points = ablations["baseline"], interventions(ablations)
+    corrected = holm([float(point["conditions"][name]["p_vs_baseline"]) for point in points])
+    rows = [
+        [
+            "none (untouched)",
+            "0",
+            interval(baseline["conditions"][name]),
+            ABSENT,
+            *_cost(baseline, baseline),
+            ABSENT,
+        ]
+    ]
+    for point, p in zip(points, corrected, strict=True):
+        beside_it = [c["conditions"][name]["accuracy"] for c in controls(ablations, point["name"])]
+        rows.append(
+            [
+                point["name"],
+                f"{point['nnz']:,}",
+                interval(point["conditions"][name]),
+                p_value(p),
+                *_cost(point, baseline),
+                span(beside_it, "{:.3f}"),
+            ]
+        )
+    return Table(
+        f"Interventions: accuracy on {name} with its 95 % interval, McNemar's p after Holm over all interventions, "
+        "perplexity, and the accuracy of their controls, least to most.",
+        ["Intervention", "Weights", f"Accuracy: {name}", "p (Holm)", "Perplexity", "Rise", "Controls"],
+        rows,
+    )
+
+
+def _cost(point: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    change = point["perplexity"] / baseline["perplexity"] - 1
+    return [f"{point['perplexity']:.4g}", ABSENT if point is baseline else f"{change:+.1%}"]
+
+
+def mean_over_heads(sinks: Mapping[str, Any], measure: str) -> float | None:
+    """One measure of `AttentionSinks.to_dict()`, averaged over all heads of all layers; None where none is known."""
+    values = [value for layer in sinks["layers"] for value in layer[measure] if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def finetune_table(found: Mapping[str, Any]) -> Table:
+    """One row per state of a comparison of trainings."""
+    states = found["states"]
+    name = HEADLINE if HEADLINE in states[0]["conditions"] else ALL
+    trained = [state for state in states if state["conditions"][name]["p_vs_start"] is not None]
+    known = holm([state["conditions"][name]["p_vs_start"] for state in trained])
+    corrected = {id(state): p for state, p in zip(trained, known, strict=True)}
+    rows = [
+        [
+            state["name"] if state["seed"] is None else f"{state['name']} (seed {state['seed']})",
+            f"{state['trainable']:,}",
+            number(state["learning_rate"], "{:g}"),
+            interval(state["conditions"][name]),
+            p_value(corrected.get(id(state))),
+            f"{state['conditions'][ALL]['accuracy']:.3f}",
+            *_cost(state, states[0]),
+        ]
+        for state in states
+    ]
+    return Table(
+        f"Accuracy on {name} before and after training, with 95 % intervals; p is McNemar's against the start, after "
+        "Holm over the trainings.",
+        [
+            "State",
+            "Trained",
+            "Rate",
+            f"Accuracy: {name}",
+            "p (Holm)",
+            f"Accuracy: {ALL}",
+            "Perplexity",
+            "Change",
+        ],
+        rows,
+    )
+
+
+def architecture_table(found: Mapping[str, Any]) -> Table:
+    """One row per architecture."""
+    rows = []
+    for outcome in found["architectures"]:
+        scores = outcome["conditions"].get(HEADLINE) or outcome["conditions"][ALL]
+        rows.append(
+            [
+                outcome["title"],
+                outcome["positions"],
+                "found" if outcome["found"] else "not found",
+                f"{outcome['kappa']:g}",
+                interval(scores["before"]),
+                interval(scores["after"]),
+                p_value(outcome["p"]),
+                span([score["accuracy"] for score in scores["random"]], "{:.3f}"),
+                interval(scores["control-only"]),
+                f"{outcome['perplexity_rise']:+.1%}",
+            ]
+        )
+    columns = ["Architecture", "Positions", "Effect", "κ", "Untouched", "Task minus control", "p (Holm)"]
+    return Table(
+        "The study on each architecture: accuracy on false belief with 95 % intervals.",
+        [*columns, "Random", "Control only", "Perplexity"],
+        rows,
+        words=(1, 2),
+    )
+
+
+def span(values: Sequence[float | None], form: str) -> str:
+    """Least to most, or the one value that all have."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ABSENT
+    low, high = form.format(min(known)), form.format(max(known))
+    return low if low == high else f"{low} to {high}"
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """An accuracy with its interval."""
+    return f"{score['accuracy']:.3f} [{score['ci95'][0]:.3f}, {score['ci95'][1]:.3f}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with two digits; one that is too small for a float is said to be."""
+    if p is None:
+        return ABSENT
+    return f"{p:.2g}" if p > 0 else "< 1e-300"
+
+
+def percent(value: float | None) -> str:
+    """A share."""
+    return ABSENT if value is None else f"{value:.1%}"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number that may be unknown."""
+    return ABSENT if value is None else form.format(value)
+
+
+def beside(value: float | None, other: float | None) -> str:
+    """A mean and, behind it, that of a random mask."""
+    return ABSENT if value is None else f"{value:,.1f} (random {number(other, '{:,.1f}')})"
+
+
+def _plural(pairs: int) -> str:
+    return "rotary pair" if pairs == 1 else f"{pairs} rotary pairs"

@@ -1,0 +1,133 @@
+"""The selective scan of Mamba and Jamba with a backward pass that is linear in the length.
+
+transformers' plain-PyTorch scan indexes the discretised tensors step by step; autograd answers every index with
+a gradient as large as the whole tensor, so its backward pass is quadratic in the length. Here both passes walk
+over the time once, and each step works on one `[B, I, N]` state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MODULES = ("transformers.models.mamba.modeling_mamba", "transformers.models.jamba.modeling_jamba")
+NAME = "mamba_selective_scan"
+
+
+class _Scan(torch.autograd.Function):
+    """h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t from h_0 = 0, y_t = h_t C_t.
+
+    Shapes: u, dt `[T, B, I]`; A `[I, N]`; B, C `[T, B, N]`; gives y `[T, B, I]` and the last state `[B, I, N]`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+        states = u.new_zeros((len(u) + 1, *u.shape[1:], A.shape[1]))
+        y = torch.empty_like(u)
+        for t, drive in enumerate(dt * u):
+            decay = (dt[t].unsqueeze(-1) * A).exp_()
+            torch.addcmul(drive.unsqueeze(-1) * B[t].unsqueeze(1), decay, states[t], out=states[t + 1])
+            torch.matmul(states[t + 1], C[t].unsqueeze(-1), out=y[t].unsqueeze(-1))
+        ctx.save_for_backward(u, dt, A, B, C, states)
+        last = states[-1].clone()
+        ctx.mark_non_differentiable(last)
+        return y, last
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        u, dt, A, B, C, states = ctx.saved_tensors
+        grad_y = grads[0].contiguous()
+        grad_drive, grad_dt, grad_A = torch.empty_like(u), torch.empty_like(dt), torch.zeros_like(A)
+        grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
+        drive, carried = dt * u, torch.zeros_like(states[0])
+        for t in reversed(range(len(u))):
+            decay = (dt[t].unsqueeze(-1) * A).exp_()
+            grad_state = torch.addcmul(carried, grad_y[t].unsqueeze(-1), C[t].unsqueeze(1))
+            grad_C[t] = torch.matmul(grad_y[t].unsqueeze(1), states[t + 1]).squeeze(1)
+            grad_B[t] = torch.matmul(drive[t].unsqueeze(1), grad_state).squeeze(1)
+            grad_drive[t] = torch.matmul(grad_state, B[t].unsqueeze(-1)).squeeze(-1)
+            carried = grad_state.mul_(decay)
+            exponent = carried * states[t]
+            grad_dt[t] = (exponent * A).sum(-1)
+            grad_A += torch.einsum("bin,bi->in", exponent, dt[t])
+        return grad_drive * dt, grad_dt.addcmul_(grad_drive, u), grad_A, grad_B, grad_C
+
+
+def selective_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **_: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Mamba's selective scan from the zero state, with the arguments of transformers' function.
+
+    `h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t`, `y_t = (h_t C_t + D x_t) · silu(z_t)`.
+
+    Args:
+        hidden_states: x, `[B, I, T]`.
+        dt: step sizes, `[B, I, T]`.
+        A: `[I, N]`, negative.
+        B: `[B, N, T]`.
+        C: `[B, N, T]`.
+        D: skip weights, `[I]`.
+        z: gate, `[B, I, T]`.
+        delta_bias: added to `dt`, `[I]`.
+        delta_softplus: take the softplus of `dt`, behind the bias.
+        return_last_state: give the state behind the last token as well (no gradient flows through it).
+
+    Returns:
+        y `[B, I, T]`, and with `return_last_state` also `[B, I, N]`.
+
+    Source:
+        Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752.
+    """
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(dt.dtype).unsqueeze(-1)
+    if delta_softplus:
+        dt = functional.softplus(dt)
+    parts = (hidden_states.permute(2, 0, 1), dt.permute(2, 0, 1), A, B.permute(2, 0, 1), C.permute(2, 0, 1))
+    y, last = _Scan.apply(*(part.to(A.dtype).contiguous() for part in parts))
+    output = y.permute(1, 2, 0)
+    if D is not None:
+        output = output + hidden_states * D.unsqueeze(-1)
+    if z is not None:
+        output = output * functional.silu(z)
+    output = output.to(hidden_states.dtype)
+    return (output, last) if return_last_state else output
+
+
+@contextlib.contextmanager
+def linear_scan() -> Iterator[None]:
+    """Let transformers' Mamba and Jamba use `selective_scan` for the time of the block, in this process.
+
+    Numbers below the smallest normal one count as zero meanwhile: states decay to them, and processors are slow
+    there. Other releases of transformers that keep the scan elsewhere run their own, slower and equally right.
+    """
+    replaced = []
+    flushed = float(torch.tensor(1e-40) * 1) == 0
+    torch.set_flush_denormal(True)
+    for name in MODULES:
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)
+            if hasattr(module, NAME):
+                replaced.append((module, getattr(module, NAME)))
+                setattr(module, NAME, selective_scan)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
+        for module, original in replaced:
+            setattr(module, NAME, original)
