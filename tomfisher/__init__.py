@@ -27,14 +27,17 @@ _HOMES = {
     "top_fraction": "tomfisher.masks",
 }
 _SUBPACKAGES = (
+    "ablation",
     "analysis",
     "evaluate",
     "experiment",
+    "finetune",
     "fisher",
     "masks",
     "models",
     "ops",
     "perturbation",
+    "report",
     "tasks",
     "testbed",
 )

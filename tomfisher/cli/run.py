@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_study(config: Any, overwrite: bool) -> int:
-    """Run a study and print what it found."""
+    """Run a study, print what it found and write its report."""
+    from tomfisher import report
     from tomfisher.experiment import Experiment, judge
     from tomfisher.experiment.table import render
 
@@ -58,6 +59,7 @@ def run_study(config: Any, overwrite: bool) -> int:
     for sentence in judge(results).sentences:
         print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
     print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
+    print(f"Report:  {report.write(config.output_path)}")
     print(f"Again:   tomfisher run --config {config.output_path}/config.yaml")
     return 0
 

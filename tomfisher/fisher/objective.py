@@ -37,7 +37,9 @@ def sample_losses(model: nn.Module, batch: Batch, labels: Labels, reduction: Red
     logits = _logits_at(model, batch.input_ids.to(device), positions)
     if labels == "sampled":
         targets = _draw(logits.detach(), targets, batch.indices, seed)
-    nll = negative_log_likelihood(logits.flatten(0, 1), targets.flatten().to(logits.device)).view(targets.shape)
+    nll = negative_log_likelihood(logits.flatten(0, 1), targets.flatten().to(logits.device)).view(
+        targets.shape
+    )
     total = nll.sum(1)
     if reduction == "sum":
         return total
