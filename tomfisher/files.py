@@ -9,6 +9,10 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _remove(path: Path) -> None:
@@ -62,6 +66,21 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.replace(target)
     finally:
         _remove(temporary)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
+    """`safetensors.torch.save_file`, whose own error of a full disk is no OSError.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, os.fspath(path), metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{os.fspath(path)} could not be written: {error}") from error
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

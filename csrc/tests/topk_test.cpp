@@ -311,6 +311,36 @@ void test_files_and_pieces() {
   CHECK(throws<std::runtime_error>([&] { select<F>(on_disk, 100, {1, serial}); }));
 }
 
+// Another thread may write the values while they are selected: a refusal or some k entries, nothing out of bounds.
+void test_values_that_change_between_the_passes() {
+  constexpr Format F = Format::f32;
+  constexpr std::int64_t n = 200'000, k = 50'000;
+  const Vector<F> low(n, number<F>(-0.5)), high(n, number<F>(0.5));
+  const Vector<F> bad(n, static_cast<std::uint32_t>(Traits<F>::infinity));
+  Vector<F> rising(n);
+  for (std::int64_t i = 0; i < n; ++i) rising[static_cast<std::size_t>(i)] = number<F>(static_cast<double>(i) / n);
+  int refused = 0;
+  for (const Vector<F>* before : {&low, &rising, &high}) {
+    for (const Vector<F>* after : {&low, &rising, &high, &bad}) {
+      for (int turn = 0; turn < 6; ++turn) {
+        Vector<F> numbers = *before;
+        int passes = 0;
+        const Team team{2, [&](int lanes, const Body& body) {
+                          if (passes++ == turn) numbers = *after;
+                          serial(lanes, body);
+                        }};
+        try {
+          const auto found = select<F>(whole<F>(numbers), k, team);
+          CHECK(found.first_bad >= 0 || found.entries.size() == static_cast<std::size_t>(k));
+        } catch (const std::runtime_error&) {
+          ++refused;
+        }
+      }
+    }
+  }
+  CHECK(refused > 0);
+}
+
 template <Format F>
 void test_format() {
   for (std::int64_t n : {0, 1, 2, 17, 1000}) test_against_a_sort<F>(n, {1});
@@ -336,5 +366,6 @@ int main() {
   test_a_file_is_sampled();
   test_equal_entries_of_a_slower_thread_are_kept();
   test_files_and_pieces();
+  test_values_that_change_between_the_passes();
   std::puts("topk: all checks hold");
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <functional>
 #include <numeric>
+#include <stdexcept>
 #include <utility>
 
 #include "topk/walk.h"
@@ -13,6 +14,9 @@ constexpr int kDigitBits = 16;
 constexpr std::size_t kDigits = std::size_t{1} << kDigitBits;
 
 using Counts = std::vector<std::uint64_t>;
+
+// The passes rely on each other's counts, so every place is checked that a count decides.
+[[noreturn]] void changed() { throw std::runtime_error("Cannot select: the values changed while they were read."); }
 
 // Keys in the order of unsigned integers, of the width that lies in memory.
 template <typename Bits>
@@ -104,23 +108,31 @@ void collect(const Source& source, std::int64_t least, std::int64_t ties, const 
   for (Tally& chunk : before) {
     sum = {sum.above + std::exchange(chunk.above, sum.above), sum.equal + std::exchange(chunk.equal, sum.equal)};
   }
+  before.push_back(sum);
+  if (sum.above + std::min(ties, sum.equal) != static_cast<std::int64_t>(out.size())) changed();
+  const auto slot = [&](const Tally& tally) { return out.data() + tally.above + std::min(ties, tally.equal); };
   ChunkQueue queue(source);
   run_lanes(lanes_for(source, team), team, [&](int) {
     Scanner<F> scanner;
     std::vector<unsigned char> buffer;
     while (const Chunk* chunk = queue.next()) {
-      const Tally start = before[queue.position(chunk)];
-      std::int64_t left = std::max<std::int64_t>(0, ties - start.equal);
-      auto* next = out.data() + start.above + std::min(ties, start.equal);
+      const std::size_t position = queue.position(chunk);
+      std::int64_t left = std::max<std::int64_t>(0, ties - before[position].equal);
+      auto* next = slot(before[position]);
+      const auto* const end = slot(before[position + 1]);
       each_tile<F>(source, *chunk, buffer, [&](const auto* tile, std::size_t count, std::int64_t index) {
         const std::size_t found = scanner.hits(tile, count, left > 0 ? least - 1 : least);
         for (std::size_t hit = 0; hit < found; ++hit) {
           const std::uint32_t at = scanner.position(hit);
           const auto key = static_cast<Key>(to_key(tile[at]));
-          if (key > least || (key == least && left-- > 0)) *next++ = {index + at, key};
+          if (key > least || (key == least && left-- > 0)) {
+            if (next == end) changed();
+            *next++ = {index + at, key};
+          }
         }
         return true;
       });
+      if (next != end) changed();
     }
   });
 }
@@ -138,10 +150,14 @@ Selection<F> count_select(const Source& source, std::int64_t k, const Team& team
     const Counts counts = count_digits(source, prefix, shift, team);
     if (prefix == 0 && shift + kDigitBits == 8 * static_cast<int>(sizeof(Bits)) && !all_finite<F>(counts)) {
       out.first_bad = first_non_finite<F>(source, team);
+      if (out.first_bad < 0) changed();
       return out;
     }
     std::size_t digit = kDigits - 1;
-    while (counts[digit] < left) left -= counts[digit--];
+    while (counts[digit] < left) {
+      left -= counts[digit];
+      if (digit-- == 0) changed();
+    }
     prefix = static_cast<Bits>(shift + kDigitBits == 8 * static_cast<int>(sizeof(Bits)) ? 0 : prefix << kDigitBits);
     prefix = static_cast<Bits>(prefix | digit);
   }

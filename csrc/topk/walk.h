@@ -64,7 +64,7 @@ std::int64_t first_bad_of(const typename Traits<F>::Bits* tile, std::size_t coun
     const std::int64_t key = raw_key(tile[i]);
     if (key >= above_all<F>() || key <= below_all<F>()) return static_cast<std::int64_t>(i);
   }
-  return -1;
+  return 0;  // overwritten since a scan saw it
 }
 
 // Calls visit(tile, count, index of its first number) for every tile of the chunk until it returns false.

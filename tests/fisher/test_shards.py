@@ -56,7 +56,8 @@ def test_spans_are_where_the_bytes_are(tmp_path: Path) -> None:
         ({"w": entry(begin=4, end=12)}, b"x" * 12, "begins at byte"),
         ({"w": entry(), "v": entry()}, b"x" * 16, "'[wv]' begins at byte"),
         ({"w": entry(), "v": entry(begin=4, end=12)}, b"x" * 12, "'v' begins at byte"),
-        ({"w": entry(shape=[2**63], end=2**65)}, b"x", "lies at bytes"),
+        ({"w": entry(shape=[2**63], end=2**65)}, b"x", "has the shape"),
+        ({"w": entry(shape=[2**61], end=2**63 - 1)}, b"x", "lies at bytes"),
         ({"w": entry(shape=[2**32, 2**32], end=0)}, b"", "takes 0 bytes"),
         ({"w": entry(begin=8, end=0)}, b"x" * 8, "lies at bytes 8 to 0"),
         ({"w": entry(shape=[-2])}, b"x" * 8, "has the shape"),
@@ -72,6 +73,8 @@ def test_spans_are_where_the_bytes_are(tmp_path: Path) -> None:
         (b"\xff\xfe", b"", "no valid JSON"),
         (b"[" * 100_000, b"", "no valid JSON"),
         (b'{"w": ' + b"9" * 5000 + b"}", b"", "no valid JSON"),
+        ({"w": entry(shape=[10**4000, 10**4000])}, b"x" * 8, "has the shape"),
+        ({"w": entry(shape=[2**62] * 10_000)}, b"x" * 8, "has the shape"),
         (b'{"w": 1, "w": 2}', b"", "given twice"),
     ],
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 
 import tomfisher
 from tomfisher import FisherDiagonal
+from tomfisher.files import write_tensors
 from tomfisher.fisher import store
 
 
@@ -61,6 +64,16 @@ def _flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def _edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def _named(index: dict[str, Any], name: str, file: str) -> None:
+    index["weight_map"][name] = file
+
+
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
@@ -74,6 +87,33 @@ def _flip(path: Path) -> None:
         (lambda d: (d / "fisher.json").write_text('{"format": 1,'), "no valid JSON"),
         (lambda d: (d / "fisher.json").write_text('{"format": 99}'), "has format 99"),
         (lambda d: (d / "model.safetensors.index.json").unlink(), "index.json is missing"),
+        (lambda d: (d / "fisher.json").write_text("[1]"), "no JSON object but a list"),
+        (lambda d: _edit(d / "fisher.json", lambda r: r.pop("shards")), "no usable 'shards': None"),
+        (lambda d: _edit(d / "fisher.json", lambda r: r.pop("num_samples")), "no usable 'num_samples'"),
+        (
+            lambda d: _edit(d / "fisher.json", lambda r: r["shards"]["model.safetensors"].pop("bytes")),
+            "no size and",
+        ),
+        (
+            lambda d: _edit(d / "model.safetensors.index.json", lambda r: r.pop("weight_map")),
+            "no usable 'weight_map'",
+        ),
+        (
+            lambda d: _edit(d / "model.safetensors.index.json", lambda r: r["weight_map"].popitem()),
+            "does not name it",
+        ),
+        (
+            lambda d: _edit(
+                d / "model.safetensors.index.json", lambda r: _named(r, "another", "model.safetensors")
+            ),
+            "'another' do not fit: no shard holds it",
+        ),
+        (
+            lambda d: _edit(
+                d / "model.safetensors.index.json", lambda r: _named(r, "another", "../x.safetensors")
+            ),
+            "no shard holds it",
+        ),
     ],
 )
 def test_damage_is_said(fisher: FisherDiagonal, tmp_path: Path, damage: object, match: str) -> None:
@@ -93,6 +133,25 @@ def test_no_store_and_no_overwriting_of_something_else(fisher: FisherDiagonal, t
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_safetensors_error_of_a_full_disk_is_an_oserror() -> None:
+    with pytest.raises(OSError, match=r"/dev/full could not be written"):
+        write_tensors({"w": torch.zeros(100)}, "/dev/full", {"format": "pt"})
+
+
+@pytest.mark.parametrize("kept", ["store", "store/fisher.json", "store/model.safetensors"])
+def test_a_read_only_store_is_left_alone(fisher: FisherDiagonal, tmp_path: Path, kept: str) -> None:
+    fisher.save(tmp_path / "store")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "store").iterdir()}
+    (tmp_path / kept).chmod(0o555)
+    with pytest.raises(PermissionError, match=r"is read-only .*chmod -R u"):
+        fisher.save(tmp_path / "store")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "store").iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["store"]
+    (tmp_path / kept).chmod(0o755)
+    fisher.save(tmp_path / "store")
+
+
 def test_a_full_disk_leaves_the_old_store(
     fisher: FisherDiagonal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +160,7 @@ def test_a_full_disk_leaves_the_old_store(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store, "save_file", full)
+    monkeypatch.setattr(store, "write_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         fisher.save(tmp_path / "store")
     assert [p.name for p in tmp_path.iterdir()] == ["store"]

@@ -71,7 +71,7 @@ def test_runs_on_other_questions_are_not_compared_and_the_reason_is_said(
     text = write(folders[0], compare_with=folders[1]).read_text()
     assert reason in text and "cannot be compared with each other" in text
     assert "On the same questions" not in text
-    assert text.count("<article") == 3 and text.count("An effect was found.") == 2
+    assert text.count("<article") == 3 and text.count("<strong>An effect was found.</strong>") == 2
 
 
 def test_another_way_to_answer_is_a_reason(make_run, make_results):

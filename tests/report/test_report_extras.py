@@ -6,7 +6,13 @@ import pytest
 
 from tomfisher.evaluate.statistics import wilson_interval
 from tomfisher.report import load, write
-from tomfisher.report.tables import ablation_table, architecture_table, finetune_table
+from tomfisher.report.tables import (
+    ablation_table,
+    architecture_table,
+    band_table,
+    enrichment_table,
+    finetune_table,
+)
 
 
 def score(right, **p):
@@ -89,3 +95,22 @@ def test_an_optional_file_of_another_shape_takes_only_its_own_table_along(make_r
     text = write(make_run(finetune={"states": [{}]}, architectures={"nothing": 1})).read_text()
     assert "A table of the training" in text and "A table of the architectures" in text
     assert "An effect was found." in text
+
+
+def test_bands_and_dominant_pairs_are_means_over_heads(inside):
+    rows = {row[0]: row[1:] for row in band_table(inside).rows}
+    assert rows["task minus control: queries"] == ["-20.0%", "-20.0%", "-30.0%", "–"]
+    assert rows["random: keys"][0] == "-1.0%"
+    inside["states"]["random"]["rope"]["layers"][0]["k"]["norm"][0][3] *= (
+        0.5 / 0.99
+    )  # 3 layers, 2 heads: one of six
+    rows = {row[0]: row[1:] for row in band_table(inside).rows}
+    assert rows["random: keys"][0] == f"{(5 * -0.01 - 0.5) / 6:+.1%}"
+
+
+def test_rows_of_frequencies_count_the_heads_that_stand_out(inside):
+    rows = {row[0]: row[1:] for row in enrichment_table(inside["profile"]).rows}
+    assert rows["W_Q, dominant"] == ["30", "10.0", "3.00", "0.002", "0.001", "2 of 6", "2 of 6"]
+    assert rows["W_K, slow"][-2:] == ["–", "–"]
+    inside["profile"]["enrichment"]["model"][0]["p_corrected"] = 0.0
+    assert enrichment_table(inside["profile"]).rows[0][5] == "< 1e-300"

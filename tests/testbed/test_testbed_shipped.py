@@ -85,7 +85,6 @@ def test_the_records_of_the_five_belong_to_their_weights_and_recipes(name):
         f"--seed {recipe.seed} --threads 1"
     )
     assert record["result"]["accuracy"]["all"] >= 0.98
-    assert record["result"]["seconds"] <= 20 * 60
 
 
 def test_unknown_name_is_refused():

@@ -71,7 +71,7 @@ def _random(args: argparse.Namespace) -> SparseMask:
 
 def _selected(args: argparse.Namespace) -> SparseMask:
     from tomfisher.experiment.stores import check_pair, open_store
-    from tomfisher.masks import top_fraction
+    from tomfisher.masks import difference_masks, top_fraction
 
     task, control = setting(args, "task_store"), setting(args, "control_store")
     if task is None or args.kappa is None:
@@ -84,4 +84,4 @@ def _selected(args: argparse.Namespace) -> SparseMask:
         return top_fraction(F, args.kappa, scope, compat)
     G = open_store(Path(control))
     check_pair(F, G)
-    return top_fraction(F, args.kappa, scope, compat) - top_fraction(G, args.kappa, scope, compat)
+    return difference_masks(F, G, [args.kappa], scope, compat)[args.kappa]

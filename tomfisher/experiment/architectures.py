@@ -124,7 +124,8 @@ def run_architectures(
     studies = configs(given, config)
     for name, study in studies.items():
         experiment = Experiment(study, overwrite=overwrite, say=say)
-        experiment.say(f"{name}: {study.output_path}")
+        if progress:
+            experiment.say(f"{name}: {study.output_path}")
         with linear_scan():
             results = experiment.run(progress=progress)
         outcomes.append(outcome(name, results, read_inside(study.output_path)))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_MAX_DIMENSIONS = 64  # torch's
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2, "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16,
@@ -97,7 +98,7 @@ def _span(path: Path, name: str, entry: Any, start: int, size: int) -> Span:
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise _damaged(path, f"{name!r} has the dtype {dtype!r}, not one of {', '.join(_DTYPES)}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        raise _damaged(path, f"{name!r} has the shape {shape!r} and the offsets {offsets!r}")
+        raise _damaged(path, f"{name!r} has the shape {_short(shape)} and the offsets {_short(offsets)}")
     begin, end = offsets
     if not begin <= end <= size - start:
         raise _damaged(path, f"{name!r} lies at bytes {begin} to {end} of {size - start}")
@@ -110,8 +111,17 @@ def _span(path: Path, name: str, entry: Any, start: int, size: int) -> Span:
 
 
 def _are_counts(value: Any) -> TypeGuard[list[int]]:
-    """Whether it is a list of integers that are not negative."""
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    """Whether it is a list of a few integers that fit into 63 bits and are not negative."""
+    few = isinstance(value, list) and len(value) <= _MAX_DIMENSIONS
+    return few and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _short(value: Any) -> str:
+    """For a message; numbers of thousands of digits cannot even be printed."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "of numbers beyond all bounds"
 
 
 def _damaged(path: Path, what: str) -> ValueError:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tomfisher.files import atomic_path, sha256_of_file
+from tomfisher.files import atomic_path, sha256_of_file, write_tensors
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.shards import Span, read_spans
 from tomfisher.progress import progress_bar
@@ -26,17 +26,14 @@ SHARD_BYTES = 2 * 2**30
 def write_store(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:
     """Write shards of at most 2 GiB (a larger tensor gets its own), the index and the record."""
     path = Path(path)
-    if path.exists() and not (path / RECORD).is_file():
-        raise FileExistsError(
-            f"{path} exists and is no Fisher store, so it is left alone. Choose another path or remove it."
-        )
+    _check_target(path)
     shards = _plan_shards(fisher)
     with atomic_path(path) as folder:
         folder.mkdir()
         weight_map, checksums = {}, {}
         for file, names in progress_bar(shards.items(), desc="Writing store", unit="shard"):
             tensors = {name: fisher[name].detach().cpu().contiguous() for name in names}
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            write_tensors(tensors, folder / file, metadata={"format": "pt"})
             weight_map.update(dict.fromkeys(names, file))
             checksums[file] = {
                 "sha256": sha256_of_file(folder / file),
@@ -68,18 +65,16 @@ def read_store(path: str | os.PathLike[str], verify: bool = True) -> FisherDiago
             f"{path / RECORD} has format {record.get('format')!r}; this version reads {FORMAT}. "
             "Compute the store again, or use the version of tomfisher that wrote it."
         )
-    shards: dict[str, dict[str, Any]] = record["shards"]
+    shards, weight_map = _field(path / RECORD, record, "shards"), _field(path / INDEX, index, "weight_map")
     for file, expected in progress_bar(shards.items(), desc="Checking store", unit="shard"):
         _check_shard(path / file, expected, verify)
-    unlisted = set(index["weight_map"].values()) - set(shards)
-    if unlisted:
-        raise ValueError(f"{path}: {INDEX} names {sorted(unlisted)}, which {RECORD} does not. {_AGAIN}")
+    _check_index(path, shards, weight_map)
     own = ("format", "num_samples", "num_tokens", "roads", "shards")
     return FisherDiagonal(
-        _LazyTensors(path, index["weight_map"]),
-        record["num_samples"],
-        record["num_tokens"],
-        record["roads"],
+        _LazyTensors(path, weight_map),
+        _field(path / RECORD, record, "num_samples", int),
+        _field(path / RECORD, record, "num_tokens", int),
+        _field(path / RECORD, record, "roads"),
         {key: value for key, value in record.items() if key not in own},
     )
 
@@ -130,9 +125,43 @@ def _plan_shards(fisher: FisherDiagonal) -> dict[str, list[str]]:
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups, start=1)}
 
 
-def _check_shard(file: Path, expected: dict[str, Any], verify: bool) -> None:
+def _check_target(path: Path) -> None:
+    """Refuse to replace what is no store, and a store that its owner has made read-only."""
+    if not path.exists():
+        return
+    if not (path / RECORD).is_file():
+        raise FileExistsError(
+            f"{path} exists and is no Fisher store, so it is left alone. Choose another path or remove it."
+        )
+    kept = [file for file in (path, *path.iterdir()) if not file.stat().st_mode & stat.S_IWUSR]
+    if kept:
+        raise PermissionError(
+            f"The store {path} is read-only ({kept[0].name}), so it is left alone. Choose another path, or allow "
+            f"it: chmod -R u+w {path}"
+        )
+
+
+def _check_index(path: Path, shards: dict[str, Any], weight_map: dict[str, Any]) -> None:
+    """The index names every tensor of every shard, and nothing else."""
+    listed = {(name, str(file)) for name, file in weight_map.items()}
+    there = {(name, file) for file in shards for name in read_spans(path / file)}
+    for differing, what in ((listed - there, "no shard holds"), (there - listed, f"{INDEX} does not name")):
+        if differing:
+            name, file = min(differing)
+            raise ValueError(f"{path}: {file} and {name!r} do not fit: {what} it. {_AGAIN}")
+
+
+def _field(file: Path, content: dict[str, Any], name: str, kind: type = dict) -> Any:
+    if not isinstance(content.get(name), kind):
+        raise ValueError(f"{file} has no usable {name!r}: {content.get(name)!r:.80}. {_AGAIN}")
+    return content[name]
+
+
+def _check_shard(file: Path, expected: Any, verify: bool) -> None:
     if not file.is_file():
         raise ValueError(f"{file} is missing. {_AGAIN}")
+    if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
+        raise ValueError(f"{file.parent / RECORD} has no size and checksum of {file.name}. {_AGAIN}")
     size = file.stat().st_size
     if size != expected["bytes"]:
         raise ValueError(f"{file} has {size} bytes, its record says {expected['bytes']}. {_AGAIN}")
@@ -153,6 +182,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file} is missing, so {file.parent} is no complete Fisher store. {_AGAIN}")
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(file.read_text())
+    except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{file} is no valid JSON ({error}). {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no JSON object but a {type(content).__name__}. {_AGAIN}")
+    return content

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tomfisher.files import atomic_path
+from tomfisher.files import atomic_path, write_tensors
 
 FORMAT = "tomfisher-mask"
 VERSION = 1
@@ -25,8 +25,6 @@ def some(names: Sequence[str], limit: int = 4) -> str:
 
 def write(path: str | os.PathLike[str], indices: Mapping[str, Tensor], header: dict[str, Any]) -> None:
     """Write index vectors and their header to `path`, all or nothing."""
-    from safetensors.torch import save_file
-
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -35,7 +33,7 @@ def write(path: str | os.PathLike[str], indices: Mapping[str, Tensor], header: d
     }
     own = {name: index.clone() for name, index in indices.items()}  # save_file refuses shared memory
     with atomic_path(path) as temporary:
-        save_file(own, str(temporary), metadata=metadata)
+        write_tensors(own, temporary, metadata)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

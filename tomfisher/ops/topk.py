@@ -46,7 +46,8 @@ def topk(values: Tensor | Sequence[Tensor], k: int | Sequence[int], impl: Impl =
 
     Args:
         values: one tensor of any shape, or several on one device; float16, bfloat16, float32 or float64.
-            A non-contiguous tensor is copied.
+            A non-contiguous tensor is copied. Each of several is selected on its own, so their dtypes may differ
+            (`topk_across`, which compares them with each other, refuses that).
         k: how many, 0 to the number of entries; for several tensors one number for all or one for each.
         impl: "auto", "triton", "cpp" or "reference".
 

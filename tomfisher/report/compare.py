@@ -106,10 +106,10 @@ def _paired(first: RunData, second: RunData) -> Table:
         ("untouched", first.results.baseline, second.results.baseline, "baseline")
     ]
     for kappa in first.results.kappas:
-        ours, theirs = (run.results.at(kappa, TASK_CONTROL) for run in (first, second))
-        if ours and theirs:
+        found = [run.results.at(kappa, TASK_CONTROL) for run in (first, second)]
+        if all(found):
             label = f"task minus control, κ = {kappa:g}"
-            pairs.append((label, ours[0], theirs[0], point_key(TASK_CONTROL, kappa)))
+            pairs.append((label, found[0][0], found[1][0], point_key(TASK_CONTROL, kappa)))
     tests = [_mcnemar(first, second, key, first.headline) for *_, key in pairs]
     known = iter(holm([p for p in tests if p is not None]))
     rows = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,10 +96,10 @@ def _inside_makers(inside: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[]
     spectra = of_states(inside, "rope")
     if "baseline" in spectra:
         for part in ("q", "k"):
-            yield f"spectrum-{part}", lambda part=part: _spectrum(spectra, part)
+            yield f"spectrum-{part}", partial(_spectrum, spectra, part)
         if TASK_CONTROL in spectra:
             for part in ("q", "k"):
-                yield f"spectrum-change-{part}", lambda part=part: _spectrum_change(spectra, part)
+                yield f"spectrum-change-{part}", partial(_spectrum_change, spectra, part)
     sinks = of_states(inside, "sinks")
     if "baseline" in sinks:
         yield "sink-mass", lambda: _sink(sinks, "first_mass")
@@ -153,7 +154,8 @@ def _mask_map(profile: Mapping[str, Any]) -> Picture:
     row, column = np.unravel_index(np.nanargmax(shares), shares.shape)
     says = (
         f"Share of masked weights in {len(layers)} layers and {len(kinds)} kinds of matrices. Densest: "
-        f"{kinds[column]} of layer {layers[row]}, {shares[row, column]:.3%}; emptiest part: {np.nanmin(shares):.3%}."
+        f"{kinds[column]} of layer {layers[row]}, {100 * shares[row, column]:.3g}%; emptiest part: "
+        f"{100 * np.nanmin(shares):.3g}%."
     )
     caption = "Share of the weights that is masked, layer by layer and matrix by matrix."
     return Picture("mask-map", "mask", caption, says, plot_mask_map(profile)[0])

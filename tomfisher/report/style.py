@@ -53,7 +53,7 @@ STATES = {
     "random": Look("random", RANDOM, "^", ":"),
 }
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.family": "sans-serif",
     "font.size": 10.0,
     "axes.labelsize": 10.0,

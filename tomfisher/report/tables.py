@@ -221,20 +221,39 @@ def sparsity_table(profile: Mapping[str, Any]) -> Table | None:
 
 def band_table(inside: Mapping[str, Any]) -> Table | None:
     """Relative change of each band of frequencies, averaged over layers and heads; None without a spectrum."""
-    bands = inside["baseline"]["rope"]["bands"]
+    before = inside["baseline"]["rope"]
+    bands = before["bands"]
     rows = []
     for state, label in STATES.items():
-        change = (inside["states"].get(state, {}).get("change") or {}).get("rope")
+        found = inside["states"].get(state, {})
+        change = (found.get("change") or {}).get("rope")
         if change:
             for part, name in (("q", "queries"), ("k", "keys")):
-                rows.append([f"{label}: {name}", *_band_means(change[part], len(bands))])
+                dominant = f"{dominant_change(before, found['rope'], part):+.1%}"
+                rows.append([f"{label}: {name}", dominant, *_band_means(change[part], len(bands))])
     if not rows:
         return None
     return Table(
-        "Change of the root-mean-square norm of each band of pairs, mean over all heads of all layers.",
-        ["Mask and part", *(f"{band.capitalize()} pairs" for band in bands)],
+        "Change of the norm of each head's dominant pair (the one of largest mean norm in the untouched model), and of "
+        "the root-mean-square norm of each band of pairs: mean over all heads of all layers.",
+        ["Mask and part", "Dominant pair", *(f"{band.capitalize()} pairs" for band in bands)],
         rows,
     )
+
+
+def dominant_change(before: Mapping[str, Any], after: Mapping[str, Any], part: str) -> float:
+    """Relative change of the mean norm of each head's dominant pair, mean over all heads of all layers.
+
+    Args:
+        before: a `RopeSpectrum.to_dict()`; it says which pairs are dominant.
+        after: the same of the perturbed model.
+        part: "q" or "k".
+    """
+    changes = []
+    for first, second in zip(before["layers"], after["layers"], strict=True):
+        heads = zip(first[part]["dominant"], first[part]["norm"], second[part]["norm"], strict=True)
+        changes += [new[pair] / old[pair] - 1 for pair, old, new in heads]
+    return sum(changes) / len(changes)
 
 
 def _band_means(layers: Sequence[Mapping[str, Any]], bands: int) -> list[str]:
