@@ -314,11 +314,12 @@ void test_files_and_pieces() {
 // Another thread may write the values while they are selected: a refusal or some k entries, nothing out of bounds.
 void test_values_that_change_between_the_passes() {
   constexpr Format F = Format::f32;
-  constexpr std::int64_t n = 200'000, k = 50'000;
+  constexpr std::int64_t n = 600'000, k = 50'000;  // three chunks
   const Vector<F> low(n, number<F>(-0.5)), high(n, number<F>(0.5));
   const Vector<F> bad(n, static_cast<std::uint32_t>(Traits<F>::infinity));
-  Vector<F> rising(n);
-  for (std::int64_t i = 0; i < n; ++i) rising[static_cast<std::size_t>(i)] = number<F>(static_cast<double>(i) / n);
+  Vector<F> ramp(n);
+  for (std::int64_t i = 0; i < n; ++i) ramp[static_cast<std::size_t>(i)] = number<F>(static_cast<double>(i) / n);
+  const Vector<F>& rising = ramp;
   int refused = 0;
   for (const Vector<F>* before : {&low, &rising, &high}) {
     for (const Vector<F>* after : {&low, &rising, &high, &bad}) {

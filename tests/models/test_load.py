@@ -45,6 +45,22 @@ def test_local_folder_gives_model_in_eval_mode_with_a_pad_token(folder):
     assert loaded.tokenizer("the cat")["input_ids"] == [1, 2]
 
 
+def test_a_folder_that_declares_a_generic_tokenizer_gets_it_in_a_family_with_its_own(tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), device="cpu").tokenizer("the cat")["input_ids"] == [1, 2]
+
+
 def test_identity_follows_the_weights_and_not_the_folder_or_dtype(folder, tmp_path):
     first = load_model(str(folder), device="cpu").identity
     assert first["num_parameters"] == sum(p.numel() for p in tiny_llama().parameters())

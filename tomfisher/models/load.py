@@ -23,6 +23,7 @@ DTYPES: dict[str, torch.dtype] = {
     "fp64": torch.float64,
 }
 FINGERPRINT_VALUES = 64
+GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 @dataclass(frozen=True)
@@ -184,14 +185,14 @@ def _locate(source: str) -> str:
 def _from_pretrained(
     source: str, location: str, dtype: torch.dtype | str, trust_remote_code: bool, revision: str | None
 ) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not Path(location).is_dir():
         options["revision"] = revision
     try:
         with quiet_unless_terminal():
-            tokenizer = AutoTokenizer.from_pretrained(location, **options)
+            tokenizer = _tokenizer(location, options)
             model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
@@ -205,6 +206,22 @@ def _from_pretrained(
             f"Give a hub id, a local folder, a .gguf file, or one of: {', '.join(builtin.BUILTIN)}."
         ) from error
     return model, tokenizer
+
+
+def _tokenizer(location: str, options: dict[str, Any]) -> Any:
+    """The tokenizer; a folder that declares a generic one gets what its tokenizer.json says.
+
+    For some model types (Qwen2) AutoTokenizer takes the family's own class whatever the folder declares.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = Path(location)
+    declared = folder / "tokenizer_config.json"
+    if declared.is_file() and (folder / "tokenizer.json").is_file():
+        settings = json.loads(declared.read_text(encoding="utf-8"))
+        if "auto_map" not in settings and settings.get("tokenizer_class") in GENERIC_TOKENIZERS:
+            return PreTrainedTokenizerFast.from_pretrained(location)
+    return AutoTokenizer.from_pretrained(location, **options)
 
 
 def _set_pad_token(tokenizer: Any, source: str) -> None:

@@ -23,8 +23,9 @@ def shipped(name: str = "testbed-llama") -> Path:
         name: one of `available()`.
 
     Returns:
-        A folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load, with
-        `training.json` beside the weights.
+        A folder that `tomfisher.models.load_model` and `AutoModelForCausalLM.from_pretrained` load, with
+        `training.json` beside the weights; so does `AutoTokenizer.from_pretrained`, except for Qwen2, where it
+        takes that family's own tokenizer class whatever the folder declares.
 
     Raises:
         ValueError: no model of that name is shipped.
