@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -204,11 +203,8 @@ def test_an_interrupted_study_says_so_at_the_top(make_run, results):
     assert "So far: an effect was found. The study is not finished." in text
 
 
-def test_the_page_is_small_and_quickly_made(run):
-    start = time.perf_counter()
-    file = write(run)
-    assert time.perf_counter() - start < 15
-    assert file.stat().st_size < 5_000_000
+def test_the_page_is_small(run):
+    assert write(run).stat().st_size < 5_000_000
 
 
 def test_it_can_be_written_elsewhere_and_the_same_run_gives_the_same_page(run, tmp_path):

@@ -165,9 +165,6 @@ def outcome(name: str, results: Results, inside: Mapping[str, Any] | None = None
     entry, verdict = architecture(name), judge(results)
     kappa = float(inside["kappa"]) if inside is not None else chosen_kappa(results)
     point, control = (results.at(kappa, mask)[0] for mask in (TASK_CONTROL, CONTROL_ONLY))
-    reasons = dict(inside.get("unavailable", {})) if inside is not None else {}
-    if inside is None:
-        reasons["inside"] = "the run folder has no analysis.json (analysis_prompts is 0)"
     return Outcome(
         architecture=name,
         title=entry.title,
@@ -184,9 +181,15 @@ def outcome(name: str, results: Results, inside: Mapping[str, Any] | None = None
         where=_where(inside),
         dominant_norm=_dominant_norm(inside),
         first_mass=_first_mass(inside),
-        reasons=reasons,
+        reasons=_reasons(inside),
         verdict=verdict.sentences,
     )
+
+
+def _reasons(inside: Mapping[str, Any] | None) -> dict[str, str]:
+    if inside is None:
+        return {"inside": "The run folder has no analysis.json (analysis_prompts is 0)."}
+    return {part: why for part, why in inside["unavailable"].items() if part in ("rope", "sinks")}
 
 
 def _p_values(results: Results) -> dict[float, float]:

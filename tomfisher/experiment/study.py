@@ -288,7 +288,7 @@ class Experiment:
 
     def _say_what_changed(self, folder: RunFolder) -> None:
         """Tell a user who resumes with other versions; the results name those that the study began with."""
-        began, now = folder.pinned()["versions"], provenance.versions()
+        began, now = folder.pinned().get("versions", {}), provenance.versions()
         changed = [f"{name} {began.get(name)} -> {now[name]}" for name in now if began.get(name) != now[name]]
         if changed:
             self.say(f"versions changed since {folder.path} was begun: {', '.join(changed)}")
