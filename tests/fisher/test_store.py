@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,6 @@ from safetensors.torch import load_file
 
 import tomfisher
 from tomfisher import FisherDiagonal
-from tomfisher.files import write_tensors
 from tomfisher.fisher import store
 
 
@@ -133,10 +134,25 @@ def test_no_store_and_no_overwriting_of_something_else(fisher: FisherDiagonal, t
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_safetensors_error_of_a_full_disk_is_an_oserror() -> None:
-    with pytest.raises(OSError, match=r"/dev/full could not be written"):
-        write_tensors({"w": torch.zeros(100)}, "/dev/full", {"format": "pt"})
+LIMITED = """
+import resource, signal, sys, torch
+from tomfisher.files import write_tensors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    write_tensors({"w": torch.zeros(100_000)}, sys.argv[1], {"format": "pt"})
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
+    """By a limit of the process: safetensors would replace a device such as /dev/full by a file."""
+    path = tmp_path / "w.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=True
+    )
+    assert f"{path} could not be written" in done.stdout
 
 
 @pytest.mark.parametrize("kept", ["store", "store/fisher.json", "store/model.safetensors"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tomfisher import testbed
 from tomfisher.files import sha256_of_file
 from tomfisher.models import builtin, gguf, load_model
 
@@ -99,6 +100,6 @@ def test_smollm2_is_dequantised_once_to_the_weights_of_the_file(monkeypatch, tmp
 
 
 def test_builtin_names_are_described():
-    second_order = {f"testbed2-{name}" for name in ("llama", "qwen2", "mpt", "mamba", "jamba")}
+    second_order = {f"testbed2-{name}" for name in testbed.ARCHITECTURES}
     assert set(builtin.available()) == {"smollm2-135m", "testbed-llama", *second_order}
     assert builtin.near_miss("org/smollm2-135m") is None

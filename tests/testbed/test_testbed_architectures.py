@@ -19,9 +19,9 @@ def build(name, **sizes):
     return AutoModelForCausalLM.from_config(Recipe.of(name, **sizes).config(), dtype=torch.float32)
 
 
-def test_every_architecture_is_shipped():
-    assert tuple(ARCHITECTURES) == testbed.ARCHITECTURES
-    assert testbed.available() == ("testbed-llama", *(f"testbed2-{name}" for name in ARCHITECTURES))
+def test_what_is_shipped_can_be_trained():
+    assert set(testbed.ARCHITECTURES) <= set(ARCHITECTURES)
+    assert testbed.available() == ("testbed-llama", *(f"testbed2-{name}" for name in testbed.ARCHITECTURES))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> None:
         "train small false-belief models from scratch",
         "The testbed: models of less than a million parameters that learn a small false-belief language from\n"
         "scratch. Trained weights ship with tomfisher as testbed-llama and, second-order stories included, as\n"
-        "testbed2-llama, -qwen2, -mpt, -mamba and -jamba; this reproduces them.",
+        "testbed2-NAME (tomfisher ls models); this reproduces them.",
         (
             "tomfisher testbed train",
             "tomfisher testbed train --architecture mamba --second_order --threads 1",

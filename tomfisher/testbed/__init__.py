@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-ARCHITECTURES = ("llama", "qwen2", "mpt", "mamba", "jamba")
+# of those in tomfisher.testbed.architectures, the ones whose weights are shipped
+ARCHITECTURES = ("llama", "qwen2", "mpt", "mamba")
 _FOLDERS = {"testbed-llama": "llama"} | {f"testbed2-{name}": f"second-order/{name}" for name in ARCHITECTURES}
 
 __all__ = ["ARCHITECTURES", "available", "shipped"]

@@ -104,14 +104,23 @@ def _jamba(recipe: Recipe) -> Any:
     )
 
 
+_SLOW_LEARNER = {
+    "stories": 64,
+    "general_tokens": 256,
+    "answer_weight": 2.0,
+    "weight_decay": 0.1,
+    "log_every": 100,
+}
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("Llama", "RoPE", _llama),
     "qwen2": Architecture("Qwen2", "RoPE", _qwen2),
-    "mpt": Architecture("MPT", "ALiBi", _mpt, {"learning_rate": 2e-3, "intermediate": 512}),
+    "mpt": Architecture("MPT", "ALiBi", _mpt, {**_SLOW_LEARNER, "learning_rate": 2e-3, "intermediate": 512}),
     "mamba": Architecture(
         "Mamba", "none", _mamba, {"longest_window": 128, "steps": 1300, "log_every": 100}, scans=True
     ),
-    "jamba": Architecture("Jamba", "none", _jamba, {"longest_window": 128}, scans=True),
+    "jamba": Architecture(
+        "Jamba", "none", _jamba, {**_SLOW_LEARNER, "longest_window": 128, "steps": 1200}, scans=True
+    ),
 }
 
 
