@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 # of those in tomfisher.testbed.architectures, the ones whose weights are shipped
-ARCHITECTURES = ("llama", "qwen2", "mpt", "mamba")
+ARCHITECTURES = ("llama", "qwen2", "mpt", "mamba", "jamba")
 _FOLDERS = {"testbed-llama": "llama"} | {f"testbed2-{name}": f"second-order/{name}" for name in ARCHITECTURES}
 
 __all__ = ["ARCHITECTURES", "available", "shipped"]
