@@ -28,9 +28,10 @@ test: $(BUILT) browser  ## the tests; those of the kernels in Triton's interpret
 	$(BIN)/pytest --ignore=tests/kernels/interpret
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpret
 
-# The report's tests look at it in Chromium: Debian's packages, where there is none and we may install them.
+# The report's tests look at it in Chromium: Debian's packages, where it or its driver is missing and we may install them.
 browser:
-	@if ! command -v chromium > /dev/null && command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+	@if ! { command -v chromium && command -v chromedriver; } > /dev/null \
+		&& command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
 		echo "installing chromium and chromium-driver"; \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 			chromium chromium-driver; } > /dev/null || [ -z "$(CI)" ]; \
