@@ -55,6 +55,26 @@ def test_combinations_are_all_subsets_up_to_the_size_and_none_twice():
 
 
 @pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        ("qk,dominant-rows", ""),
+        ("qk,not-vo,mlp", "qk+mlp"),
+        ("not-qk,mlp", ""),
+        ("not-dominant-rows,other-rows", ""),
+        ("not-dominant-rows,qk", "not-dominant-rows+qk"),
+        ("dominant-rows,other-rows", "dominant-rows+other-rows"),
+        ("qk,dominant-rows,other-rows", ""),
+        ("dominant-rows+off-sink:0.1,qk", ""),
+        ("dominant-rows,mlp,off-sink:0.1", "dominant-rows+mlp,dominant-rows+off-sink:0.1,mlp+off-sink:0.1"),
+    ],
+)
+def test_a_combination_that_is_one_of_its_parts_or_another_ablation_is_passed_over(names, kept):
+    single = parse_all(names.split(","))
+    found = [a.name for a in combinations(single, 2)]
+    assert found == [a.name for a in single] + [name for name in kept.split(",") if name]
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("of-sink:0.1", "Unknown ablation 'of-sink:0.1'. Did you mean 'off-sink'?"),

@@ -90,6 +90,13 @@ def test_equality_is_of_entries_and_shapes() -> None:
     assert (A == "mask") is False
 
 
+def test_the_digest_is_of_names_and_entries_in_any_order() -> None:
+    turned = mask({"b.q": [], "a.k": [4], "a.q": [0, 3, 11]}, dict(reversed(SHAPES.items())), kappa=0.5)
+    assert A.sha256 == turned.sha256
+    moved = [{"a.q": [0, 3, 10], "a.k": [4]}, {"a.q": [0, 3], "a.k": [4]}, {"b.q": [4], "a.q": [0, 3, 11]}]
+    assert len({A.sha256, *(mask(entries).sha256 for entries in moved)}) == 4
+
+
 def test_restrict_by_pattern_patterns_and_function() -> None:
     assert list(A.restrict("*.q")) == ["a.q", "b.q"]
     assert A.restrict("*.q").counts() == {"a.q": 3, "b.q": 0}

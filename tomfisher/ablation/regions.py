@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 FULL, NOT = "full", "not-"
 REGIONS = ("qk", "vo", "mlp", "mixer", "dominant-rows", "other-rows")
 PARTS = (FULL, *REGIONS, *(f"{NOT}{region}" for region in REGIONS))
+_ROWS = frozenset(("dominant-rows", "other-rows"))  # together they are "qk"
+_ATOMS = _ROWS | {"vo", "mlp", "mixer", "rest"}
 Places = dict[str, tuple[int, Tensor] | None]  # per weight the axis and the positions on it; None: all of it
 
 
@@ -56,6 +59,20 @@ def restrict(
     parents = [{"operation": "restrict", "part": part.removeprefix(NOT), "of": mask.describe()}]
     inside = SparseMask(chosen, mask.shapes, mask.kappa, mask.scope, parents)
     return mask - inside if part.startswith(NOT) else inside
+
+
+def atoms(part: str) -> frozenset[str]:
+    """A part of the mask as a set of pieces that share no weight, so that parts can be compared."""
+    if part == FULL:
+        return _ATOMS
+    region = part.removeprefix(NOT)
+    found = _ROWS if region == "qk" else frozenset((region,))
+    return _ATOMS - found if part.startswith(NOT) else found
+
+
+def nested(parts: Sequence[str]) -> bool:
+    """Whether one of the parts contains another."""
+    return any(atoms(one) <= atoms(other) for one, other in permutations(parts, 2))
 
 
 def _inside(index: Tensor, shape: tuple[int, ...], place: tuple[int, Tensor] | None) -> Tensor:

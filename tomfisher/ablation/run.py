@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,14 +169,10 @@ def _facts(
     config: Config, mask: SparseMask, label: str, loaded: LoadedModel, inputs: Inputs
 ) -> dict[str, Any]:
     """What every point depends on."""
-    digest = hashlib.sha256()
-    for name in sorted(mask):
-        digest.update(f"{name}{mask.shapes[name]}".encode())
-        digest.update(mask[name].numpy().tobytes())
     settings = {key: value for key, value in config.to_dict().items() if key not in INDIFFERENT}
     return {
         "settings": settings,
-        "mask": {"sha256": digest.hexdigest(), "nnz": mask.nnz, "kappa": mask.kappa, "label": label},
+        "mask": {"sha256": mask.sha256, "nnz": mask.nnz, "kappa": mask.kappa, "label": label},
         "model": loaded.identity,
         "data": inputs.hashes(),
     }

@@ -11,7 +11,7 @@ from functools import partial
 from tomfisher.ablation.frequencies import scale_band, scale_pairs
 from tomfisher.ablation.intervention import Intervention, Place
 from tomfisher.ablation.keys import aim_key, rotate_key, scale_key
-from tomfisher.ablation.regions import FULL, PARTS
+from tomfisher.ablation.regions import FULL, PARTS, atoms, nested
 from tomfisher.ablation.sink import off_sink
 from tomfisher.analysis.rope import PARTS as QUERIES_AND_KEYS
 
@@ -86,21 +86,31 @@ def parse(text: str) -> Ablation:
 def combinations(ablations: Sequence[Ablation], size: int) -> list[Ablation]:
     """The ablations, and all their combinations of up to `size`, each once.
 
-    Those that would do the same thing twice, such as "full" with a part of it, are passed over.
+    Those that would do the same thing twice are passed over: "full" or "qk" with a part of it, or two parts that make a
+    third one that is there ("dominant-rows" and "other-rows" beside "qk").
 
     Raises:
         ValueError: `size` is below 1.
     """
     if size < 1:
         raise ValueError(f"combine must be at least 1 (each intervention alone), got {size}.")
-    found: dict[str, Ablation] = {}
-    for count in range(1, size + 1):
+    found = {ablation.name: ablation for ablation in ablations}
+    done = {_effect(ablation) for ablation in ablations}
+    for count in range(2, size + 1):
         for chosen in itertools.combinations(ablations, count):
             elements = [element for one in chosen for element in one.elements]
             both = sum(chosen, Ablation())
-            if len(set(elements)) == len(elements) and (FULL not in both.parts or len(both.parts) == 1):
-                found.setdefault(both.name, both)
+            effect = _effect(both)
+            if len(set(elements)) == len(elements) and not nested(both.parts) and effect not in done:
+                found[both.name] = both
+                done.add(effect)
     return list(found.values())
+
+
+def _effect(ablation: Ablation) -> tuple[frozenset[str], tuple[str, ...]]:
+    """What an ablation does: equal for two that do the same."""
+    parts = frozenset().union(*(atoms(part) for part in ablation.parts))
+    return parts, tuple(intervention.name for intervention in ablation.interventions)
 
 
 def parse_all(texts: Iterable[str]) -> list[Ablation]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -62,7 +61,7 @@ def inputs_of(config: Config, kappa: float, masks: Mapping[str, SparseMask]) -> 
         "kappa": kappa,
         "analysis_prompts": config.analysis_prompts,
         "random_seed": config.seed,
-        "masks": {which: _fingerprint(mask) for which, mask in masks.items()},
+        "masks": {which: mask.sha256 for which, mask in masks.items()},
     }
 
 
@@ -222,15 +221,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [rounded(item) for item in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
-
-
-def _fingerprint(mask: SparseMask) -> str:
-    """SHA-256 of the names and positions."""
-    digest = hashlib.sha256()
-    for name, index in mask.items():
-        digest.update(f"{name}:{len(index)};".encode())
-        digest.update(index.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _most_changed(before: Analysis, after: Analysis) -> list[tuple[int, int]]:

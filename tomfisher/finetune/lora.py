@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tomfisher.finetune.training import check_learning_rate, train
 from tomfisher.fisher.frozen import frozen
+from tomfisher.models.structure import is_conv1d, is_linear
 from tomfisher.sample import Sample
 
 INSTALL = "pip install peft"
@@ -99,13 +100,8 @@ def _costs(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
     return {
         name: sum(modules[name].weight.shape)
         for name in owners
-        if isinstance(modules.get(name), nn.Linear) or _is_conv1d(modules.get(name))
+        if name in modules and is_linear(modules[name])
     }
-
-
-def _is_conv1d(module: nn.Module | None) -> bool:
-    """Whether this is transformers' linear layer with the weight `[inputs, outputs]`."""
-    return type(module).__name__ == "Conv1D"
 
 
 def _full_rank(model: nn.Module, name: str) -> int:
@@ -148,7 +144,7 @@ class TunedLora:
             target_modules=list(self.plan.modules),
             lora_dropout=0.0,
             bias="none",
-            fan_in_fan_out=any(_is_conv1d(self._model.get_submodule(name)) for name in self.plan.modules),
+            fan_in_fan_out=any(is_conv1d(self._model.get_submodule(name)) for name in self.plan.modules),
         )
         self._required = {p: p.requires_grad for p in self._model.parameters()}
         with torch.random.fork_rng(devices=[]):

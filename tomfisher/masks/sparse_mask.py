@@ -90,6 +90,11 @@ class SparseMask(Mapping[str, Tensor]):
         """Chosen entries as a fraction of all; 0.0 for a mask without tensors."""
         return self.nnz / self.numel if self.numel else 0.0
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of names and positions: equal for masks with the same entries in tensors of the same names."""
+        return store.checksum(self._indices)
+
     def counts(self) -> dict[str, int]:
         """Number of chosen entries per tensor."""
         return {name: index.numel() for name, index in self._indices.items()}

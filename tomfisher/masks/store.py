@@ -28,7 +28,7 @@ def write(path: str | os.PathLike[str], indices: Mapping[str, Tensor], header: d
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "checksum": _checksum(indices),
+        "checksum": checksum(indices),
         "mask": json.dumps(header),
     }
     own = {name: index.clone() for name, index in indices.items()}  # save_file refuses shared memory
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
             f"{os.fspath(path)} is damaged or no safetensors file ({error}). Make the mask again."
         ) from error
     header = _header(path, metadata)
-    if metadata.get("checksum") != _checksum(indices):
+    if metadata.get("checksum") != checksum(indices):
         raise ValueError(f"{os.fspath(path)} is damaged: its checksum differs. Make the mask again.")
     return indices, header
 
@@ -84,8 +84,8 @@ def _header(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str,
     return header
 
 
-def _checksum(indices: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and positions, in the order of the names."""
+def checksum(indices: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and positions, in the order of the names; what `write` keeps in the file."""
     digest = hashlib.sha256()
     for name in sorted(indices):
         digest.update(f"{name}:{indices[name].numel()}:{indices[name].dtype};".encode())
