@@ -8,8 +8,8 @@ import pytest
 from tomfisher import testbed
 from tomfisher.cli.main import main
 from tomfisher.evaluate.statistics import wilson_interval
-from tomfisher.experiment import architectures
 from tomfisher.experiment.architectures import configs, outcome, read_inside, render, run_architectures, save
+from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.results import Point, Results
 from tomfisher.experiment.study import Experiment
 
@@ -239,11 +239,66 @@ def test_the_preset_runs_resumes_and_gives_the_same_table(tmp_path, monkeypatch,
         run_architectures({**given, "limit": 96}, progress=False)
 
 
+def test_every_command_on_a_run_folder_uses_the_scan_of_the_model_and_records_it(tmp_path, monkeypatch):
+    from transformers.models.mamba import modeling_mamba
+
+    from tomfisher.ablation import ablate_run
+    from tomfisher.testbed import scan
+
+    original, calls, ours = modeling_mamba.mamba_selective_scan, [], scan.selective_scan
+    monkeypatch.setattr(scan, "selective_scan", lambda *a, **b: calls.append(1) or ours(*a, **b))
+
+    def used():
+        assert modeling_mamba.mamba_selective_scan is original
+        count = len(calls)
+        calls.clear()
+        return count > 0
+
+    run = tmp_path / "run"
+    few = {**TINY, "n_task": 2, "n_control": 2, "random_seeds": 0, "limit": 8, "analysis_prompts": 0}
+    settings = {
+        **few,
+        "model": "testbed2-mamba",
+        "task": "testbed2",
+        "control": "testbed",
+        "eval_dtype": "fp32",
+    }
+    results = Experiment({**settings, "output_path": str(run)}).run(progress=False)
+    assert used() and results.provenance["scan"] == "linear"
+    monkeypatch.setattr(Experiment, "_measure", lambda *a: pytest.fail("measured again"))
+    assert (
+        Experiment({**settings, "output_path": str(run)}).run(progress=False).provenance["scan"] == "linear"
+    )
+    ablations = ablate_run(run, ["full"], kappa=0.05, progress=False)
+    assert used() and ablations.provenance["scan"] == "linear"
+    command = [
+        "finetune",
+        str(run),
+        "--kappa",
+        "0.05",
+        "--steps",
+        "1",
+        "--learning_rates",
+        "1e-3",
+        "--no_lora",
+    ]
+    command += ["--n_train", "2", "--n_validation", "2", "--random_masks", "0"]
+    assert main([*command, "--output_path", str(run / "finetune")]) == 0
+    assert used()
+    assert json.loads((run / "finetune" / "finetune.json").read_text())["provenance"]["scan"] == "linear"
+
+
 def test_the_scan_of_transformers_is_back_after_a_failure(tmp_path, monkeypatch):
     from transformers.models.mamba import modeling_mamba
 
     original = modeling_mamba.mamba_selective_scan
-    monkeypatch.setattr(architectures.Experiment, "run", lambda self, progress: 1 / 0)
+
+    def fail(self, which, loaded):
+        assert modeling_mamba.mamba_selective_scan is not original
+        return 1 / 0
+
+    monkeypatch.setattr(Inputs, "samples", fail)
+    settings = {**TINY, "model": "testbed2-mamba", "output_path": str(tmp_path / "run")}
     with pytest.raises(ZeroDivisionError):
-        run_architectures({**TINY, "output_path": str(tmp_path / "runs")}, progress=False)
+        Experiment({**settings, "task": "testbed2", "control": "testbed"}).run(progress=False)
     assert modeling_mamba.mamba_selective_scan is original

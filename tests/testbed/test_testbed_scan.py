@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import importlib
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tomfisher.testbed.scan import MODULES, NAME, linear_scan, selective_scan
+from tomfisher.testbed.scan import MODULES, NAME, linear_scan, scanning, selective_scan
 
 
 def arguments(seed=0, length=13, dtype=torch.float64):
@@ -89,6 +91,35 @@ def test_models_use_it_in_the_block_and_their_own_scan_behind_it():
             torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
             raise KeyboardInterrupt
     assert [getattr(module, NAME) for module in modules] == before
+
+
+def of_type(name):
+    """A stand-in for a model of that type on the CPU."""
+    return SimpleNamespace(config=SimpleNamespace(model_type=name), parameters=lambda: iter([torch.ones(1)]))
+
+
+def test_the_scan_is_chosen_by_model_type():
+    modules = dict(zip(("mamba", "jamba"), map(importlib.import_module, MODULES), strict=True))
+    for name, module in modules.items():
+        with scanning(of_type(name)) as scan:
+            assert scan == "linear" and getattr(module, NAME) is selective_scan
+        assert getattr(module, NAME) is not selective_scan
+    with scanning(of_type("llama")) as scan:
+        assert scan is None and getattr(modules["mamba"], NAME) is not selective_scan
+    elsewhere = of_type("mamba")
+    elsewhere.parameters = lambda: iter([torch.ones(1, device="meta")])
+    with scanning(elsewhere) as scan:
+        assert scan == "transformers" and getattr(modules["mamba"], NAME) is not selective_scan
+
+
+def test_a_release_that_keeps_its_scan_elsewhere_is_warned_of(monkeypatch):
+    monkeypatch.delattr(importlib.import_module(MODULES[1]), NAME)
+    warned = pytest.warns(UserWarning, match=r"modeling_jamba.mamba_selective_scan, so jamba")
+    with warned, scanning(of_type("jamba")) as scan:
+        assert scan == "transformers"
+    with warnings.catch_warnings(record=True) as said, scanning(of_type("mamba")) as scan:
+        assert scan == "linear"
+    assert not said
 
 
 def test_small_numbers_count_as_zero_only_in_the_block():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from tomfisher.experiment.study import eval_dtype
 from tomfisher.experiment.verdict import judge
 from tomfisher.models.families import Architecture
 from tomfisher.models.load import LoadedModel, load_model, resolve_device
+from tomfisher.testbed.scan import scanning
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
@@ -73,12 +75,14 @@ def ablate_run(
     wanted = None if names is None else combinations(parse_all(names), combine)
     config = _config(folder, settings or {})
     chosen, label = _mask(folder, kappa, mask)
-    with AblationFolder.open(output_path or folder / "ablations", overwrite) as kept:
+    where = output_path or folder / "ablations"
+    with AblationFolder.open(where, overwrite) as kept, contextlib.ExitStack() as scope:
         started = provenance.now()
         loaded = _model(folder, config, say)
         check_belongs(chosen.shapes, loaded.model, f"The mask {mask or folder}")
         inputs = Inputs(config)
-        kept.pin(**_facts(config, chosen, label, loaded, inputs))
+        scan = scope.enter_context(scanning(loaded.model))
+        kept.pin(**_facts(config, chosen, label, loaded, inputs), scan=scan)
         architecture, _ = known(loaded.model)
         if wanted is None:
             wanted = combinations(_default(architecture), combine)
@@ -100,7 +104,7 @@ def ablate_run(
             points=kept,
             progress=progress,
         )
-        origin = _provenance(config, chosen, loaded, inputs, started)
+        origin = {**_provenance(config, chosen, loaded, inputs, started), "scan": scan}
         result = Ablations(found.baseline, found.points, found.left_out, origin)
         result.save(kept.path)
     return result

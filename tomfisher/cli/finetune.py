@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.finetune.comparison import Damage
     from tomfisher.finetune.inputs import training_samples
     from tomfisher.masks import SparseMask
+    from tomfisher.testbed.scan import scanning
 
     plan = _plan(args)
     folder = Path(args.output_path)
@@ -98,17 +99,18 @@ def run(args: argparse.Namespace) -> int:
         check_belongs(damaged.shapes, loaded.model, f"The mask {args.damage}")
     inputs = Inputs(config)
     train, validation = training_samples(config, inputs, loaded, args.n_train, args.n_validation, args.train)
-    found, delta = compare(
-        loaded.model,
-        mask,
-        train,
-        validation,
-        Measure(config, inputs, loaded),
-        plan,
-        None if damaged is None else Damage(damaged, parse_fill(config.fill)),
-        say=note,
-    )
-    found.provenance.update(_provenance(args, config, inputs, loaded, path))
+    with scanning(loaded.model) as scan:
+        found, delta = compare(
+            loaded.model,
+            mask,
+            train,
+            validation,
+            Measure(config, inputs, loaded),
+            plan,
+            None if damaged is None else Damage(damaged, parse_fill(config.fill)),
+            say=note,
+        )
+    found.provenance.update(_provenance(args, config, inputs, loaded, path), scan=scan)
     if delta is not None:
         delta.save(folder / "delta.safetensors")
     found.save(folder)

@@ -118,16 +118,13 @@ def run_architectures(
     Raises:
         ValueError: a run folder holds another study, or a setting is out of range.
     """
-    from tomfisher.testbed.scan import linear_scan
-
     outcomes = []
     studies = configs(given, config)
     for name, study in studies.items():
         experiment = Experiment(study, overwrite=overwrite, say=say)
         if progress:
             experiment.say(f"{name}: {study.output_path}")
-        with linear_scan():
-            results = experiment.run(progress=progress)
+        results = experiment.run(progress=progress)
         outcomes.append(outcome(name, results, read_inside(study.output_path)))
     folder = Path(next(iter(studies.values())).output_path).parent
     save(folder, outcomes)

@@ -84,6 +84,7 @@ class Experiment:
         self._stores: tuple[FisherDiagonal, FisherDiagonal] | None = None
         self._samples: dict[str, list[Sample]] = {}
         self._sums: WeightSums | None = None
+        self._scope = contextlib.ExitStack()
 
     def run(self, progress: bool = True) -> Results:
         """Do what is left to do and write `results.json`, `results.csv`, `verdict.txt` and `analysis.json`.
@@ -98,7 +99,7 @@ class Experiment:
             ValueError: the run folder holds another study, an input is unusable, or a store is damaged.
         """
         self._progress = progress
-        with RunFolder.open(self.config, self.overwrite) as folder:
+        with RunFolder.open(self.config, self.overwrite) as folder, contextlib.ExitStack() as self._scope:
             if not folder.pinned():
                 folder.pin(**self._circumstances())
             self._say_what_changed(folder)
@@ -267,13 +268,17 @@ class Experiment:
 
         Loading again instead of converting keeps buffers such as rotary frequencies in float32.
         """
+        from tomfisher.testbed.scan import scanning
+
         config = self.config
         if self._loaded is None or self._loaded.identity["dtype"] != dtype_name(dtype):
             self._loaded = None
+            self._scope.close()
             self.say(f"loading {config.model} in {dtype_name(dtype)} on {self.device}")
             self._loaded = load_model(
                 config.model, dtype, self.device, config.trust_remote_code, config.revision
             )
+            folder.pin(scan=self._scope.enter_context(scanning(self._loaded.model)))
         folder.pin(**{f"{role}_model": self._loaded.identity})
         return self._loaded
 
@@ -316,6 +321,7 @@ class Experiment:
             "model": pinned["evaluation_model"],
             "data": {**pinned["data"], "names": {"task": config.task, "control": config.control}},
             "fisher": pinned["fisher"],
+            "scan": pinned.get("scan"),
             "fill": {"kind": config.fill, "implementations": pinned.get("fill_implementations", {})},
             "evaluation": {"method": config.method, "chance": self.inputs.chance(), **pinned["resolved"]},
             "seeds": {"study": config.seed, "random": [config.seed + i for i in range(config.random_seeds)]},

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MODULES = ("transformers.models.mamba.modeling_mamba", "transformers.models.jamba.modeling_jamba")
+MODULE_OF = {
+    name: f"transformers.models.{name}.modeling_{name}" for name in ("mamba", "jamba")
+}  # by model type
+MODULES = tuple(MODULE_OF.values())
 NAME = "mamba_selective_scan"
+LINEAR, TRANSFORMERS = "linear", "transformers"
 
 
 class _Scan(torch.autograd.Function):
@@ -110,11 +116,46 @@ def selective_scan(
 
 
 @contextlib.contextmanager
-def linear_scan() -> Iterator[None]:
+def scanning(model: Any) -> Iterator[str | None]:
+    """Run a model with the scan that suits it, for the time of the block.
+
+    Mamba and Jamba on the CPU use `selective_scan` (`linear_scan`); on other devices transformers' own scan stays,
+    which may be a fused kernel. A release of transformers that keeps its scan elsewhere runs its own, slower and
+    equally right, which is warned of.
+
+    Args:
+        model: a causal language model of transformers, on its device.
+
+    Yields:
+        What runs, for the provenance: "linear", "transformers", or None for a model without such a scan.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind not in MODULE_OF:
+        yield None
+        return
+    if next(model.parameters()).device.type != "cpu":
+        yield TRANSFORMERS
+        return
+    with linear_scan() as replaced:
+        if MODULE_OF[kind] not in replaced:
+            warnings.warn(
+                f"transformers {importlib.metadata.version('transformers')} has no {MODULE_OF[kind]}.{NAME}, so {kind} "
+                "runs with the scan of transformers: slower, the same up to rounding. Install another release of "
+                "transformers for the linear one.",
+                stacklevel=3,
+            )
+        yield LINEAR if MODULE_OF[kind] in replaced else TRANSFORMERS
+
+
+@contextlib.contextmanager
+def linear_scan() -> Iterator[tuple[str, ...]]:
     """Let transformers' Mamba and Jamba use `selective_scan` for the time of the block, in this process.
 
     Numbers below the smallest normal one count as zero meanwhile: states decay to them, and processors are slow
-    there. Other releases of transformers that keep the scan elsewhere run their own, slower and equally right.
+    there.
+
+    Yields:
+        The modules of transformers in which the scan was replaced.
     """
     replaced = []
     flushed = float(torch.tensor(1e-40) * 1) == 0
@@ -126,7 +167,7 @@ def linear_scan() -> Iterator[None]:
                 replaced.append((module, getattr(module, NAME)))
                 setattr(module, NAME, selective_scan)
     try:
-        yield
+        yield tuple(module.__name__ for module, _ in replaced)
     finally:
         torch.set_flush_denormal(flushed)
         for module, original in replaced:
