@@ -58,7 +58,11 @@ def topk_across() -> Arguments:
 
 
 def summary() -> Arguments:
-    return [torch.randn(20), torch.empty(0).half()], [0.5, -1.0], "reference", False
+    return [torch.randn(20), torch.empty(0)], [0.5, -1.0], "reference", False
+
+
+def topk_summary() -> Arguments:
+    return [torch.randn(20).half(), torch.empty(0).half()], [4, 0], [0.5, -1.0, 2.0], "reference", False
 
 
 def rope_energy() -> Arguments:
@@ -80,6 +84,7 @@ CALLS: list[tuple[str, Callable[[], Arguments]]] = [
     ("topk", topk),
     ("topk_across", topk_across),
     ("summary", summary),
+    ("topk_summary", topk_summary),
     ("rope_energy", rope_energy),
     ("sink_mass", sink_mass),
 ]
@@ -106,6 +111,15 @@ def test_operands_that_require_gradients_leave_F_without_one(grad: bool) -> None
     tomfisher.ops.squared_gradient_(F, Y, X)
     assert not F.requires_grad and F.grad_fn is None
     assert torch.equal(F > 0, torch.ones(5, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+def test_autograd_notices_that_F_was_written(impl: tomfisher.ops.Impl) -> None:
+    F, weight = torch.zeros(5, 3), torch.ones(5, 3, requires_grad=True)
+    product = (F * weight).sum()  # its backward pass needs F as it is now
+    tomfisher.ops.squared_gradient_(F, torch.randn(9, 5), torch.randn(9, 3), impl=impl)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
 
 
 def test_F_made_in_inference_mode_can_be_added_to_in_it() -> None:

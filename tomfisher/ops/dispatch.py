@@ -11,6 +11,8 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Impl = Literal["auto", "triton", "cpp", "reference"]
 IMPLEMENTATIONS: tuple[str, ...] = ("triton", "cpp", "reference")
@@ -65,6 +67,16 @@ def resolve(op: str, impl: str, device: torch.device) -> tuple[str, Callable[...
         if impl == "auto" and not _present(name):
             _say_once(name)
     raise NotImplementedError(_absent(op, impl))
+
+
+def traced(*tensors: Tensor) -> bool:
+    """Whether a call has to go through `torch.library`: it is compiled, or its tensors only stand for others.
+
+    Otherwise it may call the implementation itself, which saves the library's wrappers, some 50 microseconds.
+    """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return True
+    return any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
 
 
 def _find(op: str, impl: str) -> Callable[..., Any] | None:

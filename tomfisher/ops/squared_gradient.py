@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 import tomfisher.ops.reference.squared_gradient  # noqa: F401  (registers the definition)
-from tomfisher.ops.dispatch import Impl, resolve
+from tomfisher.ops.dispatch import Impl, resolve, traced
 
 
 def squared_gradient_(
@@ -57,12 +57,17 @@ def squared_gradient_(
     bounds = _segments(grad_output, offsets, lengths)
     chosen = None if targets is None else _targets(targets, len(bounds), F.shape[0])
     starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
-    _op(F, _rows(grad_output), _rows(input), starts, stops, chosen, impl)
+    arguments = (F, _rows(grad_output), _rows(input), starts, stops, chosen, impl)
+    if traced(F, grad_output, input):
+        _op(*arguments)
+        return F
+    _run(*arguments)
+    if not F.is_inference():
+        torch.autograd.graph.increment_version(F)  # autograd shall notice that F was written, as after any op
     return F
 
 
-@torch.library.custom_op("tomfisher::squared_gradient_", mutates_args={"F"})
-def _op(
+def _run(
     F: Tensor,
     grad_output: Tensor,
     input: Tensor,
@@ -72,7 +77,11 @@ def _op(
     impl: str,
 ) -> None:
     _, run = resolve("squared_gradient_", impl, F.device)
-    run(F, grad_output, input, list(zip(starts, stops, strict=True)), targets)
+    with torch.no_grad():
+        run(F, grad_output, input, list(zip(starts, stops, strict=True)), targets)
+
+
+_op = torch.library.custom_op("tomfisher::squared_gradient_", _run, mutates_args={"F"})
 
 
 @_op.register_fake
