@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -15,17 +14,6 @@ namespace {
 
 using namespace tomfisher::topk;
 
-template <Format F>
-void write_indices(const Selection<F>& found, int64_t k, const Tensor& to) {
-  auto* out = static_cast<int64_t*>(to.mutable_data_ptr());
-  if (found.first_bad >= 0) std::memset(out, 0, static_cast<size_t>(k) * sizeof(int64_t));
-  for (size_t i = 0; i < found.entries.size(); ++i) out[i] = found.entries[i].index;
-}
-
-void check_k(int64_t k, const Source& source) {
-  STD_TORCH_CHECK(0 <= k && k <= source.size(), "k must be between 0 and ", source.size(), ", got ", k, ".");
-}
-
 std::tuple<std::vector<Tensor>, Tensor> topk(std::vector<Tensor> flats, std::vector<int64_t> counts, int64_t threads) {
   STD_TORCH_CHECK(flats.size() == counts.size(), "Needs one k per vector.");
   std::vector<Tensor> indices;
@@ -36,7 +24,7 @@ std::tuple<std::vector<Tensor>, Tensor> topk(std::vector<Tensor> flats, std::vec
     indices.push_back(new_vector(counts[i]));
     with_format(source.format(), [&](auto format) {
       const auto found = select<format()>(source, counts[i], team_of(threads));
-      write_indices<format()>(found, counts[i], indices[i]);
+      write_indices<format()>(found, indices[i]);
       static_cast<int64_t*>(status.mutable_data_ptr())[i] = found.first_bad;
     });
   }
@@ -63,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> topk_across(std::vector<Tensor> flats, int64_
   std::fill_n(bad, flats.size(), int64_t{-1});
   with_format(source.format(), [&](auto format) {
     const auto found = select<format()>(source, k, team_of(threads));
-    write_indices<format()>(found, k, indices);
+    write_indices<format()>(found, indices);
     if (found.first_bad < 0) return;
     int64_t position = found.first_bad, first = 0;
     locate(flats, 1, &position, &first);
@@ -85,15 +73,10 @@ std::tuple<Tensor, Tensor, Tensor> topk_file(std::string path, int64_t offset, i
   check_k(k, source);
   Tensor values = new_vector(k, dtype), indices = new_vector(k), status = new_vector(1);
   with_format(kind, [&](auto format) {
-    using Bits = typename Traits<format()>::Bits;
     const auto found = select<format()>(source, k, team_of(threads));
-    write_indices<format()>(found, k, indices);
+    write_indices<format()>(found, indices);
+    write_values<format()>(found, values);
     static_cast<int64_t*>(status.mutable_data_ptr())[0] = found.first_bad;
-    auto* bits = static_cast<Bits*>(values.mutable_data_ptr());
-    std::fill_n(bits, k, Bits{0});
-    for (size_t i = 0; i < found.entries.size(); ++i) {
-      bits[i] = from_key<Bits>(static_cast<std::make_signed_t<Bits>>(found.entries[i].key));
-    }
   });
   return {std::move(values), std::move(indices), std::move(status)};
 }

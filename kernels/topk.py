@@ -57,25 +57,17 @@ def topk(flats: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], 
     """Positions of the k largest entries of each vector, by value descending, then position ascending.
 
     Args:
-        flats: contiguous vectors on one device; float16, bfloat16, float32 or float64.
+        flats: contiguous vectors of one dtype on one device; float16, bfloat16, float32 or float64.
         counts: k of each.
 
     Returns:
         An int64 vector of length k for each, and the int64 status of each: -1 or the first position that is
         not finite, in which case its indices mean nothing.
     """
-    indices: list[Tensor] = [flat.new_empty(0, dtype=torch.int64) for flat in flats]
-    status = torch.empty(len(flats), dtype=torch.int64, device=flats[0].device)
-    for dtype in dict.fromkeys(flat.dtype for flat in flats):
-        chosen = [i for i, flat in enumerate(flats) if flat.dtype == dtype]
-        same = [flats[i] for i in chosen]
-        starts = _starts(same)
-        groups = [_plan(range(j, j + 1), same, counts[i]) for j, i in enumerate(chosen)]
-        found, seen = _select(same, starts, groups)
-        status[torch.tensor(chosen, device=status.device)] = seen
-        for j, i in enumerate(chosen):
-            indices[i] = found[j] - starts[j]
-    return indices, status
+    starts = _starts(flats)
+    groups = [_plan(range(i, i + 1), flats, k) for i, k in enumerate(counts)]
+    found, status = _select(flats, starts, groups)
+    return [positions - start for positions, start in zip(found, starts, strict=False)], status
 
 
 def topk_across(flats: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:

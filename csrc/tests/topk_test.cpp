@@ -1,4 +1,5 @@
-// Selection against a full sort: formats, distributions, k, thread counts, pieces, files, damage.
+// Selection against a full sort, summaries against counts of the numbers: formats, distributions, k, thread counts,
+// pieces, files, damage.
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,7 +15,6 @@
 #include "topk/collector.h"
 #include "topk/sample.h"
 #include "topk/select.h"
-#include "topk/summary.h"
 
 namespace tomfisher::topk {
 namespace {
@@ -97,6 +97,33 @@ void check_selection(const Selection<F>& found, const Vector<F>& numbers, const 
   }
 }
 
+// The summary by the numbers' own values. Thresholds are keys of the format.
+template <Format F>
+Summary<F> counted(const Vector<F>& numbers, const Thresholds& thresholds) {
+  using Bits = typename Traits<F>::Bits;
+  Summary<F> out;
+  for (const std::int64_t key : thresholds) {
+    const double bound = value_of<F>(from_key<Bits>(static_cast<std::make_signed_t<Bits>>(key)));
+    out.above.push_back(std::count_if(numbers.begin(), numbers.end(), [&](Bits x) { return value_of<F>(x) > bound; }));
+  }
+  const double normal = value_of<F>(static_cast<Bits>(Bits{1} << mantissa_bits<F>()));
+  for (const Bits bits : numbers) {
+    const double value = value_of<F>(bits);
+    const int bin = value < 0 ? 0 : value == 0 ? 1 : value < normal ? 2 : 3 + std::ilogb(value) - std::ilogb(normal);
+    ++out.histogram[static_cast<std::size_t>(bin)];
+    out.smallest = std::min<std::int64_t>(out.smallest, to_key(bits));
+    out.largest = std::max<std::int64_t>(out.largest, to_key(bits));
+  }
+  return out;
+}
+
+template <Format F>
+void check_summary(const Selection<F>& found, const Summary<F>& expected) {
+  CHECK(found.first_bad == -1 && found.summary.has_value());
+  CHECK(found.summary->smallest == expected.smallest && found.summary->largest == expected.largest);
+  CHECK(found.summary->histogram == expected.histogram && found.summary->above == expected.above);
+}
+
 template <Format F>
 Source whole(const Vector<F>& numbers) {
   return Source({{static_cast<std::int64_t>(numbers.size()), numbers.data(), nullptr, 0}}, F);
@@ -110,15 +137,25 @@ void test_against_a_sort(std::int64_t n, const std::vector<int>& lane_counts) {
     for (std::int64_t i = 0; i < n; ++i) numbers[static_cast<std::size_t>(i)] = one.at(i, n, random);
     const Source source = whole<F>(numbers);
     const auto order = oracle<F>(numbers);
+    Thresholds thresholds{0, -2, 3, below_all<F>() + 1, above_all<F>() - 1};
+    if (n > 0) thresholds.push_back(to_key(numbers[static_cast<std::size_t>(order[order.size() / 3])]));
+    const Summary<F> expected = counted<F>(numbers, thresholds);
+    const auto check_both = [&](const Selection<F>& found, std::int64_t k) {
+      check_selection<F>(found, numbers, order, k);
+      check_summary<F>(found, expected);
+    };
     for (std::int64_t k : {std::int64_t{0}, std::int64_t{1}, n / 1000, n / 2, n}) {
       if (k > n) continue;
       for (int lanes : lane_counts) {
         const Team team{lanes, threads};
-        check_selection<F>(select<F>(source, k, team), numbers, order, k);
+        const auto alone = select<F>(source, k, team);
+        check_selection<F>(alone, numbers, order, k);
+        CHECK(!alone.summary);
+        check_both(select<F>(source, k, team, &thresholds), k);
         if (k == 0) continue;
-        check_selection<F>(count_select<F>(source, k, team), numbers, order, k);
+        check_both(count_select<F>(source, k, team, &thresholds), k);
         Selection<F> streamed;
-        if (stream_select<F>(source, k, team, streamed)) check_selection<F>(streamed, numbers, order, k);
+        if (stream_select<F>(source, k, team, &thresholds, streamed)) check_both(streamed, k);
       }
     }
   }
@@ -135,7 +172,12 @@ void test_non_finite() {
       const std::int64_t first = n * 2 / 3;
       numbers[static_cast<std::size_t>(first)] = numbers.back() = bad;
       for (std::int64_t k : {std::int64_t{0}, n / 1000, n / 2, n}) {
-        for (int lanes : {1, 3}) CHECK(select<F>(whole<F>(numbers), k, {lanes, threads}).first_bad == first);
+        for (int lanes : {1, 3}) {
+          CHECK(select<F>(whole<F>(numbers), k, {lanes, threads}).first_bad == first);
+          const Thresholds thresholds{0};
+          const auto found = select<F>(whole<F>(numbers), k, {lanes, threads}, &thresholds);
+          CHECK(found.first_bad == first && !found.summary);
+        }
       }
     }
   }
@@ -177,10 +219,14 @@ void check_a_misleading_sample(Vector<Format::f32>& numbers, const Source& sourc
   }
   store();
   const auto order = oracle<Format::f32>(numbers);
+  const Thresholds thresholds{0, to_key(number<Format::f32>(0.5)) + 50};
+  const auto expected = counted<Format::f32>(numbers, thresholds);
   Selection<Format::f32> unused;
   for (std::int64_t k : ks) {
-    CHECK(!stream_select<Format::f32>(source, k, {2, threads}, unused));
-    check_selection<Format::f32>(select<Format::f32>(source, k, {2, threads}), numbers, order, k);
+    CHECK(!stream_select<Format::f32>(source, k, {2, threads}, &thresholds, unused) && !unused.summary);
+    const auto found = select<Format::f32>(source, k, {2, threads}, &thresholds);
+    check_selection<Format::f32>(found, numbers, order, k);
+    check_summary<Format::f32>(found, expected);  // what the void pass counted is forgotten
   }
 }
 
@@ -248,16 +294,11 @@ void test_summary() {
     const auto key = static_cast<std::make_signed_t<Bits>>(static_cast<int>(i) - 10'000);
     numbers[i] = from_key<Bits>(key);  // key -1 is -0.0
   }
-  const auto found = summarize<F>(whole<F>(numbers), {-10'001, 0, 9'998, 9'999}, {2, threads});
-  CHECK(found.first_bad == -1 && found.smallest == -10'000 && found.largest == 9'999);
-  CHECK((found.above == std::vector<std::int64_t>{20'000, 9'999, 1, 0}));
-  std::vector<std::int64_t> expected(histogram_bins<F>(), 0);
-  for (const Bits bits : numbers) {
-    const double value = value_of<F>(bits), normal = value_of<F>(static_cast<Bits>(Bits{1} << mantissa_bits<F>()));
-    const int bin = value < 0 ? 0 : value == 0 ? 1 : value < normal ? 2 : 3 + std::ilogb(value) - std::ilogb(normal);
-    ++expected[static_cast<std::size_t>(bin)];
-  }
-  CHECK(found.histogram == expected);
+  const Thresholds thresholds{-10'001, 0, 9'998, 9'999};
+  const auto found = select<F>(whole<F>(numbers), 0, {2, threads}, &thresholds);
+  check_summary<F>(found, counted<F>(numbers, thresholds));
+  CHECK(found.summary->smallest == -10'000 && found.summary->largest == 9'999);
+  CHECK((found.summary->above == std::vector<std::int64_t>{20'000, 9'999, 1, 0}));
   for (const Bits bits : {numbers[0], numbers[9'999], numbers[10'000], numbers[10'001], number<F>(0.5)}) {
     const double value = value_of<F>(bits);
     CHECK(key_at_most<F>(value) == to_key(bits));
@@ -265,10 +306,8 @@ void test_summary() {
     CHECK(key_at_most<F>(std::nextafter(value, HUGE_VAL)) == to_key(bits) + (F == Format::f64));
   }
   CHECK(key_at_most<F>(-HUGE_VAL) == below_all<F>() && key_at_most<F>(HUGE_VAL) >= above_all<F>() - 1);
-  numbers[777] = numbers[19'999] = Traits<F>::infinity;
-  CHECK(summarize<F>(whole<F>(numbers), {}, {2, threads}).first_bad == 777);
-  const auto none = summarize<F>(whole<F>({}), {0}, {1, serial});
-  CHECK(none.smallest == above_all<F>() && none.largest == below_all<F>() && none.above[0] == 0);
+  const Thresholds zero{0};
+  check_summary<F>(select<F>(whole<F>({}), 0, {1, serial}, &zero), counted<F>({}, zero));
 }
 
 template <typename Error, typename Call>
@@ -287,6 +326,8 @@ void test_files_and_pieces() {
   Vector<F> numbers(1'300'001);
   for (auto& each : numbers) each = number<F>(static_cast<double>(random() % 1000) / 1001);
   const auto order = oracle<F>(numbers);
+  const Thresholds thresholds{0, to_key(numbers[17])};
+  const Summary<F> expected = counted<F>(numbers, thresholds);
   const std::size_t bytes = numbers.size() * 2;
   std::string content(3, 'x');
   content.append(reinterpret_cast<const char*>(numbers.data()), bytes);
@@ -296,8 +337,11 @@ void test_files_and_pieces() {
   const Source on_disk({{700'000, nullptr, &file, 3}, {n - 700'000, nullptr, &file, 3 + 1'400'000}}, F);
   const Source in_pieces({{0, nullptr}, {5, numbers.data()}, {n - 5, numbers.data() + 5}, {0, nullptr}}, F);
   for (std::int64_t k : {std::int64_t{0}, std::int64_t{100}, std::int64_t{300'000}, n}) {
-    check_selection<F>(select<F>(on_disk, k, {3, threads}), numbers, order, k);
-    check_selection<F>(select<F>(in_pieces, k, {3, threads}), numbers, order, k);
+    for (const Source* source : {&on_disk, &in_pieces}) {
+      const auto found = select<F>(*source, k, {3, threads}, &thresholds);
+      check_selection<F>(found, numbers, order, k);
+      check_summary<F>(found, expected);
+    }
   }
   const auto size = file.size();
   CHECK(throws<std::invalid_argument>([&] { Source({{n + 1, nullptr, &file, 3}}, F); }));

@@ -62,6 +62,7 @@ class Collector {
   }
 
   Candidates<Key>& kept() { return kept_; }
+  const Scanner<F>& scanner() const { return scanner_; }
   bool has_cut() const { return cuts_ > 0; }
 
  private:

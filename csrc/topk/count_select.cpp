@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "topk/select.h"
+#include "topk/tally.h"
 #include "topk/walk.h"
 
 namespace tomfisher::topk {
@@ -74,13 +76,13 @@ bool all_finite(const Counts& counts) {
 }
 
 // Of one chunk: how many entries exceed the k-th key, and how many equal it.
-struct Tally {
+struct Share {
   std::int64_t above = 0, equal = 0;
 };
 
 template <typename Bits>
-std::vector<Tally> tally(const Source& source, std::int64_t least, const Team& team) {
-  std::vector<Tally> tallies(source.chunks().size());
+std::vector<Share> shares(const Source& source, std::int64_t least, const Team& team) {
+  std::vector<Share> found(source.chunks().size());
   ChunkQueue queue(source);
   run_lanes(lanes_for(source, team), team, [&](int) {
     std::vector<unsigned char> buffer;
@@ -93,27 +95,30 @@ std::vector<Tally> tally(const Source& source, std::int64_t least, const Team& t
         above += key > bound;
         equal += key == bound;
       }
-      tallies[queue.position(chunk)] = {above, equal};
+      found[queue.position(chunk)] = {above, equal};
     }
   });
-  return tallies;
+  return found;
 }
 
-// Entries above `least`, and the first `ties` equal to it, by ascending index.
+// Entries above `least`, and the first `ties` equal to it, by ascending index; and what is counted on the side.
 template <Format F>
-void collect(const Source& source, std::int64_t least, std::int64_t ties, const Team& team, Found<F>& out) {
+void collect(const Source& source, std::int64_t least, std::int64_t ties, const Team& team,
+             const Thresholds* thresholds, Selection<F>& out) {
   using Key = typename Traits<F>::Key;
-  std::vector<Tally> before = tally<typename Traits<F>::Bits>(source, least, team);
-  Tally sum;
-  for (Tally& chunk : before) {
+  std::vector<Share> before = shares<typename Traits<F>::Bits>(source, least, team);
+  Share sum;
+  for (Share& chunk : before) {
     sum = {sum.above + std::exchange(chunk.above, sum.above), sum.equal + std::exchange(chunk.equal, sum.equal)};
   }
   before.push_back(sum);
-  if (sum.above + std::min(ties, sum.equal) != static_cast<std::int64_t>(out.size())) changed();
-  const auto slot = [&](const Tally& tally) { return out.data() + tally.above + std::min(ties, tally.equal); };
+  if (sum.above + std::min(ties, sum.equal) != static_cast<std::int64_t>(out.entries.size())) changed();
+  const auto slot = [&](const Share& share) { return out.entries.data() + share.above + std::min(ties, share.equal); };
+  Sums<F> sums(thresholds);
   ChunkQueue queue(source);
   run_lanes(lanes_for(source, team), team, [&](int) {
     Scanner<F> scanner;
+    Tally<F> tally(thresholds);
     std::vector<unsigned char> buffer;
     while (const Chunk* chunk = queue.next()) {
       const std::size_t position = queue.position(chunk);
@@ -121,6 +126,7 @@ void collect(const Source& source, std::int64_t least, std::int64_t ties, const 
       auto* next = slot(before[position]);
       const auto* const end = slot(before[position + 1]);
       each_tile<F>(source, *chunk, buffer, [&](const auto* tile, std::size_t count, std::int64_t index) {
+        tally.count(tile, count);
         const std::size_t found = scanner.hits(tile, count, left > 0 ? least - 1 : least);
         for (std::size_t hit = 0; hit < found; ++hit) {
           const std::uint32_t at = scanner.position(hit);
@@ -132,15 +138,17 @@ void collect(const Source& source, std::int64_t least, std::int64_t ties, const 
         }
         return true;
       });
-      if (next != end) changed();
+      if (next != end || !scanner.finite()) changed();
     }
+    sums.add(tally, scanner);
   });
+  out.summary = sums.take();
 }
 
 }  // namespace
 
 template <Format F>
-Selection<F> count_select(const Source& source, std::int64_t k, const Team& team) {
+Selection<F> count_select(const Source& source, std::int64_t k, const Team& team, const Thresholds* thresholds) {
   using Bits = typename Traits<F>::Bits;
   Selection<F> out;
   out.road = Road::counting;
@@ -164,14 +172,17 @@ Selection<F> count_select(const Source& source, std::int64_t k, const Team& team
   const Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
   const std::int64_t least = static_cast<std::make_signed_t<Bits>>(static_cast<Bits>(prefix ^ sign));
   out.entries.resize(static_cast<std::size_t>(k));
-  collect<F>(source, least, static_cast<std::int64_t>(left), team, out.entries);
+  collect<F>(source, least, static_cast<std::int64_t>(left), team, thresholds, out);
   order_by_key(out.entries);
   return out;
 }
 
-template Selection<Format::f16> count_select<Format::f16>(const Source&, std::int64_t, const Team&);
-template Selection<Format::bf16> count_select<Format::bf16>(const Source&, std::int64_t, const Team&);
-template Selection<Format::f32> count_select<Format::f32>(const Source&, std::int64_t, const Team&);
-template Selection<Format::f64> count_select<Format::f64>(const Source&, std::int64_t, const Team&);
+#define TOMFISHER_INSTANTIATE(F) \
+  template Selection<F> count_select<F>(const Source&, std::int64_t, const Team&, const Thresholds*);
+TOMFISHER_INSTANTIATE(Format::f16)
+TOMFISHER_INSTANTIATE(Format::bf16)
+TOMFISHER_INSTANTIATE(Format::f32)
+TOMFISHER_INSTANTIATE(Format::f64)
+#undef TOMFISHER_INSTANTIATE
 
 }  // namespace tomfisher::topk

@@ -3,23 +3,29 @@
 
 #include "topk/collector.h"
 #include "topk/sample.h"
+#include "topk/select.h"
+#include "topk/tally.h"
 #include "topk/walk.h"
 
 namespace tomfisher::topk {
 
 template <Format F>
-bool stream_select(const Source& source, std::int64_t k, const Team& team, Selection<F>& out) {
+bool stream_select(const Source& source, std::int64_t k, const Team& team, const Thresholds* thresholds,
+                   Selection<F>& out) {
   using Key = typename Traits<F>::Key;
   const std::int64_t limit = estimate<F>(source, k) - 1;
   const int lanes = lanes_for(source, team);
   Shared shared;
+  Sums<F> sums(thresholds);
   ChunkQueue queue(source);
   std::vector<Candidates<Key>> lists(static_cast<std::size_t>(lanes));
   std::atomic<bool> enough{false};
   run_lanes(lanes, team, [&](int lane) {
     Collector<F> collector(static_cast<std::size_t>(k), limit, shared);
+    Tally<F> tally(thresholds);
     std::vector<unsigned char> buffer;
     const auto visit = [&](const auto* tile, std::size_t count, std::int64_t index) {
+      tally.count(tile, count);
       return collector.visit(tile, count, index);
     };
     while (const Chunk* chunk = queue.next()) {
@@ -27,6 +33,7 @@ bool stream_select(const Source& source, std::int64_t k, const Team& team, Selec
       if (!each_tile<F>(source, *chunk, buffer, visit)) break;
     }
     if (collector.has_cut()) enough.store(true, std::memory_order_relaxed);
+    sums.add(tally, collector.scanner());
     lists[static_cast<std::size_t>(lane)] = std::move(collector.kept());
   });
   out.first_bad = shared.bad.index();
@@ -40,12 +47,16 @@ bool stream_select(const Source& source, std::int64_t k, const Team& team, Selec
   std::vector<Key> scratch;
   keep_largest(out.entries, static_cast<std::size_t>(k), scratch);
   order_by_key(out.entries);
+  out.summary = sums.take();
   return true;
 }
 
-template bool stream_select<Format::f16>(const Source&, std::int64_t, const Team&, Selection<Format::f16>&);
-template bool stream_select<Format::bf16>(const Source&, std::int64_t, const Team&, Selection<Format::bf16>&);
-template bool stream_select<Format::f32>(const Source&, std::int64_t, const Team&, Selection<Format::f32>&);
-template bool stream_select<Format::f64>(const Source&, std::int64_t, const Team&, Selection<Format::f64>&);
+#define TOMFISHER_INSTANTIATE(F) \
+  template bool stream_select<F>(const Source&, std::int64_t, const Team&, const Thresholds*, Selection<F>&);
+TOMFISHER_INSTANTIATE(Format::f16)
+TOMFISHER_INSTANTIATE(Format::bf16)
+TOMFISHER_INSTANTIATE(Format::f32)
+TOMFISHER_INSTANTIATE(Format::f64)
+#undef TOMFISHER_INSTANTIATE
 
 }  // namespace tomfisher::topk

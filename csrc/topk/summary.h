@@ -1,10 +1,10 @@
-// What a report says about any number of numbers, in one pass: extremes, a histogram, counts above thresholds.
+// What a report says about any number of numbers: extremes, a histogram, counts above thresholds.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "topk/select.h"
+#include "topk/key.h"
 
 namespace tomfisher::topk {
 
@@ -20,21 +20,18 @@ constexpr std::size_t histogram_bins() {
   return (std::size_t{1} << (8 * sizeof(typename Traits<F>::Bits) - 1 - mantissa_bits<F>())) + 1;
 }
 
-// Meaningless where first_bad is not -1.
 template <Format F>
 struct Summary {
-  std::int64_t first_bad = -1;
   std::int64_t smallest = above_all<F>(), largest = below_all<F>();  // keys; as here for no entries
   std::vector<std::int64_t> histogram = std::vector<std::int64_t>(histogram_bins<F>(), 0);
   std::vector<std::int64_t> above;  // how many entries are larger than each threshold
 };
 
-// A key that exactly the finite numbers larger than `x` exceed; never -1, for summarize. `x` is not NaN.
+// Keys as key_at_most gives them.
+using Thresholds = std::vector<std::int64_t>;
+
+// A key that exactly the finite numbers larger than `x` exceed; never -1, the raw key of -0.0. `x` is not NaN.
 template <Format F>
 std::int64_t key_at_most(double x);
-
-// `thresholds` are keys as key_at_most gives them.
-template <Format F>
-Summary<F> summarize(const Source& source, const std::vector<std::int64_t>& thresholds, const Team& team);
 
 }  // namespace tomfisher::topk

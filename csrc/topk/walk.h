@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "topk/scan.h"
-#include "topk/select.h"
 #include "topk/source.h"
+#include "topk/team.h"
 
 namespace tomfisher::topk {
 

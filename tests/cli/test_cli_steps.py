@@ -142,6 +142,37 @@ def test_sweep_uses_the_stores_and_takes_other_kappas(study, tmp_path):
     assert new.kappas == (1e-3, 3e-3)
 
 
+def test_ls_of_a_store_counts_its_values(study, capsys):
+    F = FisherDiagonal.load(study / "fisher/task")
+    values = torch.cat([value.flatten() for value in F.values()])
+    middle = values.median().item()
+    assert main(["ls", str(study / "fisher/task"), "--above", f"0,{middle!r},1e30"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{study}/fisher/task: sums over {F.num_samples} samples"
+    cells = {line.split()[0]: line.split()[1:] for line in lines[4:]}
+    assert cells["all"] == [
+        *(str(n) for n in (len(F), len(values), int((values == 0).sum()))),
+        *(f"{x:.3g}" for x in (values.min().item(), values.max().item())),
+        *(str(int((values > x).sum())) for x in (0, middle, 1e30)),
+    ]
+    q = [value for name, value in F.items() if name.endswith("q_proj.weight")]
+    (name,) = [kind for kind in cells if kind.endswith("q_proj.weight")]
+    assert cells[name][:2] == [str(len(q)), str(sum(value.numel() for value in q))]
+    assert sum(int(row[6]) for kind, row in cells.items() if kind != "all") == int(cells["all"][6])
+
+
+def test_ls_counts_values_of_stores_alone(study, capsys):
+    for what in ([], ["tasks"], [str(study)]):
+        assert main(["ls", *what, "--above", "1e-3"]) == 2
+        assert (
+            "--above counts the values of a Fisher store; give the store's folder" in capsys.readouterr().err
+        )
+    for text in ("x", "1,,2", "nan"):
+        with pytest.raises(SystemExit):
+            main(["ls", str(study / "fisher/task"), "--above", text])
+        assert f"must be numbers such as 1e-6,1e-4, got {text!r}" in capsys.readouterr().err
+
+
 def test_ls_of_a_run_folder_says_how_far_it_got(study, tmp_path, capsys):
     assert main(["ls", str(study)]) == 0
     out = capsys.readouterr().out

@@ -19,7 +19,8 @@ pytest.importorskip("tomfisher._C", reason="the C++ extension is not built")
 
 import tomfisher.ops.cpp.topk
 import tomfisher.ops.cpp.topk_across
-import tomfisher.ops.cpp.topk_stored  # noqa: F401  (fake kernels, for opcheck)
+import tomfisher.ops.cpp.topk_stored
+import tomfisher.ops.cpp.topk_summary_stored  # noqa: F401  (fake kernels, for opcheck)
 from tomfisher.ops import resolve, topk
 from tomfisher.ops.topk_across import topk_across
 
@@ -184,6 +185,11 @@ def test_opcheck(tmp_path: Path) -> None:
     torch.library.opcheck(OPS.topk.default, ([x, x.half()], [3, 0], 2))
     torch.library.opcheck(OPS.topk_across.default, ([x, x[:0], x], 5, 2))
     torch.library.opcheck(OPS.topk_file.default, (str(tmp_path / "x"), 4, 99, torch.float32, 5, 1))
+    bounds = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    for dtype in DTYPES:
+        torch.library.opcheck(OPS.topk_summary.default, ([x.to(dtype), x[:0].to(dtype)], [3, 0], bounds, 2))
+    file = (str(tmp_path / "x"), 4, 99, torch.float32, 5, bounds, 1)
+    torch.library.opcheck(OPS.topk_summary_file.default, file)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -206,10 +212,12 @@ def test_a_file_large_enough_to_be_sampled(shape: str, tmp_path: Path) -> None:
         lambda x: OPS.topk([x.long()], [1], 1),
         lambda x: OPS.topk_across([x, x.half()], 1, 1),
         lambda x: OPS.topk_across([x, x], 201, 1),
-        lambda x: OPS.summary([x[::2]], x[:0].double(), 1),
-        lambda x: OPS.summary([x.long()], x[:0].double(), 1),
-        lambda x: OPS.summary([x], x, 1),
-        lambda x: OPS.summary([x], x.double()[::2], 1),
+        lambda x: OPS.topk_summary([x], [101], x.double(), 1),
+        lambda x: OPS.topk_summary([x], [], x.double(), 1),
+        lambda x: OPS.topk_summary([x[::2]], [0], x[:0].double(), 1),
+        lambda x: OPS.topk_summary([x.long()], [0], x[:0].double(), 1),
+        lambda x: OPS.topk_summary([x], [0], x, 1),
+        lambda x: OPS.topk_summary([x], [0], x.double()[::2], 1),
     ],
 )
 def test_what_could_read_out_of_bounds_is_refused_below_python_too(call) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -317,6 +318,67 @@ def test_provenance_says_where_the_numbers_come_from(finished):
         "fisher_dtype": "fp32",
         "eval_dtype": "fp32",
     }
+
+
+def test_fisher_values_are_recorded_tensor_by_tensor(finished):
+    folder = Path(finished["output_path"])
+    said = json.loads((folder / "fisher-values.json").read_text())
+    for which in ("task", "control"):
+        F, found = FisherDiagonal.load(folder / "fisher" / which), said[which]
+        assert found["num_samples"] == F.num_samples and list(found["tensors"]) == list(F)
+        for name, values in F.items():
+            tensor, flat = found["tensors"][name], values.flatten()
+            assert (tensor["numel"], tensor["zeros"]) == (len(flat), int((flat == 0).sum()))
+            assert (tensor["min"], tensor["max"]) == (flat.min().item(), flat.max().item())
+            normal = flat[flat >= torch.finfo(torch.float32).smallest_normal]
+            first, counts = tensor["histogram"]["first"], tensor["histogram"]["counts"]
+            exponents = torch.frexp(normal).exponent - 1
+            assert torch.bincount(exponents - first).tolist() == counts and counts[0] > 0
+        for kappa, threshold in zip((0.01, 0.05), found["thresholds"], strict=True):
+            mask = top_fraction(F, kappa)
+            smallest = [F[name].flatten()[index].min().item() for name, index in mask.items() if len(index)]
+            assert threshold["kappa"] == kappa
+            assert (threshold["least"], threshold["most"]) == (min(smallest), max(smallest))
+            assert threshold["median"] == statistics.median(smallest)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_text('{"task": {}}')])
+def test_missing_fisher_values_are_added_while_the_stores_are_there(finished, damage, monkeypatch):
+    folder = Path(finished["output_path"])
+    file = folder / "fisher-values.json"
+    before = file.read_text()
+    damage(file)
+    monkeypatch.setattr(
+        "tomfisher.experiment.study.load_model", lambda *a, **k: pytest.fail("loaded the model")
+    )
+    run(finished)
+    assert file.read_text() == before
+    file.unlink()
+    shutil.rmtree(folder / "fisher" / "control")
+    said: list[str] = []
+    Experiment(finished, say=said.append).run(progress=False)
+    assert not file.exists() and "no fisher-values.json: a Fisher store is gone" in said
+
+
+def test_ranking_a_study_reads_each_store_once(finished, monkeypatch):
+    from tomfisher.masks.entries import topk_summary_stored
+
+    passes: list[tuple] = []
+
+    def once(*args):
+        passes.append(args[:2])
+        return topk_summary_stored(*args)
+
+    def forbidden(*args):
+        pytest.fail("a pass of its own")
+
+    for name in ("topk", "topk_stored", "summary", "summary_stored"):
+        monkeypatch.setattr(f"tomfisher.masks.entries.{name}", forbidden)
+    monkeypatch.setattr("tomfisher.masks.entries.topk_summary_stored", once)
+    folder = Path(finished["output_path"])
+    (folder / "fisher-values.json").unlink()
+    run(finished)
+    assert len(passes) == len(set(passes)) == 2 * len(FisherDiagonal.load(folder / "fisher" / "task"))
 
 
 def test_an_empty_mask_before_a_full_one_does_not_stop_the_study(finished, tmp_path):

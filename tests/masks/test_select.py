@@ -64,6 +64,18 @@ def test_non_finite_values_are_refused_with_the_tensors_name() -> None:
         top_fraction({"w": torch.arange(10)}, 0.1)
 
 
+@pytest.mark.parametrize("scope", ["tensor", "layer", "model"])
+def test_tensors_of_several_dtypes_are_selected_from_one_by_one(scope) -> None:
+    F = {
+        "half": torch.tensor([1.0, 4.0]).half(),
+        "brain": torch.tensor([3.0, 2.0]).bfloat16(),
+        "double": torch.tensor([0.5, 8.0]).double(),
+    }
+    mask = top_fraction(F, 0.5, scope)
+    chosen = {"half": [1], "brain": [0], "double": [1]}
+    assert {name: index.tolist() for name, index in mask.items()} == chosen
+
+
 def test_other_bad_arguments() -> None:
     F = {"w": torch.ones(10)}
     with pytest.raises(ValueError, match="scope must be one of tensor, layer, model, got 'row'"):

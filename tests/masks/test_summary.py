@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tomfisher import FisherDiagonal
 from tomfisher.masks import rank, summary
+from tomfisher.masks.ranking import Scope
 
 
 def fisher() -> FisherDiagonal:
@@ -43,6 +44,34 @@ def test_a_store_is_summed_up_without_loading_its_tensors(
     monkeypatch.setattr(FisherDiagonal, "__getitem__", forbidden)
     for name, found in summary(stored, [0.5]).items():
         assert all(torch.equal(a, b) for a, b in zip(found, expected[name], strict=True))
+
+
+@pytest.mark.parametrize("scope", ["tensor", "layer", "model"])
+def test_a_ranking_gives_the_summaries_of_its_pass(
+    tmp_path: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    F, thresholds = fisher(), [0.5, 3.0]
+    expected, alone = summary(F, thresholds), rank(F, 0.1, scope)
+    F.save(tmp_path / "F")
+    stored = FisherDiagonal.load(tmp_path / "F")
+
+    def forbidden(*args: object) -> None:
+        raise AssertionError("another pass")
+
+    for other in ("topk", "topk_stored", "summary", "summary_stored"):
+        monkeypatch.setattr(f"tomfisher.masks.entries.{other}", forbidden)
+    for source in (F, stored):
+        ranking = rank(source, 0.1, scope, thresholds=thresholds)
+        assert ranking.mask(0.05) == alone.mask(0.05)
+        assert list(ranking.summaries) == list(F)
+        for name, found in ranking.summaries.items():
+            assert all(torch.equal(a, b) for a, b in zip(found, expected[name], strict=True))
+    assert alone.summaries == {}
+
+
+def test_a_ranking_without_thresholds_has_the_histograms_alone() -> None:
+    found = rank({"w": torch.tensor([0.0, 1.0, 3.0])}, 0.5, thresholds=()).summaries["w"]
+    assert len(found.above) == 0 and int(found.histogram.sum()) == 3 and int(found.histogram[1]) == 1
 
 
 def test_what_cannot_be_counted_is_named() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tomfisher.ops import rope_energy, sink_mass, topk, topk_across
+from tomfisher.ops import rope_energy, sink_mass, topk, topk_across, topk_summary
 
 CASES = {
-    "topk": ([torch.randn(30), torch.empty(0), torch.randn(5).double()], [7, 0, 5], "reference", False),
+    "topk": ([torch.randn(30), torch.empty(0), torch.randn(5)], [7, 0, 5], "reference", False),
     "topk_across": ([torch.randn(30), torch.empty(0), torch.randn(5)], 12, "reference"),
     "rope_energy": (torch.randn(2, 6, 3, 8).transpose(1, 2), 3, True, [2, 3], "reference"),
     "sink_mass": (
@@ -42,6 +42,9 @@ def test_the_public_functions_run_under_fake_tensors() -> None:
     with torch._subclasses.FakeTensorMode():
         for found in (topk(torch.empty(10), 3), *topk([torch.empty(4), torch.empty(5, 2)], 3)):
             assert found.values.shape == found.indices.shape == (3,) and found.threshold.shape == ()
+        both = topk_summary(torch.empty(10).double(), 3, [0.5])
+        assert both.top.values.shape == (3,) and both.summary.above.shape == (1,)
+        assert both.summary.histogram.shape == (2048 - 1 + 2,) and both.summary.max.dtype == torch.float64
         across = topk_across([torch.empty(10), torch.empty(4)], 12)
         assert across.values.shape == across.owners.shape == across.indices.shape == (12,)
         x = torch.empty(2, 4, 6, 8)
@@ -51,7 +54,8 @@ def test_the_public_functions_run_under_fake_tensors() -> None:
 
 def test_a_graph_without_breaks_gives_the_same_and_still_refuses_what_is_not_finite() -> None:
     def both(values: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (*topk(values, 3), *topk_across([values, other], 4))
+        both = topk_summary(other, 2, [0.0])
+        return (*topk(values, 3), *topk_across([values, other], 4), *both.top, *both.summary)
 
     compiled = torch.compile(both, backend="eager", fullgraph=True)
     operands = torch.randn(5, 6), torch.randn(7)

@@ -138,7 +138,7 @@ def test_thresholds_are_not_rounded_to_the_dtype() -> None:
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_lists_shapes_and_strides(impl: str) -> None:
-    tensors = [torch.randn(7, 9).t(), torch.empty(0), torch.randn(3, 8)[:, ::3].double(), torch.tensor(2.0)]
+    tensors = [torch.randn(7, 9).t(), torch.empty(0), torch.randn(3, 8)[:, ::3], torch.tensor(2.0)]
     for tensor, found in zip(tensors, summary(tensors, [0.1, -3], impl), strict=True):
         check(tensor, [0.1, -3], found)
     assert summary([], [1.0], impl) == []
@@ -155,6 +155,10 @@ def test_bad_input_is_refused(impl: str) -> None:
         summary(torch.ones(2), [1.0, math.nan], impl)
     with pytest.raises(TypeError, match=r"values must be float16.*torch\.int64"):
         summary(torch.arange(3), impl=impl)
+    with pytest.raises(TypeError, match=r"values must share one dtype, got .*Call summary once per dtype"):
+        summary([torch.ones(2), torch.ones(2).half()], impl=impl)
+    with pytest.raises(ValueError, match=r"values must share one device, got .*Call summary once per device"):
+        summary([torch.ones(2), torch.ones(2, device="meta")], impl=impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -77,7 +77,7 @@ def test_non_contiguous_is_counted_row_major(make) -> None:
 
 
 def test_list_of_tensors_with_one_k_each() -> None:
-    values = [torch.randn(5, 4), torch.empty(0), torch.randn(33, dtype=torch.float64), torch.tensor(2.0)]
+    values = [torch.randn(5, 4), torch.empty(0), torch.randn(33), torch.tensor(2.0)]
     for tensor, k, found in zip(values, (7, 0, 33, 1), topk(values, [7, 0, 33, 1]), strict=True):
         check(tensor, k, found)
     assert [len(found.indices) for found in topk([torch.ones(3), torch.ones(4)], 2)] == [2, 2]
@@ -130,6 +130,19 @@ def test_wrong_kinds() -> None:
         topk([torch.zeros(3)], [1.5])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="one per tensor, got 2 for 1"):
         topk([torch.zeros(3)], [1, 1])
+
+
+@pytest.mark.parametrize("call", [lambda tensors: topk(tensors, 1), lambda tensors: topk(tensors, [1, 2])])
+def test_a_list_has_one_dtype_and_one_device(call) -> None:
+    with pytest.raises(
+        TypeError,
+        match=r"values must share one dtype, got \['torch.float32', 'torch.float64'\]. Call topk once per dtype.",
+    ):
+        call([torch.zeros(3), torch.zeros(3, dtype=torch.float64)])
+    with pytest.raises(
+        ValueError, match=r"share one device, got \['cpu', 'meta'\]. Call topk once per device."
+    ):
+        call([torch.zeros(3), torch.zeros(3, device="meta")])
 
 
 def test_triton_without_a_gpu_is_refused_rather_than_replaced() -> None:

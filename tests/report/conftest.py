@@ -223,6 +223,34 @@ def make_inside():
     }
 
 
+def make_values():
+    """Two tensors per Fisher; their histograms overlap in [2**-8, 2**-6)."""
+
+    def tensor(first, counts, zeros):
+        numel = sum(counts) + zeros
+        fields = {"numel": numel, "zeros": zeros, "negative": 0, "subnormal": 0}
+        low = 0.0 if zeros else 1.5 * 2.0**first
+        return {
+            **fields,
+            "min": low,
+            "max": 1.5 * 2.0 ** (first + len(counts) - 1),
+            "histogram": {"first": first, "counts": counts},
+        }
+
+    def fisher(samples, shift):
+        tensors = {
+            "a.weight": tensor(-10 + shift, [5, 0, 900, 40], 55),
+            "b.weight": tensor(-8 + shift, [100, 700, 100, 90, 10], 0),
+        }
+        thresholds = [
+            {"kappa": kappa, "least": 2.0**-i, "median": 1.25 * 2.0**-i, "most": 1.75 * 2.0**-i}
+            for i, kappa in enumerate(KAPPAS, start=5 - shift)
+        ]
+        return {"num_samples": samples, "scope": "tensor", "tensors": tensors, "thresholds": thresholds}
+
+    return {"task": fisher(30, 0), "control": fisher(40, 2)}
+
+
 def make_ablations():
     def entry(name, right, seed=None):
         fields = {
@@ -251,13 +279,19 @@ def inside():
 
 
 @pytest.fixture
+def values():
+    return make_values()
+
+
+@pytest.fixture
 def ablations():
     return make_ablations()
 
 
 def build_run(folder, results=None, **files):
-    """A run folder; files that are None are not written."""
+    """A run folder; files that are None are not written, Fisher values are written unless they are None."""
     folder.mkdir()
+    files = {"fisher-values": make_values(), **files}
     results = results or build_results()
     results.save(folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(results.provenance["config"]))

@@ -119,7 +119,7 @@ def test_every_figure_is_seen_and_fits(shown):
         ".map(r => [r.left, r.right, r.width, r.height])"
     )
     width = shown.execute_script("return document.documentElement.clientWidth")
-    assert len(sizes) == 12
+    assert len(sizes) == 13
     for left, right, across, down in sizes:
         assert left >= 0 and right <= width and across >= 280 and down >= 120
 
@@ -144,7 +144,7 @@ def test_letters_in_figures_are_legible(shown):
         "return [svg.closest('figure').id, Math.min(...[...svg.querySelectorAll('text')]"
         ".map(t => scale * parseFloat(getComputedStyle(t).fontSize)))]})"
     )
-    assert len(heights) == 12
+    assert len(heights) == 13
     assert all(size >= (5 if "maps" in name else 8) for name, size in heights), heights
 
 
@@ -196,7 +196,7 @@ def test_tables_are_tables_to_a_screen_reader(shown):
     assert len(tables) >= 6 and all(node["name"]["value"] for node in tables)
     assert roles.count("columnheader") > 20 and roles.count("rowheader") > 20
     images = [node["name"]["value"] for node in nodes if node["role"]["value"] in ("image", "img")]
-    assert len([name for name in images if any(c.isdigit() for c in name)]) == 12
+    assert len([name for name in images if any(c.isdigit() for c in name)]) == 13
 
 
 def test_printed_it_is_light_and_whole(browser, page):

@@ -84,6 +84,6 @@ def test_another_way_to_answer_is_a_reason(make_run, make_results):
 def test_figures_of_both_runs_are_written_into_their_own_folders(make_run, inside):
     folders = make_run("a", inside=inside), make_run("b")
     write(folders[0], compare_with=folders[1])
-    assert len(list((folders[0] / "figures").glob("*.svg"))) == 11
-    assert len(list((folders[1] / "figures").glob("*.svg"))) == 2
+    assert len(list((folders[0] / "figures").glob("*.svg"))) == 12
+    assert len(list((folders[1] / "figures").glob("*.svg"))) == 3
     assert not (folders[1] / "report.html").exists()

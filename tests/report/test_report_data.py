@@ -16,7 +16,11 @@ def test_a_whole_run_misses_nothing(run):
     data = load(run)
     assert data.complete and data.missing == ()
     assert data.name == "tiny, stories against prose"
-    assert data.inside["kappa"] == 1e-3 and set(data.extras) == {"ablations"}
+    assert (
+        data.values["task"]["num_samples"] == 30
+        and data.inside["kappa"] == 1e-3
+        and set(data.extras) == {"ablations"}
+    )
     assert data.verdict.found and data.verdict.kappa == data.focus == 1e-3
     assert data.holm_p("false-belief") == {1e-5: 0.5, 1e-4: pytest.approx(2e-4), 1e-3: pytest.approx(3e-7)}
 
@@ -74,6 +78,21 @@ def test_a_damaged_analysis_is_missing_and_the_rest_is_there(make_run, content):
     data = load(folder)
     assert data.inside is None and "analysis.json" in data.missing[0].why
     assert data.verdict.found
+
+
+def test_a_run_of_an_older_version_says_what_adds_its_fisher_values(make_run, inside):
+    folder = make_run(inside=inside, **{"fisher-values": None})
+    data = load(folder)
+    assert data.values is None and whats(data) == ["How large the Fisher values are"]
+    assert f"tomfisher run --config {folder / 'config.yaml'} adds it" in data.missing[0].why
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", '{"task": {}}'])
+def test_damaged_fisher_values_are_missing_and_the_rest_is_there(run, content):
+    (run / "fisher-values.json").write_text(content)
+    data = load(run)
+    assert data.values is None and "fisher-values.json" in data.missing[0].why
+    assert data.inside is not None and data.verdict.found
 
 
 def test_a_damaged_optional_file_is_named(run):

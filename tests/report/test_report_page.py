@@ -14,6 +14,7 @@ from tomfisher.report.pictures import draw
 FIGURES = [
     "accuracy",
     "perplexity",
+    "fisher-values",
     "mask-map",
     "frequency-rows",
     "spectrum-q",
@@ -164,9 +165,19 @@ def test_text_from_data_is_escaped(make_run, results, inside, ablations):
 
 def test_without_analysis_the_rest_is_reported_and_the_gap_is_said(make_run):
     page = Page(write(make_run()).read_text())
-    assert [x["id"] for x in page.all("figure")] == ["run1-sweep-accuracy", "run1-sweep-perplexity"]
+    found = ["run1-sweep-accuracy", "run1-sweep-perplexity", "run1-values-fisher-values"]
+    assert [x["id"] for x in page.all("figure")] == found
     text = " ".join(page.text)
     assert "What this report cannot show" in text and "this run has no analysis.json" in text
+
+
+def test_an_old_run_without_fisher_values_is_reported_and_the_gap_is_said(make_run, inside, ablations):
+    folder = make_run(inside=inside, ablations=ablations, **{"fisher-values": None})
+    page = Page(write(folder).read_text())
+    figures = [x["id"].partition("-")[2].partition("-")[2] for x in page.all("figure")]
+    assert figures == [name for name in FIGURES if name != "fisher-values"]
+    text = " ".join(page.text)
+    assert "What this report cannot show" in text and "this run has no fisher-values.json" in text
 
 
 def test_a_model_without_frequencies_or_sinks_says_why(make_run, inside):
@@ -179,7 +190,7 @@ def test_a_model_without_frequencies_or_sinks_says_why(make_run, inside):
     for part in inside["profile"]["parts"]:
         part["pairs"] = None
     page = Page(write(make_run(inside=inside)).read_text())
-    assert [x["id"] for x in page.all("figure")][2:] == ["run1-mask-mask-map"]
+    assert [x["id"] for x in page.all("figure")][3:] == ["run1-mask-mask-map"]
     text = " ".join(page.text)
     for reason in ("mamba has no rotary embedding", "mamba has no attention layer", "mamba has no heads"):
         assert reason in text

@@ -1,8 +1,9 @@
-"""`tomfisher ls`: what there is to choose from, and what a run folder holds."""
+"""`tomfisher ls`: what there is to choose from, and what a run folder or a Fisher store holds."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,23 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "ls",
-        "list tasks, models, params, fills, presets, or a run folder",
-        "List what a name may be, or what a run folder holds and how far it got.",
-        ("tomfisher ls", "tomfisher ls tasks", "tomfisher ls runs/demo-testbed"),
+        "list tasks, models, params, fills, presets, a run folder or a Fisher store",
+        "List what a name may be, what a run folder holds and how far it got, or how large the values of a Fisher\n"
+        "store are: their number, the zeros, the extremes, and how many are above the thresholds of --above.",
+        (
+            "tomfisher ls",
+            "tomfisher ls tasks",
+            "tomfisher ls runs/demo-testbed",
+            "tomfisher ls runs/demo-testbed/fisher/task --above 1e-6,1e-4",
+        ),
     )
     parser.add_argument(
-        "what", nargs="?", help="tasks, models, params, fills, presets or a run folder [all lists]"
+        "what",
+        nargs="?",
+        help="tasks, models, params, fills, presets, a run folder or a Fisher store [all lists]",
+    )
+    parser.add_argument(
+        "--above", type=_numbers, metavar="X,X", help="count the values of a Fisher store above each of these"
     )
     parser.set_defaults(execute=run)
 
@@ -43,7 +55,15 @@ def run(args: argparse.Namespace) -> int:
     """Print the list."""
     lists = {"tasks": _tasks, "models": _models, "params": lambda: PARAMS, "fills": lambda: FILLS}
     lists["presets"] = _presets
-    if args.what is None:
+    store = args.what is not None and (Path(args.what) / "fisher.json").is_file()
+    if args.above is not None and not store:
+        raise ValueError(
+            "--above counts the values of a Fisher store; give the store's folder, such as "
+            "runs/demo-testbed/fisher/task."
+        )
+    if store:
+        print(_fisher_store(Path(args.what), args.above or []))
+    elif args.what is None:
         print("\n\n".join(_block(name, entries()) for name, entries in lists.items()))
     elif args.what in lists:
         print(_block(args.what, lists[args.what]()))
@@ -51,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
         print(_run_folder(Path(args.what)))
     else:
         raise ValueError(
-            f"{args.what!r} is no run folder (no config.yaml in it) and none of {', '.join(lists)}. "
-            "Give one of these, or nothing for all lists."
+            f"{args.what!r} is no run folder (no config.yaml in it), no Fisher store (no fisher.json) and none of "
+            f"{', '.join(lists)}. Give one of these, or nothing for all lists."
         )
     return 0
 
@@ -108,3 +128,41 @@ def _run_folder(path: Path) -> str:
         results = Results.load(path)
         return f"{text}\n\n{render(results)}\n\n{judge(results)}"
     return f"{text}\n\nGo on with: tomfisher run --config {path}/config.yaml --output_path {path}"
+
+
+def _numbers(text: str) -> list[float]:
+    """The argparse type of --above: numbers with commas between them."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if any(map(math.isnan, found)):
+        raise argparse.ArgumentTypeError(f"must be numbers such as 1e-6,1e-4, got {text!r}.")
+    return found
+
+
+def _fisher_store(path: Path, thresholds: list[float]) -> str:
+    """How large the values are: a row for every kind of tensor, and one for all of them."""
+    from tomfisher.experiment.stores import open_store
+    from tomfisher.experiment.table import align
+    from tomfisher.masks import summary
+    from tomfisher.models.structure import layer_pattern
+    from tomfisher.ops import Summary
+
+    F = open_store(path)
+    kinds: dict[str, list[Summary]] = {}
+    for name, found in summary(F, thresholds).items():
+        kinds.setdefault(layer_pattern(name), []).append(found)
+
+    def row(name: str, parts: list[Summary]) -> list[str]:
+        histograms = [part.histogram.tolist() for part in parts]
+        counts = [sum(map(sum, histograms)), sum(counted[1] for counted in histograms)]
+        extremes = min(part.min.item() for part in parts), max(part.max.item() for part in parts)
+        above = [sum(int(part.above[i]) for part in parts) for i in range(len(thresholds))]
+        return [name, str(len(parts)), *map(str, counts), *(f"{x:.3g}" for x in extremes), *map(str, above)]
+
+    rows = [row(kind, parts) for kind, parts in kinds.items()]
+    rows.append(row("all", [part for parts in kinds.values() for part in parts]))
+    header = ["tensors of", "number", "entries", "zero", "smallest", "largest"]
+    header += [f"above {threshold:g}" for threshold in thresholds]
+    return f"{path}: sums over {F.num_samples} samples\n\n{align(header, rows, left=(0,))}"

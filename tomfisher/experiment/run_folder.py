@@ -18,7 +18,15 @@ from tomfisher.experiment.config import HEADER, Config
 from tomfisher.experiment.results import Point
 from tomfisher.files import atomic_path
 
-OWN_FILES = ("inputs.json", "results.json", "results.csv", "verdict.txt", "analysis.json", "report.html")
+OWN_FILES = (
+    "inputs.json",
+    "results.json",
+    "results.csv",
+    "verdict.txt",
+    "fisher-values.json",
+    "analysis.json",
+    "report.html",
+)
 FREE = ("output_path", "analysis_prompts")  # no result depends on them
 OWN_FOLDERS = ("fisher", "masks", "points")
 

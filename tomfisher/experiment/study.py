@@ -15,7 +15,7 @@ import torch
 
 from tomfisher import provenance
 from tomfisher.evaluate.records import Scores
-from tomfisher.experiment import inside
+from tomfisher.experiment import fisher_values, inside
 from tomfisher.experiment.config import Config, parse_fill
 from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.measure import Measure
@@ -87,7 +87,9 @@ class Experiment:
         self._scope = contextlib.ExitStack()
 
     def run(self, progress: bool = True) -> Results:
-        """Do what is left to do and write `results.json`, `results.csv`, `verdict.txt` and `analysis.json`.
+        """Do what is left to do and write `results.json`, `results.csv`, `verdict.txt` and the details.
+
+        The details are `fisher-values.json` and, unless `analysis_prompts` is 0, `analysis.json`.
 
         Args:
             progress: show bars on a terminal, and say each step.
@@ -110,6 +112,7 @@ class Experiment:
             results = self._collect(folder)
             results.save(folder.path)
             folder.write_text("verdict.txt", f"{judge(results)}\n")
+            self._describe_values(folder)
             if self.config.analysis_prompts:
                 self._look_inside(folder, results)
             self._loaded = None
@@ -198,7 +201,28 @@ class Experiment:
         task, control = self.fisher(folder)
         self.say(f"ranking {len(task)} tensors at kappa {max(config.kappas):g}")
         kappa, scope, compat = max(config.kappas), config.scope, config.compat
-        return rank(task, kappa, scope, compat), rank(control, kappa, scope, compat)
+        rankings = {
+            which: rank(F, kappa, scope, compat, thresholds=())
+            for which, F in (("task", task), ("control", control))
+        }
+        found = fisher_values.described(rankings, config.kappas)
+        folder.write_text(
+            fisher_values.FILE, json.dumps(found, allow_nan=False, separators=(",", ":")) + "\n"
+        )
+        return rankings["task"], rankings["control"]
+
+    def _describe_values(self, folder: RunFolder) -> None:
+        """Write `fisher-values.json` where it is missing, if the stores are still there."""
+        if fisher_values.is_whole(folder.path / fisher_values.FILE):
+            return
+        given = {"task": self.config.task_store, "control": self.config.control_store}
+        stores = [
+            Path(path).expanduser() if path else folder.store_path(which) for which, path in given.items()
+        ]
+        if all(store.is_dir() for store in stores):
+            self._rankings(folder)
+        else:
+            self.say(f"no {fisher_values.FILE}: a Fisher store is gone")
 
     def _look_inside(self, folder: RunFolder, results: Results) -> None:
         """Write `analysis.json`, unless it is there and of the same masks and prompts."""

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tomfisher.ops import Summary, summary, summary_stored, topk
-from tomfisher.ops.topk import DTYPES
-from tomfisher.ops.topk_stored import topk_stored
+from tomfisher.ops import (
+    Summary,
+    summary,
+    summary_stored,
+    topk,
+    topk_stored,
+    topk_summary,
+    topk_summary_stored,
+)
+from tomfisher.ops.dtypes import DTYPES
+
+
+class Largest(NamedTuple):
+    """The largest entries of one tensor, and what all of its entries are like.
+
+    Attributes:
+        values: `[k]` float64, larger first, on the CPU; -0.0 as 0.0.
+        positions: `[k]` int64 on the CPU; of equal values the lower comes first.
+        summary: of all entries, None unless it was asked for.
+    """
+
+    values: Tensor
+    positions: Tensor
+    summary: Summary | None
 
 
 class Entries(NamedTuple):
@@ -34,25 +56,26 @@ class Entries(NamedTuple):
         """How many entries there are."""
         return torch.Size(self.shape).numel()
 
-    def largest(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest entries, larger value first, then lower flat index.
+    def largest(self, k: int, thresholds: Sequence[float] | None = None) -> Largest:
+        """The k largest entries, and with thresholds a summary of all from the same pass.
 
         Args:
             k: 0 to `numel`.
-
-        Returns:
-            `[k]` float64 values (-0.0 as 0.0) and `[k]` int64 positions, on the CPU.
+            thresholds: numbers to count the entries above; None takes no summary.
 
         Raises:
             TypeError: the dtype has no order here.
             ValueError: NaN or infinity, or a damaged file; the message names the tensor.
         """
+        counted: Summary | None = None
         with self._named("ranked"):
-            if self.values is None:
-                found = topk_stored(self.span.path, self.span.offset, self.numel, self.span.dtype, k)
+            if thresholds is None:
+                top = topk_stored(*self._place, k) if self.values is None else topk(self.values, k)
+            elif self.values is None:
+                top, counted = topk_summary_stored(*self._place, k, thresholds)
             else:
-                found = topk(self.values, k)
-        return found.values.cpu().double() + 0.0, found.indices.cpu()
+                top, counted = topk_summary(self.values, k, thresholds)
+        return Largest(top.values.cpu().double() + 0.0, top.indices.cpu(), counted)
 
     def summary(self, thresholds: Sequence[float] = ()) -> Summary:
         """What the entries are like, and how many are above each threshold.
@@ -66,10 +89,12 @@ class Entries(NamedTuple):
         """
         with self._named("summed up"):
             if self.values is None:
-                return summary_stored(
-                    self.span.path, self.span.offset, self.numel, self.span.dtype, thresholds
-                )
+                return summary_stored(*self._place, thresholds)
             return summary(self.values, thresholds)
+
+    @property
+    def _place(self) -> tuple[Path, int, int, torch.dtype]:
+        return self.span.path, self.span.offset, self.numel, self.span.dtype
 
     @contextmanager
     def _named(self, done: str) -> Iterator[None]:

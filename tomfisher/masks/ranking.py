@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tomfisher.masks.entries import entries_of, stored
+from tomfisher.masks.entries import Entries, Largest, entries_of, stored
 from tomfisher.masks.fraction import checked_kappa, count, smallest_kappa
 from tomfisher.masks.sparse_mask import SparseMask
 from tomfisher.models.structure import layer_index, layer_pattern
+from tomfisher.ops import Summary
 from tomfisher.progress import progress_bar
 
 Scope = Literal["tensor", "layer", "model"]
@@ -50,6 +51,8 @@ class Ranking:
         scope: "tensor", "layer" or "model".
         compat: None, or "authors" for the paper's thresholding.
         source: what the values were, for the mask's provenance.
+        summaries: what the entries of every tensor are like (`tomfisher.ops.Summary`), taken in the same pass;
+            empty unless `rank` was given thresholds.
     """
 
     lists: tuple[TopList, ...]
@@ -58,6 +61,7 @@ class Ranking:
     scope: Scope
     compat: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    summaries: dict[str, Summary] = field(default_factory=dict)
 
     def mask(self, kappa: float) -> SparseMask:
         """The mask at `kappa`: the first k of every list, without selecting again.
@@ -73,12 +77,7 @@ class Ranking:
         Raises:
             ValueError: κ is not in (0, 1) or larger than the ranking's.
         """
-        kappa = checked_kappa(kappa)
-        if kappa > self.kappa:
-            raise ValueError(
-                f"kappa must be at most {self.kappa:g}, what this ranking was taken at, got {kappa:g}. "
-                "Rank again at the largest kappa of the sweep."
-            )
+        kappa = self._checked(kappa)
         chosen: dict[str, Tensor] = {}
         missed: list[TopList] = []
         for top in self.lists:
@@ -92,6 +91,28 @@ class Ranking:
         step = {"operation": "top_fraction", "kappa": kappa, "scope": self.scope, "compat": self.compat}
         return SparseMask(indices, self.shapes, kappa, self.scope, [{**step, **self.source}])
 
+    def thresholds(self, kappa: float) -> list[float | None]:
+        """The smallest value that `mask(kappa)` selects from each of `lists`; None where it selects nothing.
+
+        Args:
+            kappa: greater than 0, at most the ranking's κ.
+
+        Raises:
+            ValueError: κ is not in (0, 1) or larger than the ranking's.
+        """
+        kappa = self._checked(kappa)
+        lengths = [self._length(top, kappa) for top in self.lists]
+        return [float(top.values[k - 1]) if k else None for top, k in zip(self.lists, lengths, strict=True)]
+
+    def _checked(self, kappa: float) -> float:
+        kappa = checked_kappa(kappa)
+        if kappa > self.kappa:
+            raise ValueError(
+                f"kappa must be at most {self.kappa:g}, what this ranking was taken at, got {kappa:g}. "
+                "Rank again at the largest kappa of the sweep."
+            )
+        return kappa
+
     def _length(self, top: TopList, kappa: float) -> int:
         k = _count(kappa, top.numel, self.compat)
         if self.compat is None or k == 0:
@@ -100,7 +121,11 @@ class Ranking:
 
 
 def rank(
-    F: Mapping[str, Tensor], kappa: float, scope: Scope = "tensor", compat: str | None = None
+    F: Mapping[str, Tensor],
+    kappa: float,
+    scope: Scope = "tensor",
+    compat: str | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> Ranking:
     """Order the top entries of F once, for a sweep over κ.
 
@@ -116,13 +141,16 @@ def rank(
         scope: where the top-k is taken.
         compat: "authors" for the paper's rule: of k = int(numel·κ) entries only those strictly above the k-th
             largest value stay (k - 1 without ties); `scope="tensor"` only.
+        thresholds: numbers to count every tensor's entries above; with any, or with none of them (`()`), the pass
+            also gives `Ranking.summaries`. None leaves these out: counting takes longer than selecting.
 
     Returns:
         The ranking; `Ranking.mask(kappa)` costs a copy of the prefix.
 
     Raises:
         TypeError: a tensor has no floating-point dtype.
-        ValueError: κ, scope or compat is unknown, F is empty, or a tensor holds NaN or infinity.
+        ValueError: κ, scope or compat is unknown, F is empty, a threshold is NaN, or a tensor holds NaN or
+            infinity.
     """
     kappa = checked_kappa(kappa)
     if scope not in _SCOPES:
@@ -133,45 +161,63 @@ def rank(
         raise ValueError(f"compat='authors' selects per tensor, got scope={scope!r}. Use scope='tensor'.")
     if not len(F):
         raise ValueError("F holds no tensor: nothing to select from.")
-    shapes: dict[str, tuple[int, ...]] = {}
+    reader = _Reader(F, thresholds)
     groups = [(name,) for name in F] if scope == "tensor" else list(_groups(F, scope))
     lists = []
     for names in progress_bar(groups, desc="Ranking", unit=scope, enabled=stored(F)):
         if scope == "tensor":
-            lists.append(_tensor_list(F, names[0], kappa, compat, shapes))
+            lists.append(_tensor_list(reader, names[0], kappa, compat))
         else:
-            lists.append(_group_list(F, names, kappa, shapes))
-    return Ranking(tuple(lists), {name: shapes[name] for name in F}, kappa, scope, compat, _source(F))
+            lists.append(_group_list(reader, names, kappa))
+    shapes = {name: reader.shapes[name] for name in F}
+    summaries = {name: reader.summaries[name] for name in F if name in reader.summaries}
+    return Ranking(tuple(lists), shapes, kappa, scope, compat, _source(F), summaries)
+
+
+class _Reader:
+    """Takes the largest entries of one tensor after another, and notes on the way what each tensor is like.
+
+    Args:
+        F: the tensors.
+        thresholds: of the summaries; None takes none.
+    """
+
+    def __init__(self, F: Mapping[str, Tensor], thresholds: Sequence[float] | None) -> None:
+        self.F = F
+        self.thresholds = thresholds
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.summaries: dict[str, Summary] = {}
+
+    def entries(self, name: str) -> Entries:
+        found = entries_of(self.F, name)
+        self.shapes[name] = found.shape
+        return found
+
+    def largest(self, entries: Entries, k: int) -> Largest:
+        found = entries.largest(k, self.thresholds)
+        if found.summary is not None:
+            self.summaries[entries.name] = found.summary
+        return found
 
 
 def _count(kappa: float, numel: int, compat: str | None) -> int:
     return count(kappa, numel) if compat is None else int(numel * kappa)
 
 
-def _tensor_list(
-    F: Mapping[str, Tensor],
-    name: str,
-    kappa: float,
-    compat: str | None,
-    shapes: dict[str, tuple[int, ...]],
-) -> TopList:
-    entries = entries_of(F, name)
-    shapes[name] = entries.shape
-    top, index = entries.largest(_count(kappa, entries.numel, compat))
+def _tensor_list(reader: _Reader, name: str, kappa: float, compat: str | None) -> TopList:
+    entries = reader.entries(name)
+    top, index, _ = reader.largest(entries, _count(kappa, entries.numel, compat))
     return TopList((name,), entries.numel, torch.zeros_like(index), index, top)
 
 
-def _group_list(
-    F: Mapping[str, Tensor], names: tuple[str, ...], kappa: float, shapes: dict[str, tuple[int, ...]]
-) -> TopList:
-    shapes.update((name, entries_of(F, name).shape) for name in names)
-    numel = sum(torch.Size(shapes[name]).numel() for name in names)
+def _group_list(reader: _Reader, names: tuple[str, ...], kappa: float) -> TopList:
+    numel = sum(reader.entries(name).numel for name in names)
     k = count(kappa, numel)
     best = torch.empty(0, dtype=torch.float64)
     owner = index = torch.empty(0, dtype=torch.int64)
     for position, name in enumerate(names):
-        entries = entries_of(F, name)
-        top, where = entries.largest(min(k, entries.numel))
+        entries = reader.entries(name)
+        top, where, _ = reader.largest(entries, min(k, entries.numel))
         if 0 < k == len(best):  # an entry no larger than the k-th so far comes after it
             larger = top > best[-1]
             top, where = top[larger], where[larger]

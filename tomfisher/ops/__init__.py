@@ -16,6 +16,8 @@ from tomfisher.ops.summary_stored import summary_stored
 from tomfisher.ops.topk import TopK, topk
 from tomfisher.ops.topk_across import TopKAcross, topk_across
 from tomfisher.ops.topk_stored import topk_stored
+from tomfisher.ops.topk_summary import TopKSummary, topk_summary
+from tomfisher.ops.topk_summary_stored import topk_summary_stored
 from tomfisher.ops.weight_sums import weight_sums
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Summary",
     "TopK",
     "TopKAcross",
+    "TopKSummary",
     "masked_fill_mean_",
     "resolve",
     "rope_energy",
@@ -40,5 +43,7 @@ __all__ = [
     "topk",
     "topk_across",
     "topk_stored",
+    "topk_summary",
+    "topk_summary_stored",
     "weight_sums",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tomfisher.ops.dispatch import Impl, resolve
 from tomfisher.ops.reference.summary import histogram_edges
-from tomfisher.ops.topk import check_finite, flattened
+from tomfisher.ops.vectors import check_finite, labels_of, vectors_of
 
 
 class Summary(NamedTuple):
@@ -56,25 +56,19 @@ def summary(
         histogram = torch.bincount(torch.bucketize(flat, edges, right=True) - 1, minlength=len(edges) - 1)
 
     Args:
-        values: one tensor of any shape, or several on one device; float16, bfloat16, float32 or float64.
-            A non-contiguous tensor is copied.
+        values: one tensor of any shape, or several of one dtype on one device; float16, bfloat16, float32 or
+            float64. A non-contiguous tensor is copied.
         thresholds: numbers to count the entries above, in any order; not rounded to the values' dtype.
         impl: "auto", "cpp" or "reference".
 
     Returns:
-        A `Summary` on the values' device, or a list of them. Histograms of one dtype can be added up.
+        A `Summary` on the values' device, or a list of them, whose histograms can be added up.
 
     Raises:
-        TypeError: a tensor has another dtype.
+        TypeError: a tensor has another dtype, or dtypes differ.
         ValueError: NaN or infinity among the values, NaN among the thresholds, or devices that differ.
     """
-    single = isinstance(values, Tensor)
-    tensors = [values] if isinstance(values, Tensor) else list(values)
-    labels = _labels(len(tensors), single)
-    flats = [flattened(label, tensor) for label, tensor in zip(labels, tensors, strict=True)]
-    if len({flat.device for flat in flats}) > 1:
-        devices = sorted({str(flat.device) for flat in flats})
-        raise ValueError(f"values must be on one device, got {devices}. Call summary once per device.")
+    flats, single = vectors_of(values, "Call summary once per {}.")
     bounds = checked_thresholds(thresholds)
     if not flats:
         return []
@@ -88,7 +82,7 @@ def _op(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     _, run = resolve("summary", impl, flats[0].device)
     extremes, histograms, above, status = run(flats, thresholds)
-    check_finite(_labels(len(flats), single), flats, status)
+    check_finite(labels_of(len(flats), single), flats, status)
     return extremes, histograms, above
 
 
@@ -101,10 +95,6 @@ def _(
         [flat.new_empty(len(histogram_edges(flat.dtype)) - 1, dtype=torch.int64) for flat in flats],
         [flat.new_empty(len(thresholds), dtype=torch.int64) for flat in flats],
     )
-
-
-def _labels(count: int, single: bool) -> list[str]:
-    return ["values"] if single else [f"values[{i}]" for i in range(count)]
 
 
 def checked_thresholds(thresholds: Sequence[float]) -> list[float]:

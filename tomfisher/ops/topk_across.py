@@ -10,7 +10,7 @@ from torch import Tensor
 
 import tomfisher.ops.reference.topk_across  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.topk import check_count, check_finite, flattened
+from tomfisher.ops.vectors import check_count, check_finite, labels_of, vectors_of
 
 
 class TopKAcross(NamedTuple):
@@ -52,15 +52,9 @@ def topk_across(tensors: Sequence[Tensor], k: int, impl: Impl = "auto") -> TopKA
         TypeError: dtypes differ or have no order here, or k is no integer.
         ValueError: no tensor, NaN or infinity among the values, k out of range, or devices that differ.
     """
-    flats = [flattened(label, tensor) for label, tensor in zip(_labels(tensors), tensors, strict=True)]
+    flats, _ = vectors_of(list(tensors), "Convert them first.", "tensors")
     if not flats:
         raise ValueError("tensors must hold at least one tensor, got none.")
-    for what, found, kind in (
-        ("dtype", {str(flat.dtype) for flat in flats}, TypeError),
-        ("device", {str(flat.device) for flat in flats}, ValueError),
-    ):
-        if len(found) > 1:
-            raise kind(f"tensors must share one {what}, got {sorted(found)}. Convert them first.")
     check_count(k, sum(flat.numel() for flat in flats), "all tensors")
     values, owners, indices = _op(flats, k, impl)
     return TopKAcross(values, owners, indices, values[-1] if k else values.new_tensor(float("inf")))
@@ -70,7 +64,7 @@ def topk_across(tensors: Sequence[Tensor], k: int, impl: Impl = "auto") -> TopKA
 def _op(flats: Sequence[Tensor], k: int, impl: str) -> tuple[Tensor, Tensor, Tensor]:
     _, run = resolve("topk_across", impl, flats[0].device)
     owners, indices, status = run(flats, k)
-    check_finite(_labels(flats), flats, status)
+    check_finite(labels_of(len(flats), False, "tensors"), flats, status)
     return _values(flats, owners, indices), owners, indices
 
 
@@ -78,10 +72,6 @@ def _op(flats: Sequence[Tensor], k: int, impl: str) -> tuple[Tensor, Tensor, Ten
 def _(flats: Sequence[Tensor], k: int, impl: str) -> tuple[Tensor, Tensor, Tensor]:
     owners, indices = (flats[0].new_empty(k, dtype=torch.int64) for _ in range(2))
     return flats[0].new_empty(k), owners, indices
-
-
-def _labels(tensors: Sequence[Tensor]) -> list[str]:
-    return [f"tensors[{i}]" for i in range(len(tensors))]
 
 
 def _values(flats: Sequence[Tensor], owners: Tensor, indices: Tensor) -> Tensor:

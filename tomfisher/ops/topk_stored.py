@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor
 
 import tomfisher.ops.reference.topk_stored  # noqa: F401  (registers the definition)
 from tomfisher.ops.dispatch import Impl, resolve
 from tomfisher.ops.dtypes import DTYPES
-from tomfisher.ops.topk import TopK, check_count
+from tomfisher.ops.topk import TopK, as_topk
+from tomfisher.ops.vectors import check_count
 
 
 def topk_stored(
@@ -47,7 +47,7 @@ def topk_stored(
     _, run = resolve("topk_stored", impl, torch.device("cpu"))
     values, indices, first = run(os.fspath(path), offset, numel, dtype, k)
     check_first(path, first)
-    return TopK(values, indices, _threshold(values))
+    return as_topk(values, indices)
 
 
 def check_span(path: str | os.PathLike[str], offset: int, numel: int, dtype: torch.dtype) -> None:
@@ -74,7 +74,3 @@ def check_first(path: str | os.PathLike[str], first: int) -> None:
             f"{os.fspath(path)} must hold finite values (they are put in an order), got NaN or infinity at flat "
             f"index {first}."
         )
-
-
-def _threshold(values: Tensor) -> Tensor:
-    return values[-1] if len(values) else values.new_tensor(float("inf"))

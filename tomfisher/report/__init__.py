@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from tomfisher.report.sinks import plot_sinks
     from tomfisher.report.spectrum import plot_spectrum, plot_spectrum_change
     from tomfisher.report.sweep import plot_accuracy, plot_perplexity
+    from tomfisher.report.values import plot_fisher_values
 
 _HOMES = {
     "RunData": "data",
     "load": "data",
     "plot_accuracy": "sweep",
     "plot_attention_maps": "maps",
+    "plot_fisher_values": "values",
     "plot_frequency_rows": "masks",
     "plot_interventions": "ablations",
     "plot_mask_map": "masks",
@@ -34,6 +36,7 @@ __all__ = [
     "load",
     "plot_accuracy",
     "plot_attention_maps",
+    "plot_fisher_values",
     "plot_frequency_rows",
     "plot_interventions",
     "plot_mask_map",

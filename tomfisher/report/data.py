@@ -36,6 +36,7 @@ class RunData:
         results: baseline and points.
         config: the settings (`config.yaml`, or what the results remember of it).
         inside: content of `analysis.json`, or None.
+        values: content of `fisher-values.json`, or None.
         extras: content of `ablations.json`, `finetune.json` and `architectures.json` where there is such a file, in
             the run folder or in a folder of that name below it.
         missing: what the report cannot show.
@@ -46,6 +47,7 @@ class RunData:
     results: Results
     config: dict[str, Any]
     inside: dict[str, Any] | None = None
+    values: dict[str, Any] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
     complete: bool = True
@@ -115,6 +117,17 @@ def load(run: str | os.PathLike[str]) -> RunData:
     results, complete = _results(path)
     config = dict(results.provenance.get("config", {})) or _settings(path)
     missing = [] if complete else [_interrupted(results, config)]
+    values, problem = _optional(path / "fisher-values.json")
+    if values is not None and not {"task", "control"} <= set(values):
+        values, problem = None, "fisher-values.json does not hold the values of both Fisher diagonals"
+    if values is None:
+        why = problem or "this run has no fisher-values.json"
+        missing.append(
+            Missing(
+                "How large the Fisher values are",
+                f"{why}. {_rerun(path)} adds it while the stores are there.",
+            )
+        )
     inside, problem = _optional(path / "analysis.json")
     if inside is not None and not isinstance(inside.get("states"), dict):
         inside, problem = None, "analysis.json holds no analysis of a study"
@@ -130,7 +143,7 @@ def load(run: str | os.PathLike[str]) -> RunData:
         elif problem:
             missing.append(Missing(f"{name}.json", f"{problem}. Write it again with its command."))
     missing += _controls(results)
-    return RunData(path, results, config, inside, extras, tuple(missing), complete)
+    return RunData(path, results, config, inside, values, extras, tuple(missing), complete)
 
 
 def _results(path: Path) -> tuple[Results, bool]:

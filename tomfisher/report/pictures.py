@@ -20,6 +20,7 @@ from tomfisher.report.spectrum import mean_norms, plot_spectrum, plot_spectrum_c
 from tomfisher.report.style import to_inline, to_png, to_svg
 from tomfisher.report.sweep import plot_accuracy, plot_perplexity
 from tomfisher.report.tables import STATES, mean_over_heads, span
+from tomfisher.report.values import LOOKS, entries, histogram, plot_fisher_values
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ class Picture:
 
     Attributes:
         name: of its files, such as "accuracy".
-        section: of the report that it stands in: "sweep", "mask", "rope", "sinks" or "ablations".
+        section: of the report that it stands in: "sweep", "values", "mask", "rope", "sinks" or "ablations".
         caption: what is drawn, and how to read it.
         says: what it shows, in numbers, for those who do not see it.
         figure: the figure.
@@ -81,6 +82,8 @@ def draw(data: RunData) -> tuple[list[Picture], list[Missing]]:
 def _makers(data: RunData) -> Iterator[tuple[str, Callable[[], Picture]]]:
     yield "accuracy", lambda: _accuracy(data)
     yield "perplexity", lambda: _perplexity(data)
+    if data.values is not None:
+        yield "fisher-values", partial(_fisher_values, data.values)
     if data.inside is not None:
         yield from _inside_makers(data.inside)
     if "ablations" in data.extras:
@@ -147,6 +150,25 @@ def _perplexity(data: RunData) -> Picture:
         says.append(f"Change at {kappa:g}: {', '.join(found)}.")
     caption = "Perplexity per token on held-out control text over κ. The dotted line is the most the verdict allows."
     return Picture("perplexity", "sweep", caption, " ".join(says), plot_perplexity(results)[0], True)
+
+
+def _fisher_values(values: Mapping[str, Any]) -> Picture:
+    says = ["Histogram of the Fisher values over powers of two."]
+    for which in LOOKS:
+        found = values[which]
+        first, counts = histogram(found)
+        if len(counts):
+            low = 2.0 ** (first + int(counts.argmax()))
+            says.append(
+                f"Of the {entries(found):,} {which} values most lie from {low:.2g} to twice that ({counts.max():,}), "
+                f"and {entries(found, 'zeros'):,} are 0."
+            )
+    caption = (
+        "How many weights have a Fisher value of each size, per power of two, on the task and on the control text "
+        "(sums over the samples; zeros are left out). Below: the smallest value that each κ selects, from the least to "
+        "the most over the matrices, the median marked."
+    )
+    return Picture("fisher-values", "values", caption, " ".join(says), plot_fisher_values(values)[0])
 
 
 def _mask_map(profile: Mapping[str, Any]) -> Picture:

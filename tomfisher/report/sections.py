@@ -26,6 +26,7 @@ from tomfisher.report.tables import (
     span,
     sparsity_table,
     sweep_table,
+    values_table,
 )
 
 
@@ -87,6 +88,8 @@ class Writer:
     def sections(self) -> list[Section]:
         """All sections that the run has something for, what is missing and the provenance last."""
         self._sweep()
+        if self.data.values is not None:
+            self._values(self.data.values)
         if self.data.inside is not None:
             self._inside(self.data.inside)
         self._extras()
@@ -132,6 +135,14 @@ class Writer:
             "ones: as many of them in every matrix."
         )
         self._add("sweep", "What the masks do", [text], tables=tables)
+
+    def _values(self, values: Mapping[str, Any]) -> None:
+        tables = self._tables("the Fisher values", lambda: values_table(values))
+        text = (
+            "A weight's Fisher value is the sum over the samples of the squared derivative of a sample's loss by that "
+            "weight: how much the model's answers depend on it. A mask takes the far right end of the task's."
+        )
+        self._add("values", "How large the Fisher values are", [text], tables=tables)
 
     def _inside(self, inside: Mapping[str, Any]) -> None:
         for part, why in (inside.get("unavailable") or {}).items():

@@ -12,6 +12,7 @@ from tomfisher.experiment.table import MASK_ORDER, rise
 from tomfisher.experiment.verdict import holm
 from tomfisher.report.ablations import controls, headline_of, interventions
 from tomfisher.report.data import RunData
+from tomfisher.report.values import LOOKS, entries
 
 ABSENT = "–"
 STATES = {TASK_CONTROL: "task minus control", CONTROL_ONLY: "control only", RANDOM: "random"}
@@ -119,6 +120,43 @@ def condition_table(data: RunData) -> Table | None:
         ["Condition", "n", "Untouched", "Task minus control", "p (Holm)", "Control only", "Random"],
         rows,
         title=f"Every condition at κ = {kappa:g}",
+    )
+
+
+def values_table(values: Mapping[str, Any]) -> Table:
+    """One row per Fisher diagonal: its size, its zeros and its extremes, and what each κ selects."""
+    kappas = [found["kappa"] for found in values["task"]["thresholds"]]
+    rows = []
+    for which in LOOKS:
+        found = values[which]
+        tensors = list(found["tensors"].values())
+        extremes = [
+            pick((tensor[name] for tensor in tensors if tensor[name] is not None), default=None)
+            for name, pick in (("min", min), ("max", max))
+        ]
+        rows.append(
+            [
+                which,
+                number(found["num_samples"], "{:,}"),
+                f"{entries(found):,}",
+                f"{entries(found, 'zeros'):,}",
+                *(number(value, "{:.3g}") for value in extremes),
+                *(number(threshold["median"], "{:.3g}") for threshold in found["thresholds"]),
+            ]
+        )
+    return Table(
+        "Fisher values of all tensors together, as sums over the samples. From κ = … on: the smallest value selected, "
+        "median over the matrices.",
+        [
+            "Fisher of",
+            "Samples",
+            "Weights",
+            "Zero",
+            "Smallest",
+            "Largest",
+            *(f"κ = {kappa:g}" for kappa in kappas),
+        ],
+        rows,
     )
 
 

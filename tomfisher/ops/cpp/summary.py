@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-import tomfisher._C  # noqa: F401  (registers torch.ops.tomfisher_cpp)
+from tomfisher.ops.cpp.topk_summary import topk_summary_cpp
 from tomfisher.ops.dispatch import register
-
-_Parts = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]
 
 
 @register("summary", "cpp")
-def summary_cpp(flats: Sequence[Tensor], thresholds: Sequence[float]) -> _Parts:
-    """As `tomfisher.ops.reference.summary` defines, in one pass over each vector."""
-    plain = [flat.contiguous() for flat in flats]
-    bounds = torch.tensor(thresholds, dtype=torch.float64)
-    return torch.ops.tomfisher_cpp.summary(plain, bounds, torch.get_num_threads())
+def summary_cpp(
+    flats: Sequence[Tensor], thresholds: Sequence[float]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """As `tomfisher.ops.reference.summary` defines, in one pass over each vector that selects nothing."""
+    _, extremes, histograms, above, status = topk_summary_cpp(flats, [0] * len(flats), thresholds)
+    return extremes, histograms, above, status

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import tomfisher._C  # noqa: F401  (registers torch.ops.tomfisher_cpp)
-from tomfisher.ops.cpp.topk_stored import reading
+from tomfisher.ops.cpp.topk_summary_stored import topk_summary_stored_cpp
 from tomfisher.ops.dispatch import register
 
 
@@ -21,9 +20,7 @@ def summary_stored_cpp(
     Raises:
         OSError: the file cannot be read.
     """
-    bounds = torch.tensor(thresholds, dtype=torch.float64)
-    with reading():
-        extremes, histogram, above, status = torch.ops.tomfisher_cpp.summary_file(
-            path, offset, numel, dtype, bounds, torch.get_num_threads()
-        )
-    return extremes, histogram, above, int(status)
+    _, _, extremes, histogram, above, first = topk_summary_stored_cpp(
+        path, offset, numel, dtype, 0, thresholds
+    )
+    return extremes, histogram, above, first
