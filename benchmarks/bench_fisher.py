@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for name, run_pass in passes.items()
         if name not in wrong
     }
-    timed[PASSES] = Contender(partial(_passes_alone, model, args.tokens_per_batch, samples))
+    for budget in args.tokens_per_batch.split(","):
+        name = _at(PASSES, budget, args)
+        timed[name] = Contender(partial(_passes_alone, model, budget, samples))
     timings = interleave(timed, args.rounds, device, warmup=not accuracy, desc="Fisher passes")
     baseline = next(iter(passes))
     work = flop_of(model, samples)
@@ -122,15 +124,23 @@ def contenders(args: argparse.Namespace, model: nn.Module) -> dict[str, Fisher]:
         found[LOOP_FP32] = partial(peers.loop, single)
     found["loop"] = partial(peers.loop, model)
     for impl in args.impl.split(","):
-        name = "tomfisher" if impl == "auto" else f"tomfisher {impl}"
-        found[name] = partial(_ours, model, impl, args.tokens_per_batch)
+        for budget in args.tokens_per_batch.split(","):
+            name = _at("tomfisher" if impl == "auto" else f"tomfisher {impl}", budget, args)
+            found[name] = partial(_ours, model, impl, budget)
     for name in ("backpack", "opacus", "vmap"):
         found[name] = partial(_peer, name, model, args.peer_batch)
     wanted = args.contenders.split(",") if args.contenders else list(found)
-    unknown = set(wanted) - set(found)
+    several = "," in args.tokens_per_batch  # then "tomfisher" means all of its budgets
+    short = {n: n.rpartition(" ")[0] if several and n.startswith("tomfisher") else n for n in found}
+    unknown = set(wanted) - set(found) - set(short.values())
     if unknown:
         raise ValueError(f"contenders must be among {', '.join(found)}, got {', '.join(sorted(unknown))}.")
-    return {name: run_pass for name, run_pass in found.items() if name in wanted}
+    return {name: run_pass for name, run_pass in found.items() if {name, short[name]} & set(wanted)}
+
+
+def _at(name: str, budget: str, args: argparse.Namespace) -> str:
+    """The name at a token budget: as it is where there is only one."""
+    return f"{name} {budget}" if "," in args.tokens_per_batch else name
 
 
 def wrong_results(accuracy: dict[str, dict[str, float]], limit: float) -> dict[str, str]:

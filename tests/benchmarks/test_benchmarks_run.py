@@ -67,6 +67,15 @@ def test_fisher_contenders_agree_with_float64_and_with_each_other(tmp_path, caps
     assert all(name in out for name in names)
 
 
+def test_fisher_at_several_token_budgets(tmp_path):
+    line = "fisher --config tiny --samples 4 --length 12 --rounds 1 --device cpu --kappa 0.01 --no_memory"
+    found = recorded(tmp_path, line, "--tokens_per_batch", "12,auto", "--contenders", "loop,tomfisher")
+    (case,) = found["results"]["cases"]
+    passes = {"passes alone 12", "passes alone auto"}
+    assert set(case["contenders"]) == {"loop", "tomfisher 12", "tomfisher auto", *passes}
+    assert all(row["error"] < 1e-5 for name, row in case["contenders"].items() if name not in passes)
+
+
 def test_fisher_in_16_bits_is_compared_with_the_float32_loop_and_two_truths(tmp_path):
     line = "fisher --config tiny --dtype bf16 --samples 2 --length 8 --rounds 1 --device cpu --kappa 0.01"
     (case,) = recorded(tmp_path, line, "--no_memory", "--contenders", "loop fp32,loop,tomfisher")["results"][

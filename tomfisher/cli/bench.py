@@ -93,7 +93,9 @@ def _fisher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--impl", default="auto", help="tomfisher's ops, several with commas [auto]")
     parser.add_argument("--samples", type=int, default=100, help="samples per pass [100]")
     parser.add_argument("--length", type=int, default=128, help="tokens per sample [128]")
-    parser.add_argument("--tokens_per_batch", default="auto", help="tomfisher's batch budget [auto]")
+    parser.add_argument(
+        "--tokens_per_batch", default="auto", help="tomfisher's batch budget, several with commas [auto]"
+    )
     parser.add_argument("--peer_batch", type=int, default=8, help="samples per batch of the peers [8]")
     parser.add_argument("--contenders", help="only these, with commas [all]")
     parser.add_argument(
