@@ -67,6 +67,29 @@ def test_overwrite_deletes_only_what_tomfisher_writes(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_overwrite_deletes_what_was_made_of_the_old_study_and_nothing_else(tmp_path):
+    with RunFolder.open(config_in(tmp_path)) as folder:
+        folder.save_point(a_point(), {})
+    ours = [
+        "ablations/ablations.json",
+        "ablations/points/qk.json",
+        "ablations/inputs.json",
+        "finetune/finetune.json",
+    ]
+    ours += ["finetune/delta.safetensors", "figures/accuracy.svg", "figures/ablations.png", "finetune.json"]
+    theirs = ["ablations/notes.txt", "ablations/points/qk.txt", "figures/mine.png"]
+    for name in (*ours, *theirs):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with RunFolder.open(config_in(tmp_path)):
+        assert all((tmp_path / name).is_file() for name in ours)
+    with RunFolder.open(config_in(tmp_path, seed=5), overwrite=True):
+        pass
+    assert not [name for name in ours if (tmp_path / name).exists()]
+    assert all((tmp_path / name).is_file() for name in theirs)
+    assert not (tmp_path / "finetune").exists()
+
+
 def test_folder_with_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     for overwrite in (False, True):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tomfisher.masks import SparseMask
+from tomfisher.masks.store import recorded_checksum
 
 SHAPES = {"a.q": (3, 4), "a.k": (5,), "b.q": (2, 2, 2)}
 
@@ -95,6 +96,13 @@ def test_the_digest_is_of_names_and_entries_in_any_order() -> None:
     assert A.sha256 == turned.sha256
     moved = [{"a.q": [0, 3, 10], "a.k": [4]}, {"a.q": [0, 3], "a.k": [4]}, {"b.q": [4], "a.q": [0, 3, 11]}]
     assert len({A.sha256, *(mask(entries).sha256 for entries in moved)}) == 4
+
+
+def test_the_digest_is_read_from_the_file_and_nothing_else_has_one(tmp_path) -> None:
+    A.save(tmp_path / "m.safetensors")
+    assert recorded_checksum(tmp_path / "m.safetensors") == A.sha256
+    (tmp_path / "text").write_text("no")
+    assert recorded_checksum(tmp_path / "text") is None and recorded_checksum(tmp_path / "absent") is None
 
 
 def test_restrict_by_pattern_patterns_and_function() -> None:

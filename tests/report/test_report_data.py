@@ -71,6 +71,16 @@ def test_a_run_without_analysis_says_how_to_get_it(make_run):
     assert f"tomfisher run --config {folder / 'config.yaml'}" in missing.why
 
 
+def test_the_way_to_an_analysis_asks_for_prompts_where_the_study_has_none_and_names_a_moved_folder(
+    make_run, results
+):
+    config = {**results.provenance["config"], "analysis_prompts": 0, "output_path": "elsewhere"}
+    folder = make_run(results=replace(results, provenance={**results.provenance, "config": config}))
+    (missing,) = load(folder).missing
+    command = f"tomfisher run --config {folder / 'config.yaml'} --output_path {folder} --analysis_prompts 64"
+    assert f"{command} adds it" in missing.why
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "{", '{"kappa": 1}'])
 def test_a_damaged_analysis_is_missing_and_the_rest_is_there(make_run, content):
     folder = make_run()
@@ -99,6 +109,7 @@ def test_a_damaged_optional_file_is_named(run):
     (run / "finetune.json").write_text("no")
     data = load(run)
     assert whats(data) == ["finetune.json"] and set(data.extras) == {"ablations"}
+    assert f"tomfisher finetune {run} --kappa KAPPA --overwrite" in data.missing[0].why
 
 
 def test_without_an_effect_the_analysis_says_which_kappa_is_shown(make_run, results, inside):

@@ -191,7 +191,7 @@ def _provenance(
         "versions": provenance.versions(),
         "machine": provenance.machine(resolve_device(config.device)),
         "model": loaded.identity,
-        "mask": mask.describe(),
+        "mask": {**mask.describe(), "sha256": mask.sha256},
         "data": inputs.hashes(),
         "internals": {"prompts": PROMPTS, "pool": "fisher"},
         "time": {"started": started, "finished": provenance.now()},

@@ -7,7 +7,7 @@ import fcntl
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,9 +26,33 @@ OWN_FILES = (
     "fisher-values.json",
     "analysis.json",
     "report.html",
+    "finetune.json",
+    "finetune.csv",
+    "delta.safetensors",
 )
 FREE = ("output_path", "analysis_prompts")  # no result depends on them
 OWN_FOLDERS = ("fisher", "masks", "points")
+FIGURES = (
+    "accuracy",
+    "perplexity",
+    "fisher-values",
+    "mask-map",
+    "frequency-rows",
+    "spectrum-q",
+    "spectrum-k",
+    "spectrum-change-q",
+    "spectrum-change-k",
+    "sink-mass",
+    "sink-angle",
+    "attention-maps",
+    "ablations",
+    "architectures",
+)
+EXTRAS = {  # folders in which other files may lie, and what tomfisher writes there
+    "ablations": (".lock", "inputs.json", "ablations.json", "ablations.csv", "points/*.json"),
+    "finetune": ("finetune.json", "finetune.csv", "delta.safetensors"),
+    "figures": tuple(f"{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")),
+}
 
 
 class RunFolder:
@@ -170,6 +194,8 @@ class RunFolder:
                 shutil.rmtree(self.path / name)
         for name in OWN_FILES:
             (self.path / name).unlink(missing_ok=True)
+        for name, patterns in EXTRAS.items():
+            _clear_extras(self.path / name, patterns)
         self.write_text("config.yaml", config.to_yaml())
 
     def _sweep_leftovers(self) -> None:
@@ -178,6 +204,17 @@ class RunFolder:
             for item in [*parent.glob(".*.tmp"), *parent.glob(".*.old")]:
                 remove: Callable[[Path], None] = shutil.rmtree if item.is_dir() else Path.unlink
                 remove(item)
+
+
+def _clear_extras(folder: Path, patterns: Iterable[str]) -> None:
+    """Delete the files that tomfisher writes, and the folders that are empty then."""
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            if file.is_file():
+                file.unlink()
+    for emptied in (folder / "points", folder):
+        with contextlib.suppress(OSError):  # not there, or not empty
+            emptied.rmdir()
 
 
 def _lock(handle: TextIO, path: Path) -> None:

@@ -250,7 +250,7 @@ def compare(
             _train_all(run, mask)
     provenance = {
         "plan": {**asdict(plan), "learning_rates": list(plan.learning_rates)},
-        "mask": mask.describe(),
+        "mask": {**mask.describe(), "sha256": mask.sha256},
         "damage": None if damage is None else {"mask": damage.mask.describe(), "fill": str(damage.fill)},
         "samples": {"train": len(train), "validation": len(validation)},
     }

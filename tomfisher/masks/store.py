@@ -64,6 +64,17 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     return indices, header
 
 
+def recorded_checksum(path: str | os.PathLike[str]) -> str | None:
+    """The checksum in a mask file's header, without reading the positions; None where there is no such thing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            return (file.metadata() or {}).get("checksum")
+    except (OSError, SafetensorError):
+        return None
+
+
 def _header(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         raise ValueError(

@@ -7,24 +7,13 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
 from tomfisher.experiment.verdict import Verdict, holm, judge
+from tomfisher.report.extras import Missing, read_extras, read_json
 
-OPTIONAL = ("ablations", "finetune", "architectures")
-
-
-class Missing(NamedTuple):
-    """A piece that a report could show and the run does not have.
-
-    Attributes:
-        what: the piece.
-        why: the reason, and how to get it.
-    """
-
-    what: str
-    why: str
+__all__ = ["Missing", "RunData", "load"]
 
 
 @dataclass(frozen=True)
@@ -117,7 +106,7 @@ def load(run: str | os.PathLike[str]) -> RunData:
     results, complete = _results(path)
     config = dict(results.provenance.get("config", {})) or _settings(path)
     missing = [] if complete else [_interrupted(results, config)]
-    values, problem = _optional(path / "fisher-values.json")
+    values, problem = read_json(path / "fisher-values.json")
     if values is not None and not {"task", "control"} <= set(values):
         values, problem = None, "fisher-values.json does not hold the values of both Fisher diagonals"
     if values is None:
@@ -128,20 +117,15 @@ def load(run: str | os.PathLike[str]) -> RunData:
                 f"{why}. {_rerun(path)} adds it while the stores are there.",
             )
         )
-    inside, problem = _optional(path / "analysis.json")
+    inside, problem = read_json(path / "analysis.json")
     if inside is not None and not isinstance(inside.get("states"), dict):
         inside, problem = None, "analysis.json holds no analysis of a study"
     if inside is None:
         why = problem or "this run has no analysis.json"
-        missing.append(Missing("What happened inside the model", f"{why}. {_rerun(path)} adds it."))
-    extras = {}
-    for name in OPTIONAL:
-        file = path / f"{name}.json"
-        found, problem = _optional(file if file.is_file() else path / name / file.name)
-        if found is not None:
-            extras[name] = found
-        elif problem:
-            missing.append(Missing(f"{name}.json", f"{problem}. Write it again with its command."))
+        prompts = " --analysis_prompts 64" if config.get("analysis_prompts") == 0 else ""
+        missing.append(Missing("What happened inside the model", f"{why}. {_rerun(path)}{prompts} adds it."))
+    extras, rejected = read_extras(path, results.provenance)
+    missing += rejected
     missing += _controls(results)
     return RunData(path, results, config, inside, values, extras, tuple(missing), complete)
 
@@ -184,19 +168,6 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _optional(file: Path) -> tuple[Any, str | None]:
-    """The content of a JSON object, or None and what is wrong with the file (None: it is not there)."""
-    if not file.is_file():
-        return None, None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return None, f"{file.name} cannot be read ({error})"
-    if not isinstance(content, dict):
-        return None, f"{file.name} holds no JSON object"
-    return content, None
-
-
 def _interrupted(results: Results, config: dict[str, Any]) -> Missing:
     planned = config.get("kappas") or []
     return Missing(
@@ -226,4 +197,7 @@ def _controls(results: Results) -> list[Missing]:
 
 
 def _rerun(path: Path) -> str:
-    return f"tomfisher run --config {path / 'config.yaml'}"
+    """The command that goes on with the study in this folder, also where the folder was moved."""
+    written = _settings(path).get("output_path")
+    moved = written is not None and os.path.realpath(str(written)) != os.path.realpath(path)
+    return f"tomfisher run --config {path / 'config.yaml'}{f' --output_path {path}' if moved else ''}"
