@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tomfisher.evaluate import GroupScore, Record, Scores, compare, wilson_interval
+from tomfisher.evaluate import GroupScore, Record, Scores, compare, scene_interval, wilson_interval
 
 
 def record(cell, kind, outcomes, condition="contents/open", logprobs=None):
@@ -24,9 +24,10 @@ def test_by_group_and_all():
     )
     groups = scores.by_group()
     assert list(groups) == ["contents/open", "contents/open/reality", "transfer/present", "all"]
-    assert groups["contents/open"] == GroupScore(2, 0.5, wilson_interval(1, 2))
-    assert groups["all"] == GroupScore(4, 0.5, wilson_interval(2, 4))
-    assert groups["all"].to_dict() == {"n": 4, "accuracy": 0.5, "ci95": list(wilson_interval(2, 4))}
+    assert groups["contents/open"] == GroupScore(2, 0.5, wilson_interval(1, 2), 2)
+    whole = scene_interval([1.0, 0.0, 0.0, 1.0], "aabc")
+    assert groups["all"] == GroupScore(4, 0.5, whole, 3)
+    assert groups["all"].to_dict() == {"n": 4, "n_scenes": 3, "accuracy": 0.5, "ci95": list(whole)}
 
 
 def test_a_cell_needs_both_questions_in_the_same_repetition():
@@ -68,6 +69,27 @@ def test_compare_pairs_by_id_per_group():
         "all": pytest.approx(2 * (1 + 7) / 2**7),
     }
     assert set(compare(before, before).values()) == {1.0}
+
+
+def test_both_directions_and_all_conditions_of_a_scene_count_as_one():
+    def scores(right):
+        return Scores(
+            tuple(
+                record(f"s{i}/{condition}/{direction}", "belief", [right], f"contents/{condition}")
+                for i in range(6)
+                for condition in ("open", "informed")
+                for direction in ("as-written", "swapped")
+            )
+        )
+
+    groups = scores(1.0).by_group()
+    assert (groups["contents/open"].n, groups["contents/open"].n_scenes) == (12, 6)
+    assert (groups["all"].n, groups["all"].n_scenes) == (24, 6)
+    assert groups["all"].ci95 == pytest.approx(wilson_interval(6, 6))
+    assert scores(1.0).cells()["all"].n_scenes == 6
+    assert compare(scores(1.0), scores(0.0)) == {
+        "contents/open": 2 / 2**6, "contents/informed": 2 / 2**6, "all": 2 / 2**6
+    }  # fmt: skip
 
 
 def test_compare_refuses_other_stories():

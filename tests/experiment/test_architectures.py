@@ -155,7 +155,7 @@ def test_the_table_has_one_column_per_architecture(outcomes):
         "kappa 0.02 0.01",
         "false-belief before 1.000 1.000",
         "false-belief after 0.300 1.000",
-        "p (McNemar, Holm) 2e-09 1",
+        "p (sign flip, Holm) 2e-09 1",
         "random masks 0.980..1.000 0.980..1.000",
         "control-only mask 0.950 0.950",
         "second-order 1.000 > 0.150 1.000 > 0.500",

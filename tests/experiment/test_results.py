@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import pytest
 
 from tomfisher.evaluate.records import Record, Scores
-from tomfisher.experiment.results import Point, Results, conditions_of
+from tomfisher.evaluate.statistics import wilson_interval
+from tomfisher.experiment.results import Point, Results, conditions_of, with_scenes
 
 
 def record(condition, cell, kind, correct):
@@ -45,7 +47,7 @@ def test_false_belief_is_the_union_over_families_and_all_counts_questions_once()
 def test_a_cell_counts_only_when_both_questions_are_right():
     found = conditions_of(AFTER)
     assert found["contents/false-belief/both"] | {"ci95": 0} == {
-        "n": 4, "accuracy": 1 / 4, "ci95": 0, "p_vs_baseline": None
+        "n": 4, "n_scenes": 4, "accuracy": 1 / 4, "ci95": 0, "p_vs_baseline": None
     }  # fmt: skip
     assert "contents/informed/both" not in found  # one question per cell: nothing to join
 
@@ -56,6 +58,43 @@ def test_p_is_the_exact_two_sided_paired_test():
     assert found["false-belief"]["p_vs_baseline"] == pytest.approx(2 * 0.5**5)
     assert found["contents/false-belief"]["p_vs_baseline"] == pytest.approx(2 * 0.5**2)
     assert found["contents/informed"]["p_vs_baseline"] == 1.0
+
+
+def directions(right, cells=5):
+    """Both directions of each scene, with a belief and a reality question each."""
+    return scores(
+        {
+            ("contents/false-belief", f"{i}/false-belief/{direction}", kind): right
+            if kind == "belief"
+            else 1.0
+            for i in range(cells)
+            for direction in ("as-written", "swapped")
+            for kind in ("belief", "reality")
+        }
+    )
+
+
+def test_two_directions_of_a_scene_are_one_observation():
+    found = conditions_of(directions(0.0), directions(1.0))
+    for name in ("false-belief", "contents/false-belief", "contents/false-belief/both", "all"):
+        assert (found[name]["n"], found[name]["n_scenes"]) == (20 if name == "all" else 10, 5)
+        assert found[name]["p_vs_baseline"] == 2 / 2**5, name
+    assert tuple(found["false-belief"]["ci95"]) == pytest.approx(wilson_interval(0, 5))
+    assert tuple(found["false-belief/reality"]["ci95"]) == pytest.approx(wilson_interval(5, 5))
+
+
+def test_points_of_earlier_versions_are_counted_by_scenes():
+    before, after = directions(1.0), directions(0.0)
+    point = Point(1e-4, "task-control", None, 12, conditions_of(after, before), 10.5, 31.0)
+    old = replace(
+        point,
+        conditions={
+            name: {"n": score["n"], "accuracy": score["accuracy"], "ci95": [0, 1], "p_vs_baseline": 2 / 2**10}
+            for name, score in point.conditions.items()
+        },
+    )
+    assert with_scenes(old, after, before) == point
+    assert with_scenes(point, after, None) is point  # as it is
 
 
 def study():
@@ -74,7 +113,13 @@ def test_results_json_round_trip_and_shape(tmp_path):
     assert list(data) == ["baseline", "points", "provenance"]
     wanted = {"kappa", "mask", "seed", "nnz", "conditions", "perplexity", "word_perplexity"}
     assert set(data["points"][0]) == wanted
-    assert set(data["points"][0]["conditions"]["all"]) == {"n", "accuracy", "ci95", "p_vs_baseline"}
+    assert set(data["points"][0]["conditions"]["all"]) == {
+        "n",
+        "n_scenes",
+        "accuracy",
+        "ci95",
+        "p_vs_baseline",
+    }
 
 
 def test_csv_has_one_row_per_point_and_condition(tmp_path):

@@ -34,6 +34,13 @@ def test_a_clean_effect_is_found_and_told_with_its_numbers():
     text = str(verdict)
     assert "above chance (0.500)" in text
     assert "0.900 to 0.300" in text and "0.900 or more" in text and "+2.0%" in text
+    assert "(p = 1e-06: exact sign-flip test over scenes, Holm)" in text and "(n = 160, 95 %" in text
+
+
+def test_the_number_of_scenes_is_said_where_questions_share_them():
+    found = study(hit=0.3)
+    found.baseline.conditions["false-belief"]["n_scenes"] = 80
+    assert "(n = 160 on 80 scenes, 95 %" in str(judge(found))
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,11 @@ def test_sentences_say_rise_fall_and_harm_after_holm(found):
         state(base, "lora", 0.1, 0.9, 0.002),
     ]
     said = sentences(Comparison((start, *trained)))
-    assert "a significant rise (McNemar p = 0.003 after Holm)" in said[1]
+    assert "a significant rise (p = 0.003: exact sign-flip test over scenes, Holm)" in said[1]
     assert "1 of 1 other rows fall significantly: contents/open (0.900 to 0.200)" in said[1]
     assert "a significant fall" in said[3] and "other rows" not in said[3]
     alone = sentences(Comparison((start, *trained[1:2], *trained[1:2])))
-    assert "no significant change (McNemar p = 0.06 after Holm)" in alone[1]
+    assert "no significant change (p = 0.06: exact sign-flip test over scenes, Holm)" in alone[1]
 
 
 def test_bad_plans_and_missing_samples(found, samples):

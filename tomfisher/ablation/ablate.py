@@ -17,7 +17,7 @@ from tomfisher.ablation.regions import restrict
 from tomfisher.ablation.results import AblationPoint, Ablations, ablation_key
 from tomfisher.ablation.spec import Ablation
 from tomfisher.evaluate.records import Scores
-from tomfisher.experiment.results import BASELINE, RANDOM, TASK_CONTROL, conditions_of
+from tomfisher.experiment.results import BASELINE, RANDOM, TASK_CONTROL, conditions_of, with_scenes
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.progress import progress_bar
 
@@ -103,8 +103,9 @@ def ablate(
                 point = _point(state, mask.kappa or 0.0, label, nnz, conditions, perplexity)
                 points[state.key] = point, scores.to_dict()
             point, records = points[state.key]
-            baseline = Scores.from_dict(records) if baseline is None else baseline
-            found.append(point)
+            scores = Scores.from_dict(records)
+            found.append(with_scenes(point, scores, baseline))
+            baseline = scores if baseline is None else baseline
             bar.update(1)
     return Ablations(found[0], tuple(found[1:]), left_out)
 

@@ -72,7 +72,7 @@ class Ablations:
         return tuple(point for point in self.points if point.control and point.name == name)
 
     def holm(self, condition: str | None = None) -> dict[str, float]:
-        """McNemar p against the untouched model, corrected over all interventions.
+        """The p against the untouched model (sign-flip test over scenes), corrected over all interventions.
 
         Args:
             condition: None is the headline.

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tomfisher.evaluate.statistics import mcnemar, wilson_interval
+from tomfisher.evaluate.scenes import scene_interval, sign_flip_test
+from tomfisher.tasks.story import scene_of
 
 ALL = "all"
 
@@ -39,6 +40,11 @@ class Record:
     margin: float | None = None
     outcomes: tuple[float, ...] = ()
 
+    @property
+    def scene(self) -> str:
+        """What the story shares with those told of the same scene (`tomfisher.tasks.story.scene_of`)."""
+        return scene_of(self.cell)
+
 
 @dataclass(frozen=True)
 class GroupScore:
@@ -47,23 +53,31 @@ class GroupScore:
     Args:
         n: number of items (questions, or cells).
         accuracy: mean correctness in [0, 1].
-        ci95: Wilson 95 % interval `(low, high)` of the accuracy, for `n` items.
+        ci95: 95 % interval `(low, high)` of the accuracy: Wilson's, for the number of independent questions that
+            the scenes are worth (`tomfisher.evaluate.scene_interval`).
+        n_scenes: number of scenes that the items are about.
     """
 
     n: int
     accuracy: float
     ci95: tuple[float, float]
+    n_scenes: int
 
     @classmethod
-    def of(cls, correct: Iterable[float]) -> GroupScore:
-        """Summarise the correctness of some items."""
-        values = list(correct)
-        total = sum(values)
-        return cls(len(values), total / len(values), wilson_interval(min(total, len(values)), len(values)))
+    def of(cls, items: Iterable[tuple[float, str]]) -> GroupScore:
+        """Summarise some items, each given as correctness and scene."""
+        values, scenes = zip(*items, strict=True)
+        interval = scene_interval(values, scenes)
+        return cls(len(values), sum(values) / len(values), interval, len(set(scenes)))
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"n", "accuracy", "ci95": [low, high]}`, fit for JSON."""
-        return {"n": self.n, "accuracy": self.accuracy, "ci95": list(self.ci95)}
+        """`{"n", "n_scenes", "accuracy", "ci95": [low, high]}`, fit for JSON."""
+        return {
+            "n": self.n,
+            "n_scenes": self.n_scenes,
+            "accuracy": self.accuracy,
+            "ci95": list(self.ci95),
+        }
 
 
 @dataclass(frozen=True)
@@ -82,11 +96,11 @@ class Scores:
 
     def by_group(self) -> dict[str, GroupScore]:
         """Accuracy per group, in order of appearance, and of everything under "all" (last)."""
-        groups: dict[str, list[float]] = {}
+        groups: dict[str, list[tuple[float, str]]] = {}
         for record in self.records:
-            groups.setdefault(record.group, []).append(record.correct)
-        groups[ALL] = [record.correct for record in self.records]
-        return {name: GroupScore.of(values) for name, values in groups.items()}
+            groups.setdefault(record.group, []).append((record.correct, record.scene))
+        groups[ALL] = [(record.correct, record.scene) for record in self.records]
+        return {name: GroupScore.of(items) for name, items in groups.items()}
 
     def cells(self) -> dict[str, GroupScore]:
         """Accuracy per condition, counting cells instead of questions, and of everything under "all" (last).
@@ -97,11 +111,11 @@ class Scores:
         cells: dict[tuple[str, str], list[Record]] = {}
         for record in self.records:
             cells.setdefault((record.condition, record.cell), []).append(record)
-        conditions: dict[str, list[float]] = {}
+        conditions: dict[str, list[tuple[float, str]]] = {}
         for (condition, _), members in cells.items():
-            conditions.setdefault(condition, []).append(_all_right(members))
-        conditions[ALL] = [value for values in conditions.values() for value in values]
-        return {name: GroupScore.of(values) for name, values in conditions.items()}
+            conditions.setdefault(condition, []).append((_all_right(members), members[0].scene))
+        conditions[ALL] = [item for items in conditions.values() for item in items]
+        return {name: GroupScore.of(items) for name, items in conditions.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists and dicts, fit for JSON; `Scores.from_dict` reads it back."""
@@ -120,7 +134,7 @@ class Scores:
 
 
 def compare(baseline: Scores, other: Scores) -> dict[str, float]:
-    """Paired exact McNemar test of two evaluations of the same stories.
+    """Exact sign-flip test over scenes (`sign_flip_test`) of two evaluations of the same stories.
 
     Args:
         baseline: scores before.
@@ -139,11 +153,11 @@ def compare(baseline: Scores, other: Scores) -> dict[str, float]:
             f"compare got scores of different stories: {len(missing)} ids are in only one of them, such as "
             f"{', '.join(map(repr, missing[:3]))}. Score the same stories twice."
         )
-    pairs: dict[str, list[tuple[float, float]]] = {}
+    groups: dict[str, list[tuple[float, float, str]]] = {}
     for record in baseline.records:
-        pairs.setdefault(record.group, []).append((record.correct, after[record.id]))
-    pairs[ALL] = [pair for group in pairs.values() for pair in group]
-    return {name: mcnemar([a for a, _ in group], [b for _, b in group]) for name, group in pairs.items()}
+        groups.setdefault(record.group, []).append((record.correct, after[record.id], record.scene))
+    groups[ALL] = [item for group in groups.values() for item in group]
+    return {name: sign_flip_test(*zip(*group, strict=True)) for name, group in groups.items()}
 
 
 def _all_right(members: list[Record]) -> float:

@@ -1,4 +1,7 @@
-"""The two statistics of an evaluation: how sure an accuracy is, and whether two accuracies differ."""
+"""The two statistics of independent items: how sure an accuracy is, and whether two accuracies differ.
+
+Questions that come several to a scene are not independent: for them see `tomfisher.evaluate.scenes`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from collections.abc import Sequence
 NORMAL_975 = 1.959963984540054
 
 
-def wilson_interval(successes: float, n: int, z: float = NORMAL_975) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, z: float = NORMAL_975) -> tuple[float, float]:
     """Wilson score interval of a proportion.
 
     With p = successes / n: centre = (p + z²/2n) / (1 + z²/n), half width = z / (1 + z²/n) · sqrt(p(1-p)/n + z²/4n²).
 
     Args:
         successes: number of successes, 0 <= successes <= n; a fraction where an item counts in part.
-        n: number of items, at least 1.
+        n: number of items, at least 1; an effective number need not be whole.
         z: two-sided normal quantile; the default gives 95 %.
 
     Returns:

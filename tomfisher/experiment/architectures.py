@@ -39,7 +39,8 @@ class Outcome:
         found: the verdict (`tomfisher.experiment.judge`).
         kappa: the verdict's; where nothing was found, that of the most significant fall.
         weights: number of perturbed weights.
-        p: McNemar's, of false-belief accuracy against the untouched model, after Holm's correction over the κ.
+        p: of false-belief accuracy against the untouched model, by the sign-flip test over scenes, after Holm's
+            correction over the κ.
         conditions: `{name: {"before", "after", "random", "control-only"}}` for "false-belief", its families and the
             control questions on the same stories: `{"n", "accuracy", "ci95"}` each, "random" a list of them.
         perplexity_rise: relative, under the task's mask.
@@ -190,7 +191,7 @@ def _reasons(inside: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _p_values(results: Results) -> dict[float, float]:
-    """Per κ, McNemar's p of the headline accuracy after Holm's correction."""
+    """Per κ, p of the headline accuracy (sign-flip test over scenes) after Holm's correction."""
     headline = results.baseline.headline()
     points = [results.at(kappa, TASK_CONTROL)[0] for kappa in results.kappas]
     raw = [point.conditions[headline]["p_vs_baseline"] for point in points]
@@ -298,7 +299,7 @@ def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[Outcome], st
         ("  95 % interval", lambda o: _interval(o, headline, "before")),
         (f"{headline} after", lambda o: _accuracy(o, headline, "after")),
         ("  95 % interval", lambda o: _interval(o, headline, "after")),
-        ("  p (McNemar, Holm)", lambda o: f"{o.p:.2g}"),
+        ("  p (sign flip, Holm)", lambda o: f"{o.p:.2g}"),
         ("  random masks", lambda o: _random(o, headline)),
         ("  control-only mask", lambda o: _accuracy(o, headline, CONTROL_ONLY)),
         *((_short(name), _change_of(name)) for name in others),

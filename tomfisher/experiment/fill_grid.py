@@ -80,7 +80,7 @@ class FillGrid:
         return [fill, f"{point.kappa:g}", str(point.nnz), *measured, f"{cost:+.1%}", *controls]
 
     def sentences(self) -> list[str]:
-        """What rises and what falls significantly (McNemar, Holm over the whole grid), in words."""
+        """What rises and what falls significantly (sign flips over scenes, Holm over the whole grid), in words."""
         moved: dict[str, list[str]] = {"rises": [], "falls": []}
         for (fill, kappa, condition), p in self.corrected().items():
             results = self.results[fill]

@@ -6,12 +6,12 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from tomfisher.evaluate.records import ALL, GroupScore, Record, Scores
-from tomfisher.evaluate.statistics import mcnemar
+from tomfisher.evaluate.scenes import sign_flip_test
 from tomfisher.files import atomic_path
 
 HEADLINE = "false-belief"
@@ -41,8 +41,9 @@ class Point:
         mask: "none", "task-control", "control-only" or "random".
         seed: seed of a random mask, else None.
         nnz: number of perturbed weights.
-        conditions: per condition `{"n", "accuracy", "ci95": [low, high], "p_vs_baseline"}`; accuracies in
-            [0, 1], Wilson 95 % intervals, exact two-sided McNemar p (None for the baseline).
+        conditions: per condition `{"n", "n_scenes", "accuracy", "ci95": [low, high], "p_vs_baseline"}`; accuracies
+            in [0, 1], Wilson 95 % intervals for what the scenes are worth, two-sided p of the exact sign-flip test
+            over scenes (None for the baseline): `tomfisher.evaluate.scenes`.
         perplexity: per token, on the held-out control text.
         word_perplexity: per word of the same text.
     """
@@ -69,6 +70,9 @@ class Point:
     def headline(self) -> str:
         """The condition that the verdict is about: "false-belief" where the task has it, else "all"."""
         return HEADLINE if HEADLINE in self.conditions else ALL
+
+
+AnyPoint = TypeVar("AnyPoint", bound=Point)
 
 
 @dataclass(frozen=True)
@@ -166,33 +170,50 @@ def conditions_of(scores: Scores, baseline: Scores | None = None) -> dict[str, d
         baseline: the same stories on the untouched model, or None when this is it.
 
     Returns:
-        `{condition: {"n", "accuracy", "ci95", "p_vs_baseline"}}`.
+        `{condition: {"n", "n_scenes", "accuracy", "ci95", "p_vs_baseline"}}`.
     """
     before = None if baseline is None else _members(baseline)
     found = {}
     for name, members in _members(scores).items():
-        pairs = None if before is None else [(before[name][key], value) for key, value in members.items()]
-        p = None if pairs is None else mcnemar([a for a, _ in pairs], [b for _, b in pairs])
+        values, scenes = zip(*members.values(), strict=True)
+        earlier = None if before is None else [before[name][key][0] for key in members]
+        p = None if earlier is None else sign_flip_test(earlier, values, scenes)
         found[name] = {**GroupScore.of(members.values()).to_dict(), "p_vs_baseline": p}
     return found
 
 
-def _members(scores: Scores) -> dict[str, dict[str, float]]:
-    """Per condition, the correctness of each of its items by id; "all" last."""
-    members: dict[str, dict[str, float]] = {}
+def with_scenes(point: AnyPoint, scores: Scores, baseline: Scores | None = None) -> AnyPoint:
+    """A point whose intervals and p-values are by scenes, made again from its records where they are not.
+
+    Args:
+        point: as it was saved; earlier versions counted every question as independent.
+        scores: its records.
+        baseline: those of the untouched model, or None when this is it.
+    """
+    if "n_scenes" in point.conditions[ALL]:
+        return point
+    return replace(point, conditions=conditions_of(scores, baseline))
+
+
+def _members(scores: Scores) -> dict[str, dict[str, tuple[float, str]]]:
+    """Per condition, the correctness and the scene of each of its items by id; "all" last."""
+    members: dict[str, dict[str, tuple[float, str]]] = {}
     cells: dict[str, dict[str, list[Record]]] = {}
     for record in scores.records:
-        members.setdefault(record.group, {})[record.id] = record.correct
+        members.setdefault(record.group, {})[record.id] = record.correct, record.scene
         cells.setdefault(f"{record.condition}/both", {}).setdefault(record.cell, []).append(record)
-    unions: dict[str, dict[str, float]] = {}
+    unions: dict[str, dict[str, tuple[float, str]]] = {}
     for record in scores.records:
         if record.condition.endswith(f"/{HEADLINE}"):
             name = HEADLINE if record.kind == "belief" else f"{HEADLINE}/{record.kind}"
-            unions.setdefault(name, {})[record.id] = record.correct
+            unions.setdefault(name, {})[record.id] = record.correct, record.scene
     together = {
-        name: {cell: Scores(tuple(records)).cells()[ALL].accuracy for cell, records in by_cell.items()}
+        name: {
+            cell: (Scores(tuple(records)).cells()[ALL].accuracy, records[0].scene)
+            for cell, records in by_cell.items()
+        }
         for name, by_cell in cells.items()
         if any(len(records) > 1 for records in by_cell.values())
     }
-    everything = {record.id: record.correct for record in scores.records}
+    everything = {record.id: (record.correct, record.scene) for record in scores.records}
     return {**unions, **members, **together, ALL: everything}

@@ -15,6 +15,7 @@ import torch
 
 from tomfisher import provenance
 from tomfisher.evaluate.records import Scores
+from tomfisher.evaluate.scenes import TEST
 from tomfisher.experiment import fisher_values, inside
 from tomfisher.experiment.config import Config, parse_fill
 from tomfisher.experiment.inputs import Inputs
@@ -28,6 +29,7 @@ from tomfisher.experiment.results import (
     Point,
     Results,
     conditions_of,
+    with_scenes,
 )
 from tomfisher.experiment.run_folder import RunFolder
 from tomfisher.experiment.stores import check_belongs, check_pair, check_weights, open_own, open_store
@@ -327,12 +329,15 @@ class Experiment:
         return {"device": str(self.device), **dtypes}
 
     def _collect(self, folder: RunFolder) -> Results:
-        points = []
+        points: list[Point] = []
+        baseline: Scores | None = None
         for plan in planned_points(self.config):
             found = folder.load_point(plan.key)
             if found is None:
                 raise ValueError(f"Point {plan.key} vanished from {folder.path}. Run the same command again.")
-            points.append(found[0])
+            scores = Scores.from_dict(found[1])
+            points.append(with_scenes(found[0], scores, baseline))
+            baseline = scores if baseline is None else baseline
         return Results(points[0], tuple(points[1:]), self._provenance(folder))
 
     def _provenance(self, folder: RunFolder) -> dict[str, Any]:
@@ -347,7 +352,12 @@ class Experiment:
             "fisher": pinned["fisher"],
             "scan": pinned.get("scan"),
             "fill": {"kind": config.fill, "implementations": pinned.get("fill_implementations", {})},
-            "evaluation": {"method": config.method, "chance": self.inputs.chance(), **pinned["resolved"]},
+            "evaluation": {
+                "method": config.method,
+                "chance": self.inputs.chance(),
+                "test": TEST,
+                **pinned["resolved"],
+            },
             "seeds": {"study": config.seed, "random": [config.seed + i for i in range(config.random_seeds)]},
             "time": {"started": pinned["started"], "finished": provenance.now()},
         }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from tomfisher.evaluate.scenes import TEST
 from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
 from tomfisher.experiment.table import rise
 
@@ -52,9 +54,9 @@ def judge(results: Results) -> Verdict:
     """Decide from the results whether an ability-specific sparse mask was found.
 
     The baseline must lie above chance by its 95 % interval, and at a κ all of these must hold: the accuracy
-    on the headline condition ("false-belief", or "all" where the task has none) falls, with an exact McNemar
-    p below 0.05 after Holm's correction over the κ; its 95 % interval lies wholly below the interval of the
-    control-only mask and of every random mask; the perplexity rises by less than 5 %.
+    on the headline condition ("false-belief", or "all" where the task has none) falls, with p
+    below 0.05 (exact sign-flip test over scenes) after Holm's correction over the κ; its 95 % interval lies wholly
+    below the interval of the control-only mask and of every random mask; the perplexity rises by less than 5 %.
 
     Args:
         results: a whole study.
@@ -109,7 +111,7 @@ def _baseline(results: Results, headline: str) -> tuple[bool, str]:
     low, high = score["ci95"]
     words = (
         f"Baseline: {headline} accuracy {score['accuracy']:.3f} "
-        f"(n = {score['n']}, 95 % interval {low:.3f} to {high:.3f})"
+        f"({_counted(score)}, 95 % interval {low:.3f} to {high:.3f})"
     )
     chance = results.provenance.get("evaluation", {}).get("chance", {}).get(headline)
     if chance is None:
@@ -121,6 +123,12 @@ def _baseline(results: Results, headline: str) -> tuple[bool, str]:
     return False, f"{words}, not distinguishable from chance ({chance:.3f}): no ability is seen."
 
 
+def _counted(score: Mapping[str, Any]) -> str:
+    """The number of questions, and of their scenes where they are fewer."""
+    n, scenes = score["n"], score.get("n_scenes", score["n"])
+    return f"n = {n}" if scenes == n else f"n = {n} on {scenes} scenes"
+
+
 def _positive(results: Results, effect: _Effect) -> list[str]:
     point, headline = effect.point, effect.headline
     lowest = min(control.accuracy(headline) for control in effect.controls)
@@ -128,7 +136,7 @@ def _positive(results: Results, effect: _Effect) -> list[str]:
     sentences = [
         f"Found: at kappa = {point.kappa:g}, {point.nnz} perturbed weights take {headline} accuracy from "
         f"{results.baseline.accuracy(headline):.3f} to {point.accuracy(headline):.3f} "
-        f"(McNemar p = {effect.p:.2g} after Holm), while the control-only mask and {randoms} random masks of "
+        f"(p = {effect.p:.2g}: {TEST}, Holm), while the control-only mask and {randoms} random masks of "
         f"the same size leave it at {lowest:.3f} or more; perplexity: {effect.perplexity_rise:+.1%}."
     ]
     return sentences + _other_questions(results, point, headline)

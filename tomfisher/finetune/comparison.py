@@ -211,8 +211,8 @@ def compare(
     """Train the mask's entries, random entries and LoRA alike, and measure each; the model is left as it was.
 
     Every training sees the same samples in the same order for the same number of steps, and its learning rate is
-    the one of the grid with the lowest loss on the validation samples. Tests are McNemar's, against the untouched
-    model, against the start and against the trained mask.
+    the one of the grid with the lowest loss on the validation samples. Tests are sign flips over scenes, against the
+    untouched model, against the start and against the trained mask.
 
     Args:
         model: a transformers causal language model.

@@ -43,8 +43,9 @@ class State:
         learning_rate: the one chosen, or None.
         losses: validation loss per learning rate, in nats; None where the training diverged.
         train_loss: loss of the last step, in nats, or None.
-        conditions: per condition `{"n", "accuracy", "ci95": [low, high], "p_vs_untouched", "p_vs_start",
-            "p_vs_masked"}`; exact two-sided McNemar p, None against itself or where there is no such state.
+        conditions: per condition `{"n", "n_scenes", "accuracy", "ci95": [low, high], "p_vs_untouched", "p_vs_start",
+            "p_vs_masked"}`; two-sided p of the exact sign-flip test over scenes, None against itself or where
+            there is no such state.
         perplexity: per token, on the held-out control text.
         word_perplexity: per word of the same text.
         about: what else there is to say, in words.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
+from tomfisher.evaluate.scenes import TEST
 from tomfisher.experiment.table import align
 from tomfisher.experiment.verdict import ALPHA, holm
 from tomfisher.finetune.results import MASKED, RANDOM, UNTOUCHED, Comparison, State
@@ -15,7 +16,7 @@ def render(comparison: Comparison) -> str:
     """One line per state; random masks as least..most over their seeds.
 
     Columns: state, number of trained values, learning rate, accuracy of the headline condition ("false-belief"
-    where the task has it) and of all questions, McNemar p of the headline against the start, perplexity per token
+    where the task has it) and of all questions, p of the headline against the start, perplexity per token
     and its change against the untouched model.
 
     Args:
@@ -44,8 +45,8 @@ def render_conditions(comparison: Comparison) -> str:
 def sentences(comparison: Comparison) -> list[str]:
     """What was found, in words: did the ability rise from the start, what else moved, and how the trainings compare.
 
-    A rise is a higher accuracy whose exact McNemar p against the start is below 0.05 after Holm's correction over
-    all trainings.
+    A rise is a higher accuracy whose p against the start (exact sign-flip test over scenes) is below 0.05 after Holm's
+    correction over all trainings.
     """
     headline, start = comparison.start.headline(), comparison.start
     score = start.conditions[headline]
@@ -76,7 +77,7 @@ def _training(comparison: Comparison, state: State, headline: str, p: float) -> 
     cost = state.perplexity / comparison.start.perplexity - 1
     text = (
         f"{label(state)}: {state.trainable} values, {headline} {before:.3f} to {after:.3f}, {change} "
-        f"(McNemar p = {p:.2g} after Holm); perplexity {cost:+.1%}"
+        f"(p = {p:.2g}: {TEST}, Holm); perplexity {cost:+.1%}"
     )
     fallen = _fallen(comparison, state, headline)
     others = len(state.conditions) - 1
@@ -100,7 +101,7 @@ def _fallen(comparison: Comparison, state: State, headline: str) -> list[str]:
 
 def _against(state: State, headline: str) -> str:
     p = state.conditions[headline]["p_vs_masked"]
-    return f"{label(state)} against masked, {headline}: McNemar p = {p:.2g} (uncorrected)."
+    return f"{label(state)} against masked, {headline}: p = {p:.2g} ({TEST}, uncorrected)."
 
 
 def _row(comparison: Comparison, group: list[State], headline: str, conditions: list[str]) -> list[str]:

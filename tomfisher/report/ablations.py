@@ -33,7 +33,7 @@ def controls(ablations: Any, name: str) -> list[dict[str, Any]]:
 
 @styled
 def plot_interventions(ablations: Any, condition: str | None = None) -> tuple[Figure, Any]:
-    """Accuracy under each intervention with its Wilson 95 % interval; grey: least to most over its controls.
+    """Accuracy under each intervention with its 95 % interval; grey: least to most over its controls.
 
     Args:
         ablations: `Ablations`, or the content of `ablations.json`.

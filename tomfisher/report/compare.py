@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from tomfisher.evaluate.records import Scores
+from tomfisher.evaluate.scenes import TEST
 from tomfisher.experiment.results import TASK_CONTROL, Point, conditions_of, point_key
 from tomfisher.experiment.table import rise
 from tomfisher.experiment.verdict import holm
@@ -69,8 +70,8 @@ def comparison_sections(first: RunData, second: RunData) -> list[Section]:
 
 def _item_by_item(first: RunData, second: RunData) -> Section:
     text = (
-        "Both runs answered the same questions, so p is McNemar's exact test on the same items in both, after Holm "
-        f"over the rows. A: {first.name} ({first.path}). B: {second.name} ({second.path})."
+        f"Both runs answered the same questions, so p is that of the {TEST} on the same questions in both, after "
+        f"Holm over the rows. A: {first.name} ({first.path}). B: {second.name} ({second.path})."
     )
     return Section(
         "comparison-items",
@@ -110,7 +111,7 @@ def _paired(first: RunData, second: RunData) -> Table:
         if all(found):
             label = f"task minus control, κ = {kappa:g}"
             pairs.append((label, found[0][0], found[1][0], point_key(TASK_CONTROL, kappa)))
-    tests = [_mcnemar(first, second, key, first.headline) for *_, key in pairs]
+    tests = [_paired_test(first, second, key, first.headline) for *_, key in pairs]
     known = iter(holm([p for p in tests if p is not None]))
     rows = []
     for (label, ours, theirs, _), p in zip(pairs, tests, strict=True):
@@ -127,7 +128,7 @@ def _paired(first: RunData, second: RunData) -> Table:
     )
 
 
-def _mcnemar(first: RunData, second: RunData, key: str, condition: str) -> float | None:
+def _paired_test(first: RunData, second: RunData, key: str, condition: str) -> float | None:
     """The paired test of one point of both runs, or None without the records of the questions."""
     try:
         ours, theirs = (_scores(run, key) for run in (first, second))

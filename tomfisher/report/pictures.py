@@ -132,7 +132,7 @@ def _accuracy(data: RunData) -> Picture:
         ]
         says.append(f"At {kappa:g}: {', '.join(found)}.")
     caption = (
-        f"Accuracy on {headline} over κ. Bars are Wilson's 95 % intervals, the pale band is that of the untouched "
+        f"Accuracy on {headline} over κ. Bars are 95 % intervals, the pale band is that of the untouched "
         "model; random masks are shown from their least to their most accurate seed."
     )
     return Picture("accuracy", "sweep", caption, " ".join(says), plot_accuracy(results)[0], True)

@@ -21,7 +21,7 @@ _MANY = 8
 
 @styled
 def plot_accuracy(results: Results, condition: str | None = None) -> tuple[Figure, Any]:
-    """Accuracy over κ: Wilson 95 % intervals as bars, the untouched model as a band, random masks least to most.
+    """Accuracy over κ: 95 % intervals as bars, the untouched model as a band, random masks least to most.
 
     Args:
         results: a whole study, or the part measured so far.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tomfisher.evaluate.records import ALL
+from tomfisher.evaluate.scenes import TEST
 from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL, Point
 from tomfisher.experiment.table import MASK_ORDER, rise
 from tomfisher.experiment.verdict import holm
@@ -59,16 +60,16 @@ def sweep_table(data: RunData) -> Table:
         "Weights",
         f"Accuracy: {headline}",
         "95 % interval",
-        "p (McNemar)",
+        "p (sign flip)",
         "p (Holm)",
         *(f"Accuracy: {name}" for name in others),
         "Perplexity",
         "Rise",
     ]
     return Table(
-        "Every mask of the sweep. Intervals are Wilson's; p is the exact McNemar test against the untouched model, "
-        "and its correction runs over the values of κ of the task-minus-control mask. Random masks: least to most "
-        "over the seeds.",
+        "Every mask of the sweep. Questions come several to a scene: intervals are Wilson's for the number of "
+        f"independent questions that they are worth, p is the {TEST} against the untouched model, and its correction "
+        "runs over the values of κ of the task-minus-control mask. Random masks: least to most over the seeds.",
         columns,
         rows,
         strong=strong,
@@ -115,8 +116,8 @@ def condition_table(data: RunData) -> Table | None:
         ]
         rows.append([name, str(before["n"]), interval(before), interval(after), p_value(p), *rest])
     return Table(
-        f"Every condition at κ = {kappa:g}: accuracy with its 95 % interval; p is McNemar's, after Holm over the "
-        "conditions of this table (they overlap: unions and cells are listed beside their parts).",
+        f"Every condition at κ = {kappa:g}: accuracy with its 95 % interval; p is that of the {TEST}, after Holm "
+        "over the conditions of this table (they overlap: unions and cells are listed beside their parts).",
         ["Condition", "n", "Untouched", "Task minus control", "p (Holm)", "Control only", "Random"],
         rows,
         title=f"Every condition at κ = {kappa:g}",
@@ -350,8 +351,8 @@ def ablation_table(ablations: Mapping[str, Any]) -> Table:
             ]
         )
     return Table(
-        f"Interventions: accuracy on {name} with its 95 % interval, McNemar's p after Holm over all interventions, "
-        "perplexity, and the accuracy of their controls, least to most.",
+        f"Interventions: accuracy on {name} with its 95 % interval, p of the {TEST} after Holm over all "
+        "interventions, perplexity, and the accuracy of their controls, least to most.",
         ["Intervention", "Weights", f"Accuracy: {name}", "p (Holm)", "Perplexity", "Rise", "Controls"],
         rows,
     )
@@ -388,8 +389,8 @@ def finetune_table(found: Mapping[str, Any]) -> Table:
         for state in states
     ]
     return Table(
-        f"Accuracy on {name} before and after training, with 95 % intervals; p is McNemar's against the start, after "
-        "Holm over the trainings.",
+        f"Accuracy on {name} before and after training, with 95 % intervals; p is that of the {TEST} against the "
+        "start, after Holm over the trainings.",
         [
             "State",
             "Trained",

@@ -6,6 +6,18 @@ from dataclasses import dataclass
 
 COMPLETE_THE_STORY = "Complete the following story: {story} {question}"
 SECOND_ORDER = "second-order"
+DIRECTIONS = ("as-written", "original", "swapped")
+
+
+def scene_of(cell: str) -> str:
+    """The scene of a cell: what its questions share with those of the other conditions and of the other direction.
+
+    Args:
+        cell: `Story.cell`. Of `<scene>/<condition>/<direction>`, where the direction is one of `DIRECTIONS`, it is
+            the scene; any other cell is a scene of its own.
+    """
+    parts = cell.rsplit("/", 2)
+    return parts[0] if len(parts) == 3 and parts[2] in DIRECTIONS else cell
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,8 @@ class Story:
         condition: what is varied, e.g. `"contents/false-belief"`.
         order: belief order: 0 asks for reality, 1 for a belief, 2 for a belief about a belief.
         id: unique name; stories whose ids differ only in their last `/` part form one cell, of which all
-            questions must be answered rightly together.
+            questions must be answered rightly together. `<scene>/<condition>/<direction>/<question>`, with a
+            direction of `DIRECTIONS`, also says which stories are told of one scene (see `scene_of`).
         template: how story and question become the prompt.
 
     Raises:
@@ -92,6 +105,11 @@ class Story:
     def cell(self) -> str:
         """The id without its last part: shared by the questions that are asked about one telling."""
         return self.id.rsplit("/", 1)[0]
+
+    @property
+    def scene(self) -> str:
+        """What the stories of one scene share, in every condition and both directions: see `scene_of`."""
+        return scene_of(self.cell)
 
     @property
     def group(self) -> str:
