@@ -152,7 +152,25 @@ def test_the_model_is_as_before_and_finished_points_are_not_measured_again(
         again = ablate_run(study.folder, NAMES, kappa=0.03, output_path=output, progress=False)
     assert again.points == done.found.points and len(calls) == 2
     fewer = ablate_run(study.folder, ["off-sink:0.1"], kappa=0.03, output_path=output, progress=False)
-    assert len(calls) == 2 and [p.name for p in fewer.interventions] == ["off-sink:0.1"]
+    assert len(calls) == 2 and fewer.points == done.found.points
+
+
+def test_a_second_call_adds_to_the_first_and_p_is_corrected_over_both(study, tmp_path):
+    options = {"kappa": 0.03, "output_path": tmp_path / "out", "progress": False}
+    options["settings"] = {"random_seeds": 1, "limit": 16, "perplexity_tokens": 50}
+    first = ablate_run(study.folder, ["qk", "mixer"], **options)
+    second = ablate_run(study.folder, ["full", "off-sink:0.1"], **options)
+    names = ["qk", "full", "off-sink:0.1"]
+    assert [(p.name, p.seed) for p in second.points] == [(name, seed) for name in names for seed in (None, 0)]
+    assert second.points[:2] == first.points and second.baseline == first.baseline
+    raw = [p.conditions["false-belief"]["p_vs_baseline"] for p in second.interventions]
+    assert second.holm() == dict(zip(names, holm(raw), strict=True)) and second.comparisons == 3
+    stored = json.loads((tmp_path / "out" / "ablations.json").read_text())
+    assert [p["name"] for p in stored["points"] if not p["control"]] == names
+    assert stored["comparisons"] == 3 and list(stored["left_out"]) == ["mixer"]
+    (tmp_path / "out" / "ablations.json").unlink()  # as after a kill: the points are there
+    third = ablate_run(study.folder, ["full"], **options)
+    assert {p.name for p in third.interventions} == set(names) and third.interventions[0].name == "full"
 
 
 def test_a_folder_of_other_ablations_is_refused_unless_overwritten(study, done, tmp_path):

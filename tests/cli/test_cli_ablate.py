@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
+from tomfisher import SparseMask
 from tomfisher.cli.main import main
+from tomfisher.report import load
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +37,22 @@ def test_it_prints_the_table_writes_the_files_and_says_what_is_left_out(run_fold
     assert set(data["left_out"]) == {"mixer", "qk+mixer", "mixer+off-sink:0.1"}
     assert data["baseline"]["conditions"]["all"]["n"] == 8
     assert (output / "ablations.csv").is_file()
+    assert f"Holm's correction covers 3 comparisons: every ablation that is finished in {output}." in out
+    assert f"tomfisher report {run_folder} shows what lies in {run_folder}/ablations" in out
 
 
-def test_without_names_a_set_over_all_kinds_goes_beside_the_run(run_folder, capsys):
+def test_without_names_a_set_over_all_kinds_goes_beside_the_run(run_folder, tmp_path, capsys):
     settings = ["--random_seeds", "0", "--limit", "4", "--perplexity_tokens", "50"]
     assert main(["ablate", str(run_folder), "--kappa", "0.05", *settings]) == 0
     out, err = capsys.readouterr()
     assert len(out.split("\n\n")[0].splitlines()) == 2 + 1 + 12 and "left out" not in err
+    assert out.splitlines()[-1] == f"Report:  tomfisher report {run_folder}"
+    assert set(load(run_folder).extras) == {"ablations"}
+    shutil.copytree(run_folder, tmp_path / "other")
+    mask = SparseMask.load(tmp_path / "other" / "masks" / "task-control-0.05.safetensors")
+    for file in (tmp_path / "other" / "masks").iterdir():
+        mask.random_like(1).save(file)
+    assert load(tmp_path / "other").extras == {}
     assert (run_folder / "ablations" / "ablations.json").is_file()
 
 

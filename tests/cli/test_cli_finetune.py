@@ -71,14 +71,16 @@ def test_a_run_folder_gives_settings_and_mask_and_damage_is_the_start(mask_file,
     (run / "masks" / "task-control-0.003.safetensors").write_bytes(mask_file.read_bytes())
     words = ["finetune", str(run), "--kappa", "3e-3", "--steps", "1", "--learning_rates", "1e-3", "--no_lora"]
     words += ["--n_train", "6", "--n_validation", "2", "--random_masks", "0", "--limit", "16"]
-    words += ["--damage", str(mask_file), "--fill", "zero", "--output_path", str(tmp_path / "out")]
+    words += ["--damage", str(mask_file), "--fill", "zero"]
     assert main(words) == 0
-    found = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    found = json.loads((run / "finetune" / "finetune.json").read_text())
     assert [state["name"] for state in found["states"]] == ["untouched", "start", "masked"]
     config = found["provenance"]["config"]
     assert (config["limit"], config["seed"], config["model"]) == (16, 5, "testbed-llama")
     assert found["provenance"]["damage"]["fill"] in ("zero", "0", "0.0")
-    assert "fill zero" in capsys.readouterr().out or found["states"][1]["about"]
+    out = capsys.readouterr().out
+    assert "fill zero" in out or found["states"][1]["about"]
+    assert out.splitlines()[-1] == f"Report:  tomfisher report {run}"
     words[words.index("3e-3")] = "1e-2"
     assert main([*words, "--overwrite"]) == 2
     assert "no task-control mask at kappa 0.01. It has: task-control-0.003" in capsys.readouterr().err
@@ -119,6 +121,7 @@ def test_what_is_missing_or_wrong_is_said(mask_file, tmp_path, capsys):
     refused(flags(mask=mask_file, **out), "No model is given")
     refused(flags(model="testbed-llama", **out), "Give either --mask FILE")
     refused(flags(model="testbed-llama", kappa="1e-3", **out), "Give either --mask FILE")
+    refused(flags(model="testbed-llama", mask=mask_file), "Give --output_path")
     refused(flags(str(tmp_path), mask=mask_file, **out), "is no run folder")
     given = {"model": "testbed-llama", "mask": mask_file, **out}
     refused(flags(**{**given, "learning_rates": "fast"}), "--learning_rates must be numbers")

@@ -75,11 +75,12 @@ def ablate(
         fill: what perturbed weights become.
         compat: "authors" for the paper's mean.
         label: what `mask` is called in the points that perturb it.
-        points: finished points by key, with their scores; what is there is not measured again. None: start afresh.
+        points: finished points by key, with their scores, all of this model, mask and measurement; what is there is not
+            measured again, and belongs to the answer whether it is asked for or not. None: start afresh.
         progress: show a bar on a terminal.
 
     Returns:
-        `Ablations`; what the model has no part for is listed there with the reason.
+        `Ablations`, those asked for first; what the model has no part for is listed there with the reason.
 
     Raises:
         UnsupportedModel: none of them can be done on this model.
@@ -107,7 +108,20 @@ def ablate(
             found.append(with_scenes(point, scores, baseline))
             baseline = scores if baseline is None else baseline
             bar.update(1)
+    assert baseline is not None
+    found += _others(points, {state.key for state in states}, baseline)
     return Ablations(found[0], tuple(found[1:]), left_out)
+
+
+def _others(points: Points, known_keys: set[str], baseline: Scores) -> list[AblationPoint]:
+    """The finished points of earlier calls, by name, each intervention before its controls."""
+    found = []
+    for key in list(points):
+        if key not in known_keys:
+            with contextlib.suppress(KeyError):  # damaged, which is said when it is read
+                point, records = points[key]
+                found.append(with_scenes(point, Scores.from_dict(records), baseline))
+    return sorted(found, key=lambda point: (point.name, point.control, point.seed or 0))
 
 
 def _plan(

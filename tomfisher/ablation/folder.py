@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tomfisher.ablation.results import AblationPoint, point_from
+from tomfisher.ablation.results import AblationPoint, Ablations, point_from
 from tomfisher.experiment.run_folder import RunFolder
 from tomfisher.files import atomic_path
 
@@ -80,6 +80,13 @@ class AblationFolder(MutableMapping[str, tuple[AblationPoint, dict[str, Any]]]):
             ValueError: a fact differs.
         """
         RunFolder(self.path).pin(**facts)
+
+    def earlier(self) -> Ablations | None:
+        """What the last call left here; None where there is nothing, or it is damaged."""
+        try:
+            return Ablations.load(self.path)
+        except (FileNotFoundError, ValueError):
+            return None
 
     def __getitem__(self, key: str) -> tuple[AblationPoint, dict[str, Any]]:
         file = self._file(key)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,26 @@ class Ablations:
         corrected = holm([point.conditions[name]["p_vs_baseline"] for point in points])
         return {point.name: p for point, p in zip(points, corrected, strict=True)}
 
+    @property
+    def comparisons(self) -> int:
+        """How many interventions p is corrected over."""
+        return len(self.interventions)
+
+    def after(self, earlier: Ablations | None) -> Ablations:
+        """The same points in the order of an earlier answer, new ones behind, and what either could not do.
+
+        Args:
+            earlier: an answer about the same model and mask, or None.
+        """
+        if earlier is None:
+            return self
+        place = {name: i for i, name in enumerate(dict.fromkeys(point.name for point in earlier.points))}
+        points = sorted(self.points, key=lambda point: place.get(point.name, len(place)))
+        measured = {point.name for point in points}
+        left_out = {**earlier.left_out, **self.left_out}
+        kept = {name: why for name, why in left_out.items() if name not in measured}
+        return replace(self, points=tuple(points), left_out=kept)
+
     def to_dict(self) -> dict[str, Any]:
         """The content of `ablations.json`."""
         headline = self.baseline.headline()
@@ -89,6 +109,7 @@ class Ablations:
             "baseline": asdict(self.baseline),
             "points": [asdict(point) for point in self.points],
             "holm": {name: self.holm(name) for name in dict.fromkeys((headline, ALL))},
+            "comparisons": self.comparisons,
             "left_out": self.left_out,
             "provenance": self.provenance,
         }

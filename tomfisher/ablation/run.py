@@ -48,7 +48,8 @@ def ablate_run(
     """Ablate the task-control mask of a finished study and measure with the study's own settings.
 
     Dominant frequencies and mean queries come from up to 64 prompts of the study's Fisher pool, never from the
-    questions. Finished points stay in the folder: the same call goes on where it stopped.
+    questions. Finished points stay in the folder: the same call goes on where it stopped, and a call for other
+    ablations adds them to those that are there. The answer holds all of them, and p is corrected over all.
 
     Args:
         run: folder of `tomfisher run`.
@@ -105,7 +106,8 @@ def ablate_run(
             progress=progress,
         )
         origin = {**_provenance(config, chosen, loaded, inputs, started), "scan": scan}
-        result = Ablations(found.baseline, found.points, found.left_out, origin)
+        earlier = kept.earlier()
+        result = Ablations(found.baseline, found.points, found.left_out, origin).after(earlier)
         result.save(kept.path)
     return result
 

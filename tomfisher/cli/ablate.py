@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings, kappa, note
+from tomfisher.cli.common import (
+    add_command,
+    add_overwrite,
+    add_settings,
+    given_settings,
+    kappa,
+    note,
+    report_line,
+)
 
 SETTINGS = ("limit", "random_seeds", "perplexity_tokens", "batch_size", "device")
 
@@ -19,7 +27,8 @@ def add_parser(subparsers: Any) -> None:
         "parts of a study's mask, and changes of frequencies and sinks, through the same evaluation",
         "Measure a study's model again with parts of its mask alone (W_Q and W_K, V and O, the MLP, the rows of the\n"
         "dominant rotary frequencies), and with queries, keys or attention changed while the weights stay as they\n"
-        "are; each beside random controls. Finished points are kept: the same command goes on where it stopped.\n\n"
+        "are; each beside random controls. Finished points are kept: the same command goes on where it stopped,\n"
+        "another --only adds to them, and p is corrected over all of them.\n\n"
         "ablations of weights:      full, qk, vo, mlp, mixer, dominant-rows, other-rows; not-X is the mask without X\n"
         "ablations of activations:  scale-band:BAND:FACTOR (slow, middle, fast, dominant), scale-pairs:3.7:FACTOR,\n"
         "                           rotate-key:DEGREES, aim-key:COSINE, scale-key:FACTOR, off-sink:FACTOR\n"
@@ -67,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
         say=note,
     )
     print(found.table())
+    count = f"{found.comparisons} comparison{'s' if found.comparisons > 1 else ''}"
+    print(f"\nHolm's correction covers {count}: every ablation that is finished in {output}.")
     for name, reason in found.left_out.items():
         note(f"left out {name}: {reason}")
     print(f"\nResults: {output}/ablations.json, ablations.csv")
+    print(report_line(args.run, output, "ablations"))
     return 0

@@ -125,6 +125,13 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --output_path")
 
 
+def report_line(run: str, output: str | os.PathLike[str], folder: str) -> str:
+    """The last line of a command whose result the report of a run shows, if it lies in a folder of that name there."""
+    if os.path.realpath(output) == os.path.realpath(os.path.join(run, folder)):
+        return f"Report:  tomfisher report {run}"
+    return f"Report:  tomfisher report {run} shows what lies in {run}/{folder}, where it goes without --output_path"
+
+
 def note(line: str) -> None:
     """Tell the user something beside the result, on standard error."""
     print(f"tomfisher: {line}", file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from tomfisher.cli.common import (
     load_named_model,
     note,
     refuse_existing,
+    report_line,
 )
 
 TASK_FIELDS = ("task", "control", "limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions")
@@ -40,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
         (
             "tomfisher finetune --model smollm2-135m --task false-belief --mask m.safetensors --steps 100 \\\n"
             "      --output_path runs/ft",
-            "tomfisher finetune runs/demo-testbed --kappa 0.03 --output_path runs/ft",
+            "tomfisher finetune runs/demo-testbed --kappa 0.03",
             "tomfisher finetune runs/demo-testbed --kappa 0.03 \\\n"
             "      --damage runs/demo-testbed/masks/task-control-0.03.safetensors --output_path runs/restored",
         ),
@@ -67,7 +68,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--random_masks", type=int, default=3, help="masks of random entries [3]")
     parser.add_argument("--no_lora", action="store_true", help="leave LoRA (package peft) out")
     parser.add_argument("--dtype", default="fp32", help="fp32, bf16, fp16 [fp32]")
-    parser.add_argument("--output_path", required=True, help="folder for finetune.json, .csv and the delta")
+    parser.add_argument("--output_path", help="folder for finetune.json, .csv and the delta [RUN/finetune]")
     add_overwrite(parser)
     parser.set_defaults(execute=run)
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.testbed.scan import scanning
 
     plan = _plan(args)
-    folder = Path(args.output_path)
+    folder = _output(args)
     refuse_existing(folder / "finetune.json", args.overwrite)
     config = Config.from_dict({**_settings(args), "n_task": _stories(args)})
     path = _mask_path(args)
@@ -115,7 +116,15 @@ def run(args: argparse.Namespace) -> int:
         delta.save(folder / "delta.safetensors")
     found.save(folder)
     _print(found, folder, delta is not None)
+    if args.run is not None:
+        print(report_line(args.run, folder, "finetune"))
     return 0
+
+
+def _output(args: argparse.Namespace) -> Path:
+    if args.output_path is None and args.run is None:
+        raise ValueError("Give --output_path, a folder for the results, or a run folder.")
+    return Path(args.output_path or Path(args.run) / "finetune")
 
 
 def _plan(args: argparse.Namespace) -> Any:
@@ -134,7 +143,7 @@ def _plan(args: argparse.Namespace) -> Any:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The study's settings: the command line over those of the run folder."""
     given = given_settings(args)
-    del given["output_path"]
+    given.pop("output_path", None)
     if args.run is None:
         if "model" not in given:
             raise ValueError("No model is given. Use --model, or a run folder.")
