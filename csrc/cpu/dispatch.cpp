@@ -27,9 +27,13 @@ bool amx_granted() {
 #endif
 }
 
+// Asks for all that the flags in setup.py let the compiler use (-mavx2 brings popcnt with it, and what every processor
+// with AVX2 has). The built-in says yes only where the operating system saves the registers, too.
 Isa detect() {
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::scalar;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                    __builtin_cpu_supports("popcnt");
+  if (!avx2) return Isa::scalar;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (!avx512) return Isa::avx2;

@@ -5,6 +5,10 @@
 // namespace: an inline function compiled there could otherwise be the copy that the linker keeps for all.
 #pragma once
 
+#if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "The C++ code needs a little-endian machine: TOMFISHER_BUILD_EXT=0 installs tomfisher without it."
+#endif
+
 namespace tomfisher::cpu {
 
 enum class Isa { scalar = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3, amx = 4 };

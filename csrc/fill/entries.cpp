@@ -15,8 +15,9 @@ bool worth(std::int64_t total) { return total >= kBlock; }
 
 template <class Bits, class Function>
 void each(const Entries& list, std::int64_t begin, std::int64_t end, const Function& body) {
-  Bits* array = static_cast<Bits*>(list.array);
-  Bits* values = static_cast<Bits*>(list.values);
+  // one body writes to the array, another to the values
+  // NOLINTNEXTLINE(misc-const-correctness)
+  Bits *array = static_cast<Bits*>(list.array), *values = static_cast<Bits*>(list.values);
   const std::int64_t last = end - 1;
   for (std::int64_t i = begin; i < end; ++i) {
 #if defined(__GNUC__)

@@ -23,6 +23,7 @@ struct Log {
     for (const Fill& fill : fills) size += slot(fill);
     memory.resize(static_cast<std::size_t>(size));
     char* at = memory.data();
+    entries.reserve(fills.size());
     for (const Fill& fill : fills) {
       entries.push_back({fill.weight, fill.masked, fill.count, at, bytes_of(fill.dtype)});
       at += slot(fill);
@@ -45,6 +46,7 @@ bool trusted(double difference, double absolute, Dtype dtype) {
 std::vector<double> differences(const std::vector<Fill>& fills, const Log& log, cpu::Isa isa, int threads,
                                 const Parallel& parallel) {
   std::vector<Array> old;
+  old.reserve(fills.size());
   for (std::size_t i = 0; i < fills.size(); ++i) {
     old.push_back({log.entries[i].values, fills[i].sums == nullptr ? 0 : fills[i].count, fills[i].dtype});
   }
@@ -96,7 +98,7 @@ std::int64_t masked_fill_mean(const std::vector<Fill>& fills, cpu::Isa isa, int 
     means[i] = round_once(mean, fills[i].dtype);
   }
   for (std::size_t i = 0; i < fills.size(); ++i) {
-    Entries& entries = log.entries[i];
+    const Entries& entries = log.entries[i];
     if (entries.count == 0) continue;
     std::memcpy(fills[i].undo, entries.values, static_cast<std::size_t>(entries.count * entries.bytes));
     // the low bytes come first, so the first entry of any width is the mean

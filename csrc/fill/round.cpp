@@ -26,11 +26,11 @@ std::uint64_t round_once(double value, Dtype dtype) {
   if (dtype == Dtype::bfloat16) return round_16(value, 7, -126);
   if (dtype == Dtype::float32) {
     const float single = static_cast<float>(value);
-    std::uint32_t bits;
+    std::uint32_t bits = 0;
     std::memcpy(&bits, &single, sizeof bits);
     return bits;
   }
-  std::uint64_t bits;
+  std::uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }

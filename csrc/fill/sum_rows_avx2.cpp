@@ -22,7 +22,7 @@ struct Vector {
              _mm256_andnot_pd(sign, a.part[3])}};
   }
   static void store(double* p, Reg a) {
-    for (int i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, a.part[i]);
+    for (int64_t i = 0; i < 4; ++i) _mm256_storeu_pd(p + 4 * i, a.part[i]);
   }
 };
 

@@ -14,16 +14,16 @@ constexpr int64_t kRow = 512;  // entries
 struct Total {
   double high = 0.0, low = 0.0;
 
-  inline __attribute__((always_inline)) void add(double x) {
+  __attribute__((always_inline)) void add(double x) {
     const double sum = high + x, part = sum - high;
     low += (high - (sum - part)) + (x - part);
     high = sum;
   }
-  inline __attribute__((always_inline)) void add(const Total& other) {
+  __attribute__((always_inline)) void add(const Total& other) {
     add(other.high);
     low += other.low;
   }
-  inline __attribute__((always_inline)) double value() const { return high + low; }
+  __attribute__((always_inline)) double value() const { return high + low; }
 };
 
 // Of the entries, and of their absolute values.

@@ -32,7 +32,7 @@ float half(uint16_t x) { return half_to_float(x); }
 
 float bfloat(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float value;
+  float value = 0.0f;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
@@ -47,7 +47,7 @@ struct Load {
   static Vector::Reg load(const E* p) {
     Vector::Reg x;
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) x.part[i] = Vector::Two{convert(p[2 * i]), convert(p[2 * i + 1])};
+    for (int64_t i = 0; i < 8; ++i) x.part[i] = Vector::Two{convert(p[2 * i]), convert(p[2 * i + 1])};
     return x;
   }
 };

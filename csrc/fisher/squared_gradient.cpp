@@ -48,6 +48,7 @@ void append(std::vector<Pass>& passes, const Segment& segment, int fold) {
 
 std::vector<Slice> schedule(const std::vector<Segment>& segments, int fold) {
   std::vector<const Segment*> ordered;
+  ordered.reserve(segments.size());
   for (const Segment& segment : segments) ordered.push_back(&segment);
   std::stable_sort(ordered.begin(), ordered.end(),
                    [](const Segment* a, const Segment* b) { return a->target < b->target; });
@@ -67,7 +68,7 @@ struct Grid {
       : row_panels(ceil_div(problem.d_out, kernel.rows)), column_panels(ceil_div(problem.d_in, kernel.columns)) {
     row_blocks = ceil_div(row_panels, std::max<int64_t>(1, kBlockRows / kernel.rows));
     column_blocks = ceil_div(column_panels, std::max<int64_t>(1, kBlockColumns / kernel.columns));
-    while (threads > 1 && slices * row_blocks * column_blocks < 4 * threads) {
+    while (threads > 1 && slices * row_blocks * column_blocks < int64_t{4} * threads) {
       if (row_blocks * 2 <= row_panels && row_blocks <= column_blocks * 2) {
         row_blocks *= 2;
       } else if (column_blocks * 2 <= column_panels) {
@@ -152,7 +153,7 @@ struct Work {
                        problem.F + (slice.target * problem.d_out + o) * problem.d_in + n, problem.d_in,
                        static_cast<int>(std::min<int64_t>(kernel.rows, problem.d_out - o)),
                        static_cast<int>(std::min<int64_t>(kernel.columns, problem.d_in - n)), carry});
-          if (scratch.carry > 0) carry += kernel.rows * kernel.columns;
+          if (scratch.carry > 0) carry += int64_t{kernel.rows} * kernel.columns;
         }
       }
     }

@@ -27,6 +27,7 @@ void test_sums(cpu::Isa isa, std::mt19937& random) {
   for (std::int64_t length : {0, 1, 15, 16, 17, 511, 512, 513, 65'535, 65'536, 200'000}) {
     arrays.push_back(numbers(length, random));
   }
+  list.reserve(arrays.size());
   for (const auto& array : arrays)
     list.push_back({array.data(), static_cast<std::int64_t>(array.size()), Dtype::float32});
   const auto sums = sums_of(list, isa, 3, threads);
@@ -51,6 +52,7 @@ void test_fill(cpu::Isa isa, std::mt19937& random, bool known) {
     undo.emplace_back(positions.size());
   }
   std::vector<Array> list;
+  list.reserve(weights.size());
   for (const auto& weight : weights)
     list.push_back({weight.data(), static_cast<std::int64_t>(weight.size()), Dtype::float32});
   const auto sums = sums_of(list, isa, 1, serial);
@@ -58,6 +60,7 @@ void test_fill(cpu::Isa isa, std::mt19937& random, bool known) {
   for (const Sums& sum : sums) totals.insert(totals.end(), {sum.sum.value(), sum.absolute.value()});
   const auto before = weights;
   std::vector<Fill> fills;
+  fills.reserve(weights.size());
   for (std::size_t i = 0; i < weights.size(); ++i) {
     fills.push_back({weights[i].data(), static_cast<std::int64_t>(weights[i].size()), Dtype::float32, masked[i].data(),
                      static_cast<std::int64_t>(masked[i].size()), undo[i].data(), known ? &totals[2 * i] : nullptr});
@@ -103,10 +106,10 @@ void test_rounding() {
 int main() {
   using namespace tomfisher;
   std::mt19937 random(1);
-  for (cpu::Isa level : {cpu::Isa::scalar, cpu::Isa::avx2, cpu::Isa::avx512}) {
+  for (const cpu::Isa level : {cpu::Isa::scalar, cpu::Isa::avx2, cpu::Isa::avx512}) {
     const cpu::Isa isa = cpu::isa_limited(cpu::name(level));
     fill::test_sums(isa, random);
-    for (bool known : {false, true}) fill::test_fill(isa, random, known);
+    for (const bool known : {false, true}) fill::test_fill(isa, random, known);
   }
   fill::test_rounding();
   std::puts("fill: all checks hold");

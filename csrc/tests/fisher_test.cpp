@@ -33,7 +33,7 @@ std::vector<char> encode(const std::vector<float>& values, Dtype dtype) {
   std::vector<char> memory(values.size() * bytes);
   for (std::size_t i = 0; i < values.size(); ++i) {
     const double wide = values[i];
-    std::uint32_t single;
+    std::uint32_t single = 0;
     std::memcpy(&single, &values[i], sizeof single);
     const std::uint16_t narrow =
         dtype == Dtype::float16 ? half_bits(values[i]) : static_cast<std::uint16_t>(single >> 16);
@@ -71,7 +71,7 @@ void test_squared_gradient(cpu::Isa isa, Dtype dtype, std::mt19937& random) {
     }
   }
   const auto y = encode(Y, dtype), x = encode(X, dtype);
-  for (int lanes : {1, 2, 5}) {
+  for (const int lanes : {1, 2, 5}) {
     std::vector<float> F(expected.size(), 1.0f);
     squared_gradient({F.data(), d_out, d_in, y.data(), x.data(), d_out, d_in, dtype, segments}, isa, lanes, threads);
     for (std::size_t i = 0; i < F.size(); ++i) CHECK(std::fabs(F[i] - expected[i]) <= 1e-6 * expected[i]);
@@ -87,6 +87,7 @@ void test_square_accumulate(cpu::Isa isa, Dtype dtype, std::mt19937& random) {
     F.emplace_back(values.back().size(), 1.0f);
     gradients.push_back(encode(values.back(), dtype));
   }
+  pairs.reserve(F.size());
   for (std::size_t i = 0; i < F.size(); ++i) {
     pairs.push_back({F[i].data(), gradients[i].data(), static_cast<std::int64_t>(F[i].size()), dtype});
   }
@@ -102,9 +103,9 @@ void test_square_accumulate(cpu::Isa isa, Dtype dtype, std::mt19937& random) {
 int main() {
   using namespace tomfisher;
   std::mt19937 random(1);
-  for (cpu::Isa level : fisher::kLevels) {
+  for (const cpu::Isa level : fisher::kLevels) {
     const cpu::Isa isa = cpu::isa_limited(cpu::name(level));
-    for (Dtype dtype : fisher::kDtypes) {
+    for (const Dtype dtype : fisher::kDtypes) {
       for (int round = 0; round < 4 && dtype != Dtype::float64; ++round) {
         fisher::test_squared_gradient(isa, dtype, random);
       }

@@ -146,7 +146,7 @@ void test_against_a_sort(std::int64_t n, const std::vector<int>& lane_counts) {
     };
     for (std::int64_t k : {std::int64_t{0}, std::int64_t{1}, n / 1000, n / 2, n}) {
       if (k > n) continue;
-      for (int lanes : lane_counts) {
+      for (const int lanes : lane_counts) {
         const Team team{lanes, threads};
         const auto alone = select<F>(source, k, team);
         check_selection<F>(alone, numbers, order, k);
@@ -167,12 +167,12 @@ void test_non_finite() {
   const Bits infinity = Traits<F>::infinity, nan = static_cast<Bits>(infinity + 1);
   const Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
   for (std::int64_t n : {1, 100, 40'000, 2'500'000}) {
-    for (Bits bad : {infinity, nan, static_cast<Bits>(infinity | sign), static_cast<Bits>(nan | sign)}) {
+    for (const Bits bad : {infinity, nan, static_cast<Bits>(infinity | sign), static_cast<Bits>(nan | sign)}) {
       Vector<F> numbers(static_cast<std::size_t>(n), number<F>(0.25));
       const std::int64_t first = n * 2 / 3;
       numbers[static_cast<std::size_t>(first)] = numbers.back() = bad;
       for (std::int64_t k : {std::int64_t{0}, n / 1000, n / 2, n}) {
-        for (int lanes : {1, 3}) {
+        for (const int lanes : {1, 3}) {
           CHECK(select<F>(whole<F>(numbers), k, {lanes, threads}).first_bad == first);
           const Thresholds thresholds{0};
           const auto found = select<F>(whole<F>(numbers), k, {lanes, threads}, &thresholds);
@@ -297,6 +297,7 @@ void test_summary() {
   const Thresholds thresholds{-10'001, 0, 9'998, 9'999};
   const auto found = select<F>(whole<F>(numbers), 0, {2, threads}, &thresholds);
   check_summary<F>(found, counted<F>(numbers, thresholds));
+  CHECK(found.summary.has_value());
   CHECK(found.summary->smallest == -10'000 && found.summary->largest == 9'999);
   CHECK((found.summary->above == std::vector<std::int64_t>{20'000, 9'999, 1, 0}));
   for (const Bits bits : {numbers[0], numbers[9'999], numbers[10'000], numbers[10'001], number<F>(0.5)}) {

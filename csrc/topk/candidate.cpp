@@ -88,12 +88,11 @@ void order_by_key(Candidates<Key>& list) {
   }
 }
 
-#define TOMFISHER_INSTANTIATE(Key)                                                  \
-  template Key keep_largest<Key>(Candidates<Key>&, std::size_t, std::vector<Key>&); \
-  template Candidates<Key> merge_by_index<Key>(std::vector<Candidates<Key>>&);      \
-  template void order_by_key<Key>(Candidates<Key>&);
-TOMFISHER_INSTANTIATE(std::int32_t)
-TOMFISHER_INSTANTIATE(std::int64_t)
-#undef TOMFISHER_INSTANTIATE
+template std::int32_t keep_largest(Candidates<std::int32_t>&, std::size_t, std::vector<std::int32_t>&);
+template std::int64_t keep_largest(Candidates<std::int64_t>&, std::size_t, std::vector<std::int64_t>&);
+template Candidates<std::int32_t> merge_by_index(std::vector<Candidates<std::int32_t>>&);
+template Candidates<std::int64_t> merge_by_index(std::vector<Candidates<std::int64_t>>&);
+template void order_by_key(Candidates<std::int32_t>&);
+template void order_by_key(Candidates<std::int64_t>&);
 
 }  // namespace tomfisher::topk

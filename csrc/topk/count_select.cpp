@@ -69,7 +69,7 @@ bool all_finite(const Counts& counts) {
   constexpr int shift = 8 * static_cast<int>(sizeof(Bits)) - kDigitBits;
   const std::size_t high = ordered(Traits<F>::infinity) >> shift;
   const std::size_t low =
-      (ordered(static_cast<Bits>(Traits<F>::infinity | (Bits{1} << (8 * sizeof(Bits) - 1))))) >> shift;
+      ordered(static_cast<Bits>(Traits<F>::infinity | (Bits{1} << (8 * sizeof(Bits) - 1)))) >> shift;
   const auto begin = counts.begin();
   return std::accumulate(begin, begin + static_cast<std::ptrdiff_t>(low) + 1, std::uint64_t{0}) == 0 &&
          std::accumulate(begin + static_cast<std::ptrdiff_t>(high), counts.end(), std::uint64_t{0}) == 0;
