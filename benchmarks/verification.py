@@ -20,7 +20,8 @@ NEVER = "not verified on a GPU"
 _LAUNCH = "launch.py"
 # parts of csrc/ (folders and prefixes of files) that one benchmark times and the others do not
 _PARTS = ("fill", "fisher", "packed_fill", "summary", "tests", "topk")
-_TIMES = {
+_TIMES: dict[str, tuple[str, ...]] = {
+    "analysis": (),
     "fisher": ("fisher",),
     "growth": ("fisher", "topk"),
     "masked_fill": ("fill", "packed_fill"),

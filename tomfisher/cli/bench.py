@@ -17,6 +17,7 @@ BENCHMARKS = {
     "topk": "exact top-k on the CPU, in memory and from a file, against torch, numpy and the C++ library",
     "topk_gpu": "exact top-k on a GPU against torch.topk and one read of the values",
     "growth": "how Fisher grows with samples, tokens and parameters, and top-k with length and threads",
+    "analysis": "a look inside (RoPE spectrum, attention sinks) against the forward passes alone; the report of a run",
     "gpu_tests": "the GPU tests, with a record of which kernels they ran on which sources",
 }
 GPUS = ("h100", "h200", "a100")
@@ -173,6 +174,23 @@ def _growth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="sizes that take seconds")
 
 
+def _analysis(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2-135m", help="model with RoPE [smollm2-135m]")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights [fp32]"
+    )
+    parser.add_argument("--task", help="whose prompts [false-belief; testbed for its models]")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts that are timed [64]")
+    parser.add_argument("--tokens_per_batch", type=int, default=4096, help="tokens of a batch [4096]")
+    parser.add_argument(
+        "--memory_prompts", default="16,64,256", help="numbers of prompts for peak memory [16,64,256]"
+    )
+    parser.add_argument("--no_memory", dest="memory", action="store_false", help="skip peak memory")
+    parser.add_argument("--report", metavar="RUN", help="run folder whose report is written and timed too")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds [5]")
+    parser.add_argument("--device", help="such as cpu or cuda:0 [CUDA where there is one]")
+
+
 def _gpu_tests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tests", default="tests", help="folder of the tests [tests]")
 
@@ -212,5 +230,6 @@ _ARGUMENTS = {
     "topk": _topk,
     "topk_gpu": _topk_gpu,
     "growth": _growth,
+    "analysis": _analysis,
     "gpu_tests": _gpu_tests,
 }
