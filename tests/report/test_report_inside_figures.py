@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from tomfisher import SparseMask, perturb
+from tomfisher.analysis import attention_sinks
 from tomfisher.report import (
     plot_attention_maps,
     plot_frequency_rows,
@@ -164,6 +168,44 @@ def test_attention_maps_are_the_maps(inside):
     assert [t.get_text() for t in panels[1, 0].get_xticklabels()] == ["<s>", r"\$a\$", "b"]
     with pytest.raises(ValueError, match="no attention map to draw"):
         plot_attention_maps({})
+
+
+def test_attention_maps_of_a_real_model_are_drawn_from_what_the_analysis_gives():
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=20, initializer_range=0.5, **sizes)).eval()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    mask = SparseMask({name: torch.arange(0, 256, 3)}, {name: (16, 16)})
+    prompts = [[1, 5, 7, 2, 9], [1, 4, 4, 3]]
+
+    def measure(heads):
+        return attention_sinks(model, prompts, heads=heads, map_prompts=2, progress=False)
+
+    states = {"baseline": measure([(0, 1), (1, 0)])}
+    with perturb(model, mask):
+        states["task-control"] = measure([(0, 1), (1, 0)])
+    for prompt in (0, 1):
+        _, panels = plot_attention_maps(states, prompt)
+        for row, head in zip(panels, ((0, 1), (1, 0)), strict=True):
+            for axis, state in zip(row, states, strict=True):
+                wanted = states[state].maps[head][prompt]
+                assert np.allclose(axis.get_images()[0].get_array(), wanted, atol=1e-6)
+                assert axis.get_title() == f"{head[0]}.{head[1]}: {STATES[state].label}"
+    assert not torch.equal(*(states[state].maps[0, 1][0] for state in states))
+    with pytest.raises(ValueError, match=r"no measurement of the state 'task-control'.*attention_sinks"):
+        plot_attention_maps({"baseline": states["baseline"]})
+    with pytest.raises(ValueError, match=r"Head 1.0 has no map of the state 'task-control'.*attention_sinks"):
+        plot_attention_maps({**states, "task-control": measure([(0, 1)])})
+    with pytest.raises(ValueError, match=r"maps of 2 prompts, so there is none of prompt 2.*map_prompts"):
+        plot_attention_maps(states, 2)
+    with pytest.raises(ValueError, match=r"no attention map to draw.*attention_sinks"):
+        plot_attention_maps({state: measure([]) for state in states})
+
+
+def test_a_head_without_one_of_its_maps_is_said(inside):
+    del inside["maps"]["1.1"]["task-control"]
+    with pytest.raises(ValueError, match=r"Head 1.1 has no map of the state 'task-control'"):
+        plot_attention_maps(inside["maps"])
 
 
 def test_interventions_stand_beside_their_controls(ablations):

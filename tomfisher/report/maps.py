@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.report.plainly import numbers
+from tomfisher.report.plainly import numbers, plainly
 from tomfisher.report.style import SEQUENTIAL, STATES, axes, literal, styled
 
 if TYPE_CHECKING:
@@ -13,30 +13,41 @@ if TYPE_CHECKING:
 
 STATES_SHOWN = ("baseline", "task-control")
 _TOKENS = 16
+_WAY_OUT = (
+    "Ask for the same heads in both states: attention_sinks(model, prompts, heads=[(0, 1)]) of the model as it is "
+    '("baseline") and again within `perturb(model, mask)` ("task-control").'
+)
 
 
 @styled
-def plot_attention_maps(maps: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, Any]:
+def plot_attention_maps(maps: Mapping[str, Any], prompt: int = 0) -> tuple[Figure, Any]:
     """Attention of each query token (down) on each key token (across), one row of maps per head.
 
     The colours follow the square root of the attention, so that small weights are seen.
 
     Args:
-        maps: by head ("LAYER.HEAD"), `{"baseline": [T, T], "task-control": [T, T], "tokens": [T strings]}`.
+        maps: by state ("baseline" and "task-control"), each an `AttentionSinks` that was asked for whole maps (or its
+            `to_dict()`); or by head ("LAYER.HEAD") as `analysis.json` has them, `{"baseline": [T, T],
+            "task-control": [T, T], "tokens": [T strings]}`.
+        prompt: which of the prompts of an `AttentionSinks`.
 
     Returns:
         Figure and the axes `[heads, 2]`.
 
     Raises:
-        ValueError: no maps.
+        ValueError: no maps, not the same heads in both states, or a state or prompt that is not there.
     """
+    if set(maps) & set(STATES):
+        maps = _by_head(maps, prompt)
     if not maps:
-        raise ValueError("There is no attention map to draw. Name heads: analyze(..., heads=[(0, 1)]).")
+        raise ValueError(f"There is no attention map to draw. {_WAY_OUT}")
     from matplotlib.colors import PowerNorm
 
     figure, panels = axes(1.95 * len(maps) + 0.5, len(maps), 2, squeeze=False)
     for row, (head, found) in zip(panels, maps.items(), strict=True):
         for axis, state in zip(row, STATES_SHOWN, strict=True):
+            if state not in found:
+                raise ValueError(f"Head {head} has no map of the state {state!r}. {_WAY_OUT}")
             values = numbers(found[state])
             image = axis.imshow(
                 values, cmap=SEQUENTIAL, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="none"
@@ -50,6 +61,22 @@ def plot_attention_maps(maps: Mapping[str, Mapping[str, Any]]) -> tuple[Figure, 
     figure.set_layout_engine("compressed")
     figure.colorbar(image, ax=panels, label="attention", shrink=0.6, pad=0.02)
     return figure, panels
+
+
+def _by_head(states: Mapping[str, Any], prompt: int) -> dict[str, dict[str, Any]]:
+    """The maps of one prompt by head, of measurements by state."""
+    if missing := [state for state in STATES_SHOWN if state not in states]:
+        raise ValueError(f"There is no measurement of the state {missing[0]!r}. {_WAY_OUT}")
+    found: dict[str, dict[str, Any]] = {}
+    for state in STATES_SHOWN:
+        for head, values in plainly(states[state]).get("maps", {}).items():
+            if not 0 <= prompt < len(values):
+                raise ValueError(
+                    f"Head {head} has maps of {len(values)} prompts, so there is none of prompt {prompt}. Ask for "
+                    "more: attention_sinks(..., map_prompts=...)."
+                )
+            found.setdefault(head, {})[state] = values[prompt]
+    return found
 
 
 def _token_axes(axis: Any, tokens: list[str] | None, length: int) -> None:
