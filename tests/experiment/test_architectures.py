@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
 from tomfisher import testbed
 from tomfisher.cli.main import main
 from tomfisher.evaluate.statistics import wilson_interval
-from tomfisher.experiment.architectures import configs, outcome, read_inside, render, run_architectures, save
+from tomfisher.experiment import equal_kappa
+from tomfisher.experiment.architecture_folder import save
+from tomfisher.experiment.architectures import configs, outcome, read_inside, render, run_architectures
 from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.results import Point, Results
 from tomfisher.experiment.study import Experiment
@@ -158,7 +161,9 @@ def test_the_table_has_one_column_per_architecture(outcomes):
         "p (sign flip, Holm) 2e-09 1",
         "random masks 0.980..1.000 0.980..1.000",
         "control-only mask 0.950 0.950",
-        "second-order 1.000 > 0.150 1.000 > 0.500",
+        "control-only mask 0.950 0.950\n95 % interval 0.86..0.98 0.86..0.98",
+        "second-order 1.000 > 0.150 1.000 > 0.500\n95 % intervals 0.94..1.00 > 0.08..0.26 0.94..1.00 > 0.38..0.62",
+        "random masks +0.0%..+0.0% +0.0%..+0.0%",
         "second-order (first-order) 1.000 > 0.950 1.000 > 0.950",
         "perplexity +3.0% +3.0%",
         "control-only mask +50.0% +50.0%",
@@ -168,6 +173,32 @@ def test_the_table_has_one_column_per_architecture(outcomes):
         "random mask 0.500 > 0.400 -",
     ):
         assert row in text
+
+
+def test_every_architecture_stands_at_every_common_kappa(outcomes):
+    text = "\n".join(" ".join(line.split()) for line in render(outcomes).splitlines())
+    assert "kappa Llama Mamba" in text
+    assert "0.01 0.900 (0.80..0.95) +3.0% 1.000 (0.94..1.00) +3.0%" in text
+    assert "0.02 0.300 (0.20..0.43) +3.0% 1.000 (0.94..1.00) +3.0%" in text
+    row = equal_kappa.row_at(outcomes[0], 0.02)
+    assert row["after"] == outcomes[0].conditions["false-belief"]["after"] and row["p"] == outcomes[0].p
+    assert row["random_perplexity_rises"] == [0.0, 0.0] and row["weights"] == 100
+    other = replace(outcomes[1], kappas=({**outcomes[1].kappas[0], "kappa": 0.03},))
+    assert equal_kappa.common_kappas([outcomes[0], other]) == []
+    assert "No kappa is common" in render([outcomes[0], other])
+
+
+def test_an_order_is_told_only_where_intervals_at_one_kappa_lie_apart(outcomes):
+    found, order, seed = equal_kappa.sentences(outcomes)
+    assert found.startswith("The effect was found in Llama (kappa = 0.02); not found in Mamba.")
+    assert order.startswith(
+        "At kappa = 0.02 the accuracy under the task's mask is lower in Llama (0.300) than in Mamba (95 %"
+    )
+    assert "one seed" in seed
+    near = [outcomes[0], outcome("mamba", study((0.85, 0.4), (0.03, 1e-9)), BARE | {"kappa": 0.02})]
+    found, order, _ = equal_kappa.sentences(near)
+    assert "found in Llama (kappa = 0.02), Mamba (kappa = 0.02)." in found
+    assert "nothing is said about which of them" in order
 
 
 def test_files_hold_what_the_table_holds(outcomes, tmp_path):
@@ -182,9 +213,14 @@ def test_files_hold_what_the_table_holds(outcomes, tmp_path):
     assert stored[0]["conditions"] == outcomes[0].conditions and stored[1]["first_mass"] is None
     assert (tmp_path / "architectures.txt").read_text() == f"{render(outcomes)}\n"
     rows = list(csv.DictReader((tmp_path / "architectures.csv").open()))
-    assert len(rows) == 2 * len(NAMES) * 5
+    assert len(rows) == 2 * len(NAMES) * 5 + 2 * 4
     found = [row for row in rows if row["condition"] == "false-belief" and row["state"] == "after"]
-    assert [(row["architecture"], row["accuracy"]) for row in found] == [("llama", "0.3"), ("mamba", "1.0")]
+    assert [(row["architecture"], row["kappa"], row["accuracy"]) for row in found] == [
+        ("llama", "0.02", "0.3"),
+        ("llama", "0.01", "0.9"),
+        ("mamba", "0.01", "1.0"),
+        ("mamba", "0.02", "1.0"),
+    ]
     assert float(found[0]["ci95_low"]) == pytest.approx(wilson_interval(18, N)[0])
 
 

@@ -6,13 +6,8 @@ import pytest
 
 from tomfisher.evaluate.statistics import wilson_interval
 from tomfisher.report import load, write
-from tomfisher.report.tables import (
-    ablation_table,
-    architecture_table,
-    band_table,
-    enrichment_table,
-    finetune_table,
-)
+from tomfisher.report.extra_tables import ablation_table, finetune_table, grid_table
+from tomfisher.report.tables import band_table, enrichment_table, sink_table
 
 
 def score(right, **p):
@@ -37,23 +32,69 @@ def finetune():
 
 
 @pytest.fixture
-def architectures():
-    scores = {
-        "before": score(40),
-        "after": score(10),
-        "random": [score(38), score(40)],
-        "control-only": score(39),
-    }
-    outcome = {
-        "title": "MPT",
-        "positions": "ALiBi",
-        "found": True,
-        "kappa": 0.03,
-        "p": 1e-6,
-        "conditions": {"false-belief": scores},
-        "perplexity_rise": 0.02,
-    }
-    return {"architectures": [outcome]}
+def grid():
+    """One κ with two fills; controls of one of them."""
+
+    def row(fill, mask, accuracy, seed=None, p=None):
+        known = {
+            "fill": fill,
+            "kappa": 0.01 if mask != "none" else 0.0,
+            "mask": mask,
+            "seed": seed,
+            "nnz": 1234,
+        }
+        score = {
+            "condition": "false-belief",
+            "n": 40,
+            "accuracy": accuracy,
+            "ci95_low": 0.1,
+            "ci95_high": 0.4,
+        }
+        return {**known, **score, "p_vs_baseline": p, "p_holm": p, "perplexity": 10.0, "rise": 0.02}
+
+    rows = [row("scale:0", "none", 0.9), row("scale:0", "task-control", 0.25, p=1e-4)]
+    rows += [
+        row("scale:0", "control-only", 0.85),
+        row("scale:0", "random", 0.9, 0),
+        row("scale:0", "random", 0.875, 1),
+    ]
+    rows += [row("scale:2", "task-control", 0.5, p=0.02)]
+    return {"rows": rows, "conclusions": ["2 tests, corrected together (Holm). Nothing rises."]}
+
+
+def test_a_grid_of_fills_is_a_row_per_fill_beside_its_controls(grid):
+    table = grid_table(grid)
+    assert table.rows == [
+        ["scale:0, κ = 0.01", "false-belief", "1,234", "0.250 [0.100, 0.400]", "0.0001", "+2.0%", "0.850",
+         "0.875 to 0.900"],
+        ["scale:2, κ = 0.01", "false-belief", "1,234", "0.500 [0.100, 0.400]", "0.02", "+2.0%", "–", "–"],
+    ]  # fmt: skip
+    assert "Untouched: false-belief 0.900" in table.caption and "all 2 rows" in table.caption
+
+
+def test_the_sink_rate_is_a_column_and_short_prompts_are_said(make_run, inside):
+    for number, state in enumerate((inside["baseline"], *inside["states"].values())):
+        state["sinks"] |= {
+            "epsilon": 0.3,
+            "window": 64,
+            "long_prompts": 6,
+            "metric": [0.5 - number / 10, 0.0],
+        }
+    table = sink_table(inside)
+    assert table.columns[2] == "Sink rate (ε = 0.3, T = 64)"
+    assert [row[2] for row in table.rows] == ["50.0%", "40.0%", "30.0%", "20.0%"]
+    text = write(make_run(inside=inside)).read_text()
+    assert (
+        "2 of the 8 prompts have fewer: it is of the other 6" in text and "Sink rate of all prompts" in text
+    )
+    for state in (inside["baseline"], *inside["states"].values()):
+        state["sinks"] |= {"long_prompts": 0, "metric": [None, None]}
+    assert [row[2] for row in sink_table(inside).rows] == ["–"] * 4
+    assert (
+        "8 of the 8 prompts have fewer: there is none" in write(make_run("none", inside=inside)).read_text()
+    )
+    inside["baseline"]["sinks"]["long_prompts"] = 8
+    assert "prompts have fewer" not in write(make_run("long", inside=inside)).read_text()
 
 
 def test_trainings_are_compared_with_the_start_after_holm(finetune):
@@ -64,37 +105,41 @@ def test_trainings_are_compared_with_the_start_after_holm(finetune):
     assert rows[0][-1] == "–"
 
 
-def test_architectures_have_their_intervals(architectures):
-    (row,) = architecture_table(architectures).rows
-    assert row == [
-        "MPT", "ALiBi", "found", "0.03", "1.000 [0.912, 1.000]", "0.250 [0.142, 0.402]", "1e-06",
-        "0.950 to 1.000", "0.975 [0.871, 0.996]", "+2.0%",
-    ]  # fmt: skip
-
-
 def test_ablations_have_their_controls_and_corrected_p(ablations):
     rows = ablation_table(ablations).rows
     assert [row[0] for row in rows] == ["none (untouched)", "qk", "mlp"]
     assert rows[1][2:4] == ["0.300 [0.181, 0.454]", "0.02"] and rows[1][-1] == "0.825 to 0.875"
     assert rows[2][-2:] == ["+10.0%", "–"]
+    assert "Holm over all 2 interventions" in ablation_table(ablations).caption
 
 
-def test_the_page_shows_what_lies_in_the_run_folder_or_below_it(make_run, finetune, architectures, ablations):
-    folder = make_run(architectures=architectures)
+def test_the_page_shows_what_lies_in_the_run_folder_or_below_it(make_run, finetune, ablations, grid):
+    folder = make_run(grid=grid)
     for name, content in (("finetune", finetune), ("ablations", ablations)):
         (folder / name).mkdir()
         (folder / name / f"{name}.json").write_text(json.dumps(content))
-    assert set(load(folder).extras) == {"ablations", "finetune", "architectures"}
+    assert set(load(folder).extras) == {"ablations", "finetune", "grid"}
     text = write(folder).read_text()
-    for words in ("Ablations", "Training only the masked weights", "The same study on other architectures"):
+    for words in ("Ablations", "Training only the masked weights", "Other fills"):
         assert f">{words}</h3>" in text
     assert "LoRA diverged once" in text and "no such layer" in text
 
 
 def test_an_optional_file_of_another_shape_takes_only_its_own_table_along(make_run):
-    text = write(make_run(finetune={"states": [{}]}, architectures={"nothing": 1})).read_text()
-    assert "A table of the training" in text and "A table of the architectures" in text
+    text = write(make_run(finetune={"states": [{}]}, grid={"nothing": 1})).read_text()
+    assert "A table of the training" in text and "A table of the grid of fills" in text
     assert "An effect was found." in text
+
+
+def test_bands_say_how_many_pairs_they_have(inside):
+    assert band_table(inside).columns[2:] == ["Slow pairs", "Middle pairs", "Fast pairs"]
+    for layer in inside["baseline"]["rope"]["layers"]:
+        layer["band"] = ["fast", "slow", "slow", "slow" if layer["layer"] else "middle"]
+    assert band_table(inside).columns[2:] == [
+        "Slow pairs (2 to 3)",
+        "Middle pairs (0 to 1)",
+        "Fast pairs (1)",
+    ]
 
 
 def test_bands_and_dominant_pairs_are_means_over_heads(inside):

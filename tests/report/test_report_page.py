@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from tomfisher.experiment.run_folder import EXTRAS
 from tomfisher.report import load, write
 from tomfisher.report.page import render
 from tomfisher.report.pictures import draw
@@ -70,6 +71,7 @@ def test_every_figure_stands_in_the_page_and_in_the_folder(run, page):
     assert [x["id"].partition("-")[2].partition("-")[2] for x in page.all("figure")] == FIGURES
     written = {file.name for file in (run / "figures").iterdir()}
     assert written == {f"{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")}
+    assert written <= set(EXTRAS["figures"])  # what --overwrite deletes
     for name in FIGURES:
         assert (run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         ET.parse(run / "figures" / f"{name}.svg")
@@ -83,6 +85,25 @@ def test_verdict_and_numbers_are_there(run, page):
     assert "0.200 [0.105, 0.348]" in page.cells  # false belief at kappa 0.001: 8 of 40
     assert "3e-07" in page.cells and "85.0%" not in page.cells
     assert f"tomfisher run --config {run}/config.yaml" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "a share of the entries of each weight matrix: at kappa = 0.001 the mask takes the 0.1 %"),
+        ({"scope": "model"}, "a share of all weights of the model together"),
+        ({"model": "testbed2-mpt"}, "trained once, with one seed"),
+    ],
+)
+def test_the_verdict_says_what_kappa_is_a_share_of_and_how_many_trainings_were_seen(
+    make_run, results, settings, words
+):
+    config = {**results.provenance["config"], **settings}
+    text = write(
+        make_run(results=replace(results, provenance={**results.provenance, "config": config}))
+    ).read_text()
+    verdict = text[text.index('class="verdict') : text.index('class="facts"')]
+    assert words in verdict and ("one seed" in verdict) == ("model" in settings)
 
 
 def test_ids_are_unique_and_every_reference_hits_one(page):

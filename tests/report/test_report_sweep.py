@@ -47,13 +47,30 @@ def test_bars_are_the_wilson_intervals(results):
 
 def test_the_random_band_goes_from_the_least_to_the_most(results):
     _, axis = plot_accuracy(results)
-    band, bars = axis.collections[:2]
+    (bars,) = [c for c in axis.collections if c.get_alpha() == 0.45]
+    (band,) = [c for c in axis.collections if c.get_alpha() == 0.3]
     lows, highs = (35 / N, 34 / N, 36 / N), (36 / N, 37 / N, 36 / N)
     assert [tuple(s[:, 1]) for s in bars.get_segments()] == list(zip(lows, highs, strict=True))
     corners = {(x, round(y, 9)) for x, y in band.get_paths()[0].vertices}
     assert {
         (x, round(y, 9)) for x, y in [*zip(KAPPAS, lows, strict=True), *zip(KAPPAS, highs, strict=True)]
     } <= corners
+
+
+@pytest.mark.parametrize("plot", [plot_accuracy, plot_perplexity])
+def test_random_masks_stand_beside_the_others_and_on_top(results, plot):
+    _, axis = plot(results)
+    beside = values(axis, "random")[:, 0] / np.array(KAPPAS)
+    assert beside == pytest.approx(np.full(3, beside[0])) and 1.02 < beside[0] < 1.2
+    shown = {
+        mask: line(axis, STATES[mask].color, STATES[mask].marker) for mask in STATES if mask != "baseline"
+    }
+    drawn = list(axis.get_children())
+    top = shown.pop("random")
+    for other in shown.values():
+        assert (top.get_zorder(), drawn.index(top)) > (other.get_zorder(), drawn.index(other))
+    low, high = axis.get_xlim()
+    assert low < top.get_xdata()[0] and top.get_xdata()[-1] < high
 
 
 def test_the_untouched_model_and_chance_are_lines_across(results):

@@ -19,10 +19,13 @@ def add_parser(subparsers: Any) -> None:
         "What a run does not have yet is named; the rest is there.",
         (
             "tomfisher report runs/demo-testbed",
+            "tomfisher report runs/architectures",
             "tomfisher report runs/demo-testbed runs/demo-smollm2 --output_path both.html",
         ),
     )
-    parser.add_argument("run", metavar="RUN", help="folder of a study (tomfisher run)")
+    parser.add_argument(
+        "run", metavar="RUN", help="folder of a study (tomfisher run), or of the preset architectures"
+    )
     parser.add_argument("other", metavar="RUN2", nargs="?", help="a second one, to compare")
     parser.add_argument("--output_path", help="the HTML file [RUN/report.html]")
     parser.set_defaults(execute=run)
@@ -30,9 +33,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print the verdict and where the page lies."""
+    from tomfisher.experiment.architecture_folder import is_folder
     from tomfisher.report import load, write
 
     page = write(args.run, args.output_path, compare_with=args.other)
+    if args.other is None and is_folder(args.run):
+        _tell_architectures(args.run)
+        print(f"\nReport:  {page}\nFigures: {args.run}/figures")
+        return 0
     for folder in filter(None, (args.run, args.other)):
         data = load(folder)
         print(f"{data.name}: {data.verdict.sentences[1]}")
@@ -41,3 +49,17 @@ def run(args: argparse.Namespace) -> int:
     print(f"\nReport:  {page}")
     print(f"Figures: {', '.join(f'{folder}/figures' for folder in filter(None, (args.run, args.other)))}")
     return 0
+
+
+def _tell_architectures(folder: str) -> None:
+    """Print the verdict on a folder of architectures, and what it lacks."""
+    from tomfisher.experiment.architecture_folder import read
+    from tomfisher.experiment.equal_kappa import sentences
+    from tomfisher.report.architecture_page import missing_of, word_of
+
+    found = read(folder)
+    print(word_of(found))
+    for sentence in sentences(found.outcomes):
+        print(sentence)
+    for missing in missing_of(found):
+        print(f"  not in the report: {missing.what}. {missing.why}")

@@ -65,13 +65,21 @@ def run_study(config: Any, overwrite: bool) -> int:
 
 
 def _run_architectures(args: argparse.Namespace) -> int:
-    """Run the five studies of the preset and print their one table."""
+    """Run the five studies of the preset, print their table and write the reports: one of each run, one of all."""
+    from tomfisher import report
     from tomfisher.experiment.architectures import render, run_architectures
+    from tomfisher.experiment.equal_kappa import sentences
 
     folder, outcomes = run_architectures(given_settings(args), args.config, args.overwrite)
     print(f"{render(outcomes)}\n")
     for found in outcomes:
         sentence = found.verdict[1 if found.found else -1]
         print(textwrap.fill(f"{found.title}: {sentence}", width=WIDTH, subsequent_indent="  "))
+    print()
+    for sentence in sentences(outcomes):
+        print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+    for found in outcomes:
+        report.write(folder / found.architecture)
     print(f"\nResults: {folder}/architectures.json, .csv, .txt, and a run folder for each architecture")
+    print(f"Report:  {report.write(folder)}, and report.html in each run folder")
     return 0

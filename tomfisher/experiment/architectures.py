@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tomfisher import provenance
+from tomfisher.experiment import equal_kappa
 from tomfisher.experiment.config import ARCHITECTURES as PRESET
 from tomfisher.experiment.config import Config
+from tomfisher.experiment.equal_kappa import at_kappas, score
 from tomfisher.experiment.inside import FILE, chosen_kappa
 from tomfisher.experiment.results import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL, Point, Results
 from tomfisher.experiment.study import Experiment
 from tomfisher.experiment.table import align, rise
 from tomfisher.experiment.verdict import holm, judge
-from tomfisher.files import atomic_path
 
 FAMILIES = ("contents", "transfer", "second-order")
 GROUPS = {"qk": "q and k", "vo": "v and o", "mlp": "MLP", "mixer": "mixer"}
 MASKS = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
+
+_INTERVALS = "  95 % intervals"
 
 Say = Callable[[str], None] | None
 
@@ -45,11 +46,13 @@ class Outcome:
             control questions on the same stories: `{"n", "accuracy", "ci95"}` each, "random" a list of them.
         perplexity_rise: relative, under the task's mask.
         control_perplexity_rise: relative, under the control-only mask.
+        random_perplexity_rises: relative, under each random mask.
         where: per group of weights its `{"share"}` of the mask and `{"weight_share"}`; None without an analysis.
         dominant_norm: mean relative change of the norm of each head's dominant rotary pair, per mask, or None.
         first_mass: attention to the first token, mean over all heads: "before" and per mask, or None.
         reasons: why a part is None.
         verdict: in words.
+        kappas: the same false-belief accuracies and perplexities at every κ (`tomfisher.experiment.equal_kappa`).
     """
 
     architecture: str
@@ -62,11 +65,13 @@ class Outcome:
     conditions: dict[str, dict[str, Any]]
     perplexity_rise: float
     control_perplexity_rise: float
+    random_perplexity_rises: tuple[float, ...]
     where: dict[str, dict[str, float]] | None
     dominant_norm: dict[str, float] | None
     first_mass: dict[str, float] | None
     reasons: dict[str, str]
     verdict: tuple[str, ...]
+    kappas: tuple[dict[str, Any], ...] = ()
 
 
 def configs(
@@ -106,6 +111,8 @@ def run_architectures(
 ) -> tuple[Path, list[Outcome]]:
     """Run or resume the five studies and write `architectures.json`, `.csv` and `.txt` above their folders.
 
+    Reports are written by `tomfisher.report.write`, of each run folder and of the one above them.
+
     Args:
         given: see `configs`.
         config: see `configs`.
@@ -119,15 +126,19 @@ def run_architectures(
     Raises:
         ValueError: a run folder holds another study, or a setting is out of range.
     """
+    from tomfisher.experiment.architecture_folder import clear, save
+
     outcomes = []
     studies = configs(given, config)
+    folder = Path(next(iter(studies.values())).output_path).parent
+    if overwrite:
+        clear(folder)
     for name, study in studies.items():
         experiment = Experiment(study, overwrite=overwrite, say=say)
         if progress:
             experiment.say(f"{name}: {study.output_path}")
         results = experiment.run(progress=progress)
         outcomes.append(outcome(name, results, read_inside(study.output_path)))
-    folder = Path(next(iter(studies.values())).output_path).parent
     save(folder, outcomes)
     return folder, outcomes
 
@@ -163,6 +174,7 @@ def outcome(name: str, results: Results, inside: Mapping[str, Any] | None = None
     entry, verdict = architecture(name), judge(results)
     kappa = float(inside["kappa"]) if inside is not None else chosen_kappa(results)
     point, control = (results.at(kappa, mask)[0] for mask in (TASK_CONTROL, CONTROL_ONLY))
+    corrected = _p_values(results)
     return Outcome(
         architecture=name,
         title=entry.title,
@@ -170,17 +182,19 @@ def outcome(name: str, results: Results, inside: Mapping[str, Any] | None = None
         found=verdict.found,
         kappa=kappa,
         weights=point.nnz,
-        p=_p_values(results)[kappa],
+        p=corrected[kappa],
         conditions={
             condition: _condition(results, kappa, condition) for condition in _told(results.baseline)
         },
         perplexity_rise=rise(results, point),
         control_perplexity_rise=rise(results, control),
+        random_perplexity_rises=tuple(rise(results, random) for random in results.at(kappa, RANDOM)),
         where=_where(inside),
         dominant_norm=_dominant_norm(inside),
         first_mass=_first_mass(inside),
         reasons=_reasons(inside),
         verdict=verdict.sentences,
+        kappas=at_kappas(results, corrected),
     )
 
 
@@ -206,14 +220,11 @@ def _told(baseline: Point) -> list[str]:
 
 
 def _condition(results: Results, kappa: float, name: str) -> dict[str, Any]:
-    def score(point: Point) -> dict[str, Any]:
-        return {key: point.conditions[name][key] for key in ("n", "accuracy", "ci95")}
-
     return {
-        "before": score(results.baseline),
-        "after": score(results.at(kappa, TASK_CONTROL)[0]),
-        CONTROL_ONLY: score(results.at(kappa, CONTROL_ONLY)[0]),
-        RANDOM: [score(point) for point in results.at(kappa, RANDOM)],
+        "before": score(results.baseline, name),
+        "after": score(results.at(kappa, TASK_CONTROL)[0], name),
+        CONTROL_ONLY: score(results.at(kappa, CONTROL_ONLY)[0], name),
+        RANDOM: [score(point, name) for point in results.at(kappa, RANDOM)],
     }
 
 
@@ -272,7 +283,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def render(outcomes: Sequence[Outcome]) -> str:
-    """One table, a column per architecture, with the reasons for what is missing under it.
+    """A table with a column per architecture, each at its own κ, and one of all at every κ that they share.
+
+    Reasons for what is missing stand under the first.
 
     Args:
         outcomes: of `run_architectures`.
@@ -283,7 +296,9 @@ def render(outcomes: Sequence[Outcome]) -> str:
     rows = [[label, *(cell(found) for found in outcomes)] for label, cell in _rows(outcomes)]
     lines = [align(["", *(found.title for found in outcomes)], rows, left=(0,))]
     told = {reason for found in outcomes for reason in found.reasons.values()}
-    return "\n".join([*lines, *(f"- {reason}" for reason in sorted(told))])
+    lines += [f"- {reason}" for reason in sorted(told)]
+    lines += ["", "Under the task's mask at equal kappa: accuracy (95 % interval) rise of the perplexity"]
+    return "\n".join([*lines, equal_kappa.render(outcomes)])
 
 
 def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[Outcome], str]]]:
@@ -302,9 +317,15 @@ def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[Outcome], st
         ("  p (sign flip, Holm)", lambda o: f"{o.p:.2g}"),
         ("  random masks", lambda o: _random(o, headline)),
         ("  control-only mask", lambda o: _accuracy(o, headline, CONTROL_ONLY)),
-        *((_short(name), _change_of(name)) for name in others),
+        ("    95 % interval", lambda o: _interval(o, headline, CONTROL_ONLY)),
+        *(
+            row
+            for name in others
+            for row in ((_short(name), _change_of(name)), (_INTERVALS, _intervals(name)))
+        ),
         ("perplexity", lambda o: f"{o.perplexity_rise:+.1%}"),
         ("  control-only mask", lambda o: f"{o.control_perplexity_rise:+.1%}"),
+        ("  random masks", lambda o: _range(o.random_perplexity_rises, "{:+.1%}")),
         *((f"mask in {GROUPS[group]} (of weights)", _share_of(group)) for group in groups),
         ("dominant rotary pairs", lambda o: _norm_change(o, TASK_CONTROL)),
         ("  random mask", lambda o: _norm_change(o, RANDOM)),
@@ -328,8 +349,11 @@ def _interval(found: Outcome, condition: str, state: str) -> str:
 
 
 def _random(found: Outcome, condition: str) -> str:
-    values = [score["accuracy"] for score in found.conditions[condition][RANDOM]]
-    return f"{min(values):.3f}..{max(values):.3f}" if values else "-"
+    return _range([score["accuracy"] for score in found.conditions[condition][RANDOM]], "{:.3f}")
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    return f"{form.format(min(values))}..{form.format(max(values))}" if values else "-"
 
 
 def _change_of(condition: str) -> Callable[[Outcome], str]:
@@ -337,6 +361,15 @@ def _change_of(condition: str) -> Callable[[Outcome], str]:
         if condition not in found.conditions:
             return "-"
         return f"{_accuracy(found, condition, 'before')} > {_accuracy(found, condition, 'after')}"
+
+    return cell
+
+
+def _intervals(condition: str) -> Callable[[Outcome], str]:
+    def cell(found: Outcome) -> str:
+        if condition not in found.conditions:
+            return "-"
+        return f"{_interval(found, condition, 'before')} > {_interval(found, condition, 'after')}"
 
     return cell
 
@@ -357,37 +390,3 @@ def _norm_change(found: Outcome, mask: str) -> str:
 def _mass(found: Outcome, mask: str) -> str:
     mass = found.first_mass or {}
     return f"{mass['before']:.3f} > {mass[mask]:.3f}" if {"before", mask} <= mass.keys() else "-"
-
-
-def save(folder: str | os.PathLike[str], outcomes: Sequence[Outcome]) -> None:
-    """Write `architectures.json`, `architectures.csv` and `architectures.txt` into a folder, each all or nothing."""
-    data = {
-        "command": provenance.command_line(),
-        "versions": provenance.versions(),
-        "finished": provenance.now(),
-        "architectures": [asdict(found) for found in outcomes],
-    }
-    texts = {"json": json.dumps(data, indent=1), "txt": render(outcomes)}
-    for suffix, text in texts.items():
-        with atomic_path(Path(folder) / f"{PRESET}.{suffix}") as temporary:
-            temporary.write_text(f"{text}\n", encoding="utf-8")
-    with (
-        atomic_path(Path(folder) / f"{PRESET}.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as handle,
-    ):
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(
-            ["architecture", "kappa", "condition", "state", "n", "accuracy", "ci95_low", "ci95_high"]
-        )
-        for found in outcomes:
-            writer.writerows(_csv_rows(found))
-
-
-def _csv_rows(found: Outcome) -> list[list[Any]]:
-    rows = []
-    for condition, states in found.conditions.items():
-        for state, scores in states.items():
-            for score in scores if isinstance(scores, list) else [scores]:
-                measured = [score["n"], score["accuracy"], *score["ci95"]]
-                rows.append([found.architecture, found.kappa, condition, state, *measured])
-    return rows

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tomfisher.report.ablations import plot_interventions
+    from tomfisher.report.architectures import plot_architectures
     from tomfisher.report.data import RunData, load
     from tomfisher.report.maps import plot_attention_maps
     from tomfisher.report.masks import plot_frequency_rows, plot_mask_map
@@ -20,6 +21,7 @@ _HOMES = {
     "RunData": "data",
     "load": "data",
     "plot_accuracy": "sweep",
+    "plot_architectures": "architectures",
     "plot_attention_maps": "maps",
     "plot_fisher_values": "values",
     "plot_frequency_rows": "masks",
@@ -35,6 +37,7 @@ __all__ = [
     "RunData",
     "load",
     "plot_accuracy",
+    "plot_architectures",
     "plot_attention_maps",
     "plot_fisher_values",
     "plot_frequency_rows",

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tomfisher.experiment.architecture_folder import Architectures, above, is_folder, read
 from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
 from tomfisher.experiment.verdict import Verdict, holm, judge
 from tomfisher.report.extras import Missing, read_extras, read_json
@@ -26,8 +27,9 @@ class RunData:
         config: the settings (`config.yaml`, or what the results remember of it).
         inside: content of `analysis.json`, or None.
         values: content of `fisher-values.json`, or None.
-        extras: content of `ablations.json`, `finetune.json` and `architectures.json` where there is such a file, in
+        extras: content of `ablations.json`, `finetune.json` and `grid.json` where there is such a file of this run, in
             the run folder or in a folder of that name below it.
+        architectures: the studies of the folder that the run lies in, if it is that of the preset architectures.
         missing: what the report cannot show.
         complete: whether the study came to its end.
     """
@@ -38,6 +40,7 @@ class RunData:
     inside: dict[str, Any] | None = None
     values: dict[str, Any] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    architectures: Architectures | None = None
     missing: tuple[Missing, ...] = ()
     complete: bool = True
 
@@ -103,6 +106,11 @@ def load(run: str | os.PathLike[str]) -> RunData:
         raise ValueError(
             f"{os.fspath(run)} is no folder. Give the --output_path of a study, such as runs/demo-testbed."
         )
+    if is_folder(path):
+        raise ValueError(
+            f"{path} holds the runs of several architectures. Give it alone for the report on all of them, or one of "
+            "its run folders."
+        )
     results, complete = _results(path)
     config = dict(results.provenance.get("config", {})) or _settings(path)
     missing = [] if complete else [_interrupted(results, config)]
@@ -127,7 +135,20 @@ def load(run: str | os.PathLike[str]) -> RunData:
     extras, rejected = read_extras(path, results.provenance)
     missing += rejected
     missing += _controls(results)
-    return RunData(path, results, config, inside, values, extras, tuple(missing), complete)
+    beside = _beside(path)
+    return RunData(path, results, config, inside, values, extras, beside, tuple(missing), complete)
+
+
+def _beside(path: Path) -> Architectures | None:
+    """The same study on other architectures, where the run lies among them and at least one other is finished."""
+    folder = above(path)
+    if folder is None:
+        return None
+    try:
+        found = read(folder)
+    except ValueError:
+        return None
+    return found if len(found.outcomes) > 1 else None
 
 
 def _results(path: Path) -> tuple[Results, bool]:

@@ -8,11 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tomfisher.experiment.architecture_folder import Architectures, is_folder, read
+from tomfisher.experiment.equal_kappa import sentences
 from tomfisher.files import atomic_path
+from tomfisher.report import architecture_page
 from tomfisher.report.compare import comparison_sections
 from tomfisher.report.data import RunData, load
 from tomfisher.report.pictures import Picture, draw
-from tomfisher.report.sections import Section, Writer, facts
+from tomfisher.report.sections import Section, Writer, context, facts
 from tomfisher.report.style import TONES
 from tomfisher.report.tables import Table
 from tomfisher.version import __version__
@@ -26,13 +29,13 @@ def write(
     output_path: str | os.PathLike[str] | None = None,
     compare_with: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write a run's report, and its figures as files into `RUN/figures`.
+    """Write the report on a run, or on a folder of architectures, and its figures as files into `RUN/figures`.
 
     The page is one file: styles, script and figures are in it, and it refers to nothing outside. What the run does not
     have (an analysis, some control masks, the end of an interrupted study) is said in it; the rest is there.
 
     Args:
-        run: the run folder.
+        run: the run folder, or the folder of `tomfisher run --preset architectures`.
         output_path: the HTML file; None is `RUN/report.html`.
         compare_with: a second run folder, reported on the same page and compared where that makes sense.
 
@@ -42,11 +45,15 @@ def write(
     Raises:
         ValueError: a folder holds no results.
     """
-    runs = [load(run)] if compare_with is None else [load(run), load(compare_with)]
     target = Path(run) / FILE if output_path is None else Path(output_path)
-    page, drawn = render(runs)
-    for data, pictures in zip(runs, drawn, strict=True):
-        write_figures(pictures, data.path / FIGURES)
+    if compare_with is None and is_folder(run):
+        page, pictures = render_architectures(read(run))
+        write_figures(pictures, Path(run) / FIGURES)
+    else:
+        runs = [load(run)] if compare_with is None else [load(run), load(compare_with)]
+        page, drawn = render(runs)
+        for data, pictures in zip(runs, drawn, strict=True):
+            write_figures(pictures, data.path / FIGURES)
     with atomic_path(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
@@ -76,7 +83,24 @@ def render(runs: list[RunData]) -> tuple[str, list[list[Picture]]]:
             "title": "Side by side",
             "sections": [_section(s) for s in sections],
         }
-    return _page(runs, shown, comparison), drawn
+    models = " and ".join(str(data.config.get("model", "a model")) for data in runs)
+    return _page(f"Sensitive weights of {models}", shown, comparison), drawn
+
+
+def render_architectures(found: Architectures) -> tuple[str, list[Picture]]:
+    """The page of a folder of architectures, and its figure."""
+    pictures, missing = architecture_page.draw(found)
+    shown = {
+        "id": "architectures",
+        "name": architecture_page.name_of(found),
+        "found": any(outcome.found for outcome in found.outcomes),
+        "word": architecture_page.word_of(found),
+        "sentences": sentences(found.outcomes),
+        "facts": architecture_page.facts(found),
+        "sections": [_section(section) for section in architecture_page.sections(found, pictures, missing)],
+    }
+    titles = ", ".join(outcome.title for outcome in found.outcomes)
+    return _page(f"Sensitive weights of {titles}", [shown], None), pictures
 
 
 def write_figures(pictures: list[Picture], folder: Path) -> None:
@@ -97,7 +121,7 @@ def _run(data: RunData, sections: list[Section], prefix: str) -> dict[str, Any]:
         "name": data.name,
         "found": verdict.found,
         "word": word,
-        "sentences": verdict.sentences,
+        "sentences": (*verdict.sentences, *context(data)),
         "facts": facts(data),
         "sections": [_section(section) for section in sections],
     }
@@ -123,7 +147,7 @@ def _table(table: Table) -> dict[str, Any]:
     return {**vars(table), "left": (0, *table.words)}
 
 
-def _page(runs: list[RunData], shown: list[dict[str, Any]], comparison: dict[str, Any] | None) -> str:
+def _page(title: str, shown: list[dict[str, Any]], comparison: dict[str, Any] | None) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -132,9 +156,8 @@ def _page(runs: list[RunData], shown: list[dict[str, Any]], comparison: dict[str
     )
     css = environment.get_template("report.css.j2").render(tones_of=TONES)
     script = environment.get_template("report.js").render()
-    title = " and ".join(str(data.config.get("model", "a model")) for data in runs)
     return environment.get_template("report.html.j2").render(
-        title=f"Sensitive weights of {title}",
+        title=title,
         lead="Which few weights does the model need for one ability, but not for language in general, and what breaks "
         "without them?",
         css=Markup(css),

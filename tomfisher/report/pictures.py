@@ -12,6 +12,7 @@ import numpy as np
 from tomfisher.experiment.results import TASK_CONTROL
 from tomfisher.experiment.table import rise
 from tomfisher.report.ablations import headline_of, interventions, plot_interventions
+from tomfisher.report.architectures import plot_architectures, says
 from tomfisher.report.data import Missing, RunData
 from tomfisher.report.maps import plot_attention_maps
 from tomfisher.report.masks import density, dominant_counts, pair_counts, plot_frequency_rows, plot_mask_map
@@ -25,6 +26,8 @@ from tomfisher.report.values import LOOKS, entries, histogram, plot_fisher_value
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from tomfisher.experiment.architecture_folder import Architectures
+
 DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 _WORDS = {"q": "queries", "k": "keys"}
 
@@ -35,7 +38,8 @@ class Picture:
 
     Attributes:
         name: of its files, such as "accuracy".
-        section: of the report that it stands in: "sweep", "values", "mask", "rope", "sinks" or "ablations".
+        section: of the report that it stands in: "sweep", "values", "mask", "rope", "sinks", "ablations" or
+            "architectures".
         caption: what is drawn, and how to read it.
         says: what it shows, in numbers, for those who do not see it.
         figure: the figure.
@@ -88,6 +92,8 @@ def _makers(data: RunData) -> Iterator[tuple[str, Callable[[], Picture]]]:
         yield from _inside_makers(data.inside)
     if "ablations" in data.extras:
         yield "ablations", lambda: _ablations(data.extras["ablations"])
+    if data.architectures is not None:
+        yield "architectures", partial(of_architectures, data.architectures)
 
 
 def _inside_makers(inside: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], Picture]]]:
@@ -285,3 +291,12 @@ def _ablations(ablations: Mapping[str, Any]) -> Picture:
     says = f"Accuracy on {name}: untouched {before:.3f}; {'; '.join(found)}."
     caption = f"Accuracy on {name} under each intervention, beside its controls."
     return Picture("ablations", "ablations", caption, says, plot_interventions(ablations)[0], True)
+
+
+def of_architectures(found: Architectures) -> Picture:
+    """The figure of a folder of architectures."""
+    caption = (
+        "False-belief accuracy of every architecture, untouched and under each mask, one panel per κ. Bars are 95 % "
+        "intervals; random masks from their least to their most accurate seed."
+    )
+    return Picture("architectures", "architectures", caption, says(found), plot_architectures(found)[0], True)

@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from tomfisher.analysis.sinks import WINDOW
+from tomfisher.experiment.equal_kappa import sentences
 from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, TASK_CONTROL
 from tomfisher.experiment.table import rise
+from tomfisher.report.architectures import architecture_table, equal_kappa_table, family_table
 from tomfisher.report.data import Missing, RunData
+from tomfisher.report.extra_tables import ablation_table, finetune_table, grid_table
 from tomfisher.report.pictures import DAMAGED, Picture, of_states
 from tomfisher.report.provenance import provenance_section_parts
 from tomfisher.report.tables import (
     STATES,
     Table,
-    ablation_table,
-    architecture_table,
     band_table,
     condition_table,
     enrichment_table,
-    finetune_table,
     group_table,
     mean_over_heads,
     sink_table,
@@ -28,6 +29,12 @@ from tomfisher.report.tables import (
     sweep_table,
     values_table,
 )
+
+_SCOPES = {
+    "tensor": "of the entries of each weight matrix",
+    "layer": "of the weights of each layer",
+    "model": "of all weights of the model together",
+}
 
 
 class Block(NamedTuple):
@@ -184,8 +191,24 @@ class Writer:
             found = sink_sentence(inside)
         except DAMAGED:
             found = ""
+        self._short_prompts(inside)
         tables = self._tables("sinks", lambda: sink_table(inside))
         self._add("sinks", "Attention sinks", [text, found] if found else [text], tables=tables)
+
+    def _short_prompts(self, inside: Mapping[str, Any]) -> None:
+        """Note that the sink rate is of fewer prompts than the rest."""
+        measured = inside["baseline"]["sinks"]
+        long, prompts = measured.get("long_prompts"), measured.get("prompts")
+        if long is not None and prompts is not None and long < prompts:
+            window = measured.get("window", WINDOW)
+            self.missing.append(
+                Missing(
+                    "Sink rate of all prompts" if long else "Sink rate",
+                    f"It looks at the first {window} tokens, and {prompts - long} of the {prompts} prompts have fewer: "
+                    f"{f'it is of the other {long}' if long else 'there is none'}. For longer prompts: tomfisher "
+                    "analyze --model MODEL --texts FILE --parts sinks.",
+                )
+            )
 
     def _extras(self) -> None:
         extras = self.data.extras
@@ -199,15 +222,50 @@ class Writer:
             ]
             text = "Parts of the mask alone, and interventions on activations that leave the weights as they are."
             self._add("ablations", "Ablations", [text], tables=tables, notes=notes)
+        if "grid" in extras:
+            grid = extras["grid"]
+            texts = ["The same masks with other fills.", *map(str, grid.get("conclusions") or ())]
+            tables = self._tables("the grid of fills", lambda: grid_table(grid))
+            self._add("grid", "Other fills", texts, tables=tables)
         if "finetune" in extras:
             found = extras["finetune"]
             notes = [Missing("Not done", str(note)) for note in found.get("notes") or ()]
             text = "The masked weights alone, as many random ones, and LoRA, trained on the same stories."
             tables = self._tables("the training", lambda: finetune_table(found))
             self._add("finetune", "Training only the masked weights", [text], tables=tables, notes=notes)
-        if "architectures" in extras:
-            tables = self._tables("the architectures", lambda: architecture_table(extras["architectures"]))
-            self._add("architectures", "The same study on other architectures", tables=tables)
+        beside = self.data.architectures
+        if beside is not None:
+            tables = self._tables(
+                "the architectures",
+                lambda: equal_kappa_table(beside),
+                lambda: architecture_table(beside),
+                lambda: family_table(beside),
+            )
+            self._add(
+                "architectures",
+                "The same study on other architectures",
+                sentences(beside.outcomes),
+                tables=tables,
+            )
+
+
+def context(data: RunData) -> list[str]:
+    """What the verdict rests on, in words: what κ is a share of, and how many trainings were seen."""
+    found = []
+    kappa = data.focus
+    if kappa is not None:
+        where = _SCOPES.get(str(data.config.get("scope", "tensor")), "of the weights")
+        share = f"{100 * kappa:g} %"
+        found.append(
+            f"Kappa is a share {where}: at kappa = {kappa:g} the mask takes the {share} with the largest values of the "
+            f"task's Fisher diagonal, less those that are among the {share} with the largest of the control's."
+        )
+    if str(data.config.get("model", "")).startswith("testbed"):
+        found.append(
+            "The testbed model was trained once, with one seed: how the effect varies from training to training is not "
+            "known."
+        )
+    return found
 
 
 def facts(data: RunData) -> list[Fact]:

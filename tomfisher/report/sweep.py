@@ -17,6 +17,7 @@ HEIGHT = 3.4
 _NEAR = 0.09
 _WIDE = 3.0
 _MANY = 8
+_ASIDE = 0.02  # of the axis, by which random masks stand beside the other ones, so that none hides the other
 
 
 @styled
@@ -45,11 +46,11 @@ def plot_accuracy(results: Results, condition: str | None = None) -> tuple[Figur
     chance = results.provenance.get("evaluation", {}).get("chance", {}).get(condition)
     if chance is not None:
         axis.axhline(chance, color=SOFT, linewidth=1.0, linestyle=(0, (1, 2)), label="chance")
-    _random_band(axis, results, lambda point: point.accuracy(condition))
     for mask in (CONTROL_ONLY, TASK_CONTROL):
         points = _line(results, mask)
         if points:
             _with_intervals(axis, points, mask, condition)
+    _random_band(axis, results, lambda point: point.accuracy(condition))
     _kappa_axis(axis, results.kappas)
     axis.set(ylim=(-0.03, 1.05), ylabel=f"accuracy: {literal(condition)}")
     legend_above(figure, axis)
@@ -73,7 +74,6 @@ def plot_perplexity(results: Results) -> tuple[Figure, Any]:
     axis.axhline(
         limit, color=SOFT, linewidth=1.0, linestyle=(0, (1, 2)), label=f"{PERPLEXITY_LIMIT:+.0%}: the limit"
     )
-    _random_band(axis, results, lambda point: point.perplexity)
     for mask in (CONTROL_ONLY, TASK_CONTROL):
         points = _line(results, mask)
         if points:
@@ -86,6 +86,7 @@ def plot_perplexity(results: Results) -> tuple[Figure, Any]:
                 linestyle=look.dashes,
                 label=look.label,
             )
+    _random_band(axis, results, lambda point: point.perplexity)
     _kappa_axis(axis, results.kappas)
     axis.set_ylabel("perplexity per token")
     values = [before, limit, *(point.perplexity for point in results.points)]
@@ -119,7 +120,7 @@ def _with_intervals(axis: Any, points: Sequence[Point], mask: str, condition: st
 
 
 def _random_band(axis: Any, results: Results, value: Callable[[Point], float]) -> None:
-    """Least to most over the random masks of each κ: a bar at each, and a band between neighbours."""
+    """Least to most over the random masks of each κ: a bar beside each, on top, and a band between neighbours."""
     kappas = [kappa for kappa in results.kappas if results.at(kappa, RANDOM)]
     if not kappas:
         return
@@ -128,15 +129,22 @@ def _random_band(axis: Any, results: Results, value: Callable[[Point], float]) -
     look, count = STATES[RANDOM], max(map(len, values))
     if len(kappas) > 1:
         axis.fill_between(kappas, lows, highs, color=look.color, alpha=0.3, linewidth=0)
-    axis.vlines(kappas, lows, highs, color=look.color, linewidth=4, alpha=0.45)
+    places = [kappa * math.exp(_ASIDE * _span(results.kappas)) for kappa in kappas]
+    axis.vlines(places, lows, highs, color=look.color, linewidth=4, alpha=0.45, zorder=3)
     axis.plot(
-        kappas,
+        places,
         [sum(v) / len(v) for v in values],
         color=look.color,
         marker=look.marker,
         linestyle=look.dashes,
         label=f"{look.label} ×{count}, least to most",
+        zorder=3,
     )
+
+
+def _span(kappas: Sequence[float]) -> float:
+    """Length of the axis in natural logarithms."""
+    return math.log(kappas[-1] / kappas[0]) or math.log(4)
 
 
 def _kappa_axis(axis: Any, kappas: Sequence[float]) -> None:
@@ -147,7 +155,7 @@ def _kappa_axis(axis: Any, kappas: Sequence[float]) -> None:
         return
     axis.set_xscale("log")
     low, high = kappas[0], kappas[-1]
-    span = math.log(high / low) or math.log(4)
+    span = _span(kappas)
     axis.set_xlim(low / math.exp(0.06 * span), high * math.exp(0.06 * span))
     if len(kappas) <= _MANY:
         shown = [low]

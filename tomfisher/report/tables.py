@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tomfisher.analysis.sinks import EPSILON, WINDOW
 from tomfisher.evaluate.records import ALL
 from tomfisher.evaluate.scenes import TEST
-from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL, Point
+from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point
 from tomfisher.experiment.table import MASK_ORDER, rise
 from tomfisher.experiment.verdict import holm
-from tomfisher.report.ablations import controls, headline_of, interventions
 from tomfisher.report.data import RunData
 from tomfisher.report.values import LOOKS, entries
 
@@ -274,8 +274,13 @@ def band_table(inside: Mapping[str, Any]) -> Table | None:
         return None
     return Table(
         "Change of the norm of each head's dominant pair (the one of largest mean norm in the untouched model), and of "
-        "the root-mean-square norm of each band of pairs: mean over all heads of all layers.",
-        ["Mask and part", "Dominant pair", *(f"{band.capitalize()} pairs" for band in bands)],
+        "the root-mean-square norm of each band of pairs: mean over all heads of all layers. In brackets: how many of "
+        "a head's pairs a band has.",
+        [
+            "Mask and part",
+            "Dominant pair",
+            *(f"{band.capitalize()} pairs{_count(before, band)}" for band in bands),
+        ],
         rows,
     )
 
@@ -295,6 +300,12 @@ def dominant_change(before: Mapping[str, Any], after: Mapping[str, Any], part: s
     return sum(changes) / len(changes)
 
 
+def _count(spectrum: Mapping[str, Any], band: str) -> str:
+    """Behind a band's name: the number of its rotary pairs, from the least to the most over the layers."""
+    counts = [layer["band"].count(band) for layer in spectrum["layers"] if "band" in layer]
+    return f" ({span(counts, '{:.0f}')})" if counts else ""
+
+
 def _band_means(layers: Sequence[Mapping[str, Any]], bands: int) -> list[str]:
     heads = [head for layer in layers for head in layer["bands"]]
     known = [[head[i] for head in heads if head[i] is not None] for i in range(bands)]
@@ -303,12 +314,15 @@ def _band_means(layers: Sequence[Mapping[str, Any]], bands: int) -> list[str]:
 
 def sink_table(inside: Mapping[str, Any]) -> Table:
     """First-token attention and angle in every state, averaged over layers and heads."""
+    measured = inside["baseline"]["sinks"]
+    rate = f"Sink rate (ε = {measured.get('epsilon', EPSILON):g}, T = {measured.get('window', WINDOW)})"
     states = {"untouched": inside["baseline"]}
     states |= {STATES.get(name, name): found for name, found in inside["states"].items()}
     rows = [
         [
             name,
             number(mean_over_heads(found["sinks"], "first_mass"), "{:.3f}"),
+            percent(_sink_rate(found["sinks"])),
             number(mean_over_heads(found["sinks"], "angle"), "{:.1f}°"),
             number(mean_over_heads(found["sinks"], "entropy"), "{:.3f}"),
             number(mean_over_heads(found["sinks"], "key_ratio"), "{:.3f}"),
@@ -317,120 +331,31 @@ def sink_table(inside: Mapping[str, Any]) -> Table:
         if found.get("sinks")
     ]
     return Table(
-        "Attention to the first token, mean over all heads of all layers and over all positions but the first.",
-        ["State", "Mass", "Angle of q to the first key", "Entropy, nats", "First key's norm, of the others'"],
-        rows,
-    )
-
-
-def ablation_table(ablations: Mapping[str, Any]) -> Table:
-    """One row per intervention, the range over its controls behind it."""
-    name = headline_of(ablations)
-    baseline, points = ablations["baseline"], interventions(ablations)
-    corrected = holm([float(point["conditions"][name]["p_vs_baseline"]) for point in points])
-    rows = [
+        "Attention to the first token, mean over all heads of all layers and over all positions but the first. Sink "
+        "rate: share of heads and prompts in which the first T tokens give the first one more than ε of their "
+        "attention on average (arXiv 2410.10781), of prompts that have T tokens.",
         [
-            "none (untouched)",
-            "0",
-            interval(baseline["conditions"][name]),
-            ABSENT,
-            *_cost(baseline, baseline),
-            ABSENT,
-        ]
-    ]
-    for point, p in zip(points, corrected, strict=True):
-        beside_it = [c["conditions"][name]["accuracy"] for c in controls(ablations, point["name"])]
-        rows.append(
-            [
-                point["name"],
-                f"{point['nnz']:,}",
-                interval(point["conditions"][name]),
-                p_value(p),
-                *_cost(point, baseline),
-                span(beside_it, "{:.3f}"),
-            ]
-        )
-    return Table(
-        f"Interventions: accuracy on {name} with its 95 % interval, p of the {TEST} after Holm over all "
-        "interventions, perplexity, and the accuracy of their controls, least to most.",
-        ["Intervention", "Weights", f"Accuracy: {name}", "p (Holm)", "Perplexity", "Rise", "Controls"],
+            "State",
+            "Mass",
+            rate,
+            "Angle of q to the first key",
+            "Entropy, nats",
+            "First key's norm, of the others'",
+        ],
         rows,
     )
 
 
-def _cost(point: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
-    change = point["perplexity"] / baseline["perplexity"] - 1
-    return [f"{point['perplexity']:.4g}", ABSENT if point is baseline else f"{change:+.1%}"]
+def _sink_rate(sinks: Mapping[str, Any]) -> float | None:
+    """The sink metric of the first token, over all heads of all layers; None where no prompt is long enough."""
+    metric = sinks.get("metric")
+    return metric[0] if metric else None
 
 
 def mean_over_heads(sinks: Mapping[str, Any], measure: str) -> float | None:
     """One measure of `AttentionSinks.to_dict()`, averaged over all heads of all layers; None where none is known."""
     values = [value for layer in sinks["layers"] for value in layer[measure] if value is not None]
     return sum(values) / len(values) if values else None
-
-
-def finetune_table(found: Mapping[str, Any]) -> Table:
-    """One row per state of a comparison of trainings."""
-    states = found["states"]
-    name = HEADLINE if HEADLINE in states[0]["conditions"] else ALL
-    trained = [state for state in states if state["conditions"][name]["p_vs_start"] is not None]
-    known = holm([state["conditions"][name]["p_vs_start"] for state in trained])
-    corrected = {id(state): p for state, p in zip(trained, known, strict=True)}
-    rows = [
-        [
-            state["name"] if state["seed"] is None else f"{state['name']} (seed {state['seed']})",
-            f"{state['trainable']:,}",
-            number(state["learning_rate"], "{:g}"),
-            interval(state["conditions"][name]),
-            p_value(corrected.get(id(state))),
-            f"{state['conditions'][ALL]['accuracy']:.3f}",
-            *_cost(state, states[0]),
-        ]
-        for state in states
-    ]
-    return Table(
-        f"Accuracy on {name} before and after training, with 95 % intervals; p is that of the {TEST} against the "
-        "start, after Holm over the trainings.",
-        [
-            "State",
-            "Trained",
-            "Rate",
-            f"Accuracy: {name}",
-            "p (Holm)",
-            f"Accuracy: {ALL}",
-            "Perplexity",
-            "Change",
-        ],
-        rows,
-    )
-
-
-def architecture_table(found: Mapping[str, Any]) -> Table:
-    """One row per architecture."""
-    rows = []
-    for outcome in found["architectures"]:
-        scores = outcome["conditions"].get(HEADLINE) or outcome["conditions"][ALL]
-        rows.append(
-            [
-                outcome["title"],
-                outcome["positions"],
-                "found" if outcome["found"] else "not found",
-                f"{outcome['kappa']:g}",
-                interval(scores["before"]),
-                interval(scores["after"]),
-                p_value(outcome["p"]),
-                span([score["accuracy"] for score in scores["random"]], "{:.3f}"),
-                interval(scores["control-only"]),
-                f"{outcome['perplexity_rise']:+.1%}",
-            ]
-        )
-    columns = ["Architecture", "Positions", "Effect", "κ", "Untouched", "Task minus control", "p (Holm)"]
-    return Table(
-        "The study on each architecture: accuracy on false belief with 95 % intervals.",
-        [*columns, "Random", "Control only", "Perplexity"],
-        rows,
-        words=(1, 2),
-    )
 
 
 def span(values: Sequence[float | None], form: str) -> str:

@@ -1,0 +1,98 @@
+"""The page of a folder that holds the same study on several architectures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from tomfisher.experiment.architecture_folder import Architectures
+from tomfisher.experiment.architectures import render
+from tomfisher.report.architectures import (
+    architecture_table,
+    equal_kappa_table,
+    family_table,
+    outcomes_of,
+)
+from tomfisher.report.extras import Missing
+from tomfisher.report.pictures import Picture, of_architectures
+from tomfisher.report.sections import Block, Fact, Section
+
+NAME = "architectures"
+
+
+def name_of(found: Architectures) -> str:
+    """What the folder is called in a report."""
+    return f"The same study on {len(found.outcomes)} architectures"
+
+
+def word_of(found: Architectures) -> str:
+    """The verdict in a few words."""
+    count = sum(outcome.found for outcome in found.outcomes)
+    return f"An effect was found in {count} of {len(found.outcomes)} architectures."
+
+
+def draw(found: Architectures) -> tuple[list[Picture], list[Missing]]:
+    """The figure, or why there is none."""
+    try:
+        return [of_architectures(found)], []
+    except ValueError as error:
+        return [], [Missing(f"Figure {NAME}", str(error))]
+
+
+def sections(found: Architectures, pictures: Sequence[Picture], missing: Sequence[Missing]) -> list[Section]:
+    """The parts of the page."""
+    table = equal_kappa_table(found)
+    own = [table for table in (architecture_table(found), family_table(found)) if table is not None]
+    done = [
+        Section(
+            f"{NAME}-equal",
+            "All architectures at equal κ",
+            ["Compare architectures here: every one has the same share of its weights overwritten."],
+            pictures=pictures,
+            tables=[] if table is None else [table],
+        ),
+        Section(
+            f"{NAME}-own",
+            "Each at its own κ",
+            tables=own,
+            blocks=[Block("Also where the mask sits and what happens inside", render(found.outcomes))],
+        ),
+    ]
+    notes = [*missing, *missing_of(found)]
+    if notes:
+        done.append(Section(f"{NAME}-missing", "What this report cannot show", notes=notes))
+    return [*done, _provenance(found)]
+
+
+def missing_of(found: Architectures) -> list[Missing]:
+    """Architectures without an outcome, and what keeps the others from being compared."""
+    absent = [Missing(name, why) for name, why in found.missing.items()]
+    return absent + [Missing("The comparison", note) for note in found.notes]
+
+
+def _provenance(found: Architectures) -> Section:
+    runs = [str(found.path / outcome.architecture) for outcome in found.outcomes]
+    blocks = [
+        Block("Run it again", f"tomfisher run --preset {NAME} --output_path {shlex.quote(str(found.path))}"),
+        Block("Write this report again", f"tomfisher report {shlex.quote(str(found.path))}"),
+        Block("Report on a single run", "\n".join(f"tomfisher report {shlex.quote(run)}" for run in runs)),
+    ]
+    texts = []
+    if found.record:
+        command = " ".join(map(shlex.quote, found.record["command"]))
+        blocks.append(Block("What it was last run by", command))
+        versions = ", ".join(f"{name} {version}" for name, version in found.record["versions"].items())
+        texts = [f"Finished {found.record['finished']}, with {versions}."]
+    return Section(f"{NAME}-provenance", "Where the numbers come from", texts, blocks=blocks)
+
+
+def facts(found: Architectures) -> list[Fact]:
+    """Per architecture the accuracy before and after at its own κ."""
+    told = []
+    for outcome in outcomes_of(found):
+        scores = next(iter(outcome.conditions.values()))
+        before, after = scores["before"]["accuracy"], scores["after"]["accuracy"]
+        low, high = scores["after"]["ci95"]
+        detail = f"κ = {outcome.kappa:g}, 95 % interval after {low:.3f} to {high:.3f}"
+        told.append(Fact(outcome.title, f"{before:.3f} → {after:.3f}", detail))
+    return told

@@ -1,0 +1,204 @@
+"""The same study on several architectures: one figure at equal κ, and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tomfisher.experiment.architecture_folder import Architectures
+from tomfisher.experiment.architectures import FAMILIES, Outcome
+from tomfisher.experiment.equal_kappa import common_kappas, row_at
+from tomfisher.experiment.results import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL
+from tomfisher.report.style import INK, STATES, axes, legend_above, literal, styled
+from tomfisher.report.tables import Table, interval, p_value, span
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OFFSETS = {"before": -0.27, "after": -0.09, CONTROL_ONLY: 0.09, RANDOM: 0.27}
+_LOOKS = {"after": STATES[TASK_CONTROL], CONTROL_ONLY: STATES[CONTROL_ONLY], RANDOM: STATES[RANDOM]}
+
+
+@styled
+def plot_architectures(found: Architectures | Sequence[Outcome]) -> tuple[Figure, Any]:
+    """False-belief accuracy before and after, an architecture beside the other, one panel per κ that all have.
+
+    Bars are 95 % intervals; random masks are drawn from the least to the most accurate.
+
+    Args:
+        found: `tomfisher.experiment.architecture_folder.read(folder)`, or the outcomes in it.
+
+    Returns:
+        Figure and the axes, from the smallest κ at the top to the largest.
+
+    Raises:
+        ValueError: there are no outcomes, or no κ is common to all.
+    """
+    outcomes = outcomes_of(found)
+    kappas = common_kappas(outcomes)
+    if not kappas:
+        raise ValueError(
+            f"There is no kappa that all of {len(outcomes)} studies have, so they cannot stand side by side. Run them "
+            "with the same --kappas: tomfisher run --preset architectures."
+        )
+    figure, panels = axes(0.9 + 1.35 * len(kappas), len(kappas), 1, squeeze=False, sharex=True)
+    panels = panels[:, 0]
+    for axis, kappa in zip(panels, kappas, strict=True):
+        rows = [row_at(outcome, kappa) for outcome in outcomes]
+        _with_intervals(axis, "before", [_headline(outcome)["before"] for outcome in outcomes])
+        for state in ("after", CONTROL_ONLY):
+            _with_intervals(axis, state, [row[state] for row in rows])
+        _ranges(axis, [row[RANDOM] for row in rows])
+        axis.set(ylim=(-0.05, 1.08), title=f"κ = {kappa:g}")
+        axis.grid(False, axis="x")
+    panels[-1].set_xticks(range(len(outcomes)), [literal(outcome.title) for outcome in outcomes])
+    figure.supylabel(f"accuracy: {literal(next(iter(outcomes[0].conditions)))}", fontsize=10)
+    legend_above(figure, panels[0])
+    return figure, panels
+
+
+def _with_intervals(axis: Any, state: str, scores: Sequence[Mapping[str, Any]]) -> None:
+    look = _LOOKS.get(state)
+    values = [score["accuracy"] for score in scores]
+    below = [max(0.0, score["accuracy"] - score["ci95"][0]) for score in scores]
+    above = [max(0.0, score["ci95"][1] - score["accuracy"]) for score in scores]
+    axis.errorbar(
+        [i + _OFFSETS[state] for i in range(len(values))],
+        values,
+        yerr=(below, above),
+        color=INK if look is None else look.color,
+        marker="D" if look is None else look.marker,
+        linestyle="",
+        elinewidth=1.0,
+        capsize=2.0,
+        label="untouched" if look is None else look.label,
+    )
+
+
+def _ranges(axis: Any, scores: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Least to most over the random masks, their mean marked."""
+    look = STATES[RANDOM]
+    known = [(i + _OFFSETS[RANDOM], [s["accuracy"] for s in each]) for i, each in enumerate(scores) if each]
+    if known:
+        places = [place for place, _ in known]
+        lows, highs = ([pick(values) for _, values in known] for pick in (min, max))
+        axis.vlines(places, lows, highs, color=look.color, linewidth=4, alpha=0.45)
+        means = [sum(values) / len(values) for _, values in known]
+        label = f"{look.label}, least to most"
+        axis.plot(places, means, color=look.color, marker=look.marker, linestyle="", label=label)
+
+
+def outcomes_of(found: Architectures | Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """The outcomes of a folder of architectures, or those that are given."""
+    return found.outcomes if isinstance(found, Architectures) else tuple(found)
+
+
+def says(found: Architectures | Sequence[Outcome]) -> str:
+    """The figure in numbers."""
+    words = []
+    outcomes = outcomes_of(found)
+    for kappa in common_kappas(outcomes):
+        parts = []
+        for outcome in outcomes:
+            row = row_at(outcome, kappa)
+            randoms = span([score["accuracy"] for score in row[RANDOM]], "{:.3f}")
+            parts.append(
+                f"{outcome.title} {_headline(outcome)['before']['accuracy']:.3f} untouched, "
+                f"{row['after']['accuracy']:.3f} task minus control, {row[CONTROL_ONLY]['accuracy']:.3f} control only, "
+                f"{randoms} random"
+            )
+        words.append(f"At {kappa:g}: {'; '.join(parts)}.")
+    return " ".join(words)
+
+
+def equal_kappa_table(found: Architectures | Sequence[Outcome]) -> Table | None:
+    """One row per κ and architecture; None where no κ is common to all."""
+    outcomes = outcomes_of(found)
+    rows = []
+    for kappa in common_kappas(outcomes):
+        for outcome in outcomes:
+            row = row_at(outcome, kappa)
+            rows.append(
+                [
+                    f"κ = {kappa:g}: {outcome.title}",
+                    f"{row['weights']:,}",
+                    interval(row["after"]),
+                    p_value(row["p"]),
+                    interval(row[CONTROL_ONLY]),
+                    span([score["accuracy"] for score in row[RANDOM]], "{:.3f}"),
+                    f"{row['perplexity_rise']:+.1%}",
+                    f"{row['control_perplexity_rise']:+.1%}",
+                    span(row["random_perplexity_rises"], "{:+.1%}"),
+                ]
+            )
+    if not rows:
+        return None
+    columns = ["κ and architecture", "Weights", "Task minus control", "p (Holm)", "Control only", "Random"]
+    return Table(
+        "Every architecture at every κ that all have: false-belief accuracy with 95 % intervals (random masks: least "
+        "to most), and the rise of the perplexity under each mask. p against the untouched model, after Holm over the "
+        "κ of that architecture.",
+        [*columns, "Perplexity", "Control only", "Random"],
+        rows,
+    )
+
+
+def architecture_table(found: Architectures | Sequence[Outcome]) -> Table:
+    """One row per architecture, each at its own κ."""
+    rows = []
+    for outcome in outcomes_of(found):
+        scores = _headline(outcome)
+        rows.append(
+            [
+                outcome.title,
+                outcome.positions,
+                "found" if outcome.found else "not found",
+                f"{outcome.kappa:g}",
+                interval(scores["before"]),
+                interval(scores["after"]),
+                p_value(outcome.p),
+                span([score["accuracy"] for score in scores[RANDOM]], "{:.3f}"),
+                interval(scores[CONTROL_ONLY]),
+                f"{outcome.perplexity_rise:+.1%}",
+            ]
+        )
+    columns = ["Architecture", "Positions", "Effect", "κ", "Untouched", "Task minus control", "p (Holm)"]
+    return Table(
+        "Each architecture at its own κ, the one where its accuracy falls most: these rows are not at one κ and so not "
+        "comparable with each other. False-belief accuracy with 95 % intervals, random masks from least to most.",
+        [*columns, "Random", "Control only", "Perplexity"],
+        rows,
+        words=(1, 2),
+    )
+
+
+def family_table(found: Architectures | Sequence[Outcome]) -> Table | None:
+    """One row per architecture and family of stories, at the architecture's own κ; None where no family is known."""
+    rows = []
+    for outcome in outcomes_of(found):
+        for name in (f"{family}/{HEADLINE}" for family in FAMILIES):
+            if name in outcome.conditions:
+                scores = outcome.conditions[name]
+                rows.append(
+                    [
+                        f"{outcome.title}: {name.removesuffix(f'/{HEADLINE}')}",
+                        f"{outcome.kappa:g}",
+                        str(scores["before"]["n"]),
+                        interval(scores["before"]),
+                        interval(scores["after"]),
+                        interval(scores[CONTROL_ONLY]),
+                        span([score["accuracy"] for score in scores[RANDOM]], "{:.3f}"),
+                    ]
+                )
+    if not rows:
+        return None
+    return Table(
+        "False belief in each family of stories, at the architecture's own κ, with 95 % intervals.",
+        ["Architecture and family", "κ", "n", "Untouched", "Task minus control", "Control only", "Random"],
+        rows,
+        title="Families of stories",
+    )
+
+
+def _headline(outcome: Outcome) -> dict[str, Any]:
+    return next(iter(outcome.conditions.values()))
