@@ -92,9 +92,7 @@ def _found(outcomes: Sequence[Outcome]) -> str:
     no = [found.title for found in outcomes if not found.found]
     parts = [f"found in {', '.join(yes)}"] if yes else []
     parts += [f"not found in {', '.join(no)}"] if no else []
-    return (
-        f"The effect was {'; '.join(parts)}. Each kappa is that architecture's own, where its accuracy falls most."
-    )
+    return f"The effect was {'; '.join(parts)}. Each kappa is that architecture's own, where its accuracy falls most."
 
 
 def _order(outcomes: Sequence[Outcome], kappa: float) -> str:

@@ -106,7 +106,9 @@ class FillGrid:
         rows = self.rows()
         with atomic_path(self.folder / "grid.json") as temporary:
             origin = next(iter(self.results.values())).provenance
-            kept = {key: origin[key] for key in ("command", "config", "model", "data", "fisher") if key in origin}
+            kept = {
+                key: origin[key] for key in ("command", "config", "model", "data", "fisher") if key in origin
+            }
             content = {"rows": rows, "conclusions": self.sentences(), "provenance": kept}
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         with (
