@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 HEADER = "# Re-run this study: tomfisher run --config config.yaml"
+PERPLEXITY_WINDOW = 512  # where the model has a context that long
 DTYPE_NAMES = ("auto", "fp32", "bf16", "fp16", "fp64")
 
 
@@ -101,7 +102,11 @@ class Config:
     top_p: float = _setting(1.0, "generate: nucleus size")
     repetitions: int = _setting(1, "generate: answers per question")
     perplexity_tokens: int = _setting(8192, "tokens of the perplexity text")
-    perplexity_window: int = _setting(512, "context window of the perplexity, tokens")
+    perplexity_window: int | None = _setting(
+        None,
+        "context window of the perplexity, tokens [512, or the model's context if that is less]",
+        kind="int",
+    )
     perplexity_stride: int | None = _setting(None, "step between windows, tokens [the window]", kind="int")
     analysis_prompts: int = _setting(64, "questions that the look inside after the sweep reads; 0: no look")
     seed: int = _setting(0, "seed of samples, questions and random masks")
@@ -300,14 +305,16 @@ def _check_counts(config: Config) -> None:
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     for name in ("control_length", "perplexity_window"):
-        if getattr(config, name) < 2:
+        value = getattr(config, name)
+        if value is not None and value < 2:
             raise ValueError(f"{name} must be at least 2 tokens (the first is never predicted).")
     for name in ("random_seeds", "analysis_prompts"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must be 0 or more, got {getattr(config, name)}.")
-    if config.perplexity_stride is not None and config.perplexity_stride > config.perplexity_window:
+    window = config.perplexity_window or PERPLEXITY_WINDOW
+    if config.perplexity_stride is not None and config.perplexity_stride > window:
         raise ValueError(
-            f"perplexity_stride must be at most perplexity_window ({config.perplexity_window}), "
+            f"perplexity_stride must be at most perplexity_window ({window}), "
             f"got {config.perplexity_stride}: tokens between the windows would not be scored."
         )
     if config.temperature < 0 or not 0 < config.top_p <= 1:

@@ -9,6 +9,7 @@ from tomfisher.evaluate.choice import ChoiceEvaluator
 from tomfisher.evaluate.records import Scores
 from tomfisher.experiment.config import Config
 from tomfisher.experiment.inputs import Inputs
+from tomfisher.experiment.window import perplexity_window
 from tomfisher.models.load import LoadedModel
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ class Measure:
         config: the study.
         inputs: its texts.
         loaded: the model, which may be perturbed between the calls, and its tokenizer.
+
+    Raises:
+        ValueError: the perplexity's window does not fit the model.
     """
 
     def __init__(self, config: Config, inputs: Inputs, loaded: LoadedModel) -> None:
         self.config = config
         self.inputs = inputs
         self.loaded = loaded
+        self.window = perplexity_window(config, loaded.model)
         self._options: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
         self._choice: ChoiceEvaluator | None = None
         if config.method == "choice":
@@ -65,7 +70,7 @@ class Measure:
             self.loaded.model,
             self.loaded.tokenizer,
             self.inputs.perplexity_text,
-            window=config.perplexity_window,
+            window=self.window,
             stride=config.perplexity_stride,
             max_tokens=config.perplexity_tokens,
             progress=False,

@@ -15,6 +15,7 @@ from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.measure import Measure
 from tomfisher.experiment.points import planned_points
 from tomfisher.experiment.study import eval_dtype, parse_params
+from tomfisher.experiment.window import perplexity_window
 from tomfisher.models.load import LoadedModel, load_model, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def plan_study(config: Config, impl: ops.Impl = "auto") -> StudyPlan:
 
     Returns:
         StudyPlan; memory is arithmetic, time an extrapolation.
+
+    Raises:
+        ValueError: the perplexity's window does not fit the model, or an input is unusable.
     """
     from tomfisher.fisher.plan import plan_fisher
 
@@ -82,7 +86,9 @@ def plan_study(config: Config, impl: ops.Impl = "auto") -> StudyPlan:
 
 
 def _load(config: Config, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    return load_model(config.model, dtype, device, config.trust_remote_code, config.revision)
+    loaded = load_model(config.model, dtype, device, config.trust_remote_code, config.revision)
+    perplexity_window(config, loaded.model)  # a window that does not fit is refused first of all
+    return loaded
 
 
 def _seconds_per_point(config: Config, questions: int, loaded: LoadedModel) -> float:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from tomfisher.experiment.config import HEADER, Config
+from tomfisher.experiment.config import HEADER, PERPLEXITY_WINDOW, Config
 from tomfisher.experiment.results import Point
 from tomfisher.files import atomic_path
 
@@ -31,6 +31,13 @@ OWN_FILES = (
     "delta.safetensors",
 )
 FREE = ("output_path", "analysis_prompts")  # no result depends on them
+AFTER_FISHER = frozenset(  # settings that no Fisher store depends on
+    (
+        *("eval_dtype", "kappas", "scope", "fill", "compat", "random_seeds", "random_kappas"),
+        *("limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions", "batch_size"),
+        *("perplexity_tokens", "perplexity_window", "perplexity_stride"),
+    )
+)
 OWN_FOLDERS = ("fisher", "masks", "points")
 FIGURES = (
     "accuracy",
@@ -176,9 +183,23 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} holds a study with other settings:\n{_listed(differing)}\n"
                 "Give another --output_path, or --overwrite to delete that study and start again."
+                f"{self._way_to_keep_stores(differing)}"
             )
         if settings["analysis_prompts"] != config.analysis_prompts:
             self.write_text("config.yaml", config.to_yaml())
+
+    def _way_to_keep_stores(self, differing: Iterable[str]) -> str:
+        """How another study gets at this one's Fisher stores, where it only masks or measures otherwise."""
+        if not AFTER_FISHER.issuperset(differing):
+            return ""
+        stores = {which: self.store_path(which) for which in ("task", "control")}
+        flags = [f"--{which}_store {path}" for which, path in stores.items() if path.is_dir()]
+        if not flags:
+            return ""
+        return (
+            "\nThe Fisher stores do not depend on what differs; with another --output_path they are kept and used by "
+            f"{' '.join(flags)}"
+        )
 
     def _refuse_foreign(self, file: Path) -> None:
         """A `config.yaml` that is not ours marks somebody else's folder: nothing in it is touched."""
@@ -235,7 +256,10 @@ def _read_settings(file: Path) -> dict[str, Any]:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {key: (old[key], new[key]) for key in new if key not in FREE and old[key] != new[key]}
+    differing = {key: (old[key], new[key]) for key in new if key not in FREE and old[key] != new[key]}
+    if {old["perplexity_window"], new["perplexity_window"]} == {None, PERPLEXITY_WINDOW}:
+        del differing["perplexity_window"]  # the default, and what older versions wrote for it
+    return differing
 
 
 def _leaves(differing: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:

@@ -34,6 +34,7 @@ from tomfisher.experiment.results import (
 from tomfisher.experiment.run_folder import RunFolder
 from tomfisher.experiment.stores import check_belongs, check_pair, check_weights, open_own, open_store
 from tomfisher.experiment.verdict import judge
+from tomfisher.experiment.window import perplexity_window
 from tomfisher.models.load import (
     LoadedModel,
     dtype_name,
@@ -304,6 +305,7 @@ class Experiment:
             self._loaded = load_model(
                 config.model, dtype, self.device, config.trust_remote_code, config.revision
             )
+            folder.pin(perplexity_window=perplexity_window(config, self._loaded.model))
             folder.pin(scan=self._scope.enter_context(scanning(self._loaded.model)))
         folder.pin(**{f"{role}_model": self._loaded.identity})
         return self._loaded
@@ -356,6 +358,7 @@ class Experiment:
                 "method": config.method,
                 "chance": self.inputs.chance(),
                 "test": TEST,
+                "perplexity_window": pinned.get("perplexity_window", config.perplexity_window),
                 **pinned["resolved"],
             },
             "seeds": {"study": config.seed, "random": [config.seed + i for i in range(config.random_seeds)]},
