@@ -127,8 +127,20 @@ def test_evaluate_command_agrees_with_the_study(study, mask_file, tmp_path, caps
         point.perplexity,
     )
     out = capsys.readouterr().out
-    assert out.splitlines()[0].split()[:3] == ["condition", "n", "accuracy"]
-    assert "perplexity, masked:" in out
+    first, _, header = out.splitlines()[:3]
+    nnz = SparseMask.load(mask_file).nnz
+    assert (
+        first
+        == f"testbed-llama on testbed, 32 questions; with the mask {mask_file}, {nnz:,} weights, fill mean"
+    )
+    assert header.split()[:3] == ["condition", "n", "accuracy"]
+    assert "perplexity, masked:" in out and "not corrected" in out
+
+
+def test_evaluate_says_which_task_was_taken_by_default(capsys):
+    assert main(["evaluate", "--model", "testbed-llama", "--limit", "8", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("testbed-llama on false-belief (the default task), ") and "mask" not in out
 
 
 def test_sweep_uses_the_stores_and_takes_other_kappas(study, tmp_path):

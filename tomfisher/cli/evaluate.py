@@ -19,6 +19,7 @@ from tomfisher.cli.common import (
 
 if TYPE_CHECKING:
     from tomfisher.experiment.measure import Measure
+    from tomfisher.masks import SparseMask
 
 TASK_FIELDS = ("task", "control", "limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions")
 PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
@@ -51,7 +52,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON."""
+    """Say what is measured, measure, print the table, write the JSON."""
     from tomfisher.experiment.config import Config
     from tomfisher.experiment.inputs import Inputs
     from tomfisher.experiment.measure import Measure
@@ -66,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     # a mask may come from the Fisher half of a task file, which it must not be judged on
     inputs = Inputs(config, whole_file=args.mask is None)
     measure = Measure(config, inputs, loaded)
-    report = {"model": loaded.identity, **_measured(args, config, measure)}
+    mask = _mask(args, loaded)
+    print(f"{_subject(args, config, measure, mask)}\n", flush=True)
+    report = {"model": loaded.identity, **_measured(args, config, measure, mask)}
     print(_table(report))
     if args.output_path:
         with atomic_path(Path(args.output_path)) as temporary:
@@ -75,17 +78,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(args: argparse.Namespace, config: Any, measure: Measure) -> dict[str, Any]:
-    """The states measured: "baseline", and "masked" when a mask was given."""
-    from tomfisher.experiment.config import parse_fill
+def _mask(args: argparse.Namespace, loaded: Any) -> SparseMask | None:
     from tomfisher.experiment.stores import check_belongs
     from tomfisher.masks import SparseMask
+
+    if not args.mask:
+        return None
+    mask = SparseMask.load(args.mask)
+    check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
+    return mask
+
+
+def _subject(args: argparse.Namespace, config: Any, measure: Measure, mask: SparseMask | None) -> str:
+    """What is about to be measured, in one line."""
+    task = config.task if hasattr(args, "task") else f"{config.task} (the default task)"
+    line = f"{config.model} on {task}, {len(measure.inputs.questions)} questions"
+    if mask is None:
+        return line
+    return f"{line}; with the mask {args.mask}, {mask.nnz:,} weights, fill {config.fill}"
+
+
+def _measured(
+    args: argparse.Namespace, config: Any, measure: Measure, mask: SparseMask | None
+) -> dict[str, Any]:
+    """The states measured: "baseline", and "masked" when a mask was given."""
+    from tomfisher.experiment.config import parse_fill
     from tomfisher.perturbation import perturb
 
-    mask = None
-    if args.mask:
-        mask = SparseMask.load(args.mask)
-        check_belongs(mask.shapes, measure.loaded.model, f"The mask {args.mask}")
     with_perplexity = hasattr(args, "control")
     states = {"baseline": _state(measure, with_perplexity, None)}
     if mask is not None:
@@ -110,6 +129,7 @@ def _state(measure: Measure, with_perplexity: bool, baseline: dict[str, Any] | N
 
 
 def _table(report: dict[str, Any]) -> str:
+    from tomfisher.evaluate.scenes import TEST
     from tomfisher.experiment.table import align
 
     base, masked = report["baseline"], report.get("masked")
@@ -123,6 +143,8 @@ def _table(report: dict[str, Any]) -> str:
             row += [*_cells(after), f"{after['p_vs_baseline']:.2g}"]
         rows.append(row)
     text = align(header, rows, left=(0,))
+    if masked:
+        text += f"\np: {TEST}, a test for each row, not corrected for their number"
     for label, state in (("perplexity", base), ("perplexity, masked", masked)):
         if state and "perplexity" in state:
             text += f"\n{label}: {state['perplexity']:.4g} per token, {state['word_perplexity']:.4g} per word"
