@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tomfisher.cli.main import main
@@ -43,6 +45,27 @@ def test_two_runs_share_a_page_at_the_place_that_is_named(run, tmp_path, capsys)
     assert "Side by side" in page.read_text()
     assert not (run / "report.html").exists()
     assert f"Report:  {page}" in capsys.readouterr().out
+
+
+def test_two_runs_of_one_study_are_told_apart_by_their_folders(run, tmp_path, capsys):
+    other = tmp_path / "second"
+    shutil.copytree(run, other)
+    assert main(["report", str(run), str(other)]) == 0
+    out, page = capsys.readouterr().out, (run / "report.html").read_text()
+    for folder in ("run", "second"):
+        heading = f"tiny, stories against prose ({folder})"
+        assert f"{heading}: Not" in out
+        assert f">{heading}</a>" in page and f"{heading}</h2>" in page
+        assert f'<th scope="row">{heading}</th>' in page
+    assert "<title>Sensitive weights of tiny: run and second</title>" in page
+
+
+def test_folders_of_the_same_name_are_told_apart_by_their_paths(run, tmp_path, capsys):
+    other = tmp_path / "elsewhere" / "run"
+    shutil.copytree(run, other)
+    assert main(["report", str(run), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert f"({run}): " in out and f"({other}): " in out
 
 
 def test_a_folder_without_results_is_an_error_with_the_way_out(tmp_path, capsys):

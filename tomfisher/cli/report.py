@@ -35,15 +35,15 @@ def run(args: argparse.Namespace) -> int:
     """Write the report and print the verdict and where the page lies."""
     from tomfisher.experiment.architecture_folder import is_folder
     from tomfisher.report import load, write
+    from tomfisher.report.data import beside_each_other
 
     page = write(args.run, args.output_path, compare_with=args.other)
     if args.other is None and is_folder(args.run):
         _tell_architectures(args.run)
         print(f"\nReport:  {page}\nFigures: {args.run}/figures")
         return 0
-    for folder in filter(None, (args.run, args.other)):
-        data = load(folder)
-        print(f"{data.name}: {data.verdict.sentences[1]}")
+    for data in beside_each_other([load(folder) for folder in filter(None, (args.run, args.other))]):
+        print(f"{data.heading}: {data.verdict.sentences[1]}")
         for missing in data.missing:
             print(f"  not in the report: {missing.what}. {missing.why}")
     print(f"\nReport:  {page}")

@@ -96,7 +96,7 @@ def _verdicts(first: RunData, second: RunData) -> Table:
                 f"{rise(run.results, point):+.1%}",
             ]
         before = interval(run.results.baseline.conditions[headline])
-        rows.append([run.name, "found" if run.verdict.found else "not found", headline, before, *after])
+        rows.append([run.heading, "found" if run.verdict.found else "not found", headline, before, *after])
     columns = ["Run", "Effect", "Condition", "Untouched", "κ", "Task minus control", "p (Holm)", "Perplexity"]
     return Table("The two verdicts.", columns, rows, words=(1, 2))
 

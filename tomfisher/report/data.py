@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CO
 from tomfisher.experiment.verdict import Verdict, holm, judge
 from tomfisher.report.extras import Missing, read_extras, read_json
 
-__all__ = ["Missing", "RunData", "load"]
+__all__ = ["Missing", "RunData", "beside_each_other", "folder_labels", "load"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class RunData:
         architectures: the studies of the folder that the run lies in, if it is that of the preset architectures.
         missing: what the report cannot show.
         complete: whether the study came to its end.
+        label: what tells the run from the one beside it, where their names do not (`beside_each_other`).
     """
 
     path: Path
@@ -43,6 +45,7 @@ class RunData:
     architectures: Architectures | None = None
     missing: tuple[Missing, ...] = ()
     complete: bool = True
+    label: str = ""
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -53,6 +56,11 @@ class RunData:
     def name(self) -> str:
         """The model and what it was studied on."""
         return f"{self.config.get('model', 'model')}, {self.task} against {self.control}"
+
+    @property
+    def heading(self) -> str:
+        """The name, and behind it the label if there is one."""
+        return f"{self.name} ({self.label})" if self.label else self.name
 
     @property
     def task(self) -> str:
@@ -84,6 +92,22 @@ class RunData:
         points = [p for kappa in self.results.kappas for p in self.results.at(kappa, TASK_CONTROL)]
         corrected = holm([float(point.conditions[condition]["p_vs_baseline"]) for point in points])
         return {point.kappa: p for point, p in zip(points, corrected, strict=True)}
+
+
+def beside_each_other(runs: Sequence[RunData]) -> list[RunData]:
+    """The same runs, labelled by their folders where two have the same name."""
+    labels = folder_labels(runs)
+    names = [run.name for run in runs]
+    return [
+        replace(run, label=label) if names.count(run.name) > 1 else run
+        for run, label in zip(runs, labels, strict=True)
+    ]
+
+
+def folder_labels(runs: Sequence[RunData]) -> list[str]:
+    """A short word for each run: its folder's name, or the whole path where those are the same too."""
+    folders = [Path(os.path.abspath(run.path)).name for run in runs]
+    return folders if len(set(folders)) == len(folders) else [str(run.path) for run in runs]
 
 
 def load(run: str | os.PathLike[str]) -> RunData:

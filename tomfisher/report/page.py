@@ -13,7 +13,7 @@ from tomfisher.experiment.equal_kappa import sentences
 from tomfisher.files import atomic_path
 from tomfisher.report import architecture_page
 from tomfisher.report.compare import comparison_sections
-from tomfisher.report.data import RunData, load
+from tomfisher.report.data import RunData, beside_each_other, folder_labels, load
 from tomfisher.report.pictures import Picture, draw
 from tomfisher.report.sections import Section, Writer, context, facts
 from tomfisher.report.style import TONES
@@ -68,6 +68,7 @@ def render(runs: list[RunData]) -> tuple[str, list[list[Picture]]]:
     Returns:
         HTML, and per run its figures.
     """
+    runs = beside_each_other(runs)
     drawn, shown = [], []
     for number, data in enumerate(runs, start=1):
         pictures, missing = draw(data)
@@ -83,8 +84,15 @@ def render(runs: list[RunData]) -> tuple[str, list[list[Picture]]]:
             "title": "Side by side",
             "sections": [_section(s) for s in sections],
         }
-    models = " and ".join(str(data.config.get("model", "a model")) for data in runs)
-    return _page(f"Sensitive weights of {models}", shown, comparison), drawn
+    return _page(f"Sensitive weights of {_models(runs)}", shown, comparison), drawn
+
+
+def _models(runs: list[RunData]) -> str:
+    """The models of the title; two runs of one model are told apart by their folders."""
+    models = [str(data.config.get("model", "a model")) for data in runs]
+    if len(set(models)) == len(models):
+        return " and ".join(models)
+    return f"{models[0]}: {' and '.join(folder_labels(runs))}"
 
 
 def render_architectures(found: Architectures) -> tuple[str, list[Picture]]:
@@ -118,7 +126,7 @@ def _run(data: RunData, sections: list[Section], prefix: str) -> dict[str, Any]:
         word = f"So far: {word[0].lower()}{word[1:]} The study is not finished."
     return {
         "id": prefix,
-        "name": data.name,
+        "name": data.heading,
         "found": verdict.found,
         "word": word,
         "sentences": (*verdict.sentences, *context(data)),
