@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tomfisher.files import atomic_path, sha256_of_file, sha256_of_text
+from tomfisher.files import atomic_path, check_writable, sha256_of_file, sha256_of_text
 
 
 def names(folder: Path) -> list[str]:
@@ -128,3 +128,15 @@ def test_sha256_of_a_file_longer_than_one_block(tmp_path) -> None:
 def test_sha256_of_texts_tells_boundaries_apart() -> None:
     assert sha256_of_text("ab", "c") != sha256_of_text("a", "bc") != sha256_of_text("abc")
     assert sha256_of_text("ä") == hashlib.sha256("2:ä".encode()).hexdigest()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_checking_a_place_makes_and_leaves_nothing(tmp_path, folder) -> None:
+    check_writable(tmp_path / "new" / "deeper" / "x", folder)
+    assert names(tmp_path) == []
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").write_text("kept")
+    check_writable(tmp_path / ("there" if folder else "file"), folder)
+    assert names(tmp_path) == ["file", "there"] and (tmp_path / "file").read_text() == "kept"
+    with pytest.raises(ValueError, match="is a file, not a folder" if folder else "is a folder, not a file"):
+        check_writable(tmp_path / ("file" if folder else "there"), folder)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,46 @@ def _sync(path: Path) -> None:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def check_writable(path: str | os.PathLike[str], folder: bool = False) -> None:
+    """Make sure, before any work, that a file or folder can be written; leaves nothing behind.
+
+    Tries it: missing folders above `path` are made and a file without a name is opened there, then they are removed.
+
+    Args:
+        path: where something shall be written later.
+        folder: it will be a folder; one that is there already must be writable itself.
+
+    Raises:
+        ValueError: a part of the path is a file where a folder has to be, or the other way round, or cannot be written.
+    """
+    target = Path(os.path.abspath(path))
+    blocking = next((p for p in (target, *target.parents) if p.exists() and not p.is_dir()), None)
+    if blocking is not None and (folder or blocking != target):
+        shown = os.fspath(path) if blocking == target else os.path.relpath(blocking)
+        shown = os.fspath(blocking) if shown.startswith("..") else shown
+        raise ValueError(f"{shown} is a file, not a folder. Give another --output_path.")
+    if target.is_dir() and not folder:
+        raise ValueError(f"{os.fspath(path)} is a folder, not a file. Give another --output_path.")
+    place = target if target.is_dir() else target.parent
+    made = []
+    try:
+        for part in reversed((place, *place.parents)):
+            if not part.is_dir():
+                part.mkdir()
+                made.append(part)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{os.fspath(path)} cannot be written: {error.strerror} ({error.filename or place}). "
+            "Give another --output_path."
+        ) from error
+    finally:
+        for part in reversed(made):
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                part.rmdir()
 
 
 @contextlib.contextmanager

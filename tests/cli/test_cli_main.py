@@ -31,6 +31,23 @@ def subcommands():
     return action.choices
 
 
+@pytest.mark.parametrize(
+    "name", ["evaluate", "analyze", "mask", "fisher", "perturb", "run", "ablate", "report"]
+)
+@pytest.mark.parametrize("place", ["/proc/nope/x", "afile/deep/x"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(name, place, tmp_path, monkeypatch, capsys):
+    (tmp_path / "afile").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"tomfisher.cli.{name}.run", lambda args: pytest.fail("it began to work"))
+    needed = {"perturb": ["--mask", "m"], "ablate": ["RUN"], "report": ["RUN"], "mask": []}
+    model = [] if name in ("mask", "ablate", "report") else ["--model", "m"]
+    assert main([name, *needed.get(name, []), *model, "--output_path", place]) == 2
+    said = capsys.readouterr().err
+    reason = "/proc/nope/x cannot be written: " if "proc" in place else "afile is a file, not a folder"
+    assert reason in said and "Errno" not in said and "--output_path" in said
+    assert [file.name for file in tmp_path.iterdir()] == ["afile"]
+
+
 def test_alone_it_prints_help_with_commands_to_paste(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out

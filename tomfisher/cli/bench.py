@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
     for name, what in BENCHMARKS.items():
         command = names.add_parser(name, help=what, description=what, allow_abbrev=False)
         command.add_argument("--output_path", help="write the record as JSON, and a PNG plot beside it")
-        command.set_defaults(execute=run, benchmark=name)
+        command.set_defaults(execute=run, benchmark=name, output_is_file=True)
         _ARGUMENTS[name](command)
 
 

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.experiment.inputs import Inputs
     from tomfisher.experiment.measure import Measure
     from tomfisher.experiment.stores import check_belongs
+    from tomfisher.files import check_writable
     from tomfisher.finetune import compare
     from tomfisher.finetune.comparison import Damage
     from tomfisher.finetune.inputs import training_samples
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
     plan = _plan(args)
     folder = _output(args)
+    check_writable(folder, folder=True)
     refuse_existing(folder / "finetune.json", args.overwrite)
     config = Config.from_dict({**_settings(args), "n_task": _stories(args)})
     path = _mask_path(args)

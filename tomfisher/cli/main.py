@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from tomfisher.files import check_writable
 from tomfisher.version import __version__
 
 COMMANDS = (
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     warnings.showwarning = _show_warning
     try:
+        if getattr(args, "output_path", None):
+            check_writable(args.output_path, folder=not getattr(args, "output_is_file", False))
         return int(args.execute(args) or 0)
     except KeyboardInterrupt:
         print(

@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--output_path", required=True, help="the mask file to write (.safetensors)")
     add_overwrite(parser)
-    parser.set_defaults(execute=run)
+    parser.set_defaults(execute=run, output_is_file=True)
 
 
 def run(args: argparse.Namespace) -> int:
