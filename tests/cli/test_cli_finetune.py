@@ -12,6 +12,8 @@ from tomfisher.cli.main import main
 from tomfisher.experiment import Config
 from tomfisher.finetune import Comparison, Delta, apply
 from tomfisher.models import load_model
+from tomfisher.report import load as load_report
+from tomfisher.report.extra_tables import grid_table
 from tomfisher.tasks import load
 
 SMALL = {"control": "testbed", "task": "testbed", "limit": "16", "perplexity_tokens": "256"}
@@ -153,11 +155,17 @@ def test_sweep_takes_a_grid_of_fills(tmp_path, capsys):
     ]
     kept += [word for pair in stores.items() for word in pair]
     capsys.readouterr()
-    grid = ["sweep", *kept, "--fill", "scale:0.5,scale:2", "--output_path", str(tmp_path / "grid")]
+    grid = ["sweep", *kept, "--fill", "scale:0.5,scale:2", "--output_path", str(tmp_path / "run" / "grid")]
     assert main(grid) == 0
     printed = capsys.readouterr().out
     assert "scale:0.5" in printed and "scale:2" in printed and "corrected together (Holm)" in printed
     for name in ("grid.json", "grid.csv", "scale-0.5/results.json", "scale-2/results.json"):
-        assert (tmp_path / "grid" / name).is_file()
+        assert (tmp_path / "run" / "grid" / name).is_file()
+    data = load_report(tmp_path / "run")
+    assert set(data.extras) == {"grid"}
+    assert [row[0] for row in grid_table(data.extras["grid"]).rows[::2]] == [
+        "scale:0.5, κ = 0.003",
+        "scale:2, κ = 0.003",
+    ]
     assert main([*grid[:-3], "scale:1,scale:x", *grid[-2:]]) == 2
     assert "scale:FACTOR" in capsys.readouterr().err

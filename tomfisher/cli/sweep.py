@@ -67,6 +67,9 @@ def _run_grid(settings: dict[str, Any], fills: list[str], overwrite: bool) -> in
     for sentence in grid.sentences():
         print(textwrap.fill(sentence, width=110, subsequent_indent="  ", break_on_hyphens=False))
     print(f"\nResults: {grid.folder}/grid.json, grid.csv, and a run folder per fill")
+    print(
+        "Report:  tomfisher report RUN shows the grid where --output_path is RUN/grid, of the run RUN of the stores"
+    )
     return 0
 
 

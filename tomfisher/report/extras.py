@@ -12,7 +12,7 @@ from tomfisher.masks.store import recorded_checksum
 AGAIN = {
     "ablations": "tomfisher ablate {run} --overwrite",
     "finetune": "tomfisher finetune {run} --kappa KAPPA --overwrite",
-    "grid": "tomfisher sweep ... --fill FILL,FILL --overwrite",
+    "grid": "tomfisher sweep ... --fill FILL,FILL --output_path {run}/grid --overwrite",
 }
 _ASKED_BY = ("task", "limit", "seed")  # settings that decide which questions are asked
 
