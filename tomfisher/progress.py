@@ -1,10 +1,14 @@
-"""One progress bar for the whole project."""
+"""One progress bar for the whole project; where there is no terminal, a line now and then."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+SECONDS = 30.0  # at least so long from one line to the next,
+SHARE = 0.1  # and at least so much of the whole
 
 
 def progress_bar(
@@ -14,19 +18,65 @@ def progress_bar(
     unit: str = "it",
     enabled: bool = True,
 ) -> Any:
-    """A tqdm bar on standard error, silent where standard error is no terminal.
+    """A tqdm bar on standard error; a plain line there every 30 seconds or 10 % (the later) where it is no terminal.
 
     Args:
         iterable: what to walk over; None for a bar that is moved with `.update(n)`.
         total: number of units when `iterable` has no length.
         desc: short label in front of the bar.
         unit: the word behind the count ("token", "prompt").
-        enabled: False switches the bar off.
+        enabled: False switches bar and lines off.
 
     Returns:
-        A `tqdm.auto.tqdm`, usable as an iterable and as a context manager.
+        A `tqdm.auto.tqdm`, or what behaves like one: usable as an iterable and as a context manager.
     """
+    if enabled and not sys.stderr.isatty():
+        return _Lines(iterable, total, desc, unit)
     from tqdm.auto import tqdm
 
-    disable = not (enabled and sys.stderr.isatty())
-    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=disable, dynamic_ncols=True)
+    return tqdm(iterable, total=total, desc=desc, unit=unit, disable=not enabled, dynamic_ncols=True)
+
+
+class _Lines:
+    """Progress for a log file: the part of tqdm's interface that is used here."""
+
+    def __init__(self, iterable: Iterable[Any] | None, total: int | None, desc: str, unit: str) -> None:
+        self._iterable = iterable
+        self._total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
+        self._desc, self._unit = desc, unit
+        self._done = self._told = 0
+        self._start = self._last = time.monotonic()
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._iterable or ():
+            yield item
+            self.update(1)
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, n: int = 1) -> None:
+        """Count n more units, and tell if it is time."""
+        self._done += n
+        now = time.monotonic()
+        if now - self._last < SECONDS or self._done - self._told < SHARE * (self._total or 0):
+            return
+        self._last, self._told = now, self._done
+        text = f"{self._done:,} {self._unit}s"
+        if self._total:
+            left = (now - self._start) * (self._total - self._done) / self._done
+            text = f"{self._done:,} of {self._total:,} {self._unit}s, about {duration(left)} left"
+        print(f"tomfisher: {self._desc}: {text}", file=sys.stderr, flush=True)
+
+    def set_postfix(self, *args: Any, **values: Any) -> None:
+        """Figures behind the bar; a line has none."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "40 s", "12 min", "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

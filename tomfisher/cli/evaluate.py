@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_named_model(args, args.dtype)
     # a mask may come from the Fisher half of a task file, which it must not be judged on
     inputs = Inputs(config, whole_file=args.mask is None)
-    measure = Measure(config, inputs, loaded)
+    measure = Measure(config, inputs, loaded, progress=True)
     mask = _mask(args, loaded)
     print(f"{_subject(args, config, measure, mask)}\n", flush=True)
     report = {"model": loaded.identity, **_measured(args, config, measure, mask)}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.cli.common import add_command, add_settings, given_settings
+from tomfisher.progress import duration
 
 if TYPE_CHECKING:
     from tomfisher.experiment.plan import StudyPlan
@@ -54,9 +55,9 @@ def format_study(plan: StudyPlan) -> str:
     lines += [
         "sweep",
         f"  points      {plan.points}, with {plan.questions} questions and {plan.perplexity_tokens:,} tokens each",
-        f"  time        about {_duration(plan.points * plan.seconds_per_point)} (a few timed questions, extrapolated)",
+        f"  time        about {duration(plan.points * plan.seconds_per_point)} (a few timed questions, extrapolated)",
         "",
-        f"in all        about {_duration(plan.seconds)}",
+        f"in all        about {duration(plan.seconds)}",
     ]
     return "\n".join(lines)
 
@@ -70,7 +71,7 @@ def format_fisher(plan: FisherPlan) -> str:
         "runs        " + ", ".join(f"{op}: {impl}" for op, impl in plan.implementations.items()),
         f"memory      about {_gib(plan.peak_bytes)}: model {_gib(plan.model_bytes)}, sums {_gib(plan.fisher_bytes)}, "
         f"one gradient {_gib(plan.gradient_bytes)}, activations about {_gib(plan.activation_bytes)}",
-        f"time        about {_duration(plan.seconds)} (one timed sample, extrapolated)",
+        f"time        about {duration(plan.seconds)} (one timed sample, extrapolated)",
         *_roads(plan),
     ]
     return "\n".join(f"  {line}" for line in lines)
@@ -88,9 +89,3 @@ def _roads(plan: FisherPlan) -> Iterator[str]:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -25,15 +25,17 @@ class Measure:
         config: the study.
         inputs: its texts.
         loaded: the model, which may be perturbed between the calls, and its tokenizer.
+        progress: show a bar for every measurement.
 
     Raises:
         ValueError: the perplexity's window does not fit the model.
     """
 
-    def __init__(self, config: Config, inputs: Inputs, loaded: LoadedModel) -> None:
+    def __init__(self, config: Config, inputs: Inputs, loaded: LoadedModel, progress: bool = False) -> None:
         self.config = config
         self.inputs = inputs
         self.loaded = loaded
+        self.progress = progress
         self.window = perplexity_window(config, loaded.model)
         self._options: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
         self._choice: ChoiceEvaluator | None = None
@@ -47,7 +49,7 @@ class Measure:
     def score(self) -> Scores:
         """Answers to all questions."""
         if self._choice is not None:
-            return self._choice.score(self.loaded.model, progress=False)
+            return self._choice.score(self.loaded.model, progress=self.progress)
         config = self.config
         return evaluate.score(
             self.loaded.model,
@@ -59,7 +61,7 @@ class Measure:
             repetitions=config.repetitions,
             max_new_tokens=config.max_new_tokens,
             seed=config.seed,
-            progress=False,
+            progress=self.progress,
             **self._options,
         )
 
@@ -73,7 +75,7 @@ class Measure:
             window=self.window,
             stride=config.perplexity_stride,
             max_tokens=config.perplexity_tokens,
-            progress=False,
+            progress=self.progress,
         )
 
     def describe(self) -> str:
