@@ -125,7 +125,7 @@ def change():
 
 def row_test(part, rows, head=None, layer=None, found=30, expected=10.0, p=0.001, pairs=None):
     return {
-        "level": "model" if head is None else "head",
+        "level": "head" if head is not None else "layer" if layer is not None else "model",
         "part": part,
         "rows": rows,
         "head": head,
@@ -136,7 +136,8 @@ def row_test(part, rows, head=None, layer=None, found=30, expected=10.0, p=0.001
         "fold": found / expected,
         "p": p,
         "p_corrected": p,
-        "p_pairs": 0.002 if head is None else None,
+        "p_pairs": p / 2 if head is None else None,
+        "p_pairs_corrected": 2 * p if head is None else None,
     }
 
 
@@ -192,6 +193,14 @@ def profile():
             "dominant_pairs": 1,
             "context": 10,
             "model": [row_test(part, rows) for rows in ("dominant", "slow") for part in ("q", "k")],
+            "layers": [
+                row_test(
+                    part, rows, None, layer, found=5 + 6 * layer, p=0.01 if rows == "slow" or layer else 0.5
+                )
+                for rows in ("dominant", "slow")
+                for part in ("q", "k")
+                for layer in range(LAYERS)
+            ],
             "heads": heads,
         },
         "sparsity": [matrix],

@@ -13,11 +13,13 @@ from tomfisher.analysis.counts import PartCount
 from tomfisher.analysis.hypergeometric import Draw, tails
 from tomfisher.analysis.permutation import dealt, two_sided
 from tomfisher.analysis.rope import BANDS, RopeSpectrum, bands
+from tomfisher.evaluate.statistics import holm
 from tomfisher.models.families import UnsupportedModel
 
 Level = Literal["head", "layer", "model"]
 DOMINANT = "dominant"
 ROWS = (DOMINANT, *BANDS)
+CORRECTIONS: dict[Level, str] = {"model": "holm", "layer": "benjamini-hochberg", "head": "benjamini-hochberg"}
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,11 @@ class RowTest:
         found: those of them in such rows.
         expected: mean of `found` if every mask of as many entries were equally likely.
         p: two-sided, exact (`tomfisher.analysis.hypergeometric`).
-        p_corrected: after Benjamini and Hochberg over the tests of the same level and rows.
+        p_corrected: over all tests of the same level: after Holm at the level of the model, after Benjamini and
+            Hochberg at the others.
         p_pairs: two-sided, if instead each head's pairs were dealt anew among the frequencies, their entries
-            staying together (`tomfisher.analysis.permutation`); at least 0.002. None at the level of a head.
+            staying together (`tomfisher.analysis.permutation`); at least 0.0002. None at the level of a head.
+        p_pairs_corrected: the same correction of `p_pairs`.
     """
 
     level: Level
@@ -56,6 +60,7 @@ class RowTest:
     p: float
     p_corrected: float
     p_pairs: float | None = None
+    p_pairs_corrected: float | None = None
 
     @property
     def fold(self) -> float:
@@ -73,12 +78,15 @@ class Enrichment:
 
     Under the null hypothesis the masked entries are a uniform draw without replacement from the entries of the
     weight (level "layer"), from those of the head given how many the head has ("head"), or independent draws from
-    each layer's weight ("model"): the law of `SparseMask.random_like`. Within one level and one kind of rows the
-    tests look at disjoint entries, so they are independent, which is what the correction of Benjamini and Hochberg
-    asks for; it holds the expected share of false findings among the findings below the level.
+    each layer's weight ("model"): the law of `SparseMask.random_like`. A sensitive row usually has many masked
+    entries, so they are no uniform draw wherever that row lies, and p is small for the scatter alone. `p_pairs` asks
+    the narrower question whether it is these frequencies that have such rows: it is the one to read.
 
-    A sensitive row usually has many masked entries, so they are no uniform draw wherever that row lies, and p is small
-    for the scatter alone. `p_pairs` asks the narrower question whether it is these frequencies that have such rows.
+    The two parts and four kinds of rows of the model's level are one family, and Holm's correction bounds the chance
+    of any false finding among them, however they depend on each other. All tests of the layers are one family, those
+    of the heads another; the correction of Benjamini and Hochberg bounds the expected share of false findings among
+    the findings there. It assumes independence or positive dependence, and the three bands of one weight are negatively
+    dependent (what is in one is not in the others), so read single layers and heads as hints.
 
     Attributes:
         tests: by level, rows, layer, part and head.
@@ -99,23 +107,20 @@ class Enrichment:
         return sorted(self.at("head", DOMINANT), key=lambda test: test.p)[:n]
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row for each part and kind of rows: all layers together, and how many layers and heads stand out."""
+        """One row for each part and kind of rows: all layers together, and in how many layers whole pairs stand out."""
         rows = []
         for test in self.at("model"):
-            counts = {
-                f"{level}s_below_5%": sum(
-                    t.p_corrected < 0.05 and t.part == test.part for t in self.at(level, test.rows)
-                )
-                for level in ("layer", "head")
-            }
+            layers = [t for t in self.at("layer", test.rows) if t.part == test.part]
+            out = sum(t.p_pairs_corrected is not None and t.p_pairs_corrected < 0.05 for t in layers)
             columns = ("part", "rows", "masked", "found", "expected", "fold", "p_corrected", "p_pairs")
-            rows.append({name: getattr(test, name) for name in columns} | counts)
+            named = {name: getattr(test, name) for name in (*columns, "p_pairs_corrected")}
+            rows.append(named | {"layers_below_5%": out})
         return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Tests of model and layers, and of the heads' dominant rows, JSON-ready but for NaN."""
         return {
-            "correction": "benjamini-hochberg",
+            "correction": CORRECTIONS,
             "dominant_pairs": self.dominant_pairs,
             "context": self.context,
             "model": [test.to_dict() for test in self.at("model")],
@@ -158,8 +163,8 @@ def enrichment(parts: Sequence[PartCount], spectrum: RopeSpectrum, dominant_pair
                 null = torch.stack([c.null for c in layers if c.null is not None]).sum(0)
                 draws = [draw for c in layers for draw in c.draws]
                 found.append(_test("model", None, kind, None, rows, None, draws, null))
-    order = {"model": 0, "layer": 1, "head": 2}
-    tests = sorted((c.test for c in found), key=lambda test: (order[test.level], ROWS.index(test.rows)))
+    order = list(CORRECTIONS)
+    tests = sorted((c.test for c in found), key=lambda test: (order.index(test.level), ROWS.index(test.rows)))
     return Enrichment(tuple(_corrected(tests)), dominant_pairs, spectrum.context)
 
 
@@ -237,14 +242,20 @@ def _test(
 
 
 def _corrected(tests: Sequence[RowTest]) -> list[RowTest]:
-    """The tests with the p of Benjamini and Hochberg, taken over those of one level and kind of rows."""
+    """The tests with both p corrected over all tests of their level."""
+    found = list(tests)
+    for level, correction in CORRECTIONS.items():
+        members = [i for i, test in enumerate(found) if test.level == level]
+        correct = holm if correction == "holm" else _benjamini_hochberg
+        for i, p in zip(members, correct([found[i].p for i in members]), strict=True):
+            found[i] = replace(found[i], p_corrected=p)
+        of_pairs = {i: value for i in members if (value := found[i].p_pairs) is not None}
+        for i, p in zip(of_pairs, correct(list(of_pairs.values())), strict=True):
+            found[i] = replace(found[i], p_pairs_corrected=p)
+    return found
+
+
+def _benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     from scipy.stats import false_discovery_control
 
-    families: dict[tuple[str, str], list[int]] = {}
-    for i, test in enumerate(tests):
-        families.setdefault((test.level, test.rows), []).append(i)
-    corrected: dict[int, float] = {}
-    for members in families.values():
-        adjusted = false_discovery_control([tests[i].p for i in members])
-        corrected |= dict(zip(members, adjusted.tolist(), strict=True))
-    return [replace(test, p_corrected=corrected[i]) for i, test in enumerate(tests)]
+    return false_discovery_control(p_values).tolist() if p_values else []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-ROUNDS = 999
+ROUNDS = 9_999
+_CHUNK = 1 << 24  # numbers that are shuffled at once
 
 
 def dealt(counts: Tensor, chosen: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -14,23 +16,32 @@ def dealt(counts: Tensor, chosen: dict[str, Tensor], seed: int) -> dict[str, Ten
     Args:
         counts: int64 `[heads, P]`, masked entries of each pair.
         chosen: for each kind of rows a bool `[heads, P]`.
-        seed: any integer.
+        seed: any integer from 0 on.
 
     Returns:
-        For each kind int64 `[999]`, summed over the heads; all kinds see the same shuffles.
+        For each kind int64 `[9999]`, summed over the heads; all kinds see the same shuffles.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(ROUNDS, *counts.shape, generator=generator).argsort(-1)
-    shuffled = counts.expand(ROUNDS, -1, -1).gather(2, order)
-    return {rows: (shuffled * pairs).sum((1, 2)) for rows, pairs in chosen.items()}
+    kept = counts.any(1)  # a head without entries has none in any deal
+    values = counts[kept].numpy().astype(np.float64)
+    pairs = np.stack([which[kept].numpy().reshape(-1) for which in chosen.values()], axis=1).astype(
+        np.float64
+    )
+    generator, found = np.random.default_rng(seed), []
+    rounds = max(1, _CHUNK // max(1, values.size))
+    for start in range(0, ROUNDS, rounds):
+        shuffled = np.repeat(values[None], min(rounds, ROUNDS - start), axis=0)
+        generator.permuted(shuffled, axis=-1, out=shuffled)
+        found.append(shuffled.reshape(len(shuffled), -1) @ pairs)
+    sums = torch.from_numpy(np.concatenate(found)).round().long()
+    return dict(zip(chosen, sums.T, strict=True))
 
 
 def two_sided(found: int, null: Tensor) -> float:
-    """Monte-Carlo p of a count, twice the smaller tail: (1 + #{null <= found}) / 1000 or (1 + #{null >= found}) / 1000.
+    """Monte-Carlo p of a count, twice the smaller tail, itself among them: 2 · (1 + #{null <= found}) / (1 + n), or >=.
 
     Args:
         found: the count.
-        null: what `dealt` gave.
+        null: the n counts that `dealt` gave.
     """
     tails = (int((null <= found).sum()), int((null >= found).sum()))
     return min(1.0, 2 * (1 + min(tails)) / (1 + len(null)))

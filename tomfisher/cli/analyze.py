@@ -182,7 +182,8 @@ def _profile_blocks(profile: Any) -> list[str]:
     if profile.enrichment is not None:
         strongest = [test.to_dict() for test in profile.enrichment.strongest(LARGEST)]
         rows = [{name: row[name] for name in HEAD_COLUMNS} for row in strongest]
-        blocks.append(f"Mask profile, heads whose dominant rows stand out most\n{_table(rows)}")
+        title = "Mask profile, heads whose dominant rows stand out most among places (not among whole pairs)"
+        blocks.append(f"{title}\n{_table(rows)}")
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""The two statistics of independent items: how sure an accuracy is, and whether two accuracies differ.
+"""Statistics of independent items (how sure an accuracy is, whether two differ), and the correction for many tests.
 
 Questions that come several to a scene are not independent: for them see `tomfisher.evaluate.scenes`.
 """
@@ -67,3 +67,20 @@ def mcnemar(baseline: Sequence[float], other: Sequence[float]) -> float:
     changed = losses + gains
     tail = sum(math.comb(changed, k) for k in range(min(losses, gains) + 1))
     return min(1.0, 2 * tail / 2**changed)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p_(i) becomes max over j <= i of min(1, (m - j) · p_(j)), j from 0.
+
+    Args:
+        p_values: m raw p-values.
+
+    Returns:
+        Corrected p-values in the order given; rejecting those below α keeps the family-wise error below α.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tomfisher.evaluate.scenes import TEST
+from tomfisher.evaluate.statistics import holm as holm
+from tomfisher.experiment.power import ALPHA, too_few
 from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
 from tomfisher.experiment.table import rise
 
-ALPHA = 0.05
 PERPLEXITY_LIMIT = 0.05
 
 
@@ -23,11 +24,13 @@ class Verdict:
             clearly more than every control mask, with the perplexity rising by less than 5 %.
         kappa: that κ (where the accuracy falls most), or None.
         sentences: the outcome in words, the rule applied included.
+        enough: False where there are too few questions for any outcome to be significant.
     """
 
     found: bool
     kappa: float | None
     sentences: tuple[str, ...]
+    enough: bool = True
 
     def __str__(self) -> str:
         return "\n".join(self.sentences)
@@ -75,25 +78,13 @@ def judge(results: Results) -> Verdict:
         best = min(holding, key=lambda effect: effect.point.accuracy(headline))
         sentences += _positive(results, best)
         return Verdict(True, best.point.kappa, tuple(sentences))
+    score = results.baseline.conditions[headline]
+    lacking = too_few(score.get("n_scenes", score["n"]), len(points))
+    if lacking and points and not any(effect.falls for effect in effects):
+        sentences.append(f"{lacking[0].upper()}{lacking[1:]}")
+        return Verdict(False, None, tuple(sentences), enough=False)
     sentences += _negative(results, effects, headline, able)
     return Verdict(False, None, tuple(sentences))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p_(i) becomes max over j <= i of min(1, (m - j) · p_(j)), j from 0.
-
-    Args:
-        p_values: m raw p-values.
-
-    Returns:
-        Corrected p-values in the order given; rejecting those below α keeps the family-wise error below α.
-    """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
 
 
 def _effect(results: Results, point: Point, p: float, headline: str) -> _Effect:

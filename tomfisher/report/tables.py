@@ -189,8 +189,9 @@ def enrichment_table(profile: Mapping[str, Any]) -> Table | None:
         return None
     rows = []
     for test in found["model"]:
-        heads = [t for t in found["heads"] if t["part"] == test["part"]] if test["rows"] == "dominant" else []
-        out = [t for t in heads if t["p_corrected"] < 0.05]
+        same = ("part", "rows")
+        layers = [t for t in found["layers"] if all(t[name] == test[name] for name in same)]
+        out = [t for t in layers if t.get("p_pairs_corrected", 1.0) < 0.05]
         more = sum(t["found"] > t["expected"] for t in out)
         rows.append(
             [
@@ -198,31 +199,29 @@ def enrichment_table(profile: Mapping[str, Any]) -> Table | None:
                 f"{test['found']:,}",
                 number(test["expected"], "{:,.1f}"),
                 number(test["fold"], "{:.2f}"),
-                p_value(test.get("p_pairs")),
+                p_value(test.get("p_pairs_corrected")),
+                f"{more} of {len(layers)}",
+                f"{len(out) - more} of {len(layers)}",
                 p_value(test["p_corrected"]),
-                *(
-                    (f"{more} of {len(heads)}", f"{len(out) - more} of {len(heads)}")
-                    if heads
-                    else [ABSENT] * 2
-                ),
             ]
         )
     return Table(
         f"Masked entries in the rows of some frequencies. Dominant: the {_plural(found['dominant_pairs'])} of largest "
         f"mean norm of each head; slow, middle and fast are relative to {found['context']} tokens. Expected: if every "
         "place of the matrix were equally likely. p (pairs): two-sided, with each head's pairs dealt anew among the "
-        "frequencies, their entries staying together; it asks whether it is these frequencies. p (places): two-sided, "
-        "hypergeometric, after Benjamini and Hochberg; small wherever entries share rows. Heads: those with a "
-        "corrected p (places) below 0.05.",
+        "frequencies, their entries staying together, after Holm over this table; it asks whether it is these "
+        "frequencies. Layers: those with such a p of their own below 0.05 after Benjamini and Hochberg over all layers "
+        "and kinds of rows. p (places): two-sided, hypergeometric, after Holm; small wherever entries share rows, "
+        "whatever their frequency.",
         [
             "Rows",
             "Masked there",
             "Expected",
             "Ratio",
             "p (pairs)",
+            "Layers with more",
+            "Layers with fewer",
             "p (places)",
-            "Heads with more",
-            "Heads with fewer",
         ],
         rows,
     )
