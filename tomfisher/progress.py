@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 SECONDS = 30.0  # at least so long from one line to the next,
@@ -42,7 +42,7 @@ class _Lines:
 
     def __init__(self, iterable: Iterable[Any] | None, total: int | None, desc: str, unit: str) -> None:
         self._iterable = iterable
-        self._total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
+        self._total = len(iterable) if total is None and isinstance(iterable, Sized) else total
         self._desc, self._unit = desc, unit
         self._done = self._told = 0
         self._start = self._last = time.monotonic()

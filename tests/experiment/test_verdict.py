@@ -4,7 +4,12 @@ import math
 
 import pytest
 
+from tomfisher.cli.plan import format_study
+from tomfisher.evaluate.scenes import sign_flip_test
 from tomfisher.evaluate.statistics import wilson_interval
+from tomfisher.experiment import Config, Experiment
+from tomfisher.experiment.plan import plan_study
+from tomfisher.experiment.power import smallest_p, too_few
 from tomfisher.experiment.results import Point, Results
 from tomfisher.experiment.verdict import holm, judge
 
@@ -64,6 +69,39 @@ def test_a_negative_result_says_why(changes, reason):
     verdict = judge(study(**changes))
     assert not verdict.found and verdict.kappa is None
     assert "Not found" in str(verdict) and reason in str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("scenes", "kappas", "best"), [(5, 1, 2 / 32), (6, 1, 2 / 64), (7, 5, 10 / 128), (8, 5, 10 / 256)]
+)
+def test_the_smallest_p_is_that_of_the_test_itself(scenes, kappas, best):
+    p = sign_flip_test([1.0] * scenes, [0.0] * scenes, range(scenes))
+    assert holm([p] * kappas)[0] == smallest_p(scenes, kappas) == best
+    assert (too_few(scenes, kappas) is None) == (best < 0.05)
+
+
+def test_too_few_questions_are_no_negative_result():
+    found = study(hit=0.1, p=0.0625)
+    found.baseline.conditions["false-belief"].update(n=20, n_scenes=5)
+    verdict = judge(found)
+    assert not verdict.found and not verdict.enough and "Not found" not in str(verdict)
+    assert "Not enough questions to find anything: " in str(verdict)
+    assert "p would be 0.062 after Holm" in str(verdict) and "about 5 scenes; ask about at least 6" in str(
+        verdict
+    )
+    assert judge(study(hit=0.85, p=0.3)).enough
+
+
+def test_too_few_questions_are_said_before_the_work(tiny_settings, capsys, monkeypatch):
+    tiny_settings |= {"task_store": "t", "control_store": "c"}
+    few = {**tiny_settings, "limit": 4}
+    monkeypatch.setattr(Experiment, "_measure", lambda *args: pytest.exit("begun"))
+    with pytest.raises(pytest.exit.Exception):
+        Experiment(few).run()
+    assert "not enough questions to find anything: " in capsys.readouterr().err
+    monkeypatch.setattr("tomfisher.experiment.plan._seconds_per_point", lambda *args: 1.0)
+    assert "not enough questions" in format_study(plan_study(Config.from_dict(few)))
+    assert "not enough questions" not in format_study(plan_study(Config.from_dict(tiny_settings)))
 
 
 def test_many_kappas_make_a_single_small_p_insignificant():

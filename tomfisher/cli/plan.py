@@ -59,7 +59,7 @@ def format_study(plan: StudyPlan) -> str:
         "",
         f"in all        about {duration(plan.seconds)}",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", plan.lacking] if plan.lacking else lines)
 
 
 def format_fisher(plan: FisherPlan) -> str:

@@ -13,7 +13,7 @@ from tomfisher.files import sha256_of_text
 from tomfisher.models.load import LoadedModel
 from tomfisher.models.structure import position_limit
 from tomfisher.sample import Sample
-from tomfisher.tasks.story import Story
+from tomfisher.tasks.story import Story, scene_of
 
 
 class Inputs:
@@ -101,8 +101,16 @@ class Inputs:
         """
         if self.config.method != "choice":
             return {HEADLINE: None, "all": None}
-        beliefs = [story for story in self.questions if story.group.split("/")[-1] == HEADLINE]
-        return {name: _guess(stories) for name, stories in ((HEADLINE, beliefs), ("all", self.questions))}
+        return {
+            name: _guess(stories) for name, stories in ((HEADLINE, self._beliefs()), ("all", self.questions))
+        }
+
+    def headline_scenes(self) -> int:
+        """Number of scenes of the questions that the verdict is about: false beliefs, or all where there are none."""
+        return len({scene_of(story.cell) for story in self._beliefs() or self.questions})
+
+    def _beliefs(self) -> list[Story]:
+        return [story for story in self.questions if story.group.split("/")[-1] == HEADLINE]
 
 
 def _guess(stories: list[Story]) -> float | None:

@@ -14,6 +14,7 @@ from tomfisher.experiment.config import Config
 from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.measure import Measure
 from tomfisher.experiment.points import planned_points
+from tomfisher.experiment.power import too_few
 from tomfisher.experiment.study import eval_dtype, parse_params
 from tomfisher.experiment.window import perplexity_window
 from tomfisher.models.load import LoadedModel, load_model, resolve_device, resolve_dtype
@@ -36,6 +37,7 @@ class StudyPlan:
         questions: questions per point.
         perplexity_tokens: tokens of general text per point.
         seconds_per_point: rough estimate, from a few timed questions and a short text.
+        lacking: why the questions are too few to find anything, or None.
     """
 
     fisher: dict[str, FisherPlan]
@@ -43,6 +45,7 @@ class StudyPlan:
     questions: int
     perplexity_tokens: int
     seconds_per_point: float
+    lacking: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -82,6 +85,7 @@ def plan_study(config: Config, impl: ops.Impl = "auto") -> StudyPlan:
         questions=len(inputs.questions),
         perplexity_tokens=config.perplexity_tokens,
         seconds_per_point=_seconds_per_point(config, len(inputs.questions), loaded),
+        lacking=too_few(inputs.headline_scenes(), len(config.kappas)),
     )
 
 

@@ -21,6 +21,7 @@ from tomfisher.experiment.config import Config, parse_fill
 from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.measure import Measure
 from tomfisher.experiment.points import PlannedPoint, planned_points
+from tomfisher.experiment.power import too_few
 from tomfisher.experiment.results import (
     BASELINE,
     CONTROL_ONLY,
@@ -111,6 +112,8 @@ class Experiment:
             folder.pin(data=self.inputs.hashes(), resolved=self._resolved())
             pending = [plan for plan in planned_points(self.config) if folder.load_point(plan.key) is None]
             if pending:
+                if lacking := too_few(self.inputs.headline_scenes(), len(self.config.kappas)):
+                    self.say(lacking)
                 self._measure(folder, pending)
             results = self._collect(folder)
             results.save(folder.path)

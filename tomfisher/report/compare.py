@@ -96,7 +96,8 @@ def _verdicts(first: RunData, second: RunData) -> Table:
                 f"{rise(run.results, point):+.1%}",
             ]
         before = interval(run.results.baseline.conditions[headline])
-        rows.append([run.heading, "found" if run.verdict.found else "not found", headline, before, *after])
+        word = "found" if run.verdict.found else "not found" if run.verdict.enough else "too few questions"
+        rows.append([run.heading, word, headline, before, *after])
     columns = ["Run", "Effect", "Condition", "Untouched", "κ", "Task minus control", "p (Holm)", "Perplexity"]
     return Table("The two verdicts.", columns, rows, words=(1, 2))
 

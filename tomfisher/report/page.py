@@ -122,6 +122,8 @@ def write_figures(pictures: list[Picture], folder: Path) -> None:
 def _run(data: RunData, sections: list[Section], prefix: str) -> dict[str, Any]:
     verdict = data.verdict
     word = "An effect was found." if verdict.found else "No effect was found."
+    if not verdict.enough:
+        word = "Not enough questions to find an effect."
     if not data.complete:
         word = f"So far: {word[0].lower()}{word[1:]} The study is not finished."
     return {
