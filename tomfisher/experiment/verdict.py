@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tomfisher.evaluate.scenes import TEST
+from tomfisher.evaluate.statistics import holm as holm
 from tomfisher.experiment.power import ALPHA as ALPHA
 from tomfisher.experiment.power import too_few
 from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
@@ -85,23 +86,6 @@ def judge(results: Results) -> Verdict:
         return Verdict(False, None, tuple(sentences), enough=False)
     sentences += _negative(results, effects, headline, able)
     return Verdict(False, None, tuple(sentences))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p_(i) becomes max over j <= i of min(1, (m - j) · p_(j)), j from 0.
-
-    Args:
-        p_values: m raw p-values.
-
-    Returns:
-        Corrected p-values in the order given; rejecting those below α keeps the family-wise error below α.
-    """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
 
 
 def _effect(results: Results, point: Point, p: float, headline: str) -> _Effect:
