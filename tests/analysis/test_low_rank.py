@@ -85,6 +85,44 @@ def test_what_cannot_be_decomposed_is_said_and_the_rest_is_there(lab, monkeypatc
     profile = mask_profile(random_mask(model, 0.2), model)
     assert "singular values are taken of up to 2" in profile.unavailable["change"]
     assert "effective_rank" not in profile.sparsity()[0] and profile.sparsity()[0]["rows"] > 1
+    assert all(matrix.change is None and matrix.name in matrix.unranked for matrix in profile.matrices)
     whole = {n: tuple(w.shape) for n, w in model.named_parameters() if n.endswith("0.mlp.up_proj.weight")}
     full = SparseMask({n: torch.arange(s[0] * s[1]) for n, s in whole.items()}, whole)
     assert "masked entirely" in mask_profile(full, model).unavailable["change"]
+
+
+BLOCKED = "model.layers.0.self_attn.q_proj.weight"
+FULL = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("which", ["blocked", "masked entirely"])
+def test_one_matrix_without_ranks_leaves_the_others_theirs(lab, monkeypatch, which):
+    model = lab.build("llama")
+    mask = random_mask(model, 0.003)
+    plain = {m.name: m for m in mask_profile(mask, model).matrices}
+    bad = BLOCKED if which == "blocked" else FULL
+    numel = torch.Size(mask.shapes[bad]).numel()
+    entries = torch.arange(numel // 2 if which == "blocked" else numel)
+    mask = SparseMask({**mask, bad: entries}, mask.shapes)
+    monkeypatch.setattr(low_rank, "BLOCK", 15)  # half of 32 rows, all columns: a block of 16
+    profile = mask_profile(mask, model)
+    reason = "singular values are taken of up to 15" if which == "blocked" else f"{FULL} is masked entirely"
+    for matrix in profile.matrices:
+        if matrix.name == bad:
+            assert matrix.change is None is matrix.random_change and reason in matrix.unranked
+            assert matrix.to_dict()["change"] is None and matrix.to_dict()["unranked"] == matrix.unranked
+            assert matrix.spread.masked == len(entries)
+        else:
+            assert torch.equal(matrix.change.singular, plain[matrix.name].change.singular)
+            assert matrix.random_change is not None and matrix.unranked is None
+            assert "unranked" not in matrix.to_dict()
+    said = profile.unavailable["change"]
+    assert said.startswith(f"1 of {len(profile.matrices)} matrices have none; {bad}: ") and reason in said
+    rows = {row["kind"]: row for row in profile.sparsity()}
+    kind = "self_attn.q_proj" if which == "blocked" else "mlp.up_proj"
+    assert {name: row["ranked"] for name, row in rows.items()} == {
+        name: 1 if name == kind else 2 for name in rows
+    }
+    other = next(m for m in profile.matrices if m.name != bad and kind in m.name)
+    assert rows[kind]["effective_rank"] == pytest.approx(other.change.effective_rank)
+    assert len({tuple(row) for row in rows.values()}) == 1  # one heading for all rows

@@ -66,6 +66,19 @@ class RankChange:
         }
 
 
+@dataclass(frozen=True)
+class Unranked:
+    """A matrix whose change has no known singular values.
+
+    Attributes:
+        tensor: the weight's name; "NAME[e]" for the matrix of expert e.
+        reason: why.
+    """
+
+    tensor: str
+    reason: str
+
+
 def effective_rank(singular: Tensor) -> float:
     """exp(-Σ p_i ln p_i) with p_i = σ_i / Σ σ; 0 for no singular values.
 
@@ -88,7 +101,7 @@ def change_ranks(
     seed: int = 0,
     compat: str | None = None,
     transposed: frozenset[str] = frozenset(),
-) -> list[RankChange]:
+) -> list[RankChange | Unranked]:
     """Measure the change of every matrix that a perturbation makes; the weights are restored to the bit.
 
     Only the masked entries are read. The change's rows and columns without a masked entry add nothing, and blocks
@@ -104,27 +117,49 @@ def change_ranks(
         transposed: weights that keep their outputs on the second axis.
 
     Returns:
-        One `RankChange` for each matrix of the mask.
-
-    Raises:
-        ValueError: the mask is of another model, the fill cannot be computed, or a connected block has more than
-            4096 rows and columns (its decomposition would take minutes).
+        One `RankChange` for each matrix of the mask; `Unranked` where its fill cannot be computed (a weight masked
+        entirely), or a connected block has more than 4096 rows and columns (which would take minutes).
     """
-    tensors = {name: weight.detach() for name, weight in named_tensors(model).items() if name in mask}
-    perturbation = perturb(model, mask, fill=fill, seed=seed, compat=compat)
-    before = _values(tensors, mask)
-    with perturbation:
-        after = _values(tensors, mask)
-    change = {name: after[name] - before[name] for name in mask}
+    change, failed = _changes(model, mask, fill, seed, compat)
     taken = dict.fromkeys(mask, 0)
-    found = []
+    found: list[RankChange | Unranked] = []
     for label, rows, columns, shape in matrices(mask, transposed):
         name = label.partition("[")[0]
+        if name in failed:
+            found.append(Unranked(label, failed[name]))
+            continue
         values = change[name][taken[name] : taken[name] + len(rows)]
         taken[name] += len(rows)
-        singular = singular_values(rows, columns, values, label)
-        found.append(RankChange(label, len(rows), min(shape), float(values.norm()), singular))
+        try:
+            singular = singular_values(rows, columns, values, label)
+        except ValueError as error:  # also a decomposition that does not converge
+            found.append(Unranked(label, str(error)))
+        else:
+            found.append(RankChange(label, len(rows), min(shape), float(values.norm()), singular))
     return found
+
+
+def _changes(
+    model: Any, mask: SparseMask, fill: FillLike, seed: int, compat: str | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The change of every masked entry, by tensor; and why some tensors have none."""
+    tensors = {name: weight.detach() for name, weight in named_tensors(model).items() if name in mask}
+    try:
+        perturbation = perturb(model, mask, fill=fill, seed=seed, compat=compat)
+        before = _values(tensors, mask)
+        with perturbation:
+            after = _values(tensors, mask)
+    except (ValueError, TypeError) as error:
+        if len(mask) == 1:
+            return {}, {next(iter(mask)): str(error)}
+        change: dict[str, Tensor] = {}
+        failed: dict[str, str] = {}
+        for name in mask:
+            alone = SparseMask({name: mask[name]}, {name: mask.shapes[name]})
+            own, why = _changes(model, alone, fill, seed, compat)
+            change, failed = change | own, failed | why
+        return change, failed
+    return {name: after[name] - before[name] for name in mask}, {}
 
 
 def singular_values(rows: Tensor, columns: Tensor, values: Tensor, label: str = "the matrix") -> Tensor:

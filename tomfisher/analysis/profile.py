@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tomfisher.analysis.counts import GROUPS, PartCount, count_parts, short_name
 from tomfisher.analysis.enrichment import Enrichment, enrichment
-from tomfisher.analysis.low_rank import RankChange, change_ranks
+from tomfisher.analysis.low_rank import RankChange, Unranked, change_ranks
 from tomfisher.analysis.plain import plain
 from tomfisher.analysis.rope import RopeSpectrum
 from tomfisher.analysis.spread import Spread, spread
@@ -33,6 +33,7 @@ class Sparsity:
         random_spread: of one random mask with as many entries.
         change: singular values of ΔW; None where they were not asked for or cannot be had.
         random_change: the same for the random mask and the same fill.
+        unranked: why singular values that were asked for cannot be had, of either mask.
     """
 
     layer: int | None
@@ -41,6 +42,7 @@ class Sparsity:
     random_spread: Spread
     change: RankChange | None = None
     random_change: RankChange | None = None
+    unranked: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, nested; the random mask under "random"."""
@@ -49,7 +51,8 @@ class Sparsity:
             s.to_dict() | {"change": None if change is None else change.to_dict()} for s, change in both
         )
         kept = {name: value for name, value in random.items() if name not in ("tensor", "masked")}
-        return {"layer": self.layer, **mask, "random": kept}
+        why = {} if self.unranked is None else {"unranked": self.unranked}
+        return {"layer": self.layer, **mask, **why, "random": kept}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class MaskProfile:
         enrichment: tests of the rows of rotary frequencies; None where `unavailable` says why.
         matrices: rows, columns and ranks, matrix by matrix.
         seed: of the random mask beside them.
-        unavailable: "heads", "enrichment", "change": why it is missing.
+        unavailable: "heads", "enrichment", "change": why it is missing; "change" also where only some matrices have
+            none (their `unranked`).
     """
 
     parts: tuple[PartCount, ...]
@@ -133,12 +137,20 @@ class MaskProfile:
         }
 
     def sparsity(self) -> Rows:
-        """One row per kind of matrix: means over its matrices, of the mask and of random masks of the same counts."""
+        """One row per kind of matrix: means over its matrices, of the mask and of random masks of the same counts.
+
+        Ranks are means over those that have them: "ranked" of them where they are not all.
+        """
         by_kind: dict[str, list[Sparsity]] = {}
         for matrix in self.matrices:
             if matrix.spread.masked:
                 by_kind.setdefault(short_name(matrix.name.partition("[")[0]), []).append(matrix)
-        return [_sparsity_row(kind, found) for kind, found in by_kind.items()]
+        rows = [_sparsity_row(kind, found) for kind, found in by_kind.items()]
+        if all(row["ranked"] == 0 for row in rows):
+            left_out = ["ranked", "effective_rank", "effective_rank_random", "full_rank"]
+        else:
+            left_out = ["ranked"] if all(row["ranked"] == row["matrices"] for row in rows) else []
+        return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
 
     def summary(self) -> dict[str, Rows]:
         """Tables by title: groups, kinds, layers, frequencies (where there are any), sparsity."""
@@ -205,9 +217,12 @@ def mask_profile(
         unavailable["heads"] = str(error)
     parts = count_parts(mask, architecture)
     tests = _tests(parts, spectrum, dominant_pairs, architecture, unavailable)
-    matrices = _matrices(mask, model, fill, seed, compat, unavailable)
     layers = {part.tensor: part.layer for part in parts}
-    found = [Sparsity(layers[m[0].tensor.partition("[")[0]], m[0].tensor, *m) for m in matrices]
+    found = _matrices(mask, model, fill, seed, compat, layers)
+    if fill is None:
+        unavailable["change"] = "The ranks of the change were not asked for (fill=None)."
+    elif without := [matrix for matrix in found if matrix.unranked]:
+        unavailable["change"] = _without_ranks(without, len(found))
     return MaskProfile(tuple(parts), tests, tuple(found), seed, unavailable)
 
 
@@ -250,28 +265,44 @@ def _matrices(
     fill: FillLike | None,
     seed: int,
     compat: str | None,
-    unavailable: dict[str, str],
-) -> list[tuple[Any, ...]]:
-    """Spread and change of each matrix, of the mask and of a random one, as `Sparsity` takes them."""
+    layers: Mapping[str, int | None],
+) -> list[Sparsity]:
+    """Spread and change of each matrix, of the mask and of a random one."""
     transposed = frozenset(f"{name}.weight" for name, module in model.named_modules() if is_conv1d(module))
     random = mask.random_like(seed)
     spreads = [spread(m, transposed) for m in (mask, random)]
-    if fill is None:
-        unavailable["change"] = "The ranks of the change were not asked for (fill=None)."
-        return list(zip(*spreads, strict=True))
-    try:
-        changes = [change_ranks(model, m, fill, seed, compat, transposed) for m in (mask, random)]
-    except (ValueError, TypeError) as error:
-        unavailable["change"] = str(error)
-        return list(zip(*spreads, strict=True))
-    return list(zip(*spreads, *changes, strict=True))
+    changes: list[Sequence[RankChange | Unranked | None]] = [
+        [None] * len(spreads[0])
+        if fill is None
+        else change_ranks(model, which, fill, seed, compat, transposed)
+        for which in (mask, random)
+    ]
+    found = []
+    for own, beside, *both in zip(*spreads, *changes, strict=True):
+        reasons = [change.reason for change in both if isinstance(change, Unranked)]
+        one, other = (None if reasons or not isinstance(change, RankChange) else change for change in both)
+        layer = layers[own.tensor.partition("[")[0]]
+        reason = reasons[0] if reasons else None
+        found.append(Sparsity(layer, own.tensor, own, beside, one, other, reason))
+    return found
+
+
+def _without_ranks(without: Sequence[Sparsity], of: int) -> str:
+    """Which matrices have no ranks, and the reason of the first."""
+    if len(without) == of:
+        return str(without[0].unranked)
+    return f"{len(without)} of {of} matrices have none; {without[0].name}: {without[0].unranked}"
 
 
 def _sparsity_row(kind: str, found: list[Sparsity]) -> dict[str, Any]:
     def mean(value: Callable[[Sparsity], float]) -> float:
         return sum(map(value, found)) / len(found)
 
-    row = {
+    ranked = [
+        (m.change, m.random_change) for m in found if m.change is not None and m.random_change is not None
+    ]
+    n = len(ranked)
+    return {
         "kind": kind,
         "matrices": len(found),
         "masked": mean(lambda m: m.spread.masked),
@@ -279,12 +310,8 @@ def _sparsity_row(kind: str, found: list[Sparsity]) -> dict[str, Any]:
         "rows_expected": mean(lambda m: m.spread.rows.expected),
         "columns": mean(lambda m: m.spread.columns.distinct),
         "columns_expected": mean(lambda m: m.spread.columns.expected),
+        "ranked": n,
+        "effective_rank": sum(own.effective_rank for own, _ in ranked) / n if n else None,
+        "effective_rank_random": sum(beside.effective_rank for _, beside in ranked) / n if n else None,
+        "full_rank": sum(own.full for own, _ in ranked) / n if n else None,
     }
-    ranked = [m for m in found if m.change is not None and m.random_change is not None]
-    if len(ranked) == len(found):
-        row["effective_rank"] = mean(lambda m: m.change.effective_rank if m.change else 0.0)
-        row["effective_rank_random"] = mean(
-            lambda m: m.random_change.effective_rank if m.random_change else 0.0
-        )
-        row["full_rank"] = mean(lambda m: m.change.full if m.change else 0)
-    return row

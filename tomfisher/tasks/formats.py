@@ -27,7 +27,9 @@ def read_stories(path: str | os.PathLike[str]) -> list[Story]:
     - `prompt`, or `story` with `question` (a stem that the answer completes);
     - `choices`: two or more texts; `answer`: the index of the right one (from 0), or its text;
     - optional `condition` (default "task"), `order` (0 for a question about reality, default 1), `template` and `id`;
-      ids that differ only in their last `/` part form a cell, whose questions must all be right.
+      ids that differ only in their last `/` part form a cell, whose questions must all be right. Questions on one
+      scene are not counted as independent if their ids say so: `SCENE/CONDITION/as-written/QUESTION`, and "swapped"
+      for the other direction (`tomfisher.tasks.story.scene_of`).
 
     Args:
         path: the file.
@@ -137,7 +139,8 @@ def _answer(record: Record, choices: tuple[str, ...]) -> int:
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
     raise record.refuse(
-        f"field 'answer' must be an index from 0 to {len(choices) - 1} or one of {choices!r}, got {answer!r}",
+        f"field 'answer' must be an index from 0 to {len(choices) - 1} or one of {', '.join(map(repr, choices))}; "
+        f"got {answer!r}",
         REMEDY,
     )
 
