@@ -48,6 +48,7 @@ def test_trains_measures_and_writes_what_can_be_applied_again(mask_file, tmp_pat
     for word in ("untouched", "masked", "random x1", "lora", "transfer/false-belief", "delta.safetensors"):
         assert word in printed.out
     assert "training LoRA, rank" in printed.err
+    assert f"training {SparseMask.load(mask_file).nnz:,} random entries (seed 0) at" in printed.err
     found = Comparison.load(out)
     assert [state.name for state in found.states] == ["untouched", "masked", "random", "lora"]
     mask = SparseMask.load(mask_file)

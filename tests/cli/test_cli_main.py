@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from tomfisher import FisherDiagonal
+from tomfisher.cli import analyze
 from tomfisher.cli import main as cli
 from tomfisher.cli.main import build_parser, explain, main
 
@@ -118,6 +121,37 @@ def test_debug_shows_the_traceback(capsys):
     assert main(["--debug", "run"]) == 2
     assert main(["run", "--debug"]) == 2
     assert capsys.readouterr().err.count("Traceback") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "says", "not_this"),
+    [
+        ("mask", "--task_store", "store to select from", "instead of computing"),
+        ("fisher", "--task", "exactly one of --task, --control and --texts", "[false-belief]"),
+        ("fisher", "--control", "general text", "[python-reference]"),
+        ("evaluate", "--control", "measure the perplexity on this text too", "[python-reference]"),
+    ],
+)
+def test_help_of_a_shared_flag_says_what_it_does_in_this_command(name, flag, says, not_this):
+    (action,) = [a for a in subcommands()[name]._actions if flag in a.option_strings]
+    assert says in action.help and not_this not in action.help
+
+
+def test_a_p_too_small_for_a_float_is_no_zero():
+    table = analyze._table([{"p": 0.0, "p_corrected": 0.0, "found": 0.0}])
+    assert table.splitlines()[-1].split() == ["<", "1e-300", "<", "1e-300", "0"]
+
+
+@pytest.mark.parametrize("with_control", [False, True])
+def test_an_empty_mask_is_an_error_that_says_why(with_control, tmp_path, capsys):
+    store, target = tmp_path / "store", tmp_path / "m.safetensors"
+    FisherDiagonal({"w": torch.rand(4, 4)}, 1, 1, {}, {}).save(store)
+    stores = ["--task_store", str(store), *(["--control_store", str(store)] if with_control else [])]
+    kappa = "0.5" if with_control else "1e-6"
+    assert main(["mask", *stores, "--kappa", kappa, "--output_path", str(target)]) == 2
+    said = capsys.readouterr().err
+    assert "would be empty" in said and ("by the control" in said) == with_control
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("kappa", ["0", "1", "-1e-4", "nan", "one"])

@@ -298,7 +298,7 @@ def test_short_task_file_is_used_whole_and_said(finished, tmp_path):
         "limit": 1000,
         "random_seeds": 0,
     }
-    with pytest.warns(UserWarning, match=r"limit is 1000, but .* has \d+ in its evaluation part"):
+    with pytest.warns(UserWarning, match=r"limit is 1000, but .* has \d+ questions in its evaluation half"):
         results = run({**settings, "kappas": [0.05]})
     assert results.baseline.conditions["all"]["n"] == len(tasks.load(finished["task"], split="evaluation"))
 

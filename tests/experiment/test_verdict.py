@@ -42,6 +42,11 @@ def test_a_clean_effect_is_found_and_told_with_its_numbers():
     assert "(p = 1e-06: exact sign-flip test over scenes, Holm)" in text and "(n = 160, 95 %" in text
 
 
+def test_controls_that_all_agree_are_told_without_or_more():
+    text = str(judge(study(hit=0.3, baseline=1.0, control=1.0, randoms=(1.0, 1.0))))
+    assert "leave it at 1.000; perplexity" in text
+
+
 def test_the_number_of_scenes_is_said_where_questions_share_them():
     found = study(hit=0.3)
     found.baseline.conditions["false-belief"]["n_scenes"] = 80

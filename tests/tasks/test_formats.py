@@ -70,7 +70,7 @@ def test_records_without_id_stand_alone(tmp_path: Path) -> None:
         ({**GOOD, "choices": ["four", "four"]}, "two or more different"),
         ({**GOOD, "choices": ["four"], "answer": 0}, "two or more different"),
         ({**GOOD, "answer": 2}, "index from 0 to 1"),
-        ({**GOOD, "answer": -1}, "index from 0 to 1"),
+        ({**GOOD, "answer": -1}, "index from 0 to 1 or one of 'four', 'five'; got -1"),
         ({**GOOD, "answer": True}, "index from 0 to 1"),
         ({**GOOD, "answer": "six"}, "got 'six'"),
         ({k: v for k, v in GOOD.items() if k != "answer"}, "got None"),

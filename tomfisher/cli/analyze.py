@@ -259,16 +259,18 @@ def _table(rows: Sequence[dict[str, Any]], left: Sequence[int] = ()) -> str:
     from tomfisher.experiment.table import align
 
     names = [name.replace("_", " ") for name in rows[0]]
-    return align(names, [list(map(_cell, row.values())) for row in rows], left)
+    return align(names, [[_cell(value, name) for name, value in row.items()] for row in rows], left)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, name: str = "") -> str:
     if value is None:
         return "-"
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if not isinstance(value, float):
         return str(value)
+    if value == 0.0 and (name == "p" or name.startswith("p_")):
+        return "< 1e-300"  # too small for a float
     return "-" if math.isnan(value) else f"{value:.4g}"
 
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tomfisher.experiment.config import Config, check_kappa
@@ -41,7 +41,12 @@ def add_command(
     )
 
 
-def add_settings(parser: argparse.ArgumentParser, *names: str, required: Iterable[str] = ()) -> None:
+def add_settings(
+    parser: argparse.ArgumentParser,
+    *names: str,
+    required: Iterable[str] = (),
+    helps: Mapping[str, str] | None = None,
+) -> None:
     """Flags for some of the study's settings, spelled like the fields of `Config`.
 
     A flag that is not given leaves no attribute behind (`given_settings`), so that YAML and defaults show through.
@@ -50,11 +55,13 @@ def add_settings(parser: argparse.ArgumentParser, *names: str, required: Iterabl
         parser: the command's parser.
         names: fields of `Config`; none means all.
         required: fields that must be given.
+        helps: help for fields that mean something else here than in a study, defaults included.
     """
     for name in names or tuple(_FIELDS):
         field = _FIELDS[name]
         default = "" if field.default in (None, "") else f" [{_shown(field.default)}]"
-        options: dict[str, Any] = {"help": f"{field.metadata['help']}{default}".replace("%", "%%")}
+        text = (helps or {}).get(name, f"{field.metadata['help']}{default}")
+        options: dict[str, Any] = {"help": text.replace("%", "%%")}
         if field.metadata["kind"] == "bool":
             options["action"] = "store_true"
         else:

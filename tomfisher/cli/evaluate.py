@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TASK_FIELDS = ("task", "control", "limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions")
 PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
 
+CONTROL = "measure the perplexity on this text too: built-in corpus, .txt, JSON/JSONL or datasets id [none]"
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the command."""
@@ -42,7 +44,8 @@ def add_parser(subparsers: Any) -> None:
             "      --temperature 0.6 --top_p 0.9",
         ),
     )
-    add_settings(parser, *MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS, required=("model",))
+    names = (*MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS)
+    add_settings(parser, *names, required=("model",), helps={"control": CONTROL})
     add_settings(parser, "fill", "compat", "batch_size", "seed")
     parser.add_argument("--mask", help="mask file (tomfisher mask): measure the perturbed model too")
     parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 [bf16 on CUDA, else fp32]")

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 DATA = ("task", "n_task", "control", "n_control", "control_length", "max_length", "supervise", "seed")
 RUN = ("labels", "reduction", "params", "tokens_per_batch", "fisher_dtype")
 
+HELPS = {
+    "task": "built-in task (tomfisher ls tasks) or a JSON/JSONL file; exactly one of --task, --control and --texts",
+    "control": "general text: built-in corpus, .txt, JSON/JSONL or datasets id (name:config:split)",
+    "n_task": "samples of --task [100]",
+    "n_control": "samples of --control [100]",
+    "control_length": "tokens per sample of --control [128]",
+    "max_length": "cut samples of --task or --texts to this many tokens [the model's context]",
+    "supervise": "supervised tokens of a sample [answer; of --texts: all]",
+}
+
 
 def add_parser(subparsers: Any) -> None:
     """Register the command."""
@@ -50,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Flags that name the model and the samples."""
-    add_settings(parser, *MODEL_FIELDS, *DATA, required=("model",))
+    add_settings(parser, *MODEL_FIELDS, *DATA, required=("model",), helps=HELPS)
     parser.add_argument(
         "--texts", metavar="FILE", help="a .txt or JSON/JSONL of texts, instead of a task or control"
     )

@@ -11,13 +11,19 @@ from tomfisher.cli.common import (
     add_overwrite,
     add_settings,
     kappa,
-    note,
     refuse_existing,
     setting,
 )
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
+
+
+HELPS = {
+    "task_store": "Fisher store to select from, such as RUN/fisher/task (tomfisher fisher)",
+    "control_store": "Fisher store whose selection is taken away, such as RUN/fisher/control [none]",
+    "seed": "seed of --random_like [0]",
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -35,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher mask --random_like tom.safetensors --seed 1 --output_path random1.safetensors",
         ),
     )
-    add_settings(parser, "task_store", "control_store", "scope", "compat", "seed")
+    add_settings(parser, "task_store", "control_store", "scope", "compat", "seed", helps=HELPS)
     parser.add_argument("--kappa", type=kappa, help="fraction of the entries, between 0 and 1, such as 1e-4")
     parser.add_argument(
         "--random_like", metavar="MASK", help="draw at random as many entries per tensor as MASK has"
@@ -49,15 +55,13 @@ def run(args: argparse.Namespace) -> int:
     """Make the mask, write it, print its size."""
     refuse_existing(args.output_path, args.overwrite)
     mask = _random(args) if args.random_like else _selected(args)
+    if mask.nnz == 0:
+        raise ValueError(f"The mask would be empty, so none is written: {_why_empty(args)}")
     mask.save(args.output_path)
     used = sum(count > 0 for count in mask.counts().values())
     print(
         f"{args.output_path}: {mask.nnz} of {mask.numel} entries ({mask.density:.3g}), in {used} of {len(mask)} tensors"
     )
-    if mask.nnz == 0:
-        note(
-            "the mask is empty: every selected entry is also selected by the control, or kappa is too small."
-        )
     return 0
 
 
@@ -67,6 +71,17 @@ def _random(args: argparse.Namespace) -> SparseMask:
     if args.kappa is not None or hasattr(args, "task_store"):
         raise ValueError("--random_like takes its counts from a mask; leave out --kappa and the stores.")
     return SparseMask.load(args.random_like).random_like(setting(args, "seed"))
+
+
+def _why_empty(args: argparse.Namespace) -> str:
+    if args.random_like:
+        return f"{args.random_like} has no entries."
+    if setting(args, "control_store") is None:
+        return f"kappa {args.kappa:g} of the entries is less than one entry anywhere. Give a larger --kappa."
+    return (
+        f"every entry that the task selects at kappa {args.kappa:g} is selected by the control too, or kappa is less "
+        "than one entry anywhere. Give another --kappa."
+    )
 
 
 def _selected(args: argparse.Namespace) -> SparseMask:

@@ -15,6 +15,12 @@ from tomfisher.models.structure import position_limit
 from tomfisher.sample import Sample
 from tomfisher.tasks.story import Story, scene_of
 
+_HELD = {
+    "all": "questions",
+    "evaluation": "questions in its evaluation half",
+    "fisher": "stories in its Fisher half",
+}
+
 
 class Inputs:
     """Loads what the config names, once and when first asked for.
@@ -47,7 +53,7 @@ class Inputs:
             held = len(tasks.load(task, seed=seed, split=split))
             if held < n:
                 warnings.warn(
-                    f"{setting} is {n}, but {task} has {held} in its {split} part: all are used.",
+                    f"{setting} is {n}, but {task} has {held} {_HELD[split]}: all are used.",
                     stacklevel=2,
                 )
                 n = None

@@ -123,13 +123,14 @@ def _counted(score: Mapping[str, Any]) -> str:
 
 def _positive(results: Results, effect: _Effect) -> list[str]:
     point, headline = effect.point, effect.headline
-    lowest = min(control.accuracy(headline) for control in effect.controls)
+    lowest, *others = sorted({f"{control.accuracy(headline):.3f}" for control in effect.controls})
     randoms = len(results.at(point.kappa, RANDOM))
     sentences = [
         f"Found: at kappa = {point.kappa:g}, {point.nnz} perturbed weights take {headline} accuracy from "
         f"{results.baseline.accuracy(headline):.3f} to {point.accuracy(headline):.3f} "
         f"(p = {effect.p:.2g}: {TEST}, Holm), while the control-only mask and {randoms} random masks of "
-        f"the same size leave it at {lowest:.3f} or more; perplexity: {effect.perplexity_rise:+.1%}."
+        f"the same size leave it at {lowest}{' or more' if others else ''}; "
+        f"perplexity: {effect.perplexity_rise:+.1%}."
     ]
     return sentences + _other_questions(results, point, headline)
 

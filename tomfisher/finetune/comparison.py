@@ -177,8 +177,11 @@ class _Run:
 
     def masked(self, name: str, mask: SparseMask, seed: int | None = None) -> None:
         """Train the entries of a mask."""
-        label = name if seed is None else f"{name} {seed}"
-        self.say(f"training {mask.nnz} {label} entries at {len(self.plan.learning_rates)} learning rates")
+        drawn = "" if seed is None else f" (seed {seed})"
+        self.say(
+            f"training {mask.nnz:,} {name} entries{drawn} at {len(self.plan.learning_rates)} learning rates"
+        )
+        label = f"{name}{drawn}"
         self.train(
             name,
             lambda rate: finetune_masked(self.model, mask, learning_rate=rate, label=label, **self.options),

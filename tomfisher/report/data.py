@@ -217,9 +217,8 @@ def _interrupted(results: Results, config: dict[str, Any]) -> Missing:
     planned = config.get("kappas") or []
     return Missing(
         "The end of the study",
-        f"It was interrupted: {len(results.points)} points are measured, at {len(results.kappas)} of "
-        f"{len(planned) or 'the planned'} values of kappa, and the verdict is of these alone. The same "
-        "tomfisher run command goes on where it stopped.",
+        f"Unfinished: run the same command to go on. {len(results.points)} points are measured, at "
+        f"{len(results.kappas)} of {len(planned) or 'the planned'} values of kappa, and the verdict is of these alone.",
     )
 
 
