@@ -316,6 +316,7 @@ def test_provenance_says_where_the_numbers_come_from(finished):
         "chance": {"false-belief": 0.5, "all": 0.5},
         "test": "exact sign-flip test over scenes",
         "device": 0,
+        "perplexity_window": 64,
         "fisher_dtype": "fp32",
         "eval_dtype": "fp32",
     }
