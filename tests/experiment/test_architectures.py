@@ -93,6 +93,11 @@ INSIDE = {
         "task-control": {"rope": spectrum((1, 0.5)), "sinks": sinks((0.1, 0.1), (0.3, 0.3))},
         "random": {"rope": spectrum((1.1, 1)), "sinks": sinks((0.2, 0.4), (0.6, 0.4))},
     },
+    "randoms": [
+        {"seed": 0, "rope": {"dominant": 0.1 / 6}, "sinks": {"first_mass": 0.4}},
+        {"seed": 1, "rope": {"dominant": -0.02}, "sinks": {"first_mass": 0.55}},
+        {"seed": 2, "rope": {"dominant": 0.0}, "sinks": {"first_mass": None}},
+    ],
     "profile": {
         "groups": [
             {"group": "qk", "share": 0.4, "weight_share": 0.25},
@@ -137,12 +142,14 @@ def test_an_outcome_gathers_effect_controls_and_what_happened_inside(outcomes):
     # five of the six heads lose half of their dominant pair; the sixth is dominated by the other pair
     assert llama.dominant_norm == pytest.approx({"task-control": -2.5 / 6, "random": 0.1 / 6})
     assert llama.first_mass == pytest.approx({"before": 0.5, "task-control": 0.2, "random": 0.4})
+    assert llama.random_dominant_norms == (0.1 / 6, -0.02, 0.0) and llama.random_first_masses == (0.4, 0.55)
 
 
 def test_what_an_architecture_lacks_is_a_dash_with_the_reason_below(outcomes):
     mamba = outcomes[1]
     assert not mamba.found and mamba.kappa == 0.01
     assert mamba.dominant_norm is None and mamba.first_mass is None
+    assert mamba.random_dominant_norms == mamba.random_first_masses == ()
     text = render(outcomes)
     assert "dominant rotary pairs -41.7% -" in " ".join(text.split())
     assert "- mamba has no rotary embedding." in text and "- mamba has no attention layer." in text
@@ -165,12 +172,12 @@ def test_the_table_has_one_column_per_architecture(outcomes):
         "second-order 1.000 > 0.150 1.000 > 0.500\n95 % intervals 0.94..1.00 > 0.08..0.26 0.94..1.00 > 0.38..0.62",
         "random masks +0.0%..+0.0% +0.0%..+0.0%",
         "second-order (first-order) 1.000 > 0.950 1.000 > 0.950",
+        "dominant rotary pairs -41.7% -\nrandom masks -2.0%..+1.7% -",
+        "attention to first token 0.500 > 0.200 -\nrandom masks 0.400..0.550 -",
         "perplexity +3.0% +3.0%",
         "control-only mask +50.0% +50.0%",
         "mask in q and k (of weights) 40% (25%) -",
         "mask in mixer (of weights) - 100% (100%)",
-        "attention to first token 0.500 > 0.200 -",
-        "random mask 0.500 > 0.400 -",
     ):
         assert row in text
 

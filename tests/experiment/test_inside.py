@@ -16,20 +16,20 @@ from tomfisher import SparseMask, perturb
 from tomfisher.analysis import analyze, attention_sinks, compare, mask_profile
 from tomfisher.experiment import Config, Experiment, Point, Results
 from tomfisher.experiment.inputs import Inputs
-from tomfisher.experiment.inside import Inside, chosen_kappa, rounded
+from tomfisher.experiment.inside import Inside, chosen_kappa, random_seeds, rounded
 from tomfisher.models import load_model
 from tomfisher.models.structure import layer_index
 from tomfisher.tasks.encode import encode
 
 STATES = ["task-control", "control-only", "random"]
 KEYS = {"kappa", "inputs", "prompts", "tokens", "baseline", "states", "profile", "profile_random", "maps"}
-KEYS |= {"unavailable", "seconds"}
+KEYS |= {"unavailable", "seconds", "randoms", "random_range"}
 
 
 def settings_of(tiny_settings, **changes):
     small = {
         "kappas": [0.05],
-        "random_seeds": 1,
+        "random_seeds": 2,
         "limit": 24,
         "analysis_prompts": 6,
         "perplexity_tokens": 200,
@@ -74,6 +74,34 @@ def close(found, expected):
     return torch.allclose(torch.tensor(found), torch.tensor(rounded(expected)), rtol=1e-4, atol=1e-7)
 
 
+def averages(before, model, mask, prompts):
+    """Means over all heads of all layers by place in a row of `randoms`."""
+    with perturb(model, mask):
+        after = analyze(model, prompts)
+    sinks, spectra = after.results["sinks"], (before.results["rope"], after.results["rope"])
+    found = {
+        ("sinks", name): torch.cat([getattr(layer, name) for layer in sinks.layers]).mean().item()
+        for name in ("first_mass", "angle", "key_ratio")
+    }
+    every = []
+    for part in ("q", "k"):
+        changes = []
+        for old, new in zip(*(spectrum.layers for spectrum in spectra), strict=True):
+            best = old.norm(part).argmax(1, keepdim=True)
+            changes.append((new.norm(part).gather(1, best) / old.norm(part).gather(1, best) - 1).flatten())
+        every += changes
+        found["rope", part, "dominant"] = torch.cat(changes).mean().item()
+        bands = torch.cat(compare(*spectra).bands(part))
+        found["rope", part, "fast"] = bands[:, 2].nanmean().item()
+    return found | {("rope", "dominant"): torch.cat(every).mean().item()}
+
+
+def picked(values, place):
+    for name in place:
+        values = values[name]
+    return values
+
+
 def test_every_number_is_recomputed_by_hand(finished):
     found = content(finished)
     assert set(found) == KEYS and list(found["states"]) == STATES
@@ -98,6 +126,16 @@ def test_every_number_is_recomputed_by_hand(finished):
         assert state["change"]["sinks"]["largest"][0]["head"] == change.largest(1)[0].head
         bands = compare(before.results["rope"], after.results["rope"]).bands("k")
         assert close(state["change"]["rope"]["k"][1]["bands"], bands[1].tolist())
+    randoms = [mask.random_like(seed) for seed in (0, 1)]  # as many as the study has
+    assert [row["seed"] for row in found["randoms"]] == [0, 1] == found["inputs"]["random_seeds"]
+    expected = [averages(before, loaded.model, random, prompts) for random in randoms]
+    for row, values in zip(found["randoms"], expected, strict=True):
+        assert row["nnz"] == mask.nnz
+        assert close([picked(row, place) for place in values], list(values.values()))
+    for place in expected[0]:
+        both = [values[place] for values in expected]
+        assert close(picked(found["random_range"], place), [min(both), max(both)])
+    assert expected[0] != expected[1]
     profile = mask_profile(mask, loaded.model, before.results["rope"])
     assert found["profile"]["groups"] == rounded(profile.groups())
     expected = json.loads(json.dumps(rounded(profile.to_dict())))
@@ -164,6 +202,43 @@ def test_another_number_of_prompts_redoes_the_analysis_alone(finished, monkeypat
     again = run({**finished, "analysis_prompts": 3})
     assert again["prompts"] == 3 and "analysis_prompts: 3" in (folder / "config.yaml").read_text()
     assert points == {file: file.stat().st_mtime_ns for file in (folder / "points").iterdir()}
+
+
+def test_another_number_of_random_masks_redoes_the_analysis_alone(finished):
+    folder = Path(finished["output_path"])
+    points = {file: file.stat().st_mtime_ns for file in (folder / "points").iterdir()}
+    before, again = content(finished), run({**finished, "analysis_random_masks": 1})
+    assert again["randoms"] == before["randoms"][:1]
+    low, high = again["random_range"]["sinks"]["first_mass"]
+    assert low == high == before["randoms"][0]["sinks"]["first_mass"]
+    assert points == {file: file.stat().st_mtime_ns for file in (folder / "points").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds"),
+    [
+        ({}, [4, 5, 6]),
+        ({"random_seeds": 2}, [4, 5]),
+        ({"analysis_random_masks": 9}, [4, 5, 6, 7, 8]),
+        ({"random_seeds": 0}, [4]),
+        ({"random_kappas": [0.1]}, [4]),
+        ({"random_kappas": [0.05]}, [4, 5, 6]),
+    ],
+)
+def test_as_many_random_masks_as_the_study_has_at_that_kappa(tiny_settings, changes, seeds):
+    config = Config.from_dict(
+        {**tiny_settings, "kappas": [0.05, 0.1], "random_seeds": 5, "seed": 4, **changes}
+    )
+    assert random_seeds(config, 0.05) == seeds
+
+
+def test_an_analysis_of_an_earlier_format_is_made_again(finished):
+    file = Path(finished["output_path"]) / "analysis.json"
+    whole = content(finished)
+    old = {key: value for key, value in whole.items() if key not in ("randoms", "random_range")}
+    old["inputs"] = {key: value for key, value in whole["inputs"].items() if key != "format"}
+    file.write_text(json.dumps(old))
+    assert without_time(run(finished)) == without_time(whole)
 
 
 def test_zero_prompts_mean_no_analysis(tiny_settings):
@@ -242,7 +317,11 @@ def test_families_that_lack_a_part_give_the_rest(of_family, tiny_settings, famil
     config = Config.from_dict(settings_of(tiny_settings))
     before = {n: w.clone() for n, w in loaded.model.state_dict().items()}
     look = Inside(config, Inputs(config), loaded, partial(perturb, loaded.model), progress=False)
-    found = look(0.05, {which: mask.random_like(i) for i, which in enumerate(STATES)})
+    masks = {which: mask.random_like(i) for i, which in enumerate(STATES)}
+    found = look(0.05, masks, {7: masks.pop("random"), 8: mask.random_like(9)})
+    for rows in (*found["randoms"], found["random_range"]):
+        assert rows.keys() & {"rope", "sinks"} == there
+    assert [row["seed"] for row in found["randoms"]] == [7, 8]
     assert all(torch.equal(w, before[n]) for n, w in loaded.model.state_dict().items())
     for state in (found["baseline"], *found["states"].values()):
         assert there == state.keys() & {"rope", "sinks"}
@@ -259,7 +338,8 @@ def test_prompts_that_cannot_be_analysed_do_not_stop_it(of_family, tiny_settings
     config = Config.from_dict(settings_of(tiny_settings))
     look = Inside(config, Inputs(config), loaded, partial(perturb, loaded.model), progress=False)
     look._prompts = [torch.tensor([1])]
-    found = look(0.05, dict.fromkeys(STATES, mask))
+    found = look(0.05, dict.fromkeys(STATES[:2], mask), {0: mask})
+    assert found["randoms"] == [{"seed": 0, "nnz": mask.nnz}] and found["random_range"] == {}
     assert "Prompt 0 has 1 token(s)" in found["unavailable"]["sinks"] and found["maps"] == {}
     assert found["profile"]["nnz"] == mask.nnz and "enrichment" in found["unavailable"]
 

@@ -7,6 +7,7 @@ import pytest
 from tomfisher.evaluate.statistics import wilson_interval
 from tomfisher.report import load, write
 from tomfisher.report.extra_tables import ablation_table, finetune_table, grid_table
+from tomfisher.report.sections import sink_sentence
 from tomfisher.report.tables import band_table, enrichment_table, sink_table
 
 
@@ -151,6 +152,34 @@ def test_bands_and_dominant_pairs_are_means_over_heads(inside):
     )  # 3 layers, 2 heads: one of six
     rows = {row[0]: row[1:] for row in band_table(inside).rows}
     assert rows["random: keys"][0] == f"{(5 * -0.01 - 0.5) / 6:+.1%}"
+
+
+def test_random_masks_are_shown_from_least_to_most(inside):
+    untouched = {row[0]: row[1:] for row in sink_table(inside).rows}
+    inside["randoms"] = [{"seed": 0}, {"seed": 1}, {"seed": 2}]
+    bands = {"dominant": [-0.02, 0.01], "slow": [-0.03, 0.0], "middle": [0.001, 0.001], "fast": None}
+    sinks = {
+        "first_mass": [0.1, 0.25],
+        "sink_rate": [0.5, 0.75],
+        "angle": [80.0, 81.26],
+        "entropy": [2.0, 2.0],
+    }
+    inside["random_range"] = {
+        "rope": {"dominant": [-0.02, 0.01], "q": bands, "k": {**bands, "fast": [-0.1, 0.1]}},
+        "sinks": {**sinks, "key_ratio": None},
+    }
+    table = band_table(inside)
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["random: queries"] == ["-2.0% to +1.0%", "-3.0% to +0.0%", "+0.1%", "–"]
+    assert rows["random: keys"][-1] == "-10.0% to +10.0%"
+    assert rows["task minus control: queries"] == ["-20.0%", "-20.0%", "-30.0%", "–"]
+    assert "Random: least to most of 3 masks." in table.caption
+    table = sink_table(inside)
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["random"] == ["0.100 to 0.250", "50.0% to 75.0%", "80.0° to 81.3°", "2.000", "–"]
+    assert all(rows[name] == untouched[name] for name in rows if name != "random")
+    assert "Random: least to most of 3 masks." in table.caption
+    assert "random 0.100 to 0.250" in sink_sentence(inside)
 
 
 def test_rows_of_frequencies_count_the_layers_where_whole_pairs_stand_out(inside):

@@ -50,6 +50,8 @@ class Outcome:
         where: per group of weights its `{"share"}` of the mask and `{"weight_share"}`; None without an analysis.
         dominant_norm: mean relative change of the norm of each head's dominant rotary pair, per mask, or None.
         first_mass: attention to the first token, mean over all heads: "before" and per mask, or None.
+        random_dominant_norms: the same change under each random mask that was looked at.
+        random_first_masses: the same attention under each of them.
         reasons: why a part is None.
         verdict: in words.
         kappas: the same false-belief accuracies and perplexities at every κ (`tomfisher.experiment.equal_kappa`).
@@ -72,6 +74,8 @@ class Outcome:
     reasons: dict[str, str]
     verdict: tuple[str, ...]
     kappas: tuple[dict[str, Any], ...] = ()
+    random_dominant_norms: tuple[float, ...] = ()
+    random_first_masses: tuple[float, ...] = ()
 
 
 def configs(
@@ -195,6 +199,8 @@ def outcome(name: str, results: Results, inside: Mapping[str, Any] | None = None
         reasons=_reasons(inside),
         verdict=verdict.sentences,
         kappas=at_kappas(results, corrected),
+        random_dominant_norms=_of_randoms(inside, "rope", "dominant"),
+        random_first_masses=_of_randoms(inside, "sinks", "first_mass"),
     )
 
 
@@ -278,6 +284,12 @@ def _first_mass(inside: Mapping[str, Any] | None) -> dict[str, float] | None:
     return masses or None
 
 
+def _of_randoms(inside: Mapping[str, Any] | None, part: str, measure: str) -> tuple[float, ...]:
+    """One mean of every random mask that was looked at; nothing where the part is missing."""
+    rows = [] if inside is None else inside.get("randoms", [])
+    return tuple(row[part][measure] for row in rows if row.get(part, {}).get(measure) is not None)
+
+
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
@@ -328,9 +340,9 @@ def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[Outcome], st
         ("  random masks", lambda o: _range(o.random_perplexity_rises, "{:+.1%}")),
         *((f"mask in {GROUPS[group]} (of weights)", _share_of(group)) for group in groups),
         ("dominant rotary pairs", lambda o: _norm_change(o, TASK_CONTROL)),
-        ("  random mask", lambda o: _norm_change(o, RANDOM)),
+        ("  random masks", lambda o: _range(o.random_dominant_norms, "{:+.1%}")),
         ("attention to first token", lambda o: _mass(o, TASK_CONTROL)),
-        ("  random mask", lambda o: _mass(o, RANDOM)),
+        ("  random masks", lambda o: _range(o.random_first_masses, "{:.3f}")),
     ]
 
 

@@ -109,6 +109,9 @@ class Config:
     )
     perplexity_stride: int | None = _setting(None, "step between windows, tokens [the window]", kind="int")
     analysis_prompts: int = _setting(64, "questions that the look inside after the sweep reads; 0: no look")
+    analysis_random_masks: int = _setting(
+        3, "random masks that the look inside sees; at most the study's at that kappa, at least 1"
+    )
     seed: int = _setting(0, "seed of samples, questions and random masks")
     device: str | None = _setting(None, "cpu, cuda or cuda:N [cuda if there is one]", kind="str")
     batch_size: int | None = _setting(
@@ -299,7 +302,7 @@ def _check(config: Config) -> None:
 
 def _check_counts(config: Config) -> None:
     positive = ["n_task", "n_control", "limit", "max_length", "max_new_tokens", "repetitions"]
-    positive += ["perplexity_tokens", "perplexity_stride", "batch_size"]
+    positive += ["perplexity_tokens", "perplexity_stride", "batch_size", "analysis_random_masks"]
     for name in positive:
         value = getattr(config, name)
         if value is not None and value < 1:

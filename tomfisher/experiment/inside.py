@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from tomfisher.models.load import LoadedModel
 
 FILE = "analysis.json"
-STATES = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
+FORMAT = 2
+MASKS = (TASK_CONTROL, CONTROL_ONLY)
+PARTS = ("rope", "sinks")
 MAP_HEADS = 2
 MAP_TOKENS = 64
 DIGITS = 5
@@ -31,7 +34,7 @@ MAP_DECIMALS = 4
 DERIVED = ("norm_before_rotation", "energy")
 FIXED = ("frequencies", "band", "attention_factor")
 NAMELESS = {
-    "heads": ("level", "rows", "population", "special", "p_pairs"),
+    "heads": ("level", "rows", "population", "special", "p_pairs", "p_pairs_corrected"),
     "layers": ("level", "head", "pairs"),
 }
 
@@ -55,12 +58,27 @@ def chosen_kappa(results: Results) -> float:
     return min(falls, key=lambda p: (p.conditions[headline]["p_vs_baseline"], -p.kappa)).kappa
 
 
-def inputs_of(config: Config, kappa: float, masks: Mapping[str, SparseMask]) -> dict[str, Any]:
+def random_seeds(config: Config, kappa: float) -> list[int]:
+    """The seeds of the random masks to look at: the first ones of the study's at this κ, at least one.
+
+    Args:
+        config: the study; `analysis_random_masks` is how many at most.
+        kappa: of the masks.
+    """
+    with_randoms = config.random_kappas is None or kappa in config.random_kappas
+    there = config.random_seeds if with_randoms else 0
+    return [config.seed + i for i in range(max(1, min(config.analysis_random_masks, there)))]
+
+
+def inputs_of(
+    config: Config, kappa: float, masks: Mapping[str, SparseMask], randoms: Mapping[int, SparseMask]
+) -> dict[str, Any]:
     """What an analysis depends on beside the run folder's settings: equal values mean that it need not be redone."""
     return {
+        "format": FORMAT,
         "kappa": kappa,
         "analysis_prompts": config.analysis_prompts,
-        "random_seed": config.seed,
+        "random_seeds": list(randoms),
         "masks": {which: mask.sha256 for which, mask in masks.items()},
     }
 
@@ -98,27 +116,40 @@ class Inside:
         self._progress = progress
         self._prompts = self._encode(inputs)
 
-    def __call__(self, kappa: float, masks: Mapping[str, SparseMask]) -> dict[str, Any]:
+    def __call__(
+        self, kappa: float, masks: Mapping[str, SparseMask], randoms: Mapping[int, SparseMask]
+    ) -> dict[str, Any]:
         """Analyse every state.
 
         Args:
             kappa: of the masks.
-            masks: "task-control", "control-only" and "random".
+            masks: "task-control" and "control-only".
+            randoms: random masks by seed, at least one; the first of them is the state "random". Of each there is
+                a row of means in `randoms`, and of all the least and the most in `random_range`.
 
         Returns:
             The content of `analysis.json`, JSON-ready: numbers with five significant digits.
         """
         start = time.perf_counter()
+        first = next(iter(randoms.values()))
         baseline = self._analyze()
-        states, maps = self._states(baseline, masks)
+        before = _compact(baseline.to_dict())
+        states, maps = self._states(baseline, masks, randoms)
+        rows = [
+            {"seed": seed, "nnz": mask.nnz, **means(before, states.pop(_of_seed(seed)))}
+            for seed, mask in randoms.items()
+        ]
         profile, random = (
-            self._profile(masks[which], baseline, which == TASK_CONTROL) for which in (TASK_CONTROL, RANDOM)
+            self._profile(mask, baseline, ranks)
+            for mask, ranks in ((masks[TASK_CONTROL], True), (first, False))
         )
         found = {
             "prompts": len(self._prompts),
             "tokens": sum(map(len, self._prompts)),
-            "baseline": _compact(baseline.to_dict()),
+            "baseline": before,
             "states": states,
+            "randoms": rows,
+            "random_range": _ranges([{part: row[part] for part in PARTS if part in row} for row in rows]),
             "profile": _slim(profile.to_dict()),
             "profile_random": _outline(random.to_dict()),
             "maps": maps,
@@ -126,26 +157,32 @@ class Inside:
         }
         return {
             "kappa": kappa,
-            "inputs": inputs_of(self.config, kappa, masks),
+            "inputs": inputs_of(self.config, kappa, masks, randoms),
             **rounded(found),
             "seconds": round(time.perf_counter() - start, 2),
         }
 
     def _states(
-        self, baseline: Analysis, masks: Mapping[str, SparseMask]
+        self, baseline: Analysis, masks: Mapping[str, SparseMask], randoms: Mapping[int, SparseMask]
     ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Every perturbed state, and the maps of the heads that the task-control mask changes most."""
+        """Every perturbed state, and the maps of the heads that the task-control mask changes most.
+
+        "random" is the state of the first random mask, which is also there under its seed like the others.
+        """
         states: dict[str, Any] = {}
         heads: list[tuple[int, int]] = []
         maps: dict[str, dict[tuple[int, int], Tensor]] = {}
-        for which in progress_bar(STATES, desc="inside", unit="state", enabled=self._progress):
-            with self._perturbing(masks[which]):
+        every = {which: masks[which] for which in MASKS}
+        every |= {_of_seed(seed): mask for seed, mask in randoms.items()}
+        for which in progress_bar(list(every), desc="inside", unit="state", enabled=self._progress):
+            with self._perturbing(every[which]):
                 after = self._analyze()
-                states[which] = self._state(baseline, after, masks[which])
+                states[which] = self._state(baseline, after, every[which])
                 if which == TASK_CONTROL:
                     heads = _most_changed(baseline, after)
                     maps[which] = self._maps(heads)
         maps["baseline"] = self._maps(heads)
+        states[RANDOM] = states[_of_seed(next(iter(randoms)))]
         return states, self._named_maps(heads, maps)
 
     def _encode(self, inputs: Inputs) -> list[Tensor]:
@@ -212,6 +249,63 @@ class Inside:
             | {"tokens": tokens}
             for layer, head in heads
         }
+
+
+def means(before: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a state says on average over all heads of all layers; a part that it does not have is left out.
+
+    Args:
+        before: the untouched model, as `analysis.json` has it.
+        state: a perturbed one.
+
+    Returns:
+        `{"sinks": {measure: mean, "sink_rate": of the first token}, "rope": {"dominant": relative change of the norm
+        of each head's dominant pair, "q": {"dominant", "slow", "middle", "fast": relative change of the
+        root-mean-square norm}, "k": the same}}`; None where nothing is known.
+    """
+    found: dict[str, Any] = {}
+    if sinks := state.get("sinks"):
+        measures = [name for name in sinks["layers"][0] if name not in ("layer", "sink_rate")]
+        found["sinks"] = {
+            name: _mean([value for layer in sinks["layers"] for value in layer[name]]) for name in measures
+        }
+        found["sinks"]["sink_rate"] = sinks["metric"][0]
+    if change := state.get("change", {}).get("rope"):
+        names = before["rope"]["bands"]
+        parts = {part: _dominant_changes(before["rope"], state["rope"], part) for part in ("q", "k")}
+        found["rope"] = {"dominant": _mean([*parts["q"], *parts["k"]])}
+        for part, dominant in parts.items():
+            heads = [head for layer in change[part] for head in layer["bands"]]
+            bands = {name: _mean([head[i] for head in heads]) for i, name in enumerate(names)}
+            found["rope"][part] = {"dominant": _mean(dominant), **bands}
+    return found
+
+
+def _dominant_changes(before: Mapping[str, Any], after: Mapping[str, Any], part: str) -> list[float]:
+    """Relative change of the norm of the pair that was dominant, of every head of every layer."""
+    return [
+        new[part]["norm"][head][pair] / old[part]["norm"][head][pair] - 1
+        for old, new in zip(before["layers"], after["layers"], strict=True)
+        for head, pair in enumerate(old[part]["dominant"])
+        if old[part]["norm"][head][pair]
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _ranges(rows: Sequence[Any]) -> Any:
+    """Least and most of equal places of nested dicts; None where no row knows a value."""
+    if isinstance(rows[0], dict):
+        return {name: _ranges([row[name] for row in rows if name in row]) for name in rows[0]}
+    known = [value for value in rows if value is not None]
+    return [min(known), max(known)] if known else None
+
+
+def _of_seed(seed: int) -> str:
+    return f"{RANDOM}-seed{seed}"
 
 
 def rounded(value: Any) -> Any:

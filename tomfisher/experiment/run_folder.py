@@ -30,7 +30,8 @@ OWN_FILES = (
     "finetune.csv",
     "delta.safetensors",
 )
-FREE = ("output_path", "analysis_prompts")  # no result depends on them
+LOOK = ("analysis_prompts", "analysis_random_masks")
+FREE = ("output_path", *LOOK)  # no result depends on them
 AFTER_FISHER = frozenset(  # settings that no Fisher store depends on
     (
         *("eval_dtype", "kappas", "scope", "fill", "compat", "random_seeds", "random_kappas"),
@@ -78,7 +79,7 @@ class RunFolder:
         """Lock the config's run folder and make sure that it belongs to this config.
 
         Args:
-            config: the study; everything but `output_path` and `analysis_prompts` must equal the folder's
+            config: the study; everything but `output_path` and the settings of the analysis must equal the folder's
                 `config.yaml`.
             overwrite: delete what an earlier study left there (only files that tomfisher writes).
 
@@ -185,7 +186,7 @@ class RunFolder:
                 "Give another --output_path, or --overwrite to delete that study and start again."
                 f"{self._way_to_keep_stores(differing)}"
             )
-        if settings["analysis_prompts"] != config.analysis_prompts:
+        if any(settings[name] != getattr(config, name) for name in LOOK):
             self.write_text("config.yaml", config.to_yaml())
 
     def _way_to_keep_stores(self, differing: Iterable[str]) -> str:

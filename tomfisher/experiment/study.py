@@ -234,15 +234,18 @@ class Experiment:
         """Write `analysis.json`, unless it is there and of the same masks and prompts."""
         kappa = inside.chosen_kappa(results)
         masks = {which: self._kept_mask(folder, which, kappa) for which in (TASK_CONTROL, CONTROL_ONLY)}
-        masks[RANDOM] = masks[TASK_CONTROL].random_like(self.config.seed)
-        if inside.is_current(folder.path / inside.FILE, inside.inputs_of(self.config, kappa, masks)):
+        seeds = inside.random_seeds(self.config, kappa)
+        randoms = {seed: masks[TASK_CONTROL].random_like(seed) for seed in seeds}
+        if inside.is_current(folder.path / inside.FILE, inside.inputs_of(self.config, kappa, masks, randoms)):
             return
         loaded = self._model(folder, "evaluation", self.eval_dtype)
-        self.say(f"looking inside at kappa {kappa:g}: {self.config.analysis_prompts} prompts in 4 states")
+        states = 1 + len(masks) + len(randoms)
+        prompts = self.config.analysis_prompts
+        self.say(f"looking inside at kappa {kappa:g}: {prompts} prompts in {states} states")
         look = inside.Inside(
             self.config, self.inputs, loaded, partial(self._perturb, loaded.model), self._progress
         )
-        found = look(kappa, masks)
+        found = look(kappa, masks, randoms)
         for part, reason in found["unavailable"].items():
             self.say(f"no {part}: {reason}")
         folder.write_text(inside.FILE, json.dumps(found, allow_nan=False, separators=(",", ":")) + "\n")

@@ -102,17 +102,18 @@ def _inside_makers(inside: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[]
         yield "mask-map", lambda: _mask_map(profile)
     if profile and any(part.get("pairs") for part in profile.get("parts", ())):
         yield "frequency-rows", lambda: _frequency_rows(profile)
+    randoms = len(inside.get("randoms") or ())
     spectra = of_states(inside, "rope")
     if "baseline" in spectra:
         for part in ("q", "k"):
-            yield f"spectrum-{part}", partial(_spectrum, spectra, part)
+            yield f"spectrum-{part}", partial(_spectrum, spectra, part, randoms)
         if TASK_CONTROL in spectra:
             for part in ("q", "k"):
                 yield f"spectrum-change-{part}", partial(_spectrum_change, spectra, part)
     sinks = of_states(inside, "sinks")
     if "baseline" in sinks:
-        yield "sink-mass", lambda: _sink(sinks, "first_mass")
-        yield "sink-angle", lambda: _sink(sinks, "angle")
+        yield "sink-mass", lambda: _sink(sinks, "first_mass", randoms)
+        yield "sink-angle", lambda: _sink(sinks, "angle", randoms)
     if inside.get("maps"):
         yield "attention-maps", lambda: _maps(inside["maps"])
 
@@ -209,7 +210,12 @@ def _frequency_rows(profile: Mapping[str, Any]) -> Picture:
     return Picture("frequency-rows", "mask", caption, " ".join(says), plot_frequency_rows(profile)[0])
 
 
-def _spectrum(spectra: Mapping[str, Any], part: str) -> Picture:
+def _first_of(randoms: int) -> str:
+    """Behind a caption: of several random masks a figure draws one."""
+    return f" Random: the first of {randoms} masks." if randoms > 1 else ""
+
+
+def _spectrum(spectra: Mapping[str, Any], part: str, randoms: int = 0) -> Picture:
     means = {name: np.nanmean(mean_norms(spectrum, part), axis=0) for name, spectrum in spectra.items()}
     top = int(means["baseline"].argmax())
     rest = [f"{STATES[name]} {values[top]:.3g}" for name, values in means.items() if name != "baseline"]
@@ -220,6 +226,7 @@ def _spectrum(spectra: Mapping[str, Any], part: str) -> Picture:
     )
     caption = (
         f"RoPE spectrum of the {_WORDS[part]}: mean norm of every rotary pair, over all heads and layers."
+        f"{_first_of(randoms)}"
     )
     return Picture(f"spectrum-{part}", "rope", caption, says, plot_spectrum(spectra, part)[0])
 
@@ -238,7 +245,7 @@ def _spectrum_change(spectra: Mapping[str, Any], part: str) -> Picture:
     return Picture(f"spectrum-change-{part}", "rope", caption, says, figure)
 
 
-def _sink(sinks: Mapping[str, Any], measure: str) -> Picture:
+def _sink(sinks: Mapping[str, Any], measure: str, randoms: int = 0) -> Picture:
     angle = measure == "angle"
     form, what = (
         ("{:.1f} degrees", "Angle between queries and the first token's key")
@@ -260,8 +267,9 @@ def _sink(sinks: Mapping[str, Any], measure: str) -> Picture:
             f" Largest change by the task-minus-control mask: layer {layer}, from {form.format(before[at])} to "
             f"{form.format(before[at] + change[at])}."
         )
-    caption = f"{what}, layer by layer, mean over heads and positions." + (
-        " 90° is orthogonal." if angle else ""
+    caption = (
+        f"{what}, layer by layer, mean over heads and positions.{' 90° is orthogonal.' if angle else ''}"
+        f"{_first_of(randoms)}"
     )
     name = "sink-angle" if angle else "sink-mass"
     return Picture(name, "sinks", caption, says, plot_sinks(sinks, measure)[0])

@@ -305,7 +305,10 @@ def sink_sentence(inside: Mapping[str, Any]) -> str:
     angle = {name: mean_over_heads(state, "angle") for name, state in states.items()}
     if any(value is None for value in (*mass.values(), *angle.values())):
         return ""
-    others = ", ".join(f"{STATES[name]} {mass[name]:.3f}" for name in (CONTROL_ONLY, RANDOM) if name in mass)
+    shown = {name: f"{mass[name]:.3f}" for name in (CONTROL_ONLY, RANDOM) if name in mass}
+    if RANDOM in shown and (ranges := (inside.get("random_range") or {}).get("sinks")):
+        shown[RANDOM] = span(ranges["first_mass"], "{:.3f}")
+    others = ", ".join(f"{STATES[name]} {value}" for name, value in shown.items())
     return (
         f"Here the mean attention on the first token goes from {mass['baseline']:.3f} to {mass[TASK_CONTROL]:.3f} "
         f"under the task-minus-control mask{f' ({others})' if others else ''}, and the mean angle between queries and "

@@ -265,16 +265,21 @@ def band_table(inside: Mapping[str, Any]) -> Table | None:
     for state, label in STATES.items():
         found = inside["states"].get(state, {})
         change = (found.get("change") or {}).get("rope")
+        ranges = _random_ranges(inside, state, "rope")
         if change:
             for part, name in (("q", "queries"), ("k", "keys")):
-                dominant = f"{dominant_change(before, found['rope'], part):+.1%}"
-                rows.append([f"{label}: {name}", dominant, *_band_means(change[part], len(bands))])
+                if ranges:
+                    cells = [span(ranges[part][row] or [], "{:+.1%}") for row in ("dominant", *bands)]
+                else:
+                    dominant = f"{dominant_change(before, found['rope'], part):+.1%}"
+                    cells = [dominant, *_band_means(change[part], len(bands))]
+                rows.append([f"{label}: {name}", *cells])
     if not rows:
         return None
     return Table(
         "Change of the norm of each head's dominant pair (the one of largest mean norm in the untouched model), and of "
         "the root-mean-square norm of each band of pairs: mean over all heads of all layers. In brackets: how many of "
-        "a head's pairs a band has.",
+        f"a head's pairs a band has.{_said_of_randoms(inside)}",
         [
             "Mask and part",
             "Dominant pair",
@@ -317,22 +322,25 @@ def sink_table(inside: Mapping[str, Any]) -> Table:
     rate = f"Sink rate (ε = {measured.get('epsilon', EPSILON):g}, T = {measured.get('window', WINDOW)})"
     states = {"untouched": inside["baseline"]}
     states |= {STATES.get(name, name): found for name, found in inside["states"].items()}
-    rows = [
-        [
-            name,
-            number(mean_over_heads(found["sinks"], "first_mass"), "{:.3f}"),
-            percent(_sink_rate(found["sinks"])),
-            number(mean_over_heads(found["sinks"], "angle"), "{:.1f}°"),
-            number(mean_over_heads(found["sinks"], "entropy"), "{:.3f}"),
-            number(mean_over_heads(found["sinks"], "key_ratio"), "{:.3f}"),
-        ]
-        for name, found in states.items()
-        if found.get("sinks")
-    ]
+    forms = {"first_mass": "{:.3f}", "sink_rate": "{:.1%}", "angle": "{:.1f}°"}
+    forms |= {"entropy": "{:.3f}", "key_ratio": "{:.3f}"}
+    rows = []
+    for name, found in states.items():
+        if found.get("sinks"):
+            ranges = _random_ranges(inside, name, "sinks")
+            values = {
+                measure: (ranges[measure] or [])
+                if ranges
+                else [_sink_rate(found["sinks"])]
+                if measure == "sink_rate"
+                else [mean_over_heads(found["sinks"], measure)]
+                for measure in forms
+            }
+            rows.append([name, *(span(values[measure], form) for measure, form in forms.items())])
     return Table(
         "Attention to the first token, mean over all heads of all layers and over all positions but the first. Sink "
         "rate: share of heads and prompts in which the first T tokens give the first one more than ε of their "
-        "attention on average (arXiv 2410.10781), of prompts that have T tokens.",
+        f"attention on average (arXiv 2410.10781), of prompts that have T tokens.{_said_of_randoms(inside)}",
         [
             "State",
             "Mass",
@@ -343,6 +351,18 @@ def sink_table(inside: Mapping[str, Any]) -> Table:
         ],
         rows,
     )
+
+
+def _random_ranges(inside: Mapping[str, Any], state: str, part: str) -> Mapping[str, Any]:
+    """Of the state "random": least and most of every mean over the random masks; nothing of the others."""
+    found: Mapping[str, Any] = (inside.get("random_range") or {}) if state == STATES[RANDOM] else {}
+    return found.get(part) or {}
+
+
+def _said_of_randoms(inside: Mapping[str, Any]) -> str:
+    """Behind a caption: over how many random masks least and most are taken."""
+    count = len(inside.get("randoms") or ())
+    return f" Random: least to most of {count} masks." if count > 1 else ""
 
 
 def _sink_rate(sinks: Mapping[str, Any]) -> float | None:
