@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from transformers.modeling_utils import AttentionInterface
 
 from tomfisher.analysis.capture import watching
@@ -146,3 +150,101 @@ def test_unusable_prompts_are_refused(lab, prompts, message):
     model = lab.build("llama")
     with pytest.raises(ValueError, match=message):
         run(model, describe(model), prompts, [])
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all tensors that come to life inside the block and are still alive: now, and at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known, self.views = set(), Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_flatten(out)[0]:
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in self.known:
+                self.take(tensor)
+        return out
+
+    def take(self, tensor):
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        self.known.add(id(tensor))
+        self.now += 0 if self.views[key] else size
+        self.most = max(self.most, self.now)
+        self.views[key] += 1
+        weakref.finalize(tensor, self.let_go, id(tensor), key, size)
+
+    def let_go(self, identity, key, size):
+        self.known.discard(identity)
+        self.views[key] -= 1
+        self.now -= 0 if self.views[key] else size
+
+
+class Hoarder:
+    """What no collector may be: one that keeps queries."""
+
+    def __init__(self):
+        self.kept = []
+
+    def look(self, layer, seen, lengths, prompts):
+        self.kept.append(seen.q.clone())
+
+
+def peak(model, architecture, prompts, kept):
+    """Most bytes alive at one time in batches of four prompts, and those that are left in the collectors."""
+    collectors = [RopeCollector(architecture), SinkCollector(architecture)]
+    collectors += [Hoarder()] if kept == "queries" else []
+    with Live() as live:
+        run(model, architecture, prompts, collectors, tokens_per_batch=4 * len(prompts[0]), progress=False)
+        gc.collect()
+        return live.most, live.now
+
+
+@pytest.mark.parametrize("kept", ["sums", "queries"])
+def test_peak_memory_does_not_grow_with_the_number_of_prompts(lab, kept):
+    model = lab.build("llama", attn_implementation="sdpa")
+    architecture = describe(model)
+    few, many = (peak(model, architecture, lab.prompts((60,) * n), kept) for n in (4, 64))
+    batch = 4 * 60 * (4 + 2) * 8 * 4  # bytes of q and k of one layer of a batch
+    assert few[0] > batch
+    if kept == "sums":
+        assert many[0] <= few[0] + 0.01 * batch and many[1] == few[1] < 0.5 * batch
+    else:  # the measurement sees it: 64 prompts of two layers' queries are 15 batches more
+        assert many[0] > few[0] + 15 * batch
+
+
+def square(length):
+    """Tensors alive whose last two dimensions are a map of so many tokens."""
+    found = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    return [x for x in found if x.ndim >= 2 and tuple(x.shape[-2:]) == (length, length)]
+
+
+@pytest.mark.parametrize("heads", [(), ((1, 2),), ((0, 0), (1, 3))])
+def test_no_map_is_alive_unless_its_head_was_named(lab, heads):
+    length = 61  # no other tensor of the model has such a shape
+    model = lab.build("llama", attn_implementation="sdpa")
+    architecture, seen = describe(model), []
+
+    class Watcher:
+        def look(self, layer, inputs, lengths, prompts):
+            seen.append(sum(x.is_floating_point() for x in square(length)))
+
+    sinks = SinkCollector(architecture, heads=heads)
+    collectors = [RopeCollector(architecture), sinks, Watcher()]
+    assert not square(length)
+    run(
+        model,
+        architecture,
+        lab.prompts((length,) * 6),
+        collectors,
+        tokens_per_batch=2 * length,
+        progress=False,
+    )
+    # the map of the first prompt comes with the first batch, longest first: layer 0, then layer 1
+    named = [sum(layer == 0 for layer, _ in heads), len(heads)]
+    assert seen == [named[0]] + [named[1]] * 5
+    gc.collect()
+    left = square(length)
+    assert len(left) == len(heads) and all(x.shape == (length, length) for x in left)
