@@ -37,11 +37,47 @@ def test_configuration_builds_a_model_of_at_most_four_megabytes(name, tmp_path):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_positions_enter_as_the_table_says(name):
-    """Only RoPE has rotary pairs; shifting a text changes what an ALiBi or rotary model computes nowhere else."""
+    """Only RoPE has rotary pairs."""
     found = describe(build(name, **SMALL))
     position = {"rope": "RoPE", "alibi": "ALiBi", "none": "none"}[found.family.position]
     assert position == ARCHITECTURES[name].positions
     assert any(layer.rotary for layer in found.attention.values()) == (position == "RoPE")
+
+
+def with_gap(model, ids, at, gap=5):
+    """Logits of a text with masked padding before token `at`, read where its tokens stand."""
+    lengths = (at, gap, ids.shape[1] - at)
+    padded = torch.cat([ids[:, :at], torch.zeros(1, gap, dtype=torch.int64), ids[:, at:]], dim=1)
+    mask = torch.cat([torch.full((1, n), float(i != 1)) for i, n in enumerate(lengths)], dim=1).long()
+    with torch.no_grad():
+        logits = model(padded, attention_mask=mask, use_cache=False).logits
+    return logits[:, mask[0].bool()]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_shifted_text_is_computed_alike_and_a_stretched_one_is_not(name):
+    """Positions enter as distances, or not at all: only what lies between two tokens can matter."""
+    model = build(name, **SMALL).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)  # attention far from uniform, so that a difference is seen
+    ids = torch.randint(5, len(word_ids()), (1, 12), generator=torch.Generator().manual_seed(1))
+    plain = with_gap(model, ids, 0, gap=0)
+    slack = 1e-4 * float(plain.abs().max())
+    assert float((with_gap(model, ids, 0) - plain).abs().max()) <= slack
+    stretched = with_gap(model, ids, 6)
+    assert float((stretched[:, :6] - plain[:, :6]).abs().max()) <= slack
+    if not ARCHITECTURES[name].scans:  # the state of a scan also forgets during a gap
+        assert float((stretched[:, 6:] - plain[:, 6:]).abs().max()) > 30 * slack
+
+
+def test_the_attention_of_jamba_knows_no_order():
+    attention = describe(build("jamba", **{**SMALL, "layers": 4})).attention[1].module.eval()
+    hidden = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(1))
+    order = torch.tensor([3, 0, 6, 2, 5, 1, 4, 7])
+    with torch.no_grad():
+        last, other = (attention(x, attention_mask=None)[0][:, -1] for x in (hidden, hidden[:, order]))
+    torch.testing.assert_close(last, other, rtol=1e-4, atol=1e-6)
 
 
 def test_jamba_has_attention_and_mamba_layers():

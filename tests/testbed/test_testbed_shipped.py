@@ -60,15 +60,32 @@ def test_record_belongs_to_these_weights_and_to_the_default_recipe(record):
     assert record["log"][-1]["step"] == Recipe().steps
 
 
+# stories of no training; of each of the 24 conditions 40 (20 where the scan is slow), and the weakest as measured
+WEAKEST = {
+    "llama": (960, "transfer/informed", 0.900),
+    "qwen2": (960, "contents/informed", 0.950),
+    "mpt": (960, "contents/false-belief", 0.775),
+    "mamba": (480, "contents/false-belief", 0.950),
+    "jamba": (480, "transfer/false-belief", 0.950),
+}
+
+
 @pytest.mark.parametrize("name", testbed.ARCHITECTURES)
-def test_the_five_answer_held_out_stories_of_either_order(name):
+def test_the_five_answer_held_out_stories_of_either_order(name, record_property):
+    """At least 98 % of all; the standard deviation of a share of 98 % is 0.5 % of 960 stories, 0.6 % of 480."""
     loaded = load_model(f"testbed2-{name}", device="cpu")
     assert loaded.model.config.model_type == name
     assert loaded.tokenizer.get_vocab() == word_ids()
-    stories = language.stories(192, seed=17, second_order=True)
+    n, weakest, least = WEAKEST[name]
     with linear_scan():
-        accuracy = held_out_accuracy(loaded.model, stories)
-    assert accuracy["all"] >= 0.95, accuracy
+        accuracy = held_out_accuracy(loaded.model, language.stories(n, seed=17, second_order=True), rows=240)
+    conditions = {group: value for group, value in accuracy.items() if group != "all"}
+    assert len(conditions) == 24
+    record_property("per-condition minimum", min(conditions.items(), key=lambda item: item[1]))
+    assert accuracy["all"] >= 0.98, accuracy
+    one = 24 / n  # a story of one condition: what rounding may change
+    assert min(conditions.values()) >= least - one - 1e-9, accuracy
+    assert conditions[weakest] <= min(conditions.values()) + one + 1e-9, accuracy
 
 
 @pytest.mark.parametrize("name", testbed.ARCHITECTURES)
