@@ -53,6 +53,11 @@ def accepts(model: Any, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
+def cache_argument(model: Any) -> str | None:
+    """What the model's forward calls its cache: "cache" since transformers 5.24, "past_key_values" before; or None."""
+    return next((name for name in ("cache", "past_key_values") if accepts(model, name)), None)
+
+
 def logits_at(model: Any, ids: Tensor, keep: Tensor, **arguments: Any) -> Tensor:
     """Logits `[B, K, vocab]` at the positions `keep` `[K]` of `ids` `[B, T]`, in the model's dtype."""
     if accepts(model, "use_cache"):

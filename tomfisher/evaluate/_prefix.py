@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tomfisher.evaluate._forward import accepts, pad
+from tomfisher.evaluate._forward import accepts, cache_argument, pad
 
 # Fixed cost of one more forward, in tokens: what reading the weights and starting the kernels takes.
 FORWARD_COST = 32
@@ -99,7 +99,7 @@ def can_share(model: Any) -> bool:
 
     if not type(model).__module__.startswith("transformers.models."):
         return False
-    if not (accepts(model, "past_key_values") and accepts(model, "use_cache")):
+    if cache_argument(model) is None or not accepts(model, "use_cache"):
         return False
     if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         return False
@@ -120,8 +120,10 @@ def execute(
             continue
         branch = branch if branch is not None else DynamicCache(config=model.config)
         ids = pad([rows[r].ids[part.past : part.end] for r in part.nodes], device)
-        arguments = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
-        model(input_ids=ids, past_key_values=branch, use_cache=True, **arguments)
+        arguments: dict[str, Any] = {str(cache_argument(model)): branch, "use_cache": True}
+        if accepts(model, "logits_to_keep"):
+            arguments["logits_to_keep"] = 1
+        model(input_ids=ids, **arguments)
         yield from execute(model, part.then, rows, device, branch)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._forward import check_length, device_of, logits_at, measuring, pad
+from tomfisher.evaluate._forward import cache_argument, check_length, device_of, logits_at, measuring, pad
 from tomfisher.evaluate._prefix import Batch, Row, Step, can_share, execute, plan_plain, plan_shared
 from tomfisher.evaluate.records import ALL, Record, Scores
 from tomfisher.progress import progress_bar
@@ -105,7 +105,7 @@ class ChoiceEvaluator:
         places = sorted({(i, column[position]) for i, position, _, _ in reads})
         place = {where: k for k, where in enumerate(places)}
         ids = pad([self.rows[r].ids[batch.past :] for r in batch.rows], device)
-        arguments = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+        arguments = {} if cache is None else {str(cache_argument(model)): cache, "use_cache": True}
         logits = logits_at(model, ids, torch.tensor(keep, device=device), **arguments)
         where = torch.tensor(places, device=logits.device)
         logprobs = torch.log_softmax(logits[where[:, 0], where[:, 1]].float(), dim=-1)
