@@ -56,7 +56,7 @@ def test_with_a_mask_the_pair_that_was_hit_is_on_top(mask_file, tmp_path, capsys
     assert table[3].split()[-1] == "-1"
     found = json.loads(report.read_text())
     assert found["mask"] == str(mask_file) and found["model"]["source"] == "testbed-llama"
-    assert set(found) == {"model", "mask", "baseline", "masked", "change", "profile"}
+    assert set(found) == {"model", "scan", "mask", "baseline", "masked", "change", "profile"}
     top = found["change"]["rope"]["largest"][0]
     assert (top["layer"], top["part"], top["head"], top["change"]) == (2, "q", 1, -1)
     assert found["baseline"]["sinks"]["layers"][0] == found["masked"]["sinks"]["layers"][0]
@@ -87,7 +87,7 @@ def test_the_profile_names_the_head_and_the_frequency_of_the_mask(mask_file, tmp
     sparsity = out.partition("Mask profile: distinct rows")[2].splitlines()[3].split()
     assert sparsity[:2] == ["self_attn.q_proj", "1"] and float(sparsity[3]) == 2
     found = json.loads(report.read_text())
-    assert set(found) == {"model", "mask", "baseline", "profile"}
+    assert set(found) == {"model", "scan", "mask", "baseline", "profile"}
     spectrum = analyze(loaded.model, prompts_of(loaded), ["rope"]).results["rope"]
     expected = mask_profile(SparseMask.load(mask_file), loaded.model, spectrum, fill="zero")
     assert found["profile"] == json.loads(json.dumps(expected.to_dict()))

@@ -110,6 +110,12 @@ def test_training_stories_of_a_file(mask_file, tmp_path, capsys):
     assert main(flags("--no_lora", **given, train=file(others))) == 0
     provenance = Comparison.load(tmp_path / "out").provenance
     assert provenance["samples"] == {"train": 8, "validation": 4} and provenance["train_file"]["sha256"]
+    assert not provenance["balanced"]
+    assert main(flags("--no_lora", "--overwrite", "--balanced", **given)) == 0
+    provenance = Comparison.load(tmp_path / "out").provenance
+    assert provenance["samples"] == {"train": 8, "validation": 4} and provenance["balanced"]
+    assert main(flags("--balanced", "--overwrite", **given, train=file(others))) == 2
+    assert "Give it or balanced, not both" in capsys.readouterr().err
     leaking = [questions[3], *(story for story in others if story.id != questions[3].id)]
     assert main(flags("--no_lora", "--overwrite", **given, train=file(leaking))) == 2
     assert f"such as {questions[3].id!r}, are questions of the evaluation" in capsys.readouterr().err

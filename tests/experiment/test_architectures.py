@@ -282,7 +282,7 @@ def test_the_preset_runs_resumes_and_gives_the_same_table(tmp_path, monkeypatch,
         run_architectures({**given, "limit": 96}, progress=False)
 
 
-def test_every_command_on_a_run_folder_uses_the_scan_of_the_model_and_records_it(tmp_path, monkeypatch):
+def test_every_command_uses_the_scan_of_the_model_and_records_it(tmp_path, monkeypatch):
     from transformers.models.mamba import modeling_mamba
 
     from tomfisher.ablation import ablate_run
@@ -329,6 +329,14 @@ def test_every_command_on_a_run_folder_uses_the_scan_of_the_model_and_records_it
     assert main([*command, "--output_path", str(run / "finetune")]) == 0
     assert used()
     assert json.loads((run / "finetune" / "finetune.json").read_text())["provenance"]["scan"] == "linear"
+    step = ["--model", "testbed2-mamba", "--task", "testbed2"]
+    store, evaluation = tmp_path / "store", tmp_path / "evaluation.json"
+    assert main(["fisher", *step, "--n_task", "2", "--output_path", str(store)]) == 0
+    assert used()
+    assert json.loads((store / "fisher.json").read_text())["scan"] == "linear"
+    assert main(["evaluate", *step, "--limit", "2", "--output_path", str(evaluation)]) == 0
+    assert used()
+    assert json.loads(evaluation.read_text())["scan"] == "linear"
 
 
 def test_the_scan_of_transformers_is_back_after_a_failure(tmp_path, monkeypatch):

@@ -116,6 +116,16 @@ def test_fisher_samples_are_false_beliefs_of_other_persons() -> None:
         assert words & FISHER_NAMES.all and not words & EVALUATION_NAMES.all
 
 
+def test_balanced_stories_are_every_condition_of_the_fisher_pool() -> None:
+    balanced = generate(BOTH, split="balanced")
+    counts = Counter((story.condition, story.kind) for story in balanced)
+    assert len(counts) == 16 and set(counts.values()) == {40}
+    fisher = {story.id: story for story in generate(BOTH, 640, split="fisher")}
+    asked = {s.id: s for s in balanced if s.condition.endswith("/false-belief") and s.kind == "belief"}
+    assert asked and asked.items() <= fisher.items()
+    assert not {story.prompt for story in balanced} & {story.prompt for story in generate(BOTH)}
+
+
 def test_same_arguments_same_stories_and_prefixes() -> None:
     assert generate(BOTH, 80, seed=3) == generate(BOTH, 80, seed=3)
     assert generate(BOTH, 80, seed=3) == generate(BOTH, 640, seed=3)[:80]

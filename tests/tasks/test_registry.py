@@ -116,7 +116,10 @@ def test_fisher_half_keeps_only_false_beliefs_where_there_are_some(tmp_path: Pat
     path = write(tmp_path / "beliefs.jsonl", records)
     fisher = load(path, split="fisher")
     assert len(fisher) == 5 and {story.group for story in fisher} == {"my/false-belief"}
-    assert len(load(path)) == 20
+    assert len(load(path)) == len(load(path, split="balanced")) == 20
+    assert set(fisher) < set(load(path, split="balanced")) and not set(load(path)) & set(
+        load(path, split="balanced")
+    )
     numbers = [{story.id.split("/")[2] for story in load(path, split=s)} for s in ("fisher", "evaluation")]
     assert not numbers[0] & numbers[1]
 

@@ -107,6 +107,12 @@ def test_fisher_split_is_the_false_belief_question_only():
     assert len({story.id for story in stories}) == 60
 
 
+def test_balanced_split_has_every_condition_and_question():
+    stories = language.stories(64, split="balanced")
+    assert {story.condition for story in stories} == {story.condition for story in language.stories(64)}
+    assert sum(story.order for story in stories) == len({story.id for story in stories}) / 2 == 32
+
+
 def combination(story: str, stem: str, choices: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
     thing = re.search(r"puts the (\w+)|fills the (\w+)", story)
     assert thing
@@ -128,12 +134,13 @@ def test_training_fisher_and_evaluation_share_no_combination():
             for story in language.stories(1000, seed=1, split=split)
             if story.order == 1
         }
-        for split in ("fisher", "evaluation")
+        for split in ("fisher", "balanced", "evaluation")
     }
     assert len(trained) > 500 and all(len(found) > 50 for found in seen.values())
     assert not trained & seen["fisher"]
+    assert not trained & seen["balanced"]
     assert not trained & seen["evaluation"]
-    assert not seen["fisher"] & seen["evaluation"]
+    assert not (seen["fisher"] | seen["balanced"]) & seen["evaluation"]
 
 
 def test_stories_are_a_function_of_the_seed_and_a_smaller_number_is_a_prefix(evaluation):

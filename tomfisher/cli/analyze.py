@@ -107,6 +107,7 @@ def _analyze(args: argparse.Namespace) -> dict[str, Any]:
     """Print the tables of the model, and of the mask if there is one; gives what goes to the file."""
     from tomfisher.analysis.analyze import analyze
     from tomfisher.analysis.change import compare
+    from tomfisher.testbed.scan import scanning
 
     parts, heads = _parts(args), _heads(args.maps)
     texts = _texts(args)
@@ -115,16 +116,18 @@ def _analyze(args: argparse.Namespace) -> dict[str, Any]:
     perturbation = _perturbation(args, loaded) if args.mask else None
     measured = [part for part in parts if part != PROFILE]
     needed = dict.fromkeys([*measured, "rope"] if PROFILE in parts else measured)
-    states = {"baseline": analyze(loaded.model, prompts, list(needed), heads)}
-    if perturbation is not None and measured:
-        with perturbation:
-            states["masked"] = analyze(loaded.model, prompts, measured, heads)
+    with scanning(loaded.model) as scan:
+        states = {"baseline": analyze(loaded.model, prompts, list(needed), heads)}
+        if perturbation is not None and measured:
+            with perturbation:
+                states["masked"] = analyze(loaded.model, prompts, measured, heads)
     base, masked = states["baseline"], states.get("masked")
     changes = (
         {part: compare(base.results[part], found) for part, found in masked.results.items()} if masked else {}
     )
     blocks = _report(base, changes, measured)
-    report = {"model": loaded.identity, "mask": args.mask} | {k: a.to_dict() for k, a in states.items()}
+    report = {"model": loaded.identity, "scan": scan, "mask": args.mask}
+    report |= {name: state.to_dict() for name, state in states.items()}
     report |= {"change": {part: change.to_dict() for part, change in changes.items()}} if masked else {}
     if PROFILE in parts and perturbation is not None:
         profile = _profile(args, loaded, perturbation.mask, base.results.get("rope"))

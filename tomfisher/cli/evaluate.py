@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.experiment.inputs import Inputs
     from tomfisher.experiment.measure import Measure
     from tomfisher.files import atomic_path
+    from tomfisher.testbed.scan import scanning
 
     if args.output_path:
         refuse_existing(args.output_path, args.overwrite)
@@ -72,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
     measure = Measure(config, inputs, loaded, progress=True)
     mask = _mask(args, loaded)
     print(f"{_subject(args, config, measure, mask)}\n", flush=True)
-    report = {"model": loaded.identity, **_measured(args, config, measure, mask)}
+    with scanning(loaded.model) as scan:
+        states = _measured(args, config, measure, mask)
+    report = {"model": loaded.identity, "scan": scan, **states}
     print(_table(report))
     if args.output_path:
         with atomic_path(Path(args.output_path)) as temporary:

@@ -37,12 +37,13 @@ def add_parser(subparsers: Any) -> None:
         "entries and with LoRA of as many parameters. Learning rates are chosen on stories of neither part.\n"
         "With --damage, weights are overwritten first: can the training restore what they did?\n"
         "The Fisher stories of false-belief tasks have no controls, so look at the other conditions too: a model that\n"
-        "learns to answer everything like a false belief shows there. --train takes stories of your own.",
+        "learns to answer everything like a false belief shows there. --balanced trains on every condition, --train\n"
+        "on stories of your own.",
         (
             "tomfisher finetune --model smollm2-135m --task false-belief --mask m.safetensors --steps 100 \\\n"
             "      --output_path runs/ft",
             "tomfisher finetune runs/demo-testbed --kappa 0.03",
-            "tomfisher finetune runs/demo-testbed --kappa 0.03 \\\n"
+            "tomfisher finetune runs/demo-testbed --kappa 0.03 --balanced \\\n"
             "      --damage runs/demo-testbed/masks/task-control-0.03.safetensors --output_path runs/restored",
         ),
     )
@@ -54,6 +55,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--damage", help="mask file: overwrite these entries with --fill before the training")
     parser.add_argument(
         "--train", metavar="FILE", help="JSON/JSONL file of training stories [the task's Fisher stories]"
+    )
+    parser.add_argument(
+        "--balanced",
+        action="store_true",
+        help="train on every condition of the Fisher pool, not on false belief alone",
     )
     add_settings(parser, *RUN_FIELDS, "batch_size")
     parser.add_argument("--steps", type=int, default=100, help="optimiser steps of every training [100]")
@@ -101,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
     if damaged is not None:
         check_belongs(damaged.shapes, loaded.model, f"The mask {args.damage}")
     inputs = Inputs(config)
-    train, validation = training_samples(config, inputs, loaded, args.n_train, args.n_validation, args.train)
+    sizes = args.n_train, args.n_validation
+    train, validation = training_samples(config, inputs, loaded, *sizes, args.train, args.balanced)
     with scanning(loaded.model) as scan:
         found, delta = compare(
             loaded.model,
@@ -198,6 +205,7 @@ def _provenance(
         "mask_file": {"sha256": sha256_of_file(path)},
         "damage_file": None if args.damage is None else {"sha256": sha256_of_file(args.damage)},
         "train_file": None if args.train is None else {"sha256": sha256_of_file(args.train)},
+        "balanced": args.balanced,
         "data": inputs.hashes(),
         "evaluation": {"method": config.method, "chance": inputs.chance()},
         "versions": provenance.versions(),

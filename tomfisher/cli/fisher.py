@@ -70,21 +70,23 @@ def run(args: argparse.Namespace) -> int:
     """Compute and write the store."""
     from tomfisher.experiment.study import parse_params
     from tomfisher.fisher import fisher_diagonal
+    from tomfisher.testbed.scan import scanning
 
     refuse_existing(args.output_path, args.overwrite)
     loaded = load_named_model(args, setting(args, "fisher_dtype"))
     samples = samples_of(args, loaded)
-    fisher = fisher_diagonal(
-        loaded.model,
-        samples,
-        params=parse_params(setting(args, "params")),
-        labels=setting(args, "labels"),
-        reduction=setting(args, "reduction"),
-        tokens_per_batch=setting(args, "tokens_per_batch"),
-        impl=args.impl,
-        seed=setting(args, "seed"),
-    )
-    fisher.metadata.update(model=loaded.identity)
+    with scanning(loaded.model) as scan:
+        fisher = fisher_diagonal(
+            loaded.model,
+            samples,
+            params=parse_params(setting(args, "params")),
+            labels=setting(args, "labels"),
+            reduction=setting(args, "reduction"),
+            tokens_per_batch=setting(args, "tokens_per_batch"),
+            impl=args.impl,
+            seed=setting(args, "seed"),
+        )
+    fisher.metadata.update(model=loaded.identity, scan=scan)
     fisher.save(args.output_path)
     slow = sum(road != "captured" for road in fisher.roads.values())
     if slow:

@@ -19,6 +19,7 @@ _HELD = {
     "all": "questions",
     "evaluation": "questions in its evaluation half",
     "fisher": "stories in its Fisher half",
+    "balanced": "stories in its Fisher half",
 }
 
 
@@ -38,6 +39,11 @@ class Inputs:
     def task_stories(self) -> list[Story]:
         """Stories of the Fisher pool."""
         return self._stories("fisher", self.config.n_task, "n_task")
+
+    @functools.cached_property
+    def balanced_stories(self) -> list[Story]:
+        """As many stories of the Fisher pool, of every condition and question."""
+        return self._stories("balanced", self.config.n_task, "n_task")
 
     @functools.cached_property
     def questions(self) -> list[Story]:

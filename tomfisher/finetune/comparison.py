@@ -178,9 +178,8 @@ class _Run:
     def masked(self, name: str, mask: SparseMask, seed: int | None = None) -> None:
         """Train the entries of a mask."""
         drawn = "" if seed is None else f" (seed {seed})"
-        self.say(
-            f"training {mask.nnz:,} {name} entries{drawn} at {len(self.plan.learning_rates)} learning rates"
-        )
+        rates = ", ".join(f"{rate:g}" for rate in self.plan.learning_rates)
+        self.say(f"training {mask.nnz:,} {name} entries{drawn} at learning rate {rates}")
         label = f"{name}{drawn}"
         self.train(
             name,

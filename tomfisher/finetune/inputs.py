@@ -21,12 +21,13 @@ def training_samples(
     n_train: int,
     n_validation: int,
     file: str | None = None,
+    balanced: bool = False,
 ) -> tuple[list[Sample], list[Sample]]:
     """The samples to train on and those that choose the learning rate, never of the evaluation's questions.
 
     They come from the Fisher split of the task, which for false-belief tasks has no control conditions: a model
-    that learns to give every belief question the false-belief answer does well on it. A file with controls in it
-    does not reward that.
+    that learns to give every belief question the false-belief answer does well on it. The balanced split, or a
+    file with controls in it, does not reward that.
 
     Args:
         config: the study; `n_task` is `n_train + n_validation`, and a task file that holds fewer gives all it has.
@@ -35,18 +36,27 @@ def training_samples(
         n_train: stories to train on.
         n_validation: stories to validate on.
         file: a JSON or JSON Lines file of stories (`tomfisher.tasks.formats`) instead of the Fisher split.
+        balanced: take every condition of the Fisher pool, not false beliefs alone.
 
     Returns:
         `(training, validation)`, in about this proportion; both directions of a story stay on one side.
 
     Raises:
-        ValueError: there are not enough stories for both parts, or the file holds a question of the evaluation.
+        ValueError: there are not enough stories for both parts, the file holds a question of the evaluation, or
+            both a file and `balanced` are given.
     """
     from tomfisher.models.structure import position_limit
     from tomfisher.tasks.encode import encode
 
+    if file is not None and balanced:
+        raise ValueError(
+            f"{file} says which stories are trained on, in its own balance. Give it or balanced, not both."
+        )
     length = config.max_length or position_limit(loaded.model)
-    stories = inputs.task_stories if file is None else _from_file(file, inputs, n_train + n_validation)
+    if file is not None:
+        stories = _from_file(file, inputs, n_train + n_validation)
+    else:
+        stories = inputs.balanced_stories if balanced else inputs.task_stories
     parts = cut(stories, n_train / (n_train + n_validation))
     train, validation = (
         encode(loaded.tokenizer, part, supervise=config.supervise, max_length=length) for part in parts

@@ -20,7 +20,8 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     **CONDITIONS,
     SECOND_ORDER: ("false-belief", "unseen", "no-transfer", "informed", "present"),
 }
-DEFAULT_SIZES = {"evaluation": 640, "fisher": 200}
+DEFAULT_SIZES = {"evaluation": 640, "fisher": 200, "balanced": 640}
+POOL_OF = {"evaluation": "evaluation", "fisher": "fisher", "balanced": "fisher"}
 SPLITS = tuple(DEFAULT_SIZES)
 
 
@@ -117,15 +118,15 @@ def generate(
     The evaluation split has every condition in both directions with a belief and a reality question (16
     stories per frame instance), in second-order stories a question about the friend's belief too (30 stories).
     The Fisher split has the belief question of the false-belief condition only, in both directions, from other
-    frames, names, things and places.
+    frames, names, things and places. The balanced split has every condition and question of that second pool.
 
     Args:
         families: from `FAMILIES`.
         n: number of stories; families and conditions are balanced, cells and direction pairs stay whole
-            (a count that would tear them is rounded up, with a warning). None for 640 (evaluation; 600 of
-            second-order stories alone) or 200 (fisher).
+            (a count that would tear them is rounded up, with a warning). None for 640 (evaluation and balanced; 600
+            of second-order stories alone) or 200 (fisher).
         seed: which stories are taken, and in which order.
-        split: "evaluation" or "fisher".
+        split: "evaluation", "fisher" or "balanced".
 
     Returns:
         Stories with unique ids; the stories of a smaller `n` come first in those of a larger one.
@@ -136,7 +137,7 @@ def generate(
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     units: list[Unit] = []
-    streams = [_instances(POOLS[family, split], seed) for family in families]
+    streams = [_instances(POOLS[family, POOL_OF[split]], seed) for family in families]
     for block in zip(*streams, strict=True):
         if split == "fisher":
             units.extend(instance.unit("false-belief", ("belief",)) for instance in block)
@@ -156,4 +157,4 @@ def generate(
 def default_size(families: Sequence[str], split: str) -> int:
     """How many stories there are where no number is given; second-order stories come in cells of three."""
     whole = DEFAULT_SIZES[split]
-    return 600 if split == "evaluation" and tuple(families) == (SECOND_ORDER,) else whole
+    return 600 if split != "fisher" and tuple(families) == (SECOND_ORDER,) else whole

@@ -41,13 +41,14 @@ def load(
     Args:
         name: a name of `available()`, or the path of a JSON or JSON Lines file (`tomfisher.tasks.formats`).
         n: number of stories (questions), balanced over conditions; cells and direction pairs stay whole, and a count
-            that would tear one is rounded up, with a warning. None for 640 (evaluation; second-order: 600) or 200
-            (fisher) of a built-in task, and for all of a file.
+            that would tear one is rounded up, with a warning. None for 640 (evaluation and balanced; second-order:
+            600) or 200 (fisher) of a built-in task, and for all of a file.
         seed: which stories are taken.
         split: "evaluation"; "fisher": belief questions of the false-belief condition only, from a disjoint pool of
-            frames, names, things and places. A file is cut into two halves that share no item (which half an item is
+            frames, names, things and places; "balanced": every condition of that second pool, such as to train on.
+            A file is cut into two halves that share no item (which half an item is
             in depends on nothing but the item), and if it has false-belief conditions, its Fisher half keeps only
-            their belief questions; "all" takes the whole file.
+            their belief questions ("balanced": all it has); "all" takes the whole file.
 
     Returns:
         Stories with unique ids.
@@ -85,14 +86,14 @@ def _load_file(path: str, n: int | None, seed: int, split: str) -> list[Story]:
 
 
 def _half(units: list[Unit], split: str, path: str) -> list[Unit]:
-    """Give the items with even (evaluation) or odd (Fisher) rank in the order of their hashes."""
+    """Give the items with even (evaluation) or odd (Fisher, balanced) rank in the order of their hashes."""
     items = sorted({_item_key(unit) for unit in units}, key=lambda key: hashlib.sha256(key.encode()).digest())
     if len(items) < 2:
         raise ValueError(
             f"{path} holds one item, which cannot be cut into a Fisher half and an evaluation half. "
             'Add items, or use split="all".'
         )
-    kept = set(items[SPLITS.index(split) :: 2])
+    kept = set(items[split != "evaluation" :: 2])
     half = [unit for unit in units if _item_key(unit) in kept]
     if split == "fisher" and any(_is_false_belief(story) for unit in units for story in unit):
         half = [wanted for unit in half if (wanted := [story for story in unit if _is_false_belief(story)])]

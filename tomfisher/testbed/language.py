@@ -38,7 +38,8 @@ SECOND_ORDER = "second-order"
 FAMILIES = {**CONDITIONS, SECOND_ORDER: ("false-belief", "no-transfer", "informed", "present")}
 SPLITS = ("training", "fisher", "evaluation")
 TEMPLATE = "{story} {question}"
-DEFAULT_SIZES = {"evaluation": 640, "fisher": 200}
+DEFAULT_SIZES = {"evaluation": 640, "fisher": 200, "balanced": 640}
+SPLIT_OF = {"evaluation": "evaluation", "fisher": "fisher", "balanced": "fisher"}  # of the scenes
 
 
 @dataclass(frozen=True)
@@ -228,15 +229,13 @@ def _cell(scene: Scene, condition: str, direction: str, prefix: str) -> Iterator
 
 
 def _endless(seed: int, split: str, families: tuple[str, ...]) -> Iterator[Story]:
-    """Stories of one split without end, in rows of one cell per family; eight rows (fisher: two) are balanced."""
+    """Stories without end, in rows of one cell per family; eight rows (fisher: two) are balanced."""
     orders = ":second-order" if SECOND_ORDER in families else ""
     rng = random.Random(f"tomfisher.testbed:{split}:{seed}{orders}")
     number = 0
     while True:
-        scenes = [draw_scene(rng, family, split) for family in families]
-        conditions = [
-            FAMILIES[scene.family] if split == "evaluation" else ("false-belief",) for scene in scenes
-        ]
+        scenes = [draw_scene(rng, family, SPLIT_OF[split]) for family in families]
+        conditions = [("false-belief",) if split == "fisher" else FAMILIES[scene.family] for scene in scenes]
         for direction in ("original", "swapped"):
             for row in zip(*conditions, strict=True):
                 for scene, condition in zip(scenes, row, strict=True):
@@ -253,13 +252,14 @@ def stories(
 
     "evaluation" gives whole cells (a belief and a reality question on one story; a second-order and a first-order
     one on a second-order story) of every condition, "fisher" the first of these of the false-belief condition
-    only. The combinations of the two splits are disjoint, and no training story uses either.
+    only, "balanced" whole cells of every condition from the combinations of "fisher". Those of evaluation are
+    disjoint from them, and no story that the shipped models were trained on uses either.
 
     Args:
-        n: number of questions; None for 640 (evaluation) or 200 (fisher), half as many again with second order. A
-            number that would tear a cell is rounded up, with a warning.
+        n: number of questions; None for 640 (evaluation, balanced) or 200 (fisher), half as many again with second
+            order. A number that would tear a cell is rounded up, with a warning.
         seed: another seed draws other scenes.
-        split: "evaluation" or "fisher".
+        split: "evaluation", "fisher" or "balanced".
         second_order: second-order stories as a third family.
 
     Returns:
@@ -270,7 +270,7 @@ def stories(
     """
     if split not in DEFAULT_SIZES:
         raise ValueError(f"The testbed has no story split {split!r}; choose from {tuple(DEFAULT_SIZES)}.")
-    whole_cells = split == "evaluation"
+    whole_cells = split != "fisher"
     families = tuple(FAMILIES if second_order else CONDITIONS)
     default = DEFAULT_SIZES[split] * len(families) // len(CONDITIONS)
     n = default if n is None else n
