@@ -14,7 +14,7 @@ from torch import Tensor
 import tomfisher
 from tomfisher.benchmarks import models
 
-DISTRIBUTIONS = ("fisher", "uniform", "lognormal", "equal", "sorted")
+DISTRIBUTIONS = ("fisher", "uniform", "lognormal", "equal", "sorted", "reversed", "few", "denormal")
 _BASE = 1 << 27  # entries drawn; longer vectors repeat them, each time a little larger
 _BLOCK = 1 << 20  # bytes per read: stays in the L2 cache
 
@@ -24,8 +24,9 @@ def values(name: str, n: int, store: str | None = None, device: torch.device | s
 
     Args:
         name: one of `DISTRIBUTIONS`: "fisher" (real values of a store, in its order), "uniform" on [0, 1),
-            "lognormal" (σ = 3), "equal" (all 1) or "sorted" (rising, the worst order for a rising bound; as
-            float32 has few values, many are equal).
+            "lognormal" (σ = 3), "equal" (all 1), "sorted" (rising, the worst order for a rising bound; as float32
+            has few values, many are equal), "reversed" (falling), "few" (whole numbers below 8) or "denormal"
+            (uniform below the smallest normal number).
         n: how many.
         store: a Fisher store, for "fisher"; None computes a small one of the testbed.
         device: where.
@@ -98,15 +99,14 @@ def fisher_values(store: str | None) -> Tensor:
 def _parts(name: str, n: int, store: str | None, device: torch.device | str) -> Iterator[Tensor]:
     if name not in DISTRIBUTIONS:
         raise ValueError(f"A distribution is one of {', '.join(DISTRIBUTIONS)}, got {name!r}.")
-    if name == "sorted":
+    if name in ("sorted", "reversed"):
         for start in range(0, n, _BASE):
-            yield (
-                torch.arange(start, min(n, start + _BASE), device=device, dtype=torch.float64).div(n).float()
-            )
+            rank = torch.arange(start, min(n, start + _BASE), device=device, dtype=torch.float64)
+            yield (rank if name == "sorted" else n - 1 - rank).div(n).float()
         return
     base = _base(name, min(n, _BASE), store, device)
     for turn, start in enumerate(range(0, n, len(base))):
-        factor = 1.0 if name == "equal" else 1.0 + turn / 1024
+        factor = 1.0 if name in ("equal", "few") else 1.0 + turn / 1024
         yield base[: n - start] * factor
 
 
@@ -116,6 +116,9 @@ def _base(name: str, n: int, store: str | None, device: torch.device | str) -> T
     if name == "equal":
         return torch.ones(n, device=device)
     generator = torch.Generator(device).manual_seed(0)
-    if name == "uniform":
-        return torch.rand(n, device=device, generator=generator)
+    if name == "few":
+        return torch.randint(8, (n,), device=device, generator=generator).float()
+    if name in ("uniform", "denormal"):
+        scale = torch.finfo(torch.float32).tiny if name == "denormal" else 1.0
+        return torch.rand(n, device=device, generator=generator).mul_(scale)
     return torch.randn(n, device=device, generator=generator).mul_(3.0).exp_()

@@ -1,9 +1,9 @@
 """Do sentences of a novel about what someone believes need the same weights as the constructed stories?
 
 Masks of SmolLM2 (κ of each matrix, task minus control) from disjoint halves of the stories, of a novel's sentences
-in which a third person thinks, believes or knows, and of its other sentences; then how far every two agree. Two
-halves of one kind say how much agreement there can be. About five minutes on two cores. Any English novel with people
-in it will do, as a text file; "Pride and Prejudice", say, is number 1342 of Project Gutenberg:
+in which someone thinks, believes or knows, and of its other sentences; then how far every two agree. Two halves of
+one kind say how much agreement there can be. About three minutes on two cores. Any English novel with people in it
+will do, as a text file; "Pride and Prejudice", say, is number 1342 of Project Gutenberg:
 
     .venv/bin/python examples/natural_text.py pride-and-prejudice.txt
 """

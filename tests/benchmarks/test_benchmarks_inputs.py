@@ -98,6 +98,10 @@ def test_distributions_are_what_they_are_called():
     assert bool((topk_data.values("equal", 100) == 1).all())
     rising = topk_data.values("sorted", 100)
     assert bool((rising[1:] > rising[:-1]).all())
+    falling = topk_data.values("reversed", 100)
+    assert bool((falling[1:] < falling[:-1]).all()) and falling[0] == rising[-1]
+    assert topk_data.values("few", 1000).unique().tolist() == list(range(8))
+    assert 0 < topk_data.values("denormal", 1000).max() < torch.finfo(torch.float32).tiny
     assert len(topk_data.values("lognormal", 1000).unique()) > 990
     with pytest.raises(ValueError, match="uniform"):
         topk_data.values("normal", 10)

@@ -10,11 +10,13 @@ import torch
 from tomfisher import SparseMask
 from tomfisher.cli.main import main
 from tomfisher.experiment import Config
+from tomfisher.experiment.inputs import stories_sha256
 from tomfisher.finetune import Comparison, Delta, apply
 from tomfisher.models import load_model
 from tomfisher.report import load as load_report
 from tomfisher.report.extra_tables import grid_table
 from tomfisher.tasks import load
+from tomfisher.tasks.selection import group_units, shuffle_balanced
 
 SMALL = {"control": "testbed", "task": "testbed", "limit": "16", "perplexity_tokens": "256"}
 SMALL |= {"perplexity_window": "64", "device": "cpu"}
@@ -48,7 +50,10 @@ def test_trains_measures_and_writes_what_can_be_applied_again(mask_file, tmp_pat
     for word in ("untouched", "masked", "random x1", "lora", "transfer/false-belief", "delta.safetensors"):
         assert word in printed.out
     assert "training LoRA, rank" in printed.err
-    assert f"training {SparseMask.load(mask_file).nnz:,} random entries (seed 0) at" in printed.err
+    assert (
+        f"training {SparseMask.load(mask_file).nnz:,} random entries (seed 0), learning rate 0.001"
+        in printed.err
+    )
     found = Comparison.load(out)
     assert [state.name for state in found.states] == ["untouched", "masked", "random", "lora"]
     mask = SparseMask.load(mask_file)
@@ -114,8 +119,12 @@ def test_training_stories_of_a_file(mask_file, tmp_path, capsys):
     assert main(flags("--no_lora", "--overwrite", "--balanced", **given)) == 0
     provenance = Comparison.load(tmp_path / "out").provenance
     assert provenance["samples"] == {"train": 8, "validation": 4} and provenance["balanced"]
-    assert main(flags("--balanced", "--overwrite", **given, train=file(others))) == 2
-    assert "Give it or balanced, not both" in capsys.readouterr().err
+    seed = provenance["config"]["seed"]
+    units = shuffle_balanced(group_units(load("testbed", seed=seed, split="balanced")), seed)
+    assert provenance["data"]["training"] == stories_sha256([s for unit in units[:3] for s in unit])
+    with pytest.raises(SystemExit):
+        main(flags("--balanced", "--overwrite", **given, train=file(others)))
+    assert "not allowed with argument" in capsys.readouterr().err
     leaking = [questions[3], *(story for story in others if story.id != questions[3].id)]
     assert main(flags("--no_lora", "--overwrite", **given, train=file(leaking))) == 2
     assert f"such as {questions[3].id!r}, are questions of the evaluation" in capsys.readouterr().err

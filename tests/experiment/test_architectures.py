@@ -337,6 +337,8 @@ def test_every_command_uses_the_scan_of_the_model_and_records_it(tmp_path, monke
     assert main(["evaluate", *step, "--limit", "2", "--output_path", str(evaluation)]) == 0
     assert used()
     assert json.loads(evaluation.read_text())["scan"] == "linear"
+    assert main(["plan", *step, "--n_task", "2", "--n_control", "2", "--limit", "2"]) == 0
+    assert used()
 
 
 def test_the_scan_of_transformers_is_back_after_a_failure(tmp_path, monkeypatch):

@@ -195,6 +195,9 @@ def test_training_and_validation_share_no_story():
     assert (len(train), len(validation)) == (30, 10) and train + validation == stories
     scenes = [{story.id.rsplit("/", 2)[0] for story in part} for part in (train, validation)]
     assert not scenes[0] & scenes[1]
+    pairs = load("testbed", n=40, split="fisher")
+    scenes = [{story.id.rsplit("/", 2)[0] for story in part} for part in cut(pairs, 0.7)]
+    assert all(scenes) and not scenes[0] & scenes[1]
     evaluation = {story.prompt for story in load("false-belief")}
     assert not evaluation & {story.prompt for story in stories}
     assert [len(part) for part in cut(stories[:4], 0.99)] == [2, 2]

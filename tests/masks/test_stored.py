@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,29 @@ def test_differences_of_two_stores_at_every_kappa(tmp_path: Path, scope) -> None
     for kappa in kappas:
         assert found[kappa] == top_fraction(task, kappa, scope) - top_fraction(control, kappa, scope)
         assert 0 < found[kappa].nnz < top_fraction(task, kappa, scope).nnz
+
+
+def test_differences_of_two_stores_take_memory_for_the_masks_alone(tmp_path: Path) -> None:
+    shape, count = (2048, 2048), 8
+    for seed, name in enumerate(("t", "c")):
+        generator = torch.Generator().manual_seed(seed)
+        F = {f"layers.{i}.weight": torch.rand(shape, generator=generator) for i in range(count)}
+        FisherDiagonal(F, num_samples=1, num_tokens=1, roads={}).save(tmp_path / name)
+    code = (
+        "import resource, torch; from tomfisher import FisherDiagonal; from tomfisher.masks import difference_masks\n"
+        "difference_masks({'a': torch.rand(1000)}, {'a': torch.rand(1000)}, [0.01])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "stores = [FisherDiagonal.load(name) for name in ('t', 'c')]\n"
+        "print(sum(mask.nnz for mask in difference_masks(*stores, [1e-5, 1e-4]).values()))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    nnz, kilobytes = map(int, done.stdout.split())
+    assert nnz > 0.99 * count * (41 + 419)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert kilobytes * unit <= 64 * 2**20  # the two stores hold 256 MiB
 
 
 def test_differences_of_unlike_things_are_refused() -> None:

@@ -53,10 +53,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--mask", help="mask file: the entries to train")
     parser.add_argument("--kappa", type=kappa, help="with RUN: train its task-control mask of this kappa")
     parser.add_argument("--damage", help="mask file: overwrite these entries with --fill before the training")
-    parser.add_argument(
+    stories = parser.add_mutually_exclusive_group()
+    stories.add_argument(
         "--train", metavar="FILE", help="JSON/JSONL file of training stories [the task's Fisher stories]"
     )
-    parser.add_argument(
+    stories.add_argument(
         "--balanced",
         action="store_true",
         help="train on every condition of the Fisher pool, not on false belief alone",
@@ -108,19 +109,20 @@ def run(args: argparse.Namespace) -> int:
         check_belongs(damaged.shapes, loaded.model, f"The mask {args.damage}")
     inputs = Inputs(config)
     sizes = args.n_train, args.n_validation
-    train, validation = training_samples(config, inputs, loaded, *sizes, args.train, args.balanced)
+    training = training_samples(config, inputs, loaded, *sizes, args.train, args.balanced)
     with scanning(loaded.model) as scan:
         found, delta = compare(
             loaded.model,
             mask,
-            train,
-            validation,
+            training.train,
+            training.validation,
             Measure(config, inputs, loaded),
             plan,
             None if damaged is None else Damage(damaged, parse_fill(config.fill)),
             say=note,
         )
-    found.provenance.update(_provenance(args, config, inputs, loaded, path), scan=scan)
+    data = {**inputs.evaluation_hashes(), "training": training.sha256}
+    found.provenance.update(_provenance(args, config, inputs, loaded, path), data=data, scan=scan)
     if delta is not None:
         delta.save(folder / "delta.safetensors")
     found.save(folder)
@@ -206,7 +208,6 @@ def _provenance(
         "damage_file": None if args.damage is None else {"sha256": sha256_of_file(args.damage)},
         "train_file": None if args.train is None else {"sha256": sha256_of_file(args.train)},
         "balanced": args.balanced,
-        "data": inputs.hashes(),
         "evaluation": {"method": config.method, "chance": inputs.chance()},
         "versions": provenance.versions(),
         "machine": provenance.machine(next(loaded.model.parameters()).device),

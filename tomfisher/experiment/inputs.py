@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ _HELD = {
     "all": "questions",
     "evaluation": "questions in its evaluation half",
     "fisher": "stories in its Fisher half",
-    "balanced": "stories in its Fisher half",
 }
 
 
@@ -39,11 +39,6 @@ class Inputs:
     def task_stories(self) -> list[Story]:
         """Stories of the Fisher pool."""
         return self._stories("fisher", self.config.n_task, "n_task")
-
-    @functools.cached_property
-    def balanced_stories(self) -> list[Story]:
-        """As many stories of the Fisher pool, of every condition and question."""
-        return self._stories("balanced", self.config.n_task, "n_task")
 
     @functools.cached_property
     def questions(self) -> list[Story]:
@@ -101,10 +96,14 @@ class Inputs:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the texts: equal hashes mean equal samples and questions."""
-        found = {"questions": _sha256(self.questions), "control": self._control[2]}
+        found = self.evaluation_hashes()
         if self.config.task_store is None:
-            found["task"] = _sha256(self.task_stories)
+            found["task"] = stories_sha256(self.task_stories)
         return found
+
+    def evaluation_hashes(self) -> dict[str, str]:
+        """SHA-256 of what the evaluation asks and of the text of the perplexity."""
+        return {"questions": stories_sha256(self.questions), "control": self._control[2]}
 
     def chance(self) -> dict[str, float | None]:
         """Accuracy of guessing on the belief questions about false beliefs, and on all questions.
@@ -129,6 +128,7 @@ def _guess(stories: list[Story]) -> float | None:
     return sum(1 / len(story.choices) for story in stories) / len(stories) if stories else None
 
 
-def _sha256(stories: list[Story]) -> str:
+def stories_sha256(stories: Sequence[Story]) -> str:
+    """SHA-256 of what is told, asked and answered, in order."""
     parts = ((story.id, story.prompt, *story.choices, str(story.answer)) for story in stories)
     return sha256_of_text(*(text for part in parts for text in part))

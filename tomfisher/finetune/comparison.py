@@ -179,7 +179,7 @@ class _Run:
         """Train the entries of a mask."""
         drawn = "" if seed is None else f" (seed {seed})"
         rates = ", ".join(f"{rate:g}" for rate in self.plan.learning_rates)
-        self.say(f"training {mask.nnz:,} {name} entries{drawn} at learning rate {rates}")
+        self.say(f"training {mask.nnz:,} {name} entries{drawn}, learning rate {rates}")
         label = f"{name}{drawn}"
         self.train(
             name,

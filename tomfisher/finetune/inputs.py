@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from tomfisher.tasks.selection import group_units
+from tomfisher.tasks.selection import group_units, shuffle_balanced, take
 
 if TYPE_CHECKING:
     from tomfisher.experiment.config import Config
@@ -12,6 +13,20 @@ if TYPE_CHECKING:
     from tomfisher.models.load import LoadedModel
     from tomfisher.sample import Sample
     from tomfisher.tasks.story import Story
+
+
+class TrainingSamples(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        train: samples of the steps.
+        validation: samples that choose the learning rate.
+        sha256: of the stories of both.
+    """
+
+    train: list[Sample]
+    validation: list[Sample]
+    sha256: str
 
 
 def training_samples(
@@ -22,7 +37,7 @@ def training_samples(
     n_validation: int,
     file: str | None = None,
     balanced: bool = False,
-) -> tuple[list[Sample], list[Sample]]:
+) -> TrainingSamples:
     """The samples to train on and those that choose the learning rate, never of the evaluation's questions.
 
     They come from the Fisher split of the task, which for false-belief tasks has no control conditions: a model
@@ -39,29 +54,39 @@ def training_samples(
         balanced: take every condition of the Fisher pool, not false beliefs alone.
 
     Returns:
-        `(training, validation)`, in about this proportion; both directions of a story stay on one side.
+        Both, in about this proportion; both directions of a story stay on one side.
 
     Raises:
         ValueError: there are not enough stories for both parts, the file holds a question of the evaluation, or
             both a file and `balanced` are given.
     """
+    from tomfisher.experiment.inputs import stories_sha256
     from tomfisher.models.structure import position_limit
     from tomfisher.tasks.encode import encode
 
     if file is not None and balanced:
-        raise ValueError(
-            f"{file} says which stories are trained on, in its own balance. Give it or balanced, not both."
-        )
+        raise ValueError(f"{file} says itself which stories are trained on. Give it or balanced, not both.")
     length = config.max_length or position_limit(loaded.model)
     if file is not None:
         stories = _from_file(file, inputs, n_train + n_validation)
     else:
-        stories = inputs.balanced_stories if balanced else inputs.task_stories
+        stories = _balanced(config, n_train + n_validation) if balanced else inputs.task_stories
     parts = cut(stories, n_train / (n_train + n_validation))
     train, validation = (
         encode(loaded.tokenizer, part, supervise=config.supervise, max_length=length) for part in parts
     )
-    return train, validation
+    return TrainingSamples(train, validation, stories_sha256(stories))
+
+
+def _balanced(config: Config, n: int) -> list[Story]:
+    """Stories of the Fisher pool, of every condition as often as of any other, as far as whole cells allow."""
+    from tomfisher.tasks import load
+
+    held = load(config.task, seed=config.seed, split="balanced")
+    if n > len(held) and not Path(config.task).is_file():
+        held = load(config.task, n=n, seed=config.seed, split="balanced")
+    units = shuffle_balanced(group_units(held), config.seed)
+    return take(units, min(n, len(held)), f"the balanced split of {config.task}")
 
 
 def _from_file(file: str, inputs: Inputs, n: int) -> list[Story]:

@@ -44,8 +44,8 @@ def token_budget(tokens_per_batch: int | str, model: nn.Module, device: torch.de
 def auto_tokens_per_batch(model: nn.Module, device: torch.device) -> int:
     """A first guess of the token budget; out-of-memory halves it during the run.
 
-    On the CPU small batches are as fast as large ones and take less memory. On a GPU half the free memory
-    over the bytes that one token's activations and logits need, at most 16,384 tokens.
+    On the CPU a few samples: more are a little faster and keep their activations (README, "Speed"). On a GPU half
+    the free memory over the bytes that one token's activations and logits need, at most 16,384 tokens.
     """
     if device.type != "cuda":
         return _CPU_TOKENS

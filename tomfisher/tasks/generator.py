@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tomfisher.tasks import frames_contents, frames_second_order, frames_transfer
 from tomfisher.tasks.frames import Frame
 from tomfisher.tasks.names import CASTS_PER_FILLING, EVALUATION_NAMES, FISHER_NAMES, NamePool, roles
-from tomfisher.tasks.selection import Unit, take
+from tomfisher.tasks.selection import POOL_OF_SPLIT, Unit, take
 from tomfisher.tasks.story import COMPLETE_THE_STORY, SECOND_ORDER, Story
 
 CONDITIONS: Mapping[str, tuple[str, ...]] = {
@@ -21,7 +21,6 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     SECOND_ORDER: ("false-belief", "unseen", "no-transfer", "informed", "present"),
 }
 DEFAULT_SIZES = {"evaluation": 640, "fisher": 200, "balanced": 640}
-POOL_OF = {"evaluation": "evaluation", "fisher": "fisher", "balanced": "fisher"}
 SPLITS = tuple(DEFAULT_SIZES)
 
 
@@ -137,7 +136,7 @@ def generate(
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     units: list[Unit] = []
-    streams = [_instances(POOLS[family, POOL_OF[split]], seed) for family in families]
+    streams = [_instances(POOLS[family, POOL_OF_SPLIT[split]], seed) for family in families]
     for block in zip(*streams, strict=True):
         if split == "fisher":
             units.extend(instance.unit("false-belief", ("belief",)) for instance in block)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tomfisher.tasks import formats
 from tomfisher.tasks.generator import CONDITIONS, FAMILIES, SPLITS, generate
 from tomfisher.tasks.records import JSON_SUFFIXES
-from tomfisher.tasks.selection import Unit, group_units, shuffle_balanced, take, unit_key
+from tomfisher.tasks.selection import POOL_OF_SPLIT, Unit, group_units, shuffle_balanced, take, unit_key
 from tomfisher.tasks.story import SECOND_ORDER, Story
 
 TESTBED = "testbed"
@@ -93,7 +93,7 @@ def _half(units: list[Unit], split: str, path: str) -> list[Unit]:
             f"{path} holds one item, which cannot be cut into a Fisher half and an evaluation half. "
             'Add items, or use split="all".'
         )
-    kept = set(items[split != "evaluation" :: 2])
+    kept = set(items[0::2] if POOL_OF_SPLIT[split] == "evaluation" else items[1::2])
     half = [unit for unit in units if _item_key(unit) in kept]
     if split == "fisher" and any(_is_false_belief(story) for unit in units for story in unit):
         half = [wanted for unit in half if (wanted := [story for story in unit if _is_false_belief(story)])]

@@ -6,14 +6,15 @@ import random
 import warnings
 from collections.abc import Sequence
 
-from tomfisher.tasks.story import Story
+from tomfisher.tasks.story import DIRECTIONS, Story
 
 Unit = list[Story]
+POOL_OF_SPLIT = {"evaluation": "evaluation", "fisher": "fisher", "balanced": "fisher"}
 
 
 def unit_key(story: Story) -> str:
     """Name of the unit of a story: its cell, with the two directions of a swapped pair taken as one."""
-    return "/".join("as-written" if part == "swapped" else part for part in story.cell.split("/"))
+    return "/".join(DIRECTIONS[0] if part in DIRECTIONS else part for part in story.cell.split("/"))
 
 
 def group_units(stories: Sequence[Story]) -> list[Unit]:

@@ -39,7 +39,6 @@ FAMILIES = {**CONDITIONS, SECOND_ORDER: ("false-belief", "no-transfer", "informe
 SPLITS = ("training", "fisher", "evaluation")
 TEMPLATE = "{story} {question}"
 DEFAULT_SIZES = {"evaluation": 640, "fisher": 200, "balanced": 640}
-SPLIT_OF = {"evaluation": "evaluation", "fisher": "fisher", "balanced": "fisher"}  # of the scenes
 
 
 @dataclass(frozen=True)
@@ -230,11 +229,13 @@ def _cell(scene: Scene, condition: str, direction: str, prefix: str) -> Iterator
 
 def _endless(seed: int, split: str, families: tuple[str, ...]) -> Iterator[Story]:
     """Stories without end, in rows of one cell per family; eight rows (fisher: two) are balanced."""
+    from tomfisher.tasks.selection import POOL_OF_SPLIT
+
     orders = ":second-order" if SECOND_ORDER in families else ""
     rng = random.Random(f"tomfisher.testbed:{split}:{seed}{orders}")
     number = 0
     while True:
-        scenes = [draw_scene(rng, family, SPLIT_OF[split]) for family in families]
+        scenes = [draw_scene(rng, family, POOL_OF_SPLIT[split]) for family in families]
         conditions = [("false-belief",) if split == "fisher" else FAMILIES[scene.family] for scene in scenes]
         for direction in ("original", "swapped"):
             for row in zip(*conditions, strict=True):
