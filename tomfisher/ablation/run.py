@@ -91,6 +91,10 @@ def ablate_run(
         measure = Measure(config, inputs, loaded)
         seeds = config.random_seeds
         say(f"{len(wanted)} ablations with {seeds} controls each, {measure.describe()}")
+        if len(kept):
+            say(
+                f"{len(kept)} finished points of earlier calls are kept as they are; --overwrite measures anew"
+            )
         found = ablate(
             loaded.model,
             chosen,

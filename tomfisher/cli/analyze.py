@@ -107,13 +107,15 @@ def _analyze(args: argparse.Namespace) -> dict[str, Any]:
     """Print the tables of the model, and of the mask if there is one; gives what goes to the file."""
     from tomfisher.analysis.analyze import analyze
     from tomfisher.analysis.change import compare
+    from tomfisher.masks import SparseMask
     from tomfisher.testbed.scan import scanning
 
     parts, heads = _parts(args), _heads(args.maps)
     texts = _texts(args)
+    mask = SparseMask.load(args.mask) if args.mask else None
     loaded = load_named_model(args, args.dtype)
     prompts = _prompts(args, loaded, texts)
-    perturbation = _perturbation(args, loaded) if args.mask else None
+    perturbation = None if mask is None else _perturbation(args, loaded, mask)
     measured = [part for part in parts if part != PROFILE]
     needed = dict.fromkeys([*measured, "rope"] if PROFILE in parts else measured)
     with scanning(loaded.model) as scan:
@@ -220,13 +222,11 @@ def _prompts(args: argparse.Namespace, loaded: Any, texts: Sequence[str]) -> lis
     return [s.input_ids for s in encode(loaded.tokenizer, texts, supervise="all", max_length=length)]
 
 
-def _perturbation(args: argparse.Namespace, loaded: Any) -> Any:
+def _perturbation(args: argparse.Namespace, loaded: Any, mask: Any) -> Any:
     from tomfisher.experiment.config import parse_fill
     from tomfisher.experiment.stores import check_belongs
-    from tomfisher.masks import SparseMask
     from tomfisher.perturbation import perturb
 
-    mask = SparseMask.load(args.mask)
     check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
     fill = parse_fill(setting(args, "fill"))
     return perturb(loaded.model, mask, fill=fill, seed=setting(args, "seed"), compat=setting(args, "compat"))

@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.experiment.config import Config
     from tomfisher.experiment.inputs import Inputs
     from tomfisher.experiment.measure import Measure
+    from tomfisher.experiment.stores import check_belongs
     from tomfisher.files import atomic_path
+    from tomfisher.masks import SparseMask
     from tomfisher.testbed.scan import scanning
 
     if args.output_path:
@@ -67,11 +69,13 @@ def run(args: argparse.Namespace) -> int:
     settings = given_settings(args)
     settings.pop("output_path", None)
     config = Config.from_dict(settings)
+    mask = SparseMask.load(args.mask) if args.mask else None
     loaded = load_named_model(args, args.dtype)
+    if mask is not None:
+        check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
     # a mask may come from the Fisher half of a task file, which it must not be judged on
     inputs = Inputs(config, whole_file=args.mask is None)
     measure = Measure(config, inputs, loaded, progress=True)
-    mask = _mask(args, loaded)
     print(f"{_subject(args, config, measure, mask)}\n", flush=True)
     with scanning(loaded.model) as scan:
         states = _measured(args, config, measure, mask)
@@ -82,17 +86,6 @@ def run(args: argparse.Namespace) -> int:
             temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"\nWritten: {args.output_path}")
     return 0
-
-
-def _mask(args: argparse.Namespace, loaded: Any) -> SparseMask | None:
-    from tomfisher.experiment.stores import check_belongs
-    from tomfisher.masks import SparseMask
-
-    if not args.mask:
-        return None
-    mask = SparseMask.load(args.mask)
-    check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
-    return mask
 
 
 def _subject(args: argparse.Namespace, config: Any, measure: Measure, mask: SparseMask | None) -> str:

@@ -110,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = Inputs(config)
     sizes = args.n_train, args.n_validation
     training = training_samples(config, inputs, loaded, *sizes, args.train, args.balanced)
+    note(_stories_said(args, len(training.train), len(training.validation)))
     with scanning(loaded.model) as scan:
         found, delta = compare(
             loaded.model,
@@ -192,6 +193,13 @@ def _stories(args: argparse.Namespace) -> int:
             f"--n_train and --n_validation must be at least 1, got {args.n_train} and {args.n_validation}."
         )
     return int(args.n_train + args.n_validation)
+
+
+def _stories_said(args: argparse.Namespace, train: int, validation: int) -> str:
+    source = args.train or (
+        "every condition of the Fisher pool" if args.balanced else "the task's Fisher stories"
+    )
+    return f"training on {train} stories, choosing the learning rate on {validation}, of {source}"
 
 
 def _provenance(

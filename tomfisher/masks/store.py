@@ -49,7 +49,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"No mask file at {os.fspath(path)}.")
+        raise FileNotFoundError(
+            f"No mask file at {os.fspath(path)}. A study keeps its masks in RUN/masks; tomfisher mask makes others."
+        )
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}

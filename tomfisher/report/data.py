@@ -128,7 +128,8 @@ def load(run: str | os.PathLike[str]) -> RunData:
     path = Path(run)
     if not path.is_dir():
         raise ValueError(
-            f"{os.fspath(run)} is no folder. Give the --output_path of a study, such as runs/demo-testbed."
+            f"{os.fspath(run)} is no folder. Give the --output_path of a study, such as runs/demo-testbed "
+            "(tomfisher run --preset demo-testbed makes it)."
         )
     if is_folder(path):
         raise ValueError(

@@ -230,7 +230,10 @@ class Writer:
         if "finetune" in extras:
             found = extras["finetune"]
             notes = [Missing("Not done", str(note)) for note in found.get("notes") or ()]
-            text = "The masked weights alone, as many random ones, and LoRA, trained on the same stories."
+            of = " of every condition" if found.get("provenance", {}).get("balanced") else ""
+            text = (
+                f"The masked weights alone, as many random ones, and LoRA, trained on the same stories{of}."
+            )
             tables = self._tables("the training", lambda: finetune_table(found))
             self._add("finetune", "Training only the masked weights", [text], tables=tables, notes=notes)
         beside = self.data.architectures
