@@ -39,6 +39,8 @@ def test_it_prints_the_table_writes_the_files_and_says_what_is_left_out(run_fold
     assert (output / "ablations.csv").is_file()
     assert f"Holm's correction covers 3 comparisons: every ablation that is finished in {output}." in out
     assert f"tomfisher report {run_folder} shows what lies in {run_folder}/ablations" in out
+    assert "are kept as they are" not in err and main(command) == 0
+    assert "4 finished points of earlier calls are kept as they are" in capsys.readouterr().err
 
 
 def test_without_names_a_set_over_all_kinds_goes_beside_the_run(run_folder, tmp_path, capsys):
