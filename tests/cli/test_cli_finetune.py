@@ -126,7 +126,10 @@ def test_training_stories_of_a_file(mask_file, tmp_path, capsys):
         main(flags("--balanced", "--overwrite", **given, train=file(others)))
     said = capsys.readouterr().err
     assert "not allowed with argument" in said
-    assert "training on 8 stories, choosing the learning rate on 4, of every condition of the Fisher pool" in said
+    assert (
+        "training on 8 stories, choosing the learning rate on 4, of every condition of the Fisher pool"
+        in said
+    )
     leaking = [questions[3], *(story for story in others if story.id != questions[3].id)]
     assert main(flags("--no_lora", "--overwrite", **given, train=file(leaking))) == 2
     assert f"such as {questions[3].id!r}, are questions of the evaluation" in capsys.readouterr().err
