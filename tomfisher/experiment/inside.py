@@ -269,8 +269,9 @@ def means(before: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]
         found["sinks"] = {
             name: _mean([value for layer in sinks["layers"] for value in layer[name]]) for name in measures
         }
-        found["sinks"]["sink_rate"] = sinks["metric"][0]
-    if change := state.get("change", {}).get("rope"):
+        metric = sinks.get("metric")
+        found["sinks"]["sink_rate"] = metric[0] if metric else None
+    if change := (state.get("change") or {}).get("rope"):
         names = before["rope"]["bands"]
         parts = {part: _dominant_changes(before["rope"], state["rope"], part) for part in ("q", "k")}
         found["rope"] = {"dominant": _mean([*parts["q"], *parts["k"]])}

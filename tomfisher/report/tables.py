@@ -9,6 +9,7 @@ from typing import Any
 from tomfisher.analysis.sinks import EPSILON, WINDOW
 from tomfisher.evaluate.records import ALL
 from tomfisher.evaluate.scenes import TEST
+from tomfisher.experiment.inside import means
 from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point
 from tomfisher.experiment.table import MASK_ORDER, rise
 from tomfisher.experiment.verdict import holm
@@ -263,16 +264,12 @@ def band_table(inside: Mapping[str, Any]) -> Table | None:
     bands = before["bands"]
     rows = []
     for state, label in STATES.items():
-        found = inside["states"].get(state, {})
-        change = (found.get("change") or {}).get("rope")
-        ranges = _random_ranges(inside, state, "rope")
-        if change:
+        changed = means(inside["baseline"], inside["states"].get(state, {})).get("rope")
+        if changed:
+            ranges = _random_ranges(inside, state, "rope")
             for part, name in (("q", "queries"), ("k", "keys")):
-                if ranges:
-                    cells = [span(ranges[part][row] or [], "{:+.1%}") for row in ("dominant", *bands)]
-                else:
-                    dominant = f"{dominant_change(before, found['rope'], part):+.1%}"
-                    cells = [dominant, *_band_means(change[part], len(bands))]
+                values = ranges.get(part) or {row: [value] for row, value in changed[part].items()}
+                cells = (span(values[row] or [], "{:+.1%}") for row in ("dominant", *bands))
                 rows.append([f"{label}: {name}", *cells])
     if not rows:
         return None
@@ -289,54 +286,26 @@ def band_table(inside: Mapping[str, Any]) -> Table | None:
     )
 
 
-def dominant_change(before: Mapping[str, Any], after: Mapping[str, Any], part: str) -> float:
-    """Relative change of the mean norm of each head's dominant pair, mean over all heads of all layers.
-
-    Args:
-        before: a `RopeSpectrum.to_dict()`; it says which pairs are dominant.
-        after: the same of the perturbed model.
-        part: "q" or "k".
-    """
-    changes = []
-    for first, second in zip(before["layers"], after["layers"], strict=True):
-        heads = zip(first[part]["dominant"], first[part]["norm"], second[part]["norm"], strict=True)
-        changes += [new[pair] / old[pair] - 1 for pair, old, new in heads]
-    return sum(changes) / len(changes)
-
-
 def _count(spectrum: Mapping[str, Any], band: str) -> str:
     """Behind a band's name: the number of its rotary pairs, from the least to the most over the layers."""
     counts = [layer["band"].count(band) for layer in spectrum["layers"] if "band" in layer]
     return f" ({span(counts, '{:.0f}')})" if counts else ""
 
 
-def _band_means(layers: Sequence[Mapping[str, Any]], bands: int) -> list[str]:
-    heads = [head for layer in layers for head in layer["bands"]]
-    known = [[head[i] for head in heads if head[i] is not None] for i in range(bands)]
-    return [f"{sum(values) / len(values):+.1%}" if values else ABSENT for values in known]
-
-
 def sink_table(inside: Mapping[str, Any]) -> Table:
     """First-token attention and angle in every state, averaged over layers and heads."""
     measured = inside["baseline"]["sinks"]
     rate = f"Sink rate (ε = {measured.get('epsilon', EPSILON):g}, T = {measured.get('window', WINDOW)})"
-    states = {"untouched": inside["baseline"]}
-    states |= {STATES.get(name, name): found for name, found in inside["states"].items()}
+    labels = {"baseline": "untouched", **STATES}
     forms = {"first_mass": "{:.3f}", "sink_rate": "{:.1%}", "angle": "{:.1f}°"}
     forms |= {"entropy": "{:.3f}", "key_ratio": "{:.3f}"}
     rows = []
-    for name, found in states.items():
-        if found.get("sinks"):
-            ranges = _random_ranges(inside, name, "sinks")
-            values = {
-                measure: (ranges[measure] or [])
-                if ranges
-                else [_sink_rate(found["sinks"])]
-                if measure == "sink_rate"
-                else [mean_over_heads(found["sinks"], measure)]
-                for measure in forms
-            }
-            rows.append([name, *(span(values[measure], form) for measure, form in forms.items())])
+    for state, found in {"baseline": inside["baseline"], **inside["states"]}.items():
+        if sinks := means(inside["baseline"], found).get("sinks"):
+            ranges = _random_ranges(inside, state, "sinks")
+            values = ranges or {measure: [sinks[measure]] for measure in forms}
+            cells = (span(values[measure] or [], form) for measure, form in forms.items())
+            rows.append([labels.get(state, state), *cells])
     return Table(
         "Attention to the first token, mean over all heads of all layers and over all positions but the first. Sink "
         "rate: share of heads and prompts in which the first T tokens give the first one more than ε of their "
@@ -355,7 +324,7 @@ def sink_table(inside: Mapping[str, Any]) -> Table:
 
 def _random_ranges(inside: Mapping[str, Any], state: str, part: str) -> Mapping[str, Any]:
     """Of the state "random": least and most of every mean over the random masks; nothing of the others."""
-    found: Mapping[str, Any] = (inside.get("random_range") or {}) if state == STATES[RANDOM] else {}
+    found: Mapping[str, Any] = (inside.get("random_range") or {}) if state == RANDOM else {}
     return found.get(part) or {}
 
 
@@ -363,12 +332,6 @@ def _said_of_randoms(inside: Mapping[str, Any]) -> str:
     """Behind a caption: over how many random masks least and most are taken."""
     count = len(inside.get("randoms") or ())
     return f" Random: least to most of {count} masks." if count > 1 else ""
-
-
-def _sink_rate(sinks: Mapping[str, Any]) -> float | None:
-    """The sink metric of the first token, over all heads of all layers; None where no prompt is long enough."""
-    metric = sinks.get("metric")
-    return metric[0] if metric else None
 
 
 def mean_over_heads(sinks: Mapping[str, Any], measure: str) -> float | None:
