@@ -73,6 +73,46 @@ def test_mask_command_gives_the_mask_of_the_study(study, mask_file, capsys):
     assert "exists. Give another --output_path, or --overwrite" in capsys.readouterr().err
 
 
+def test_mask_command_writes_several_kappas_from_one_reading(study, tmp_path, capsys):
+    stores = ["--task_store", f"{study}/fisher/task", "--control_store", f"{study}/fisher/control"]
+    target = tmp_path / "tom.safetensors"
+    command = ["mask", *stores, "--kappas", "1e-3,3e-3", "--output_path", str(target)]
+    assert main(command) == 0
+    written = [tmp_path / "tom-0.001.safetensors", tmp_path / "tom-0.003.safetensors"]
+    assert sorted(tmp_path.iterdir()) == written
+    for kappa, file in zip(("1e-3", "3e-3"), written, strict=True):
+        assert main(["mask", *stores, "--kappa", kappa, "--output_path", str(target), "--overwrite"]) == 0
+        assert SparseMask.load(target) == SparseMask.load(file)
+    written[0].unlink()
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "tom-0.003.safetensors exists" in capsys.readouterr().err and not written[0].exists()
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_one_empty_mask_among_several_writes_none(study, tmp_path, capsys, control):
+    stores = ["--task_store", f"{study}/fisher/task"]
+    stores += ["--control_store", f"{study}/fisher/control"] if control else []
+    target = str(tmp_path / "tom.safetensors")
+    assert main(["mask", *stores, "--kappas", "1e-9,3e-3", "--output_path", target]) == 2
+    assert "kappa 1e-09" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--kappas", "0.1,1"], "every kappa must lie strictly between 0 and 1"),
+        (["--kappas", "x"], "kappas must be numbers"),
+        (["--kappas", ""], "--kappa or --kappas"),
+        (["--kappas", "0.1", "--random_like", "m.safetensors"], "leave out --kappa and the stores"),
+    ],
+)
+def test_kappas_that_are_none_are_refused(study, tmp_path, capsys, flags, said):
+    stores = [] if "--random_like" in flags else ["--task_store", f"{study}/fisher/task"]
+    assert main(["mask", *stores, *flags, "--output_path", str(tmp_path / "m.safetensors")]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_perturb_command_writes_the_perturbed_model(mask_file, tmp_path):
     target = tmp_path / "copy"
     arguments = [

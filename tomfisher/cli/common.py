@@ -42,7 +42,7 @@ def add_command(
 
 
 def add_settings(
-    parser: argparse.ArgumentParser,
+    parser: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup,
     *names: str,
     required: Iterable[str] = (),
     helps: Mapping[str, str] | None = None,
@@ -52,7 +52,7 @@ def add_settings(
     A flag that is not given leaves no attribute behind (`given_settings`), so that YAML and defaults show through.
 
     Args:
-        parser: the command's parser.
+        parser: the command's parser, or flags of it that exclude each other.
         names: fields of `Config`; none means all.
         required: fields that must be given.
         helps: help for fields that mean something else here than in a study, defaults included.

@@ -14,6 +14,7 @@ from tomfisher.cli.common import (
     refuse_existing,
     setting,
 )
+from tomfisher.experiment.config import check_kappa
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 HELPS = {
     "task_store": "Fisher store to select from, such as RUN/fisher/task (tomfisher fisher)",
     "control_store": "Fisher store whose selection is taken away, such as RUN/fisher/control [none]",
+    "kappas": "several fractions, comma-separated, in one reading of the stores; a file for each",
     "seed": "seed of --random_like [0]",
 }
 
@@ -33,70 +35,102 @@ def add_parser(subparsers: Any) -> None:
         "mask",
         "choose the top entries of a Fisher store, minus those of another",
         "Select the kappa fraction of each tensor with the largest Fisher values, take away what the control's\n"
-        "store selects at the same kappa, and write the positions as one safetensors file.",
+        "store selects at the same kappa, and write the positions as a safetensors file.",
         (
             "tomfisher mask --task_store runs/demo-testbed/fisher/task \\\n"
             "      --control_store runs/demo-testbed/fisher/control --kappa 3e-3 --output_path tom.safetensors",
-            "tomfisher mask --task_store my/fisher --kappa 1e-4 --scope model --output_path top.safetensors",
+            "tomfisher mask --task_store my/fisher --kappas 1e-5,1e-4 --scope model --output_path top.safetensors",
             "tomfisher mask --random_like tom.safetensors --seed 1 --output_path random1.safetensors",
         ),
     )
     add_settings(parser, "task_store", "control_store", "scope", "compat", "seed", helps=HELPS)
-    parser.add_argument("--kappa", type=kappa, help="fraction of the entries, between 0 and 1, such as 1e-4")
+    fractions = parser.add_mutually_exclusive_group()
+    fractions.add_argument(
+        "--kappa", type=kappa, help="fraction of the entries, between 0 and 1, such as 1e-4"
+    )
+    add_settings(fractions, "kappas", helps=HELPS)
     parser.add_argument(
         "--random_like", metavar="MASK", help="draw at random as many entries per tensor as MASK has"
     )
-    parser.add_argument("--output_path", required=True, help="the mask file to write (.safetensors)")
+    parser.add_argument(
+        "--output_path",
+        required=True,
+        help="the mask file to write, such as tom.safetensors; with --kappas tom-0.001.safetensors and so on",
+    )
     add_overwrite(parser)
     parser.set_defaults(execute=run, output_is_file=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the mask, write it, print its size."""
-    refuse_existing(args.output_path, args.overwrite)
-    mask = _random(args) if args.random_like else _selected(args)
-    if mask.nnz == 0:
-        raise ValueError(f"The mask would be empty, so none is written: {_why_empty(args)}")
-    mask.save(args.output_path)
-    used = sum(count > 0 for count in mask.counts().values())
-    print(
-        f"{args.output_path}: {mask.nnz} of {mask.numel} entries ({mask.density:.3g}), in {used} of {len(mask)} tensors"
-    )
+    """Make the masks, write them, print their sizes."""
+    fractions = _fractions(args)
+    paths = {fraction: _path(args, fraction) for fraction in fractions or (None,)}
+    for path in paths.values():
+        refuse_existing(path, args.overwrite)
+    masks = {None: _random(args)} if args.random_like else _selected(args, fractions)
+    for fraction, mask in masks.items():
+        if mask.nnz == 0:
+            raise ValueError(f"The mask would be empty, so none is written: {_why_empty(args, fraction)}")
+    for fraction, mask in masks.items():
+        mask.save(paths[fraction])
+        used = sum(count > 0 for count in mask.counts().values())
+        print(
+            f"{paths[fraction]}: {mask.nnz} of {mask.numel} entries ({mask.density:.3g}), "
+            f"in {used} of {len(mask)} tensors"
+        )
     return 0
+
+
+def _fractions(args: argparse.Namespace) -> tuple[float, ...]:
+    """The kappas asked for; none with --random_like."""
+    if args.kappa is not None:
+        return (args.kappa,)
+    return (
+        tuple(check_kappa(k, "every kappa") for k in setting(args, "kappas"))
+        if hasattr(args, "kappas")
+        else ()
+    )
+
+
+def _path(args: argparse.Namespace, fraction: float | None) -> Path:
+    """--output_path; with --kappas, kappa stands in the name."""
+    path = Path(args.output_path)
+    return path.with_name(f"{path.stem}-{fraction!r}{path.suffix}") if hasattr(args, "kappas") else path
 
 
 def _random(args: argparse.Namespace) -> SparseMask:
     from tomfisher.masks import SparseMask
 
-    if args.kappa is not None or hasattr(args, "task_store"):
+    if _fractions(args) or hasattr(args, "task_store"):
         raise ValueError("--random_like takes its counts from a mask; leave out --kappa and the stores.")
     return SparseMask.load(args.random_like).random_like(setting(args, "seed"))
 
 
-def _why_empty(args: argparse.Namespace) -> str:
+def _why_empty(args: argparse.Namespace, fraction: float | None) -> str:
     if args.random_like:
         return f"{args.random_like} has no entries."
     if setting(args, "control_store") is None:
-        return f"kappa {args.kappa:g} of the entries is less than one entry anywhere. Give a larger --kappa."
+        return f"kappa {fraction:g} of the entries is less than one entry anywhere. Give a larger --kappa."
     return (
-        f"every entry that the task selects at kappa {args.kappa:g} is selected by the control too, or kappa is less "
+        f"every entry that the task selects at kappa {fraction:g} is selected by the control too, or kappa is less "
         "than one entry anywhere. Give another --kappa."
     )
 
 
-def _selected(args: argparse.Namespace) -> SparseMask:
+def _selected(args: argparse.Namespace, fractions: tuple[float, ...]) -> dict[float, SparseMask]:
     from tomfisher.experiment.stores import check_pair, open_store
-    from tomfisher.masks import difference_masks, top_fraction
+    from tomfisher.masks import difference_masks, rank
 
     task, control = setting(args, "task_store"), setting(args, "control_store")
-    if task is None or args.kappa is None:
+    if task is None or not fractions:
         raise ValueError(
-            "mask needs --task_store and --kappa (or --random_like MASK). See tomfisher mask --help."
+            "mask needs --task_store and --kappa or --kappas (or --random_like MASK). See tomfisher mask --help."
         )
     scope, compat = setting(args, "scope"), setting(args, "compat")
     F = open_store(Path(task))
     if control is None:
-        return top_fraction(F, args.kappa, scope, compat)
+        ranking = rank(F, max(fractions), scope, compat)
+        return {fraction: ranking.mask(fraction) for fraction in fractions}
     G = open_store(Path(control))
     check_pair(F, G)
-    return difference_masks(F, G, [args.kappa], scope, compat)[args.kappa]
+    return difference_masks(F, G, fractions, scope, compat)

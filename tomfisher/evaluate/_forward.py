@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tomfisher.models.onednn import by_onednn
 from tomfisher.models.structure import position_limit
 
 
@@ -19,7 +20,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), by_onednn(model):
             yield
     finally:
         for module, training in flags:

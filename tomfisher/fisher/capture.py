@@ -3,7 +3,8 @@
 The weights are frozen, so autograd computes no weight gradient; an identity function on each module's
 output sees the output gradient as it flows by and adds the per-sample squares to F. The module's own forward
 runs untouched, so values, device placement and gradient checkpointing are the model's. Only fused experts,
-whose projections are no modules, are computed by our own implementation (`tomfisher.fisher.experts`).
+whose projections are no modules, are computed by our own implementation (`tomfisher.fisher.experts`), and float32
+linear layers by oneDNN where that is faster (`tomfisher.models.onednn`).
 """
 
 from __future__ import annotations

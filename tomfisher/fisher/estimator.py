@@ -21,6 +21,7 @@ from tomfisher.fisher.objective import Labels, Reduction, check_losses, input_de
 from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, describe_params, select_parameters
 from tomfisher.models.load import identify
+from tomfisher.models.onednn import concerns
 from tomfisher.models.structure import position_limit
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
@@ -139,7 +140,7 @@ class _Run:
 
     def _resolve(self) -> dict[str, str]:
         """Name the implementation of each op before the run, so that a missing one stops it early."""
-        used = {}
+        used = {"linear@cpu": "onednn"} if concerns(self.model) else {}
         for op, names in (
             ("squared_gradient_", self.roads.captured),
             ("square_accumulate_", self.roads.fallback),

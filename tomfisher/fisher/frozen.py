@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tomfisher.models.onednn import by_onednn
+
 
 @contextmanager
 def frozen(model: nn.Module, trainable: tuple[nn.Parameter, ...] = ()) -> Iterator[None]:
@@ -19,7 +21,8 @@ def frozen(model: nn.Module, trainable: tuple[nn.Parameter, ...] = ()) -> Iterat
     Dropout is off. Parameters have `requires_grad=False` except `trainable`; the output of the input
     embedding requires a gradient, so that the backward pass reaches every module. Where the user enabled
     gradient checkpointing it stays in force (transformers itself switches it off outside training mode).
-    `requires_grad`, `.grad`, training flags and forwards are restored on any exit.
+    Linear layers run `by_onednn` where that is faster. `requires_grad`, `.grad`, training flags and forwards are
+    restored on any exit.
 
     Args:
         model: a transformers model.
@@ -38,6 +41,7 @@ def frozen(model: nn.Module, trainable: tuple[nn.Parameter, ...] = ()) -> Iterat
             parameter.requires_grad_(True)
         embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
         stack.callback(embedding.register_forward_hook(_require_grad).remove)
+        stack.enter_context(by_onednn(model))
         for layer in model.modules():
             if getattr(layer, "gradient_checkpointing", False) and _is_decoder_layer(layer):
                 stack.callback(_checkpointed(layer))
