@@ -12,7 +12,7 @@ namespace {
 // A block of F is what one thread works on. Its packed columns of grad_output stay in the second-level cache,
 // those of the input in the first, one panel after another.
 constexpr int64_t kBlockRows = 336, kBlockColumns = 1024;
-constexpr int64_t kPackedRows = 256;  // in one pass over a block
+constexpr int64_t kPackedRows = 128;  // in one pass over a block: a panel of each operand in the first-level cache
 
 // Pieces that are packed together.
 struct Pass {

@@ -7,7 +7,7 @@ import gc
 import torch
 from torch import nn
 
-_CPU_TOKENS = 256
+_CPU_TOKENS = 512
 _GPU_TOKENS = 16_384
 _LOGIT_BYTES = 16  # logits, their log-softmax and its gradient, float32
 _ACTIVATION_COPIES = 40  # activations kept per token and layer, in units of the hidden size
@@ -44,7 +44,7 @@ def token_budget(tokens_per_batch: int | str, model: nn.Module, device: torch.de
 def auto_tokens_per_batch(model: nn.Module, device: torch.device) -> int:
     """A first guess of the token budget; out-of-memory halves it during the run.
 
-    On the CPU a few samples: more are a little faster and keep their activations (README, "Speed"). On a GPU half
+    On the CPU 512: more are hardly faster and keep their activations (README, "Speed"). On a GPU half
     the free memory over the bytes that one token's activations and logits need, at most 16,384 tokens.
     """
     if device.type != "cuda":
