@@ -71,6 +71,11 @@ def distinct_layers(config: str) -> list[Layer]:
     return [Layer("/".join(who), *shape) for shape, who in names.items()]
 
 
+def head(config: str) -> Layer:
+    """The output matrix."""
+    return Layer("head", _sizes(config)["vocab_size"], _sizes(config)["hidden_size"])
+
+
 def decoder_shapes(config: str) -> list[tuple[int, int]]:
     """Shapes of all weight matrices of all decoder layers."""
     return [(layer.d_out, layer.d_in) for layer in linear_layers(config)] * _sizes(config)[
@@ -80,7 +85,7 @@ def decoder_shapes(config: str) -> list[tuple[int, int]]:
 
 def head_numel(config: str) -> int:
     """Entries of the output matrix."""
-    return _sizes(config)["vocab_size"] * _sizes(config)["hidden_size"]
+    return head(config).d_out * head(config).d_in
 
 
 def random_llama(config: str, dtype: str = "fp32", device: str = "cpu", seed: int = 0) -> nn.Module:

@@ -24,6 +24,7 @@ _TIMES: dict[str, tuple[str, ...]] = {
     "analysis": (),
     "fisher": ("fisher",),
     "growth": ("fisher", "topk"),
+    "linear": (),
     "masked_fill": ("fill", "packed_fill"),
     "squared_gradient": ("fisher",),
     "topk": ("topk",),

@@ -12,6 +12,7 @@ from tomfisher import ops
 from tomfisher.benchmarks import (
     bench_fisher,
     bench_growth,
+    bench_linear,
     bench_masked_fill,
     bench_squared_gradient,
     bench_topk,
@@ -132,6 +133,17 @@ def test_unknown_contenders_are_refused(capsys):
     line = "fisher --config tiny --samples 2 --length 8 --device cpu --contenders loop,torch"
     assert main(["bench", *line.split()]) == 2
     assert "loop, tomfisher, backpack" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+def test_linear_layers_are_multiplied_right_both_ways(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_linear, "_MOST_WEIGHTS", 3)
+    cases = recorded(tmp_path, "linear --model tiny --tokens 5,16 --rounds 1")["results"]["cases"]
+    assert len(cases) == 5 * 2 * 2  # four shapes and the head, two numbers of tokens, two directions
+    for case in cases:
+        check_rows(case)
+        assert set(case["contenders"]) == {"PyTorch", "oneDNN"}
+        assert all(0 < row["error"] < 1e-5 for row in case["contenders"].values())
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -13,6 +13,7 @@ from tomfisher.cli.common import add_command, kappa, note
 BENCHMARKS = {
     "fisher": "fisher_diagonal of a whole model against the paper's loop, BackPACK, Opacus and vmap(grad)",
     "squared_gradient": "squared_gradient_ on one layer against matrix products without squares and other forms",
+    "linear": "float32 linear layers on the CPU: oneDNN against what PyTorch takes",
     "masked_fill": "first fill, later fills and undo of a whole model's weights against index loops and copies",
     "topk": "exact top-k on the CPU, in memory and from a file, against torch, numpy and the C++ library",
     "topk_gpu": "exact top-k on a GPU against torch.topk and one read of the values",
@@ -125,6 +126,12 @@ def _squared_gradient(parser: argparse.ArgumentParser) -> None:
     _shared(parser, rounds=20)
 
 
+def _linear(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="llama-135m", help="whose layers [llama-135m]")
+    parser.add_argument("--tokens", default="64,512", help="rows of the input, several with commas [64,512]")
+    parser.add_argument("--rounds", type=int, default=10, help="timed rounds [10]")
+
+
 def _masked_fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="whose shapes, several with commas [llama3-8b; CPU: llama-135m,800M]")
     parser.add_argument("--kappa", type=kappa, nargs="+", default=[1e-5, 1e-3], help="[1e-5 1e-3]")
@@ -226,6 +233,7 @@ def _number(text: str) -> int:
 _ARGUMENTS = {
     "fisher": _fisher,
     "squared_gradient": _squared_gradient,
+    "linear": _linear,
     "masked_fill": _masked_fill,
     "topk": _topk,
     "topk_gpu": _topk_gpu,
