@@ -29,6 +29,7 @@ from tomfisher.fisher.batching import plan_batches
 from tomfisher.models import load_model
 from tomfisher.models.families import describe
 from tomfisher.models.load import resolve_device
+from tomfisher.models.onednn import by_onednn
 from tomfisher.tasks.encode import encode
 
 FORWARD = "forward passes alone"
@@ -108,7 +109,7 @@ def plot(result: dict[str, Any], path: str) -> None:
 def forward(model: Any, prompts: Sequence[list[int]], tokens_per_batch: int) -> None:
     """What any look inside has to run: every prompt once, padded on the right, no gradients, one position's logits."""
     device = next(model.parameters()).device
-    with torch.no_grad():
+    with torch.no_grad(), by_onednn(model):
         for batch in plan_batches([len(prompt) for prompt in prompts], tokens_per_batch):
             rows = [prompts[i] for i in batch]
             longest = max(map(len, rows))

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from tomfisher.benchmarks import models, plots
 from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, record, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
-from tomfisher.models.onednn import product
+from tomfisher.models.onednn import has_onednn, product
 
 BASELINE = "PyTorch"
 COLUMNS = (*TIME, SPEED, FLOOR, Column("GFLOP/s", "gflop_per_s", ".0f"), Column("rel. error", "error", ".1e"))
@@ -27,7 +27,16 @@ _WEIGHTS_BYTES, _MOST_WEIGHTS = 128 << 20, 512  # that a product goes through: m
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every layer, forward and input gradient, and return the record."""
+    """Measure every layer, forward and input gradient, and return the record.
+
+    Raises:
+        NotImplementedError: PyTorch was built without oneDNN.
+        ValueError: `--tokens` is no list of positive numbers.
+    """
+    if not has_onednn():
+        raise NotImplementedError("PyTorch was built without oneDNN here; there is nothing to compare.")
+    if not all(number.isdecimal() and int(number) > 0 for number in args.tokens.split(",")):
+        raise ValueError(f"--tokens must be numbers above 0, such as 64,512; got {args.tokens!r}.")
     rate = matmul_rate(torch.float32)
     cases = [
         measure(layer, int(tokens), backward, args.rounds, rate)

@@ -19,6 +19,7 @@ from tomfisher.benchmarks import (
     bench_topk_gpu,
 )
 from tomfisher.cli.main import build_parser, main
+from tomfisher.models.onednn import has_onednn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 RECORD = {"benchmark", "settings", "results", "machine", "versions", "kernel_sources", "command", "date"}
@@ -135,7 +136,7 @@ def test_unknown_contenders_are_refused(capsys):
     assert "loop, tomfisher, backpack" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+@pytest.mark.skipif(not has_onednn(), reason="PyTorch was built without oneDNN")
 def test_linear_layers_are_multiplied_right_both_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_linear, "_MOST_WEIGHTS", 3)
     cases = recorded(tmp_path, "linear --model tiny --tokens 5,16 --rounds 1")["results"]["cases"]
@@ -144,6 +145,12 @@ def test_linear_layers_are_multiplied_right_both_ways(tmp_path, monkeypatch):
         check_rows(case)
         assert set(case["contenders"]) == {"PyTorch", "oneDNN"}
         assert all(0 < row["error"] < 1e-5 for row in case["contenders"].values())
+
+
+@pytest.mark.parametrize("tokens", ["0", "x", "", "8,,8"])
+def test_linear_refuses_what_is_no_number_of_tokens(tokens, capsys):
+    assert main(["bench", "linear", "--model", "tiny", "--tokens", tokens]) == 2
+    assert "--tokens must be numbers above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

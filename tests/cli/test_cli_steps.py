@@ -104,7 +104,8 @@ def test_one_empty_mask_among_several_writes_none(study, tmp_path, capsys, contr
         (["--kappas", "0.1,1"], "every kappa must lie strictly between 0 and 1"),
         (["--kappas", "x"], "kappas must be numbers"),
         (["--kappas", ""], "--kappa or --kappas"),
-        (["--kappas", "0.1", "--random_like", "m.safetensors"], "leave out --kappa and the stores"),
+        (["--kappas", "", "--random_like", "m.safetensors"], "leave out --kappa, --kappas and the stores"),
+        (["--kappas", "0.1", "--random_like", "m.safetensors"], "leave out --kappa, --kappas and the stores"),
     ],
 )
 def test_kappas_that_are_none_are_refused(study, tmp_path, capsys, flags, said):

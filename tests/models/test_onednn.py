@@ -7,13 +7,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tomfisher import Sample, fisher_diagonal
+from tomfisher import Sample, evaluate, fisher_diagonal, tasks
 from tomfisher.models import load_model, onednn
 
-pytestmark = pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
-    reason="PyTorch was built without oneDNN",
-)
+pytestmark = pytest.mark.skipif(not onednn.has_onednn(), reason="PyTorch was built without oneDNN")
 SIZE = 320  # SIZE * SIZE entries are enough
 
 
@@ -138,17 +135,102 @@ def test_a_forward_of_somebody_elses_stays(calls):
     assert torch.equal(module(torch.zeros(2)), torch.ones(2)) and not calls
 
 
-def test_processors_of_intel_keep_mkl(monkeypatch):
+@pytest.mark.parametrize(
+    ("maker", "capability", "machine", "expected"),
+    [
+        ("AuthenticAMD", "AVX512", "x86_64", True),
+        ("AuthenticAMD", "AVX512", "AMD64", True),
+        ("AuthenticAMD", "AVX2", "x86_64", False),
+        ("GenuineIntel", "AVX512", "x86_64", False),
+        (None, "AVX512", "x86_64", False),
+        (None, "DEFAULT", "aarch64", False),
+    ],
+)
+def test_only_where_it_was_measured_to_be_faster(monkeypatch, maker, capability, machine, expected):
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    monkeypatch.setattr(onednn.platform, "machine", lambda: "x86_64")
-    found = {}
-    for maker in ("GenuineIntel", "AuthenticAMD", None):
-        onednn.outruns_mkl.cache_clear()
-        monkeypatch.setattr(onednn, "_processor_maker", lambda maker=maker: maker)
-        found[maker] = onednn.outruns_mkl()
-    onednn.outruns_mkl.cache_clear()
-    assert found == {"GenuineIntel": False, "AuthenticAMD": True, None: False}
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(onednn.platform, "machine", lambda: machine)
+    monkeypatch.setattr(onednn, "_processor_maker", lambda: maker)
+    assert onednn.outruns_mkl.__wrapped__() == expected
+
+
+def test_the_maker_of_this_processor_is_read():
+    assert onednn._processor_maker() in ("GenuineIntel", "AuthenticAMD", "HygonGenuine", None)
+
+
+def test_a_copy_made_meanwhile_computes_with_its_own_weights(calls):
+    module, x = layers()[0], torch.randn(3, SIZE)
+    with onednn.by_onednn(module):
+        other = copy.deepcopy(module)
+        other.weight.zero_()
+        other.bias.zero_()
+        assert torch.equal(other(x), torch.zeros(3, SIZE))
+        assert not torch.equal(module(x), other(x))
+    assert calls
+
+
+def test_nested_blocks_put_back_once(calls):
+    module, x = layers()[0], torch.randn(3, SIZE)
+    with onednn.by_onednn(module):
+        with onednn.by_onednn(module):
+            module(x)
+        assert "forward" in module.__dict__
+        module(x)
+    assert "forward" not in module.__dict__ and len(calls) == 2
+
+
+def test_a_forward_set_meanwhile_stays():
+    module = layers()[0]
+    with onednn.by_onednn(module):
+        module.forward = abs
+    assert module(torch.tensor(-1.0)) == 1
+
+
+class Doubled(Conv1D):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Other(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("module", [Doubled(SIZE, SIZE), Other(SIZE, SIZE)], ids=["Conv1D", "Linear"])
+def test_a_class_with_a_forward_of_its_own_is_left_alone(module, calls):
+    module, x = module.requires_grad_(False), torch.randn(3, SIZE)
+    expected = module(x)
+    with onednn.by_onednn(module):
+        assert torch.equal(module(x), expected)
+    assert not calls
+
+
+def test_wrong_inputs_get_pytorchs_own_errors(calls):
+    module = layers()[0]
+    with onednn.by_onednn(module):
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            module(torch.randn(3, SIZE + 1))
+        with pytest.raises(TypeError):
+            module(torch.randn(3, SIZE), 1)
+    assert not calls
+
+
+def test_evaluations_run_on_it(monkeypatch, calls):
+    monkeypatch.setattr(onednn, "SMALLEST", 1)
+    loaded = load_model("testbed-llama", dtype="fp32", device="cpu")
+    stories = tasks.load("testbed", n=6, seed=0)
+    ours = evaluate.score(loaded.model, loaded.tokenizer, stories, progress=False)
+    text = " ".join(story.prompt for story in stories)
+    perplexity = evaluate.perplexity(loaded.model, loaded.tokenizer, text, progress=False)
+    assert calls
+    monkeypatch.setattr(onednn, "outruns_mkl", lambda: False)
+    eager = evaluate.score(loaded.model, loaded.tokenizer, stories, progress=False)
+    for a, b in zip(ours.records, eager.records, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-3)
+    assert perplexity.token == pytest.approx(
+        evaluate.perplexity(loaded.model, loaded.tokenizer, text, progress=False).token, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

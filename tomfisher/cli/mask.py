@@ -101,8 +101,10 @@ def _path(args: argparse.Namespace, fraction: float | None) -> Path:
 def _random(args: argparse.Namespace) -> SparseMask:
     from tomfisher.masks import SparseMask
 
-    if _fractions(args) or hasattr(args, "task_store"):
-        raise ValueError("--random_like takes its counts from a mask; leave out --kappa and the stores.")
+    if args.kappa is not None or hasattr(args, "kappas") or hasattr(args, "task_store"):
+        raise ValueError(
+            "--random_like takes its counts from a mask; leave out --kappa, --kappas and the stores."
+        )
     return SparseMask.load(args.random_like).random_like(setting(args, "seed"))
 
 
@@ -110,10 +112,10 @@ def _why_empty(args: argparse.Namespace, fraction: float | None) -> str:
     if args.random_like:
         return f"{args.random_like} has no entries."
     if setting(args, "control_store") is None:
-        return f"kappa {fraction:g} of the entries is less than one entry anywhere. Give a larger --kappa."
+        return f"kappa {fraction:g} of the entries is less than one entry anywhere. Give a larger one."
     return (
         f"every entry that the task selects at kappa {fraction:g} is selected by the control too, or kappa is less "
-        "than one entry anywhere. Give another --kappa."
+        "than one entry anywhere. Give another one."
     )
 
 

@@ -16,6 +16,7 @@ from tomfisher.fisher.memory import activation_bytes_per_token, token_budget
 from tomfisher.fisher.objective import input_device, sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, select_parameters
+from tomfisher.models.onednn import concerns
 from tomfisher.sample import Sample
 
 # forward and input gradients are two matrix products per weight, the captured gradient is a third
@@ -94,7 +95,10 @@ def plan_fisher(
     used = {"squared_gradient_": roads.captured, "square_accumulate_": roads.fallback}
     return FisherPlan(
         roads=roads.describe(),
-        implementations={op: ops.resolve(op, impl, device)[0] for op, names in used.items() if names},
+        implementations={
+            **({"linear": "onednn"} if concerns(model) else {}),
+            **{op: ops.resolve(op, impl, device)[0] for op, names in used.items() if names},
+        },
         num_weights=sum(p.numel() for p in selection.values()),
         num_samples=len(samples),
         num_tokens=sum(lengths),

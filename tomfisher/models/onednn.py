@@ -1,15 +1,16 @@
 """Products of float32 matrices by oneDNN, where MKL leaves a part of the processor unused.
 
 PyTorch multiplies float32 matrices on an x86 CPU with MKL, whose kernels are made for Intel's processors. oneDNN,
-which is in the same library and does PyTorch's bfloat16 products, comes near the peak of others too: on an AMD EPYC
-(Zen 4) 1.1 to 1.5 times MKL's rate on the layers of SmolLM2-135M, 2 times on its head with a few rows.
+which is in the same library and does PyTorch's bfloat16 products, comes nearer to the peak of an AMD EPYC (Zen 4):
+`tomfisher bench linear`, README, "Speed".
 """
 
 from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tomfisher.models.structure import is_conv1d
 
 # Smaller matrices cost less than the call: no difference at 256 x 256, twice the time at 128 x 128.
 SMALLEST = 256 * 256
+_LINEAR_FORWARD = nn.Linear.forward
 
 
 @contextmanager
@@ -39,22 +41,31 @@ def by_onednn(model: nn.Module) -> Iterator[None]:
         if outruns_mkl():
             for module in model.modules():
                 if _concerned(module):
-                    module.forward = _forward(module)
-                    stack.callback(module.__dict__.pop, "forward", None)
+                    # a method, so that a copy of the model made meanwhile computes with its own weights
+                    module.forward = types.MethodType(_forward, module)
+                    stack.callback(_put_back, module, module.forward)
         yield
 
 
 def concerns(model: nn.Module) -> bool:
     """Whether `by_onednn` would do anything for this model here."""
-    return outruns_mkl() and any(map(_concerned, model.modules()))
+    return outruns_mkl() and bool(torch.backends.mkldnn.enabled) and any(map(_concerned, model.modules()))
 
 
 @functools.cache
 def outruns_mkl() -> bool:
-    """Whether PyTorch's float32 products run on MKL here, the processor is not Intel's, and oneDNN is there."""
+    """Whether float32 products run on MKL here, and the processor is one with AVX-512 that is not Intel's.
+
+    Measured on Zen 4 alone: elsewhere PyTorch's own choice stays.
+    """
     mkl = torch.backends.mkl.is_available() and platform.machine().lower() in ("x86_64", "amd64")
-    onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return mkl and onednn and _processor_maker() not in (None, "GenuineIntel")
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return mkl and has_onednn() and wide and _processor_maker() not in (None, "GenuineIntel")
+
+
+def has_onednn() -> bool:
+    """Whether `product` is there."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -88,8 +99,7 @@ class _Product(torch.autograd.Function):
 
 
 def _concerned(module: nn.Module) -> bool:
-    plain = type(module) is nn.Linear or is_conv1d(module)
-    if not plain or "forward" in module.__dict__:
+    if not _is_stock(type(module)) or "forward" in module.__dict__:
         return False
     weight: Any = module.weight
     return (
@@ -100,38 +110,45 @@ def _concerned(module: nn.Module) -> bool:
     )
 
 
-def _forward(module: Any) -> Callable[..., Tensor]:
-    """What replaces the module's forward."""
-    original = module.forward
-    transposed = is_conv1d(module)
-
-    @functools.wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        (x,) = (*args, *kwargs.values())
-        if not _suits(module, x):
-            result: Tensor = original(x)
-            return result
-        weight = module.weight.detach()
-        operands = (x, weight.t() if transposed else weight, module.bias)
-        return (
-            _Product.apply(*operands) if x.requires_grad and torch.is_grad_enabled() else product(*operands)
-        )
-
-    return forward
+def _is_stock(kind: type[nn.Module]) -> bool:
+    """`nn.Linear` or `Conv1D` itself: a class derived from one may compute something else."""
+    if kind is nn.Linear:
+        return nn.Linear.forward is _LINEAR_FORWARD
+    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
 
 
-def _suits(module: Any, x: Tensor) -> bool:
-    trained = torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+def _forward(module: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """What replaces the forward of a module that is concerned."""
+    weight = module.weight.t() if is_conv1d(module) else module.weight
+    if not _suits(module, weight, args, kwargs):
+        result: Tensor = type(module).forward(module, *args, **kwargs)
+        return result
+    operands = (*args, weight.detach(), module.bias)
     return (
-        type(x) is Tensor
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
+        _Product.apply(*operands) if torch.is_grad_enabled() and args[0].requires_grad else product(*operands)
+    )
+
+
+def _suits(module: Any, weight: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it is a call `module(x)` that oneDNN computes as PyTorch would."""
+    if len(args) != 1 or kwargs or type(args[0]) is not Tensor:
+        return False
+    x, bias = args[0], module.bias
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in (module.weight, bias) if p is not None)
+    return (
+        all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight, bias) if t is not None)
+        and x.shape[-1:] == weight.shape[1:]
         and x.numel() > 0
         and not trained
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
         and not torch.compiler.is_compiling()
     )
+
+
+def _put_back(module: nn.Module, replaced: Any) -> None:
+    if module.__dict__.get("forward") is replaced:
+        del module.forward
 
 
 def _processor_maker() -> str | None:
