@@ -54,7 +54,7 @@ def score(
         tokenizer: its tokenizer.
         stories: `tomfisher.tasks.Story` objects.
         method: "choice" or "generate".
-        batch_size: rows per forward; None: 64, or 32 where answers are generated.
+        batch_size: rows per forward; None: 32.
         progress: show a bar on a terminal.
         temperature: generate only: 0 is greedy.
         top_p: generate only: nucleus probability in (0, 1].

@@ -14,7 +14,7 @@ from tomfisher.evaluate.records import ALL, Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.tokens import split_continuation
 
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 
 
 class ChoiceEvaluator:
