@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from tomfisher.evaluate import ChoiceEvaluator, score
-from tomfisher.evaluate._prefix import cost
+from tomfisher.evaluate._plan import cost
+from tomfisher.evaluate.choice import PACKED, STEPS, WHOLE
 
-SHARING = ["llama", "mistral-window", "gpt2", "opt", "mpt", "gpt-neox", "mixtral"]
+ROADS = [PACKED, STEPS, WHOLE]
+PACKING = ["llama", "gpt2", "opt", "gpt-neox", "mixtral"]
+SHARING = [*PACKING, "mistral-window", "mpt"]
 PLAIN = ["mamba", "jamba"]
 
 
@@ -27,13 +30,15 @@ def oracle(model, tokenizer, stories):
     return found
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("road", ROADS)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("name", SHARING)
-def test_logprobs_are_the_oracles(models, tokenizer, stories, name, share, batch_size):
-    model = models(name)
-    scores = ChoiceEvaluator(tokenizer, stories, batch_size).score(model, share_prefix=share)
+def test_logprobs_are_the_oracles(models, tokenizer, stories, name, road, batch_size):
+    model, share = models(name), road != WHOLE
+    evaluator = ChoiceEvaluator(tokenizer, stories, batch_size, pack=road == PACKED)
+    scores = evaluator.score(model, share_prefix=share)
     assert scores.shared_prefix is share
+    assert list(evaluator._plans) == [STEPS if road == PACKED and name not in PACKING else road]
     for record, story, expected in zip(
         scores.records, stories, oracle(model, tokenizer, stories), strict=True
     ):
@@ -68,37 +73,48 @@ def test_sharing_and_merging_compute_fewer_tokens(tokenizer, stories):
     evaluator = ChoiceEvaluator(tokenizer, stories)
     answers = sum(len(story.choices) for story in stories)
     assert len(evaluator.rows) < answers
-    shared, plain = (cost(evaluator.plan(share), evaluator.rows)[0] for share in (True, False))
-    assert shared < 0.7 * plain
+    packed, steps, whole = (cost(evaluator.plan(road)) for road in ROADS)
+    assert packed < 0.7 * steps and steps < whole
 
 
-def test_every_row_is_run_exactly_once(tokenizer, stories):
-    def rows(plan):
-        for part in plan:
-            yield from part.rows if hasattr(part, "rows") else rows(part.then)
-
-    for batch_size in (1, 2, 5, 64):
-        evaluator = ChoiceEvaluator(tokenizer, stories, batch_size)
-        for share in (True, False):
-            assert sorted(rows(evaluator.plan(share))) == list(range(len(evaluator.rows)))
+def gap(first, second):
+    return max(
+        abs(a - b)
+        for x, y in zip(first.records, second.records, strict=True)
+        for a, b in zip(x.logprobs, y.logprobs, strict=True)
+    )
 
 
 def test_a_wrong_cache_row_would_show(models, tokenizer, stories, monkeypatch):
     """The oracle tests can fail: rows behind another story's cache give other numbers."""
-    from tomfisher.evaluate import _prefix
+    from tomfisher.evaluate import _execute
+
+    evaluator = ChoiceEvaluator(tokenizer, stories, pack=False)
+    right = evaluator.score(models("llama"), share_prefix=True)
+    select = _execute._select
+    monkeypatch.setattr(
+        _execute, "_select", lambda cache, parents, device: select(cache, [0] * len(parents), device)
+    )
+    wrong = evaluator.score(models("llama"), share_prefix=True)
+    assert gap(right, wrong) > 1e-2
+
+
+@pytest.mark.parametrize("spoilt", ["positions", "mask"])
+def test_wrong_positions_or_a_wrong_mask_would_show(models, tokenizer, stories, monkeypatch, spoilt):
+    from tomfisher.evaluate import _execute
 
     right = ChoiceEvaluator(tokenizer, stories).score(models("llama"), share_prefix=True)
-    select = _prefix._select
-    monkeypatch.setattr(
-        _prefix, "_select", lambda cache, parents, device: select(cache, [0] * len(parents), device)
-    )
+    layout = _execute.layout
+
+    def wrong_layout(batch):
+        positions, visible = layout(batch)
+        if spoilt == "mask":
+            return positions, visible.new_ones(visible.shape).tril(batch.past)
+        return torch.arange(positions.shape[1]).expand_as(positions) + batch.past, visible
+
+    monkeypatch.setattr(_execute, "layout", wrong_layout)
     wrong = ChoiceEvaluator(tokenizer, stories).score(models("llama"), share_prefix=True)
-    gaps = [
-        abs(a - b)
-        for x, y in zip(right.records, wrong.records, strict=True)
-        for a, b in zip(x.logprobs, y.logprobs, strict=True)
-    ]
-    assert max(gaps) > 1e-2
+    assert gap(right, wrong) > 1e-2
 
 
 def test_evaluator_sees_the_model_as_it_is_now(fresh_model, tokenizer, stories):

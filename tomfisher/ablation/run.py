@@ -88,7 +88,8 @@ def ablate_run(
         if wanted is None:
             wanted = combinations(_default(architecture), combine)
         internals = None if architecture is None else _internals(loaded, inputs)
-        measure = Measure(config, inputs, loaded)
+        # interventions cannot pack questions: all points are measured as they are, to round alike
+        measure = Measure(config, inputs, loaded, pack=False)
         seeds = config.random_seeds
         say(f"{len(wanted)} ablations with {seeds} controls each, {measure.describe()}")
         if len(kept):

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._forward import cache_argument, check_length, device_of, logits_at, measuring, pad
-from tomfisher.evaluate._prefix import Batch, Row, Step, can_share, execute, plan_plain, plan_shared
+from tomfisher.evaluate._execute import batch_arguments, can_pack, can_share, execute
+from tomfisher.evaluate._forward import check_length, device_of, logits_at, measuring, pad
+from tomfisher.evaluate._plan import Batch, Plan, Row, plan_shared, plan_whole
 from tomfisher.evaluate.records import ALL, Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.tokens import split_continuation
 
 BATCH_SIZE = 32
+WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the roads: see `tomfisher.evaluate._plan`
 
 
 class ChoiceEvaluator:
@@ -32,18 +34,23 @@ class ChoiceEvaluator:
         tokenizer: a transformers tokenizer; its default special tokens are used.
         stories: objects with `id, group, condition, cell, kind, prompt, choices, answer`.
         batch_size: number of rows in one forward, at least 1.
+        pack: whether rows may stand side by side in one sequence where the model takes that. Low precision rounds
+            differently then: False to compare with the same model in a state that cannot (hooks, interventions).
 
     Raises:
         ValueError: no stories; a story with fewer than two choices, equal choices, an answer that is no index
             into them, the reserved group name "all", or an id that another story has.
     """
 
-    def __init__(self, tokenizer: Any, stories: Iterable[Any], batch_size: int = BATCH_SIZE) -> None:
+    def __init__(
+        self, tokenizer: Any, stories: Iterable[Any], batch_size: int = BATCH_SIZE, pack: bool = True
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
         self.stories = tuple(stories)
         check_stories(self.stories)
         self.batch_size = batch_size
+        self.pack = pack
         spans: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         self._owners: list[int] = []
         for index, story in enumerate(self.stories):
@@ -57,13 +64,17 @@ class ChoiceEvaluator:
         for number, (before, tokens) in enumerate(spans):
             reads = self._reads[self._row_of[number]]
             reads += [(number, len(before) - 1 + i, token) for i, token in enumerate(tokens)]
-        self._plans: dict[bool, tuple[Step | Batch, ...]] = {}
+        self._plans: dict[str, Plan] = {}
 
-    def plan(self, share: bool) -> tuple[Step | Batch, ...]:
-        """The forwards that a call of `score` runs, with or without shared beginnings; made once."""
-        if share not in self._plans:
-            self._plans[share] = (plan_shared if share else plan_plain)(self.rows, self.batch_size)
-        return self._plans[share]
+    def plan(self, road: str) -> Plan:
+        """The forwards that a call of `score` runs on the road `WHOLE`, `STEPS` or `PACKED`; made once."""
+        if road not in self._plans:
+            self._plans[road] = (
+                plan_whole(self.rows, self.batch_size)
+                if road == WHOLE
+                else plan_shared(self.rows, self.batch_size, pack=road == PACKED)
+            )
+        return self._plans[road]
 
     def score(self, model: Any, share_prefix: bool | str = "auto", progress: bool = True) -> Scores:
         """Score all stories on a model as it is now.
@@ -71,46 +82,65 @@ class ChoiceEvaluator:
         Args:
             model: a causal language model of transformers, on any device, in any dtype.
             share_prefix: compute the tokens that several sequences begin with once (the same numbers up to
-                rounding). "auto": where the model keeps nothing but keys and values; True: or refuse; False: never.
+                rounding): rows side by side in one sequence, each token seeing its own beginning alone, where the
+                architecture is known to take such a mask; else from a cache. "auto": where the model keeps nothing
+                but keys and values; True: or refuse; False: never.
             progress: show a bar on a terminal.
 
         Returns:
-            `Scores`, records in the order of the stories; `shared_prefix` says which road was taken.
+            `Scores`, records in the order of the stories; `shared_prefix` says whether beginnings were shared.
 
         Raises:
             ValueError: a story is longer than the model's positions, `share_prefix=True` on a model whose cache
                 cannot be repeated, or the model gives a log-probability that is not finite (the story is named).
         """
-        share = _decide(model, share_prefix)
+        road = self._road(model, share_prefix)
         self._check_fit(model)
         device = device_of(model)
         totals = torch.zeros(len(self._owners), dtype=torch.float64)
         bar = progress_bar(total=len(self.rows), desc="choice", unit="row", enabled=progress)
         with measuring(model), bar:
-            for batch, cache in execute(model, self.plan(share), self.rows, device):
+            for batch, cache in execute(model, self.plan(road), self.rows, device):
                 self._read(model, batch, cache, device, totals)
                 bar.update(len(batch.rows))
         self._check_finite(totals)
-        return Scores(tuple(self._records(totals.tolist())), "choice", share)
+        return Scores(tuple(self._records(totals.tolist())), "choice", road != WHOLE)
+
+    def _road(self, model: Any, share_prefix: bool | str) -> str:
+        if share_prefix not in (True, False, "auto"):
+            raise ValueError(f"share_prefix is {share_prefix!r}; it must be 'auto', True or False.")
+        if share_prefix is False:
+            return WHOLE
+        if self.pack and can_pack(model):
+            return PACKED
+        if can_share(model):
+            return STEPS
+        if share_prefix is True:
+            raise ValueError(
+                f"share_prefix=True, but the cache of {type(model).__name__} holds more than keys and values (or is "
+                "not known to), so it cannot be repeated. Use share_prefix='auto' or False."
+            )
+        return WHOLE
 
     def _read(self, model: Any, batch: Batch, cache: Any, device: torch.device, totals: Tensor) -> None:
         """Run one batch and add the log-probabilities of its answer tokens to `totals`."""
         reads = [
-            (i, position - batch.past, number, token)
-            for i, row in enumerate(batch.rows)
+            (i, path[position - batch.past], number, token)
+            for i, pack in enumerate(batch.packs)
+            for row, path in pack.paths.items()
             for number, position, token in self._reads[row]
         ]
-        keep = sorted({position for _, position, _, _ in reads})
-        column = {position: k for k, position in enumerate(keep)}
-        places = sorted({(i, column[position]) for i, position, _, _ in reads})
+        keep = sorted({at for _, at, _, _ in reads})
+        column = {at: k for k, at in enumerate(keep)}
+        places = sorted({(i, column[at]) for i, at, _, _ in reads})
         place = {where: k for k, where in enumerate(places)}
-        ids = pad([self.rows[r].ids[batch.past :] for r in batch.rows], device)
-        arguments = {} if cache is None else {str(cache_argument(model)): cache, "use_cache": True}
+        ids = pad([pack.ids for pack in batch.packs], device)
+        arguments = batch_arguments(model, batch, cache, device)
         logits = logits_at(model, ids, torch.tensor(keep, device=device), **arguments)
         where = torch.tensor(places, device=logits.device)
         logprobs = torch.log_softmax(logits[where[:, 0], where[:, 1]].float(), dim=-1)
-        at = [place[i, column[position]] for i, position, _, _ in reads]
-        picked = logprobs[at, [token for *_, token in reads]]
+        found = [place[i, column[at]] for i, at, _, _ in reads]
+        picked = logprobs[found, [token for *_, token in reads]]
         totals.index_add_(0, torch.tensor([number for _, _, number, _ in reads]), picked.cpu().double())
 
     def _check_fit(self, model: Any) -> None:
@@ -184,20 +214,6 @@ def check_stories(stories: Sequence[Any]) -> None:
         if rule:
             raise ValueError(f"Story {story.id!r} {rule}.")
         seen.add(story.id)
-
-
-def _decide(model: Any, share_prefix: bool | str) -> bool:
-    if share_prefix not in (True, False, "auto"):
-        raise ValueError(f"share_prefix is {share_prefix!r}; it must be 'auto', True or False.")
-    if share_prefix is False:
-        return False
-    able = can_share(model)
-    if share_prefix is True and not able:
-        raise ValueError(
-            f"share_prefix=True, but the cache of {type(model).__name__} holds more than keys and values (or is not "
-            "known to), so it cannot be repeated. Use share_prefix='auto' or False."
-        )
-    return able
 
 
 def _merge(

@@ -26,12 +26,15 @@ class Measure:
         inputs: its texts.
         loaded: the model, which may be perturbed between the calls, and its tokenizer.
         progress: show a bar for every measurement.
+        pack: whether questions may stand side by side in one sequence, see `ChoiceEvaluator`.
 
     Raises:
         ValueError: the perplexity's window does not fit the model.
     """
 
-    def __init__(self, config: Config, inputs: Inputs, loaded: LoadedModel, progress: bool = False) -> None:
+    def __init__(
+        self, config: Config, inputs: Inputs, loaded: LoadedModel, progress: bool = False, pack: bool = True
+    ) -> None:
         self.config = config
         self.inputs = inputs
         self.loaded = loaded
@@ -40,7 +43,7 @@ class Measure:
         self._options: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
         self._choice: ChoiceEvaluator | None = None
         if config.method == "choice":
-            self._choice = ChoiceEvaluator(loaded.tokenizer, inputs.questions, **self._options)
+            self._choice = ChoiceEvaluator(loaded.tokenizer, inputs.questions, pack=pack, **self._options)
 
     def __call__(self) -> tuple[Scores, Perplexity]:
         """Scores and perplexity of the model in its present state."""

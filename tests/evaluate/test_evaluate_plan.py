@@ -1,0 +1,252 @@
+"""Plans of shared beginnings: what is run, how often, and what every token sees; and who may pack rows."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tomfisher.evaluate._execute import PACKING, batch_arguments, can_pack, can_share, execute, layout
+from tomfisher.evaluate._forward import measuring, pad
+from tomfisher.evaluate._plan import Batch, Row, cost, plan_shared, plan_whole
+
+SIZES = {
+    "vocab_size": 53,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 24,  # fewer than a packed sequence has tokens
+    "sliding_window": None,
+    "pad_token_id": 0,
+}
+OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+SPECIAL = {
+    "gpt2": OLD,
+    "gptj": {**OLD, "rotary_dim": 4},
+    "mixtral": {"num_local_experts": 4},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 16},
+    "qwen3_moe": EXPERTS,
+}
+
+
+def build(kind, attention="sdpa"):
+    """A random model of an architecture, with weights so large that mistakes show."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(kind, **{**SIZES, **SPECIAL.get(kind, {})})
+    config.bos_token_id = config.eos_token_id = None
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.2)
+    return model.eval()
+
+
+def questions(context=4):
+    """Three stories behind one context, two questions each, answers of one, two and four tokens."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(n):
+        return tuple(torch.randint(1, 53, (n,), generator=generator).tolist())
+
+    start, rows = draw(context), []
+    for story in (draw(5), draw(6), draw(5)):
+        for question in (draw(3), draw(3)):
+            prompt = start + story + question
+            rows += [Row(prompt + draw(n), len(prompt) - 1) for n in (0, 1, 3)]
+    return rows
+
+
+def worst_logit(model, rows, plan):
+    """Largest difference of a plan's logits to those of whole rows run one by one."""
+    worst, device = 0.0, torch.device("cpu")
+    with measuring(model):
+        for batch, cache in execute(model, plan, rows, device):
+            arguments = {"use_cache": False, **batch_arguments(model, batch, cache, device)}
+            logits = model(input_ids=pad([pack.ids for pack in batch.packs], device), **arguments).logits
+            for i, pack in enumerate(batch.packs):
+                for r, path in pack.paths.items():
+                    alone = model(input_ids=torch.tensor([rows[r].ids]), use_cache=False).logits[0]
+                    worst = max(worst, (logits[i, list(path)] - alone[batch.past :]).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", sorted(PACKING))
+def test_every_architecture_that_packs_computes_the_rows_alone(kind, attention):
+    model, rows = build(kind, attention), questions()
+    assert can_pack(model)
+    packed = plan_shared(rows, 100, pack=True)
+    assert any(len(pack.paths) > 1 for batch in batches(packed) for pack in batch.packs)
+    assert max(len(pack.ids) for batch in batches(packed) for pack in batch.packs) > 24
+    assert worst_logit(model, rows, packed) < 2e-5
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_packs_behind_a_cache_compute_the_rows_alone(kind):
+    rows = questions(context=200)
+    model = build(kind)
+    if kind != "llama":  # learned positions: as many as there are
+        model = build_longer(kind)
+    plan = plan_shared(rows, 7, pack=True)
+    assert not isinstance(plan[0], Batch)
+    behind = [batch for batch in batches(plan) if batch.past]
+    assert any(len(pack.paths) > 1 for batch in behind for pack in batch.packs)
+    assert worst_logit(model, rows, plan) < 2e-5
+
+
+def build_longer(kind):
+    from unittest import mock
+
+    longer = {"max_position_embeddings": 256, "n_positions": 256}
+    with mock.patch.dict(SPECIAL, {kind: {**SPECIAL[kind], **longer}}):
+        return build(kind)
+
+
+def batches(plan):
+    for part in plan:
+        yield from [part] if isinstance(part, Batch) else batches(part.then)
+
+
+def beginnings(rows, plan, before=None):
+    """`(batch, ids in the cache row of each pack)` of every batch, from the definition of the plan alone."""
+    for part in plan:
+        cached = [before[p] if part.past else () for p in part.parents]
+        if isinstance(part, Batch):
+            yield part, cached
+        else:
+            own = [rows[r].ids[part.past : part.end] for r in part.nodes]
+            yield from beginnings(rows, part.then, [a + b for a, b in zip(cached, own, strict=True)])
+
+
+ids = st.lists(st.integers(1, 3), min_size=1, max_size=24).map(tuple)
+
+
+@st.composite
+def row_lists(draw):
+    """Rows over three tokens, so that they share much, behind a common context or not."""
+    context = (9,) * draw(st.sampled_from([0, 1, 7, 90]))
+    rows = draw(st.lists(ids, min_size=1, max_size=40, unique=True))
+    return [Row(context + row, draw(st.integers(0, len(context + row) - 1))) for row in rows]
+
+
+@settings(max_examples=300, deadline=None)
+@given(row_lists(), st.sampled_from([1, 2, 5, 32]))
+def test_every_row_is_run_exactly_once_behind_its_own_beginning(rows, batch_size):
+    steps, packed = (plan_shared(rows, batch_size, pack) for pack in (False, True))
+    for plan in (plan_whole(rows, batch_size), steps, packed):
+        seen = []
+        for batch, cached in beginnings(rows, plan):
+            assert len(batch.rows) <= batch_size
+            for pack, before in zip(batch.packs, cached, strict=True):
+                assert len(before) == batch.past
+                for r, path in pack.paths.items():
+                    assert before + tuple(pack.ids[i] for i in path) == rows[r].ids
+                    assert rows[r].first >= batch.past
+            seen += batch.rows
+        assert sorted(seen) == list(range(len(rows)))
+    assert cost(packed) <= cost(steps)
+    assert all(len(pack.paths) == 1 for batch in batches(steps) for pack in batch.packs)
+
+
+@settings(max_examples=200, deadline=None)
+@given(row_lists())
+def test_packed_tokens_see_their_beginning_alone_and_outputs_stand_first(rows):
+    for batch in batches(plan_shared(rows, 32, pack=True)):
+        positions, visible = layout(batch)
+        length = max(len(pack.ids) for pack in batch.packs)
+        assert positions.shape == (len(batch.packs), length)
+        assert visible.shape == (len(batch.packs), 1, length, batch.past + length)
+        for i, pack in enumerate(batch.packs):
+            seen = {j: {j} for j in range(length)}
+            for r, path in pack.paths.items():
+                for k, j in enumerate(path):
+                    seen[j] |= set(path[:k])
+                    assert positions[i, j] == batch.past + k
+                outputs = path[rows[r].first - batch.past :]
+                if len(pack.paths) > 1:
+                    needed = {j for q, p in pack.paths.items() for j in p[rows[q].first - batch.past :]}
+                    assert max(outputs) < len(needed)
+            for j in range(length):
+                found = visible[i, 0, j].nonzero().flatten().tolist()
+                assert found == [*range(batch.past), *(batch.past + k for k in sorted(seen[j]))]
+
+
+def test_rows_that_share_nothing_are_not_packed():
+    rows = [Row((n, *range(10, 30)), 20) for n in range(9)]
+    plan = plan_shared(rows, 4, pack=True)
+    assert plan == plan_whole(rows, 4) and [len(batch.packs) for batch in plan] == [4, 4, 1]
+
+
+def test_a_long_common_beginning_is_run_once_and_packs_follow_it():
+    context, stories = (7,) * 600, [(n, *range(10, 60)) for n in range(20)]
+    rows = [Row(context + story + (60 + q,), 651) for story in stories for q in range(3)]
+    (step,) = plan_shared(rows, 32, pack=True)
+    assert (step.past, step.end, len(step.nodes)) == (0, 600, 1)
+    assert all(isinstance(batch, Batch) and batch.past == 600 for batch in step.then)
+    assert cost((step,)) < 0.5 * cost(plan_whole(rows, 32))
+
+
+def test_who_packs(models):
+    assert can_pack(models("llama"))
+    for name in ("mpt", "mistral-window"):  # distances and windows count tokens by where they stand
+        assert can_share(models(name)) and not can_pack(models(name))
+    assert not can_pack(models("mamba"))
+    foreign = copy.copy(models("llama"))
+    foreign.__class__ = type("Foreign", (type(foreign),), {"__module__": "somebody.else"})
+    assert not can_pack(foreign)
+
+
+def test_attention_that_somebody_put_in_is_not_packed(models):
+    model = copy.copy(models("llama"))
+    model.config = copy.copy(model.config)
+    model.config._attn_implementation_internal = "somebody's"
+    assert can_share(model) and not can_pack(model)
+
+
+def test_a_model_with_hooks_does_not_pack():
+    from tomfisher.ablation import intervene, off_sink
+
+    model = build("llama")
+    with intervene(model, off_sink(0.5)):
+        assert can_share(model) and not can_pack(model)
+    for register in (torch.nn.Module.register_forward_hook, torch.nn.Module.register_forward_pre_hook):
+        handle = register(model.model.layers[1].mlp, lambda *call: None)
+        assert not can_pack(model)
+        handle.remove()
+    assert can_pack(model)
+
+
+def test_the_mask_is_of_the_kind_the_attention_takes():
+    rows = questions()
+    batch = next(batches(plan_shared(rows, 100, pack=True)))
+    visible = layout(batch)[1]
+    for attention, dtype in (("sdpa", torch.bool), ("eager", torch.bfloat16)):
+        model = SimpleNamespace(
+            config=SimpleNamespace(_attn_implementation=attention), dtype=torch.bfloat16, forward=print
+        )
+        cache = None if batch.past == 0 else object()
+        mask = batch_arguments(build_like(model), batch, cache, torch.device("cpu"))["attention_mask"]
+        assert mask.dtype == dtype
+        assert torch.equal(mask if dtype == torch.bool else mask == 0, visible)
+
+
+def build_like(model):
+    """A stand-in with the signature of a causal model: only names and settings are asked for."""
+
+    def forward(input_ids=None, past_key_values=None):
+        raise AssertionError("not to be run")
+
+    model.forward = forward
+    return model

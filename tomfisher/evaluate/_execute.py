@@ -1,0 +1,148 @@
+"""Running a plan: caches of shared beginnings, and what a forward of packed rows needs to know."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tomfisher.evaluate._forward import accepts, cache_argument, pad
+from tomfisher.evaluate._plan import Batch, Row, Step
+
+# Architectures that are tested to compute packed rows right: positions and mask are taken as given.
+PACKING = frozenset(
+    {
+        "cohere",
+        "gemma",
+        "glm",
+        "glm4",
+        "gpt2",
+        "gpt_neox",
+        "gptj",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "olmo",
+        "olmo2",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    }
+)
+
+
+def can_share(model: Any) -> bool:
+    """Whether the model's cache holds nothing but keys and values, so that it can be repeated.
+
+    Only architectures of transformers itself are trusted; state-space and hybrid models keep a running state
+    of another kind and are run whole.
+    """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if not type(model).__module__.startswith("transformers.models."):
+        return False
+    if cache_argument(model) is None or not accepts(model, "use_cache"):
+        return False
+    if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
+        return False
+    kinds = _cache_layers(model)
+    return bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def can_pack(model: Any) -> bool:
+    """Whether rows can stand side by side in one sequence: a model of `PACKING` whose every layer attends by the mask.
+
+    A layer with a window counts tokens by where they stand, and so may a hook (`tomfisher.ablation.intervene` has
+    some) and attention that somebody else has put in: such models share by steps.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    return (
+        can_share(model)
+        and model.config.model_type in PACKING
+        and model.config._attn_implementation in ("sdpa", "eager")
+        and _cache_layers(model) == {DynamicLayer}
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    )
+
+
+def execute(
+    model: Any, plan: Sequence[Step | Batch], rows: Sequence[Row], device: torch.device, cache: Any = None
+) -> Iterator[tuple[Batch, Any]]:
+    """Walk a plan depth first; yields every batch with its own cache of `past` tokens (None when `past` is 0)."""
+    from transformers.cache_utils import DynamicCache
+
+    for part in plan:
+        branch = _select(cache, part.parents, device) if part.past else None
+        if isinstance(part, Batch):
+            yield part, branch
+            continue
+        branch = branch if branch is not None else DynamicCache(config=model.config)
+        ids = pad([rows[r].ids[part.past : part.end] for r in part.nodes], device)
+        arguments: dict[str, Any] = {str(cache_argument(model)): branch, "use_cache": True}
+        if accepts(model, "logits_to_keep"):
+            arguments["logits_to_keep"] = 1
+        model(input_ids=ids, **arguments)
+        yield from execute(model, part.then, rows, device, branch)
+
+
+def batch_arguments(model: Any, batch: Batch, cache: Any, device: torch.device) -> dict[str, Any]:
+    """What the forward of a batch needs beside its ids: the cache, and positions and mask where rows are packed."""
+    arguments: dict[str, Any] = {}
+    if cache is not None:
+        arguments = {str(cache_argument(model)): cache, "use_cache": True}
+    if any(len(pack.paths) > 1 for pack in batch.packs):
+        positions, visible = layout(batch)
+        arguments["position_ids"] = positions.to(device)
+        arguments["attention_mask"] = _mask(model, visible.to(device))
+    return arguments
+
+
+def layout(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Positions `[B, T]` of the tokens of a batch in their rows, and bool `[B, 1, T, past + T]`: what they see.
+
+    Every token sees the cache, those of its row before it, and itself; padding sees the cache and itself.
+    """
+    length = max(len(pack.ids) for pack in batch.packs)
+    positions = torch.full((len(batch.packs), length), batch.past)
+    visible = torch.eye(length, dtype=torch.bool).repeat(len(batch.packs), 1, 1)
+    for i, pack in enumerate(batch.packs):
+        for path in pack.paths.values():
+            at = torch.tensor(path)
+            positions[i, at] = batch.past + torch.arange(len(path))
+            visible[i, at[:, None], at] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
+    cached = torch.ones(len(batch.packs), length, batch.past, dtype=torch.bool)
+    return positions, torch.cat([cached, visible], dim=2)[:, None]
+
+
+def _mask(model: Any, visible: Tensor) -> Tensor:
+    """The mask as transformers makes it: bool for PyTorch's attention, else what is added to the scores."""
+    if model.config._attn_implementation == "sdpa":
+        return visible
+    lowest = torch.finfo(model.dtype).min
+    return torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill_(~visible, lowest)
+
+
+def _cache_layers(model: Any) -> set[type]:
+    from transformers.cache_utils import DynamicCache
+
+    return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
+def _select(cache: Any, parents: Sequence[int], device: torch.device) -> Any:
+    """A cache with the given rows; the original stays as it was, because its layers never write in place."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.batch_select_indices(torch.tensor(parents, device=device))
+    return chosen
