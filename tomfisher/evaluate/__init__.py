@@ -61,7 +61,7 @@ def score(
         repetitions: generate only: completions per story when sampling.
         max_new_tokens: generate only: tokens to write.
         seed: generate only: of the draws.
-        share_prefix: choice only: compute common beginnings once ("auto", True, False).
+        share_prefix: choice only: compute common beginnings once ("auto", True, False); see `ChoiceEvaluator.score`.
 
     Returns:
         `Scores`, one record per story.
@@ -69,13 +69,11 @@ def score(
     Raises:
         ValueError: unknown method, unusable stories or settings, log-probabilities that are not finite.
     """
+    sizes: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
     if method == "choice":
-        evaluator = ChoiceEvaluator(
-            tokenizer, stories, **({} if batch_size is None else {"batch_size": batch_size})
-        )
+        evaluator = ChoiceEvaluator(tokenizer, stories, **sizes)
         return evaluator.score(model, share_prefix=share_prefix, progress=progress)
     if method == "generate":
-        sizes = {} if batch_size is None else {"batch_size": batch_size}
         return score_generate(
             model,
             tokenizer,
