@@ -22,6 +22,7 @@ _LAUNCH = "launch.py"
 _PARTS = ("fill", "fisher", "packed_fill", "summary", "tests", "topk")
 _TIMES: dict[str, tuple[str, ...]] = {
     "analysis": (),
+    "choice": (),
     "fisher": ("fisher",),
     "growth": ("fisher", "topk"),
     "linear": (),

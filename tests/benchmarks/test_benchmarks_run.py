@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tomfisher import ops
+from tomfisher import ops, tasks
 from tomfisher.benchmarks import (
+    bench_choice,
     bench_fisher,
     bench_growth,
     bench_linear,
@@ -19,6 +21,7 @@ from tomfisher.benchmarks import (
     bench_topk_gpu,
 )
 from tomfisher.cli.main import build_parser, main
+from tomfisher.models import load_model
 from tomfisher.models.onednn import has_onednn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -145,6 +148,46 @@ def test_linear_layers_are_multiplied_right_both_ways(tmp_path, monkeypatch):
         check_rows(case)
         assert set(case["contenders"]) == {"PyTorch", "oneDNN"}
         assert all(0 < row["error"] < 1e-5 for row in case["contenders"].values())
+
+
+def test_ways_of_multiple_choice_agree_with_float64(tmp_path, capsys):
+    line = "choice --model testbed-llama --dtype fp32 --questions 12 --batch_size 5 --rounds 1 --device cpu"
+    found = recorded(tmp_path, line)
+    (case,) = found["results"]["cases"]
+    check_rows(case)
+    assert list(case["contenders"]) == [
+        "one answer at a time",
+        "every answer, padded batches",
+        "distinct rows",
+        "shared, by steps",
+        "shared, packed",
+    ]
+    assert all(0 < row["error"] < 1e-4 for row in case["contenders"].values())
+    assert found["settings"]["task"] == "testbed" and "x floor" in capsys.readouterr().out
+
+
+def test_a_wrong_way_of_multiple_choice_is_not_timed(monkeypatch):
+    loaded = load_model("testbed-llama", dtype="fp32", device="cpu")
+    call = (loaded.model, loaded.tokenizer, tasks.load("testbed", n=4, split="evaluation"), 3, 1e-4)
+    assert max(bench_choice.check(*call).values()) < 1e-4
+    right = bench_choice._ours
+    monkeypatch.setattr(
+        bench_choice, "_ours", lambda *args, **kwargs: [[x + 0.01 for x in s] for s in right(*args, **kwargs)]
+    )
+    with pytest.raises(RuntimeError, match="distinct rows is wrong"):
+        bench_choice.check(*call)
+
+
+def test_the_floor_of_multiple_choice_counts_every_beginning_once():
+    class Model(torch.nn.Module):
+        def get_output_embeddings(self):
+            return SimpleNamespace(weight=torch.zeros(10, 3))
+
+    spans = [((1, 2, 3), (4,)), ((1, 2, 3), (5, 6)), ((1, 7), (4,))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_choice, "select_parameters", lambda model, which: {"w": torch.zeros(4, 5)})
+        # beginnings 1, 12, 123, 1235, 17; read at 123, 1235, 17
+        assert bench_choice.flop(Model(), spans) == 2 * (5 * 20 + 3 * 30)
 
 
 @pytest.mark.parametrize("tokens", ["0", "x", "", "8,,8"])

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "topk": "exact top-k on the CPU, in memory and from a file, against torch, numpy and the C++ library",
     "topk_gpu": "exact top-k on a GPU against torch.topk and one read of the values",
     "growth": "how Fisher grows with samples, tokens and parameters, and top-k with length and threads",
+    "choice": "multiple choice: one answer at a time, padded batches, distinct rows, shared beginnings",
     "analysis": "a look inside (RoPE spectrum, attention sinks) against the forward passes alone; the report of a run",
     "gpu_tests": "the GPU tests, with a record of which kernels they ran on which sources",
 }
@@ -181,6 +182,18 @@ def _growth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="sizes that take seconds")
 
 
+def _choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="smollm2-135m", help="model [smollm2-135m]")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="of the weights [bf16]"
+    )
+    parser.add_argument("--task", help="whose questions [false-belief; testbed for its models]")
+    parser.add_argument("--questions", type=int, default=320, help="how many [320]")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows of a forward [32]")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds [5]")
+    parser.add_argument("--device", help="such as cpu or cuda:0 [CUDA where there is one]")
+
+
 def _analysis(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2-135m", help="model with RoPE [smollm2-135m]")
     parser.add_argument(
@@ -238,6 +251,7 @@ _ARGUMENTS = {
     "topk": _topk,
     "topk_gpu": _topk_gpu,
     "growth": _growth,
+    "choice": _choice,
     "analysis": _analysis,
     "gpu_tests": _gpu_tests,
 }
