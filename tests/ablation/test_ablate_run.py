@@ -23,6 +23,7 @@ from tomfisher.ablation import (
     restrict,
     scale_band,
 )
+from tomfisher.evaluate._execute import can_pack
 from tomfisher.experiment.measure import Measure
 from tomfisher.experiment.verdict import holm
 from tomfisher.models import describe, load_model
@@ -63,6 +64,13 @@ def test_baseline_full_mask_and_its_random_masks_are_those_of_the_study(study, d
     same(point(done, "full"), study.results.at(0.03, "task-control")[0])
     for mine, theirs in zip(done.found.controls("full"), study.results.at(0.03, "random"), strict=True):
         same(mine, theirs)
+
+
+def test_no_point_packs_questions_because_interventions_cannot(done):
+    saved = [json.loads(file.read_text()) for file in (done.output / "points").glob("*.json")]
+    assert len(saved) == 1 + len(done.found.points)
+    assert all(point["scores"]["shared_prefix"] and not point["scores"]["packed"] for point in saved)
+    assert can_pack(done.model)  # it is the ablations that do not ask for it
 
 
 def test_every_point_is_recomputed_by_hand(done):

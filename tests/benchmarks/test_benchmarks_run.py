@@ -168,7 +168,7 @@ def test_ways_of_multiple_choice_agree_with_float64(tmp_path, capsys):
 
 def test_a_wrong_way_of_multiple_choice_is_not_timed(monkeypatch):
     loaded = load_model("testbed-llama", dtype="fp32", device="cpu")
-    call = (loaded.model, loaded.tokenizer, tasks.load("testbed", n=4, split="evaluation"), 3, 1e-4)
+    call = (loaded.model, loaded.tokenizer, tasks.load("testbed", n=4, split="evaluation"), 3)
     assert max(bench_choice.check(*call).values()) < 1e-4
     right = bench_choice._ours
     monkeypatch.setattr(
@@ -176,6 +176,17 @@ def test_a_wrong_way_of_multiple_choice_is_not_timed(monkeypatch):
     )
     with pytest.raises(RuntimeError, match="distinct rows is wrong"):
         bench_choice.check(*call)
+
+
+@pytest.mark.parametrize(
+    ("model", "missing"), [("mpt", ["shared, packed"]), ("mamba", ["shared, by steps", "shared, packed"])]
+)
+def test_ways_that_a_model_does_not_take_are_named(tmp_path, model, missing):
+    line = (
+        f"choice --model testbed2-{model} --dtype fp32 --questions 2 --batch_size 5 --rounds 1 --device cpu"
+    )
+    (case,) = recorded(tmp_path, line)["results"]["cases"]
+    assert list(case["absent"]) == missing and not {*missing} & {*case["contenders"]}
 
 
 def test_the_floor_of_multiple_choice_counts_every_beginning_once():

@@ -8,8 +8,8 @@ from tomfisher.evaluate._plan import cost
 from tomfisher.evaluate.choice import PACKED, STEPS, WHOLE
 
 ROADS = [PACKED, STEPS, WHOLE]
-PACKING = ["llama", "gpt2", "opt", "gpt-neox", "mixtral"]
-SHARING = [*PACKING, "mistral-window", "mpt"]
+PACKED_HERE = ["llama", "gpt2", "opt", "gpt-neox", "mixtral"]
+SHARING = [*PACKED_HERE, "mistral-window", "mpt"]
 PLAIN = ["mamba", "jamba"]
 
 
@@ -38,7 +38,8 @@ def test_logprobs_are_the_oracles(models, tokenizer, stories, name, road, batch_
     evaluator = ChoiceEvaluator(tokenizer, stories, batch_size, pack=road == PACKED)
     scores = evaluator.score(model, share_prefix=share)
     assert scores.shared_prefix is share
-    assert list(evaluator._plans) == [STEPS if road == PACKED and name not in PACKING else road]
+    assert scores.packed is (road == PACKED and name in PACKED_HERE)
+    assert list(evaluator._plans) == [STEPS if road == PACKED and name not in PACKED_HERE else road]
     for record, story, expected in zip(
         scores.records, stories, oracle(model, tokenizer, stories), strict=True
     ):

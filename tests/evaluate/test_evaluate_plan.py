@@ -38,11 +38,11 @@ SPECIAL = {
 }
 
 
-def build(kind, attention="sdpa"):
+def build(kind, attention="sdpa", **changes):
     """A random model of an architecture, with weights so large that mistakes show."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(kind, **{**SIZES, **SPECIAL.get(kind, {})})
+    config = AutoConfig.for_model(kind, **{**SIZES, **SPECIAL.get(kind, {}), **changes})
     config.bos_token_id = config.eos_token_id = None
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
@@ -68,8 +68,8 @@ def questions(context=4):
     return rows
 
 
-def worst_logit(model, rows, plan):
-    """Largest difference of a plan's logits to those of whole rows run one by one."""
+def worst_logit(model, rows, plan, exact=None):
+    """Largest difference of a plan's logits to those of whole rows run one by one, on another model or the same."""
     worst, device = 0.0, torch.device("cpu")
     with measuring(model):
         for batch, cache in execute(model, plan, rows, device):
@@ -77,8 +77,9 @@ def worst_logit(model, rows, plan):
             logits = model(input_ids=pad([pack.ids for pack in batch.packs], device), **arguments).logits
             for i, pack in enumerate(batch.packs):
                 for r, path in pack.paths.items():
-                    alone = model(input_ids=torch.tensor([rows[r].ids]), use_cache=False).logits[0]
-                    worst = max(worst, (logits[i, list(path)] - alone[batch.past :]).abs().max().item())
+                    alone = (exact or model)(input_ids=torch.tensor([rows[r].ids]), use_cache=False).logits[0]
+                    found = logits[i, list(path)].to(alone.dtype)
+                    worst = max(worst, (found - alone[batch.past :]).abs().max().item())
     return worst
 
 
@@ -93,25 +94,47 @@ def test_every_architecture_that_packs_computes_the_rows_alone(kind, attention):
     assert worst_logit(model, rows, packed) < 2e-5
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 6}
+UNUSUAL = {
+    "gpt2 scaled": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
+    "qk-norm phi": ("phi", {"qk_layernorm": True}),
+    "qk-norm cohere": ("cohere", {"use_qk_norm": True}),
+    "clipped olmo": ("olmo", {"clip_qkv": 0.5}),
+    "yarn": ("llama", {"rope_parameters": YARN}),
+    "no rope": ("smollm3", {"no_rope_layers": [0, 1]}),
+    "post-norm opt": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "mixtral loss": ("mixtral", {"output_router_logits": True}),
+    "qwen2_moe loss": ("qwen2_moe", {"output_router_logits": True}),
+    "qwen3_moe loss": ("qwen3_moe", {"output_router_logits": True}),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_settings_compute_the_rows_alone(name):
+    kind, settings = UNUSUAL[name]
+    model, rows = build(kind, **settings), questions()
+    assert can_pack(model)
+    for batch_size in (5, 100):
+        assert worst_logit(model, rows, plan_shared(rows, batch_size, pack=True)) < 2e-5
+
+
+def test_bf16_packs_no_worse_than_it_runs_rows_alone():
+    exact, rows = build("llama").double(), questions()
+    model = build("llama").bfloat16()
+    packed = worst_logit(model, rows, plan_shared(rows, 100, pack=True), exact)
+    alone = worst_logit(model, rows, plan_whole(rows, 1), exact)
+    assert 0 < packed < 2 * alone
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
 def test_packs_behind_a_cache_compute_the_rows_alone(kind):
     rows = questions(context=200)
-    model = build(kind)
-    if kind != "llama":  # learned positions: as many as there are
-        model = build_longer(kind)
+    model = build(kind, max_position_embeddings=256, **({"n_positions": 256} if kind == "gpt2" else {}))
     plan = plan_shared(rows, 7, pack=True)
     assert not isinstance(plan[0], Batch)
     behind = [batch for batch in batches(plan) if batch.past]
     assert any(len(pack.paths) > 1 for batch in behind for pack in batch.packs)
     assert worst_logit(model, rows, plan) < 2e-5
-
-
-def build_longer(kind):
-    from unittest import mock
-
-    longer = {"max_position_embeddings": 256, "n_positions": 256}
-    with mock.patch.dict(SPECIAL, {kind: {**SPECIAL[kind], **longer}}):
-        return build(kind)
 
 
 def batches(plan):
@@ -189,6 +212,25 @@ def test_rows_that_share_nothing_are_not_packed():
     assert plan == plan_whole(rows, 4) and [len(batch.packs) for batch in plan] == [4, 4, 1]
 
 
+def test_packs_and_single_rows_are_in_different_forwards():
+    """The outputs of packs stand first and those of rows last: together, logits of both ends would be computed."""
+    shared = [Row((1,) * 30 + (2 + q, 3), 31) for q in range(4)]
+    single = [Row((10 + n, *range(20, 50)), 30) for n in range(4)]
+    plan = plan_shared(shared + single, 32, pack=True)
+    kinds = [{len(pack.paths) == 1 for pack in batch.packs} for batch in batches(plan)]
+    assert kinds == [{False}, {True}]
+
+
+def test_a_long_dialogue_with_questions_after_every_turn_is_planned():
+    context, rows = (), []
+    for turn in range(600):
+        context += (1000 + turn,) * 8
+        rows += [Row((*context, q), len(context)) for q in (1, 2)]
+    plan = plan_shared(rows, 32, pack=True)
+    assert sorted(r for batch in batches(plan) for r in batch.rows) == list(range(len(rows)))
+    assert cost(plan) < 0.5 * cost(plan_whole(rows, 32))
+
+
 def test_a_long_common_beginning_is_run_once_and_packs_follow_it():
     context, stories = (7,) * 600, [(n, *range(10, 60)) for n in range(20)]
     rows = [Row(context + story + (60 + q,), 651) for story in stories for q in range(3)]
@@ -206,6 +248,21 @@ def test_who_packs(models):
     foreign = copy.copy(models("llama"))
     foreign.__class__ = type("Foreign", (type(foreign),), {"__module__": "somebody.else"})
     assert not can_pack(foreign)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "mixtral", "phi3", "starcoder2", "qwen3_moe"])
+def test_a_window_is_not_packed_whatever_the_layers_are_called(kind):
+    model = build(kind, sliding_window=4, use_sliding_window=True, layer_types=["full_attention"] * 2)
+    assert not can_pack(model)
+    assert can_pack(build(kind, sliding_window=None))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotation_that_depends_on_the_length_is_not_cached(kind):
+    longrope = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 12}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, **(longrope if kind == "longrope" else {})}
+    model = build("phi3" if kind == "longrope" else "llama", rope_parameters=rope)
+    assert not can_share(model) and not can_pack(model)
 
 
 def test_attention_that_somebody_put_in_is_not_packed(models):
@@ -228,25 +285,23 @@ def test_a_model_with_hooks_does_not_pack():
     assert can_pack(model)
 
 
+def test_a_look_at_hidden_states_changes_nothing():
+    model = build("llama")
+    model(torch.tensor([[1, 2]]), output_hidden_states=True)  # transformers leaves hooks behind
+    assert can_pack(model)
+
+
 def test_the_mask_is_of_the_kind_the_attention_takes():
     rows = questions()
     batch = next(batches(plan_shared(rows, 100, pack=True)))
     visible = layout(batch)[1]
     for attention, dtype in (("sdpa", torch.bool), ("eager", torch.bfloat16)):
         model = SimpleNamespace(
-            config=SimpleNamespace(_attn_implementation=attention), dtype=torch.bfloat16, forward=print
+            config=SimpleNamespace(_attn_implementation=attention),
+            dtype=torch.bfloat16,
+            forward=lambda input_ids, past_key_values: None,
         )
         cache = None if batch.past == 0 else object()
-        mask = batch_arguments(build_like(model), batch, cache, torch.device("cpu"))["attention_mask"]
+        mask = batch_arguments(model, batch, cache, torch.device("cpu"))["attention_mask"]
         assert mask.dtype == dtype
         assert torch.equal(mask if dtype == torch.bool else mask == 0, visible)
-
-
-def build_like(model):
-    """A stand-in with the signature of a causal model: only names and settings are asked for."""
-
-    def forward(input_ids=None, past_key_values=None):
-        raise AssertionError("not to be run")
-
-    model.forward = forward
-    return model

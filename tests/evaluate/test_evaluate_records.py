@@ -46,6 +46,14 @@ def test_a_cell_needs_both_questions_in_the_same_repetition():
     assert (cells["all"].n, cells["all"].accuracy) == (3, pytest.approx(2 / 3))
 
 
+def test_scores_of_versions_without_packing_are_read():
+    scores = Scores((record("a", "belief", [1.0]),), shared_prefix=True, packed=True)
+    data = scores.to_dict()
+    assert Scores.from_dict(data) == scores
+    del data["packed"]
+    assert Scores.from_dict(data).packed is False
+
+
 def test_json_round_trip():
     scores = Scores(
         (record("a", "belief", [0.5], logprobs=(-1.0, -2.5)), record("a", "reality", [1.0, 0.0])),

@@ -168,6 +168,18 @@ def test_changed_setting_is_refused_and_overwrite_starts_again(finished):
     assert results.baseline.conditions["all"]["n"] == 20
 
 
+def test_points_are_not_compared_with_a_baseline_that_was_scored_another_way(finished):
+    folder = Path(finished["output_path"])
+    baseline = folder / "points" / "baseline.json"
+    saved = json.loads(baseline.read_text())
+    assert saved["scores"]["packed"] is True
+    del saved["scores"]["packed"]  # as versions wrote it that packed nothing
+    baseline.write_text(json.dumps(saved))
+    next(folder.glob("points/task-control-*.json")).unlink()
+    with pytest.raises(ValueError, match=r"without packing questions.*rounds differently.*--overwrite"):
+        run(finished)
+
+
 def test_changed_task_file_is_refused(finished, tmp_path):
     copy = tmp_path / "task.jsonl"
     shutil.copy(finished["task"], copy)

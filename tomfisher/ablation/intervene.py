@@ -26,7 +26,7 @@ def intervene(model: Any, *interventions: Intervention, internals: Internals | N
     Example::
 
         with tomfisher.ablation.intervene(model, scale_band("slow", 0.5), off_sink(0.1)):
-            scores = tomfisher.evaluate.score(model, tokenizer, stories)
+            scores = tomfisher.evaluate.score(model, tokenizer, stories)  # before: with pack=False, to round alike
 
     Interventions act in the order given, and those of an outer block before those of an inner one. They act where
     queries and keys enter attention: a key-value cache holds untouched keys, so a text gives the same whether it runs

@@ -88,7 +88,7 @@ def ablate_run(
         if wanted is None:
             wanted = combinations(_default(architecture), combine)
         internals = None if architecture is None else _internals(loaded, inputs)
-        # interventions cannot pack questions: all points are measured as they are, to round alike
+        # a model with interventions does not take packed questions; all points are to round alike
         measure = Measure(config, inputs, loaded, pack=False)
         seeds = config.random_seeds
         say(f"{len(wanted)} ablations with {seeds} controls each, {measure.describe()}")
@@ -110,7 +110,7 @@ def ablate_run(
             points=kept,
             progress=progress,
         )
-        origin = {**_provenance(config, chosen, loaded, inputs, started), "scan": scan}
+        origin = {**_provenance(config, chosen, loaded, inputs, started), "scan": scan, "packed": False}
         earlier = kept.earlier()
         result = Ablations(found.baseline, found.points, found.left_out, origin).after(earlier)
         result.save(kept.path)

@@ -42,6 +42,7 @@ def score(
     max_new_tokens: int = 5,
     seed: int = 0,
     share_prefix: bool | str = "auto",
+    pack: bool = True,
 ) -> Scores:
     """Score a model on stories, by choice or by free completion.
 
@@ -62,6 +63,8 @@ def score(
         max_new_tokens: generate only: tokens to write.
         seed: generate only: of the draws.
         share_prefix: choice only: compute common beginnings once ("auto", True, False); see `ChoiceEvaluator.score`.
+        pack: choice only: whether questions may stand side by side in one sequence; False to compare with a state
+            of the model that cannot, see `ChoiceEvaluator`.
 
     Returns:
         `Scores`, one record per story.
@@ -71,7 +74,7 @@ def score(
     """
     sizes: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
     if method == "choice":
-        evaluator = ChoiceEvaluator(tokenizer, stories, **sizes)
+        evaluator = ChoiceEvaluator(tokenizer, stories, pack=pack, **sizes)
         return evaluator.score(model, share_prefix=share_prefix, progress=progress)
     if method == "generate":
         return score_generate(

@@ -46,7 +46,8 @@ def can_share(model: Any) -> bool:
     """Whether the model's cache holds nothing but keys and values, so that it can be repeated.
 
     Only architectures of transformers itself are trusted; state-space and hybrid models keep a running state
-    of another kind and are run whole.
+    of another kind and are run whole. So are models that turn keys by frequencies that depend on the length of the
+    text: their cache is of another length.
     """
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -56,6 +57,8 @@ def can_share(model: Any) -> bool:
         return False
     if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         return False
+    if _rotary_kinds(model.config) & {"dynamic", "longrope"}:
+        return False
     kinds = _cache_layers(model)
     return bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
 
@@ -64,7 +67,7 @@ def can_pack(model: Any) -> bool:
     """Whether rows can stand side by side in one sequence: a model of `PACKING` whose every layer attends by the mask.
 
     A layer with a window counts tokens by where they stand, and so may a hook (`tomfisher.ablation.intervene` has
-    some) and attention that somebody else has put in: such models share by steps.
+    some; those of transformers only look) and attention that somebody else has put in: such models share by steps.
     """
     from transformers.cache_utils import DynamicLayer
 
@@ -73,7 +76,8 @@ def can_pack(model: Any) -> bool:
         and model.config.model_type in PACKING
         and model.config._attn_implementation in ("sdpa", "eager")
         and _cache_layers(model) == {DynamicLayer}
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        and not getattr(model.config, "sliding_window", None)  # Mistral has it whatever its layers are called
+        and not _has_hooks(model)
     )
 
 
@@ -106,6 +110,10 @@ def batch_arguments(model: Any, batch: Batch, cache: Any, device: torch.device) 
         positions, visible = layout(batch)
         arguments["position_ids"] = positions.to(device)
         arguments["attention_mask"] = _mask(model, visible.to(device))
+        if accepts(model, "output_router_logits"):
+            arguments["output_router_logits"] = (
+                False  # the balance of experts, for a loss, knows no such mask
+            )
     return arguments
 
 
@@ -132,6 +140,21 @@ def _mask(model: Any, visible: Tensor) -> Tensor:
         return visible
     lowest = torch.finfo(model.dtype).min
     return torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill_(~visible, lowest)
+
+
+def _has_hooks(model: Any) -> bool:
+    hooks = (
+        hook
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
+    return not all(str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
+
+
+def _rotary_kinds(config: Any) -> set[Any]:
+    """The kinds of rotary frequencies, of the model or of its kinds of layers."""
+    found = getattr(config, "rope_parameters", None) or {}
+    return {part.get("rope_type") for part in (found, *found.values()) if isinstance(part, dict)}
 
 
 def _cache_layers(model: Any) -> set[type]:

@@ -11,19 +11,21 @@ rounding:
   and the few tokens beyond are left to what is below.
 
 Packing needs fewer and larger forwards; steps win where much stands behind one long beginning. At every node the
-cheaper way is taken.
+cheaper way is taken. Rows are handled in sorted order, where those that share a beginning are neighbours.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # What one more forward costs, in tokens: reading the weights and starting the kernels.
 FORWARD_COST = 32
 # Attention over this many tokens costs as much as the rest of the model (SmolLM2-135M on a CPU: about 900).
 ATTENTION = 1024
+# Beginnings within beginnings, such as the turns of a dialogue, are followed no further than this.
+DEEPEST = 100
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Pack:
     """
 
     ids: tuple[int, ...]
-    paths: dict[int, tuple[int, ...]]
+    paths: Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -84,21 +86,28 @@ Plan = tuple[Step | Batch, ...]
 
 def plan_whole(rows: Sequence[Row], batch_size: int) -> Plan:
     """Whole rows in batches of similar length, longest first."""
-    return _batches([(_single(rows, r, 0), -1) for r in range(len(rows))], 0, batch_size)
+    groups = [_Group((r,), len(row.ids), -1) for r, row in enumerate(rows)]
+    return _Planner(rows, {}, batch_size, False).batches(groups, 0)
 
 
 def plan_shared(rows: Sequence[Row], batch_size: int, pack: bool) -> Plan:
-    """Shared beginnings once, no more than `batch_size` rows in any forward or below any step but a common root.
+    """Shared beginnings once; no more than `batch_size` rows in any forward, nor below the nodes of a step together.
 
     Args:
         rows: the sequences.
-        batch_size: number of rows, at least 1.
+        batch_size: number of rows, at least 1; a node with more of them is a step of its own.
         pack: whether rows may be packed, or there are steps only.
     """
     order = sorted(range(len(rows)), key=lambda r: rows[r].ids)
-    shared = [0] + [_common_before_output(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
+    overlaps = [0] + [_common(rows[a].ids, rows[b].ids) for a, b in itertools.pairwise(order)]
+    # a beginning in a cache gives no outputs
+    shared = [0] + [
+        min(overlap, rows[a].first, rows[b].first)
+        for overlap, (a, b) in zip(overlaps[1:], itertools.pairwise(order), strict=True)
+    ]
     roots = _tree(order, shared, 0, len(order), 0)
-    return _schedule(rows, [(node, -1) for node in roots], 0, batch_size, pack)
+    planner = _Planner(rows, dict(zip(order, overlaps, strict=True)), batch_size, pack)
+    return planner.schedule([(node, -1) for node in roots], 0)
 
 
 def cost(plan: Sequence[Step | Batch]) -> float:
@@ -106,12 +115,14 @@ def cost(plan: Sequence[Step | Batch]) -> float:
     total = 0.0
     for part in plan:
         if isinstance(part, Batch):
-            longest = max(len(pack.ids) for pack in part.packs)
-            total += FORWARD_COST + len(part.packs) * _length_cost(longest, part.past)
+            total += _batch_cost([len(pack.ids) for pack in part.packs], part.past)
         else:
-            total += FORWARD_COST + len(part.nodes) * _length_cost(part.end - part.past, part.past)
-            total += cost(part.then)
+            total += _batch_cost([part.end - part.past] * len(part.nodes), part.past) + cost(part.then)
     return total
+
+
+def _batch_cost(lengths: Sequence[int], past: int) -> float:
+    return FORWARD_COST + len(lengths) * _length_cost(max(lengths), past)
 
 
 def _length_cost(length: int, past: int) -> float:
@@ -124,50 +135,123 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return next((i for i in range(limit) if a[i] != b[i]), limit)
 
 
-def _common_before_output(a: Row, b: Row) -> int:
-    """Tokens both rows begin with, before the first position whose output is needed."""
-    return min(a.first, b.first, _common(a.ids, b.ids))
-
-
-def _tree(order: list[int], shared: list[int], low: int, high: int, past: int) -> list[Node]:
+def _tree(order: list[int], shared: list[int], low: int, high: int, past: int, depth: int = 0) -> list[Node]:
     """Nodes over the sorted rows `order[low:high]`, which share `past` tokens already.
 
     A node is dropped, and its children moved up, where it would save fewer tokens than a forward costs.
     """
-    if high - low == 1:
-        return [Node(past, [order[low]])]
+    if high - low == 1 or depth == DEEPEST:
+        return [Node(past, [r]) for r in order[low:high]]
     end = min(shared[low + 1 : high])
     cuts = [low, *(i for i in range(low + 1, high) if shared[i] == end), high]
     keep = (end - past) * (len(cuts) - 2) >= FORWARD_COST // 4
     start = end if keep else past
-    children = [node for a, b in itertools.pairwise(cuts) for node in _tree(order, shared, a, b, start)]
+    children = [
+        node for a, b in itertools.pairwise(cuts) for node in _tree(order, shared, a, b, start, depth + 1)
+    ]
     return [Node(end, order[low:high], children)] if keep else children
 
 
-def _schedule(
-    rows: Sequence[Row], nodes: list[tuple[Node, int]], past: int, batch_size: int, pack: bool
-) -> Plan:
-    """The cheaper way through nodes that follow a cache of `past` tokens; each comes with its cache row."""
-    steps = _by_steps(rows, nodes, past, batch_size, pack)
-    if not pack:
-        return steps
-    return min(_packed(rows, nodes, past, batch_size), steps, key=cost)
+@dataclass(frozen=True)
+class _Planner:
+    """What all parts of a plan depend on; `overlaps[row]` tokens a row shares with the one before it in order."""
+
+    rows: Sequence[Row]
+    overlaps: dict[int, int]
+    batch_size: int
+    pack: bool
+
+    def schedule(self, nodes: list[tuple[Node, int]], past: int) -> Plan:
+        """The cheaper way through nodes that follow a cache of `past` tokens; each comes with its cache row."""
+        steps = self._by_steps(nodes, past)
+        if not self.pack:
+            return steps
+        groups = self._groups(nodes, past)
+        price = sum(
+            _batch_cost([g.length for g in batch], past) for batch in _chunks(groups, self.batch_size)
+        )
+        return self.batches(groups, past) if price <= cost(steps) else steps
+
+    def _by_steps(self, nodes: list[tuple[Node, int]], past: int) -> Plan:
+        """A step for every bucket of inner nodes, and batches of the leaves."""
+        inner = sorted((pair for pair in nodes if pair[0].children), key=lambda pair: pair[0].end)
+        steps: list[Step | Batch] = []
+        for bucket in _buckets(inner, self.batch_size):
+            end = bucket[0][0].end
+            below = [(child, i) for i, (node, _) in enumerate(bucket) for child in node.children]
+            firsts, parents = tuple(n.rows[0] for n, _ in bucket), tuple(parent for _, parent in bucket)
+            steps.append(Step(firsts, past, end, parents, self.schedule(below, end)))
+        leaves = [
+            _Group(tuple(node.rows), len(self.rows[node.rows[0]].ids) - past, parent)
+            for node, parent in nodes
+            if not node.children
+        ]
+        return (*steps, *self.batches(leaves, past))
+
+    def _groups(self, nodes: list[tuple[Node, int]], past: int) -> list[_Group]:
+        """What to pack: a row joins those before it while that costs less than standing alone."""
+        groups: list[_Group] = []
+        for r, parent in ((r, parent) for node, parent in nodes for r in node.rows):
+            alone = len(self.rows[r].ids) - past
+            last = groups[-1] if groups else None
+            if last and last.parent == parent and len(last.rows) < self.batch_size:
+                longer = last.length + alone - (self.overlaps[r] - past)
+                if _length_cost(longer, past) - _length_cost(last.length, past) <= _length_cost(alone, past):
+                    groups[-1] = _Group((*last.rows, r), longer, parent)
+                    continue
+            groups.append(_Group((r,), alone, parent))
+        return groups
+
+    def batches(self, groups: Sequence[_Group], past: int) -> Plan:
+        """The groups laid out, in batches."""
+        return tuple(
+            Batch(tuple(self._lay_out(g, past) for g in batch), past, tuple(g.parent for g in batch))
+            for batch in _chunks(groups, self.batch_size)
+        )
+
+    def _lay_out(self, group: _Group, past: int) -> Pack:
+        """The rows of a group in one sequence."""
+        if len(group.rows) == 1:
+            ids = self.rows[group.rows[0]].ids[past:]
+            return Pack(ids, {group.rows[0]: range(len(ids))})
+        tokens: list[int] = []
+        paths: dict[int, list[int]] = {}
+        path: list[int] = []
+        for r in group.rows:
+            kept = self.overlaps[r] - past if paths else 0
+            own = self.rows[r].ids[past + kept :]
+            path = path[:kept] + list(range(len(tokens), len(tokens) + len(own)))
+            paths[r] = path
+            tokens += own
+        needed = {i for r, path in paths.items() for i in path[self.rows[r].first - past :]}
+        order = sorted(range(len(tokens)), key=lambda i: (i not in needed, i))
+        place = {i: k for k, i in enumerate(order)}
+        moved = {r: tuple(place[i] for i in path) for r, path in paths.items()}
+        return Pack(tuple(tokens[i] for i in order), moved)
 
 
-def _by_steps(
-    rows: Sequence[Row], nodes: list[tuple[Node, int]], past: int, batch_size: int, pack: bool
-) -> Plan:
-    """A step for every bucket of inner nodes, and batches of the leaves."""
-    inner = sorted((pair for pair in nodes if pair[0].children), key=lambda pair: pair[0].end)
-    steps: list[Step | Batch] = []
-    for bucket in _buckets(inner, batch_size):
-        end = bucket[0][0].end
-        below = [(child, i) for i, (node, _) in enumerate(bucket) for child in node.children]
-        then = _schedule(rows, below, end, batch_size, pack)
-        first, parents = (tuple(node.rows[0] for node, _ in bucket), tuple(parent for _, parent in bucket))
-        steps.append(Step(first, past, end, parents, then))
-    leaves = [(_single(rows, node.rows[0], past), parent) for node, parent in nodes if not node.children]
-    return (*steps, *_batches(leaves, past, batch_size))
+@dataclass(frozen=True)
+class _Group:
+    """Rows to lay out in one sequence of `length` tokens behind cache row `parent`."""
+
+    rows: tuple[int, ...]
+    length: int
+    parent: int
+
+
+def _chunks(groups: Sequence[_Group], batch_size: int) -> Iterator[list[_Group]]:
+    """Groups of similar length together, longest first; single rows, whose outputs stand last, apart from others."""
+    chunk: list[_Group] = []
+    size = 0
+    for group in sorted(groups, key=lambda g: (len(g.rows) == 1, -g.length, min(g.rows))):
+        alike = not chunk or (len(chunk[0].rows) == 1) == (len(group.rows) == 1)
+        if chunk and (size + len(group.rows) > batch_size or not alike):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(group)
+        size += len(group.rows)
+    if chunk:
+        yield chunk
 
 
 def _buckets(inner: list[tuple[Node, int]], batch_size: int) -> Iterator[list[tuple[Node, int]]]:
@@ -185,67 +269,3 @@ def _buckets(inner: list[tuple[Node, int]], batch_size: int) -> Iterator[list[tu
         waste += extra
     if bucket:
         yield bucket
-
-
-def _packed(rows: Sequence[Row], nodes: list[tuple[Node, int]], past: int, batch_size: int) -> Plan:
-    """Batches of packs: a row joins the pack before it while that costs less than standing alone."""
-    packs = [
-        (_side_by_side(rows, members, past), parent)
-        for parent, group in itertools.groupby(nodes, key=lambda pair: pair[1])
-        for members in _groups(rows, [r for node, _ in group for r in node.rows], past, batch_size)
-    ]
-    return _batches(packs, past, batch_size)
-
-
-def _groups(rows: Sequence[Row], order: list[int], past: int, batch_size: int) -> Iterator[list[int]]:
-    """Cut sorted rows behind one cache row into packs."""
-    group: list[int] = []
-    length = 0
-    for r in order:
-        alone = len(rows[r].ids) - past
-        more = alone - (_common(rows[group[-1]].ids, rows[r].ids) - past) if group else alone
-        joined = _length_cost(length + more, past) - _length_cost(length, past)
-        if group and (len(group) == batch_size or joined > _length_cost(alone, past)):
-            yield group
-            group, length, more = [], 0, alone
-        group.append(r)
-        length += more
-    yield group
-
-
-def _batches(packs: list[tuple[Pack, int]], past: int, batch_size: int) -> Plan:
-    """Packs of similar length together, longest first; each comes with its cache row."""
-    batches: list[list[tuple[Pack, int]]] = []
-    size = batch_size
-    for pair in sorted(packs, key=lambda pair: (-len(pair[0].ids), min(pair[0].paths))):
-        if size + len(pair[0].paths) > batch_size:
-            batches.append([])
-            size = 0
-        batches[-1].append(pair)
-        size += len(pair[0].paths)
-    return tuple(Batch(tuple(p for p, _ in batch), past, tuple(i for _, i in batch)) for batch in batches)
-
-
-def _single(rows: Sequence[Row], row: int, past: int) -> Pack:
-    ids = rows[row].ids[past:]
-    return Pack(ids, {row: tuple(range(len(ids)))})
-
-
-def _side_by_side(rows: Sequence[Row], members: list[int], past: int) -> Pack:
-    """The sorted rows in one sequence."""
-    if len(members) == 1:
-        return _single(rows, members[0], past)
-    ids: list[int] = []
-    paths: dict[int, list[int]] = {}
-    path: list[int] = []
-    previous: tuple[int, ...] = ()
-    for r in members:
-        tokens = rows[r].ids[past:]
-        kept = _common(previous, tokens)
-        path = path[:kept] + list(range(len(ids), len(ids) + len(tokens) - kept))
-        ids += tokens[kept:]
-        paths[r], previous = path, tokens
-    needed = {i for r, path in paths.items() for i in path[rows[r].first - past :]}
-    order = sorted(range(len(ids)), key=lambda i: (i not in needed, i))
-    place = {i: k for k, i in enumerate(order)}
-    return Pack(tuple(ids[i] for i in order), {r: tuple(place[i] for i in path) for r, path in paths.items()})

@@ -88,7 +88,7 @@ class ChoiceEvaluator:
             progress: show a bar on a terminal.
 
         Returns:
-            `Scores`, records in the order of the stories; `shared_prefix` says whether beginnings were shared.
+            `Scores`, records in the order of the stories; `shared_prefix` and `packed` say which road was taken.
 
         Raises:
             ValueError: a story is longer than the model's positions, `share_prefix=True` on a model whose cache
@@ -104,7 +104,7 @@ class ChoiceEvaluator:
                 self._read(model, batch, cache, device, totals)
                 bar.update(len(batch.rows))
         self._check_finite(totals)
-        return Scores(tuple(self._records(totals.tolist())), "choice", road != WHOLE)
+        return Scores(tuple(self._records(totals.tolist())), "choice", road != WHOLE, road == PACKED)
 
     def _road(self, model: Any, share_prefix: bool | str) -> str:
         if share_prefix not in (True, False, "auto"):

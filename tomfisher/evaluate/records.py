@@ -88,11 +88,14 @@ class Scores:
         records: one per question.
         method: "choice" or "generate".
         shared_prefix: whether tokens that several questions begin with were computed once.
+        packed: whether that was done with questions side by side in one sequence. In low precision, compare scores
+            only with others of the same kind.
     """
 
     records: tuple[Record, ...]
     method: str = "choice"
     shared_prefix: bool = False
+    packed: bool = False
 
     def by_group(self) -> dict[str, GroupScore]:
         """Accuracy per group, in order of appearance, and of everything under "all" (last)."""
@@ -122,6 +125,7 @@ class Scores:
         return {
             "method": self.method,
             "shared_prefix": self.shared_prefix,
+            "packed": self.packed,
             "records": [asdict(record) for record in self.records],
         }
 
@@ -129,7 +133,10 @@ class Scores:
     def from_dict(cls, data: dict[str, Any]) -> Scores:
         """Rebuild what `to_dict` gave, also after a trip through JSON."""
         return cls(
-            tuple(_record_from(entry) for entry in data["records"]), data["method"], data["shared_prefix"]
+            tuple(_record_from(entry) for entry in data["records"]),
+            data["method"],
+            data["shared_prefix"],
+            data.get("packed", False),
         )
 
 

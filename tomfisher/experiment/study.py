@@ -188,7 +188,7 @@ class Experiment:
             with self._perturbed(folder, loaded.model, plan, rankings) as nnz:
                 scores, perplexity = measure()
             if plan.mask != BASELINE and baseline is None:
-                baseline = _saved_scores(folder)
+                baseline = _saved_scores(folder, scores)
             point = Point(
                 kappa=plan.kappa,
                 mask=plan.mask,
@@ -404,8 +404,17 @@ def _said(F: FisherDiagonal) -> dict[str, Any]:
     }
 
 
-def _saved_scores(folder: RunFolder) -> Scores:
+def _saved_scores(folder: RunFolder, present: Scores) -> Scores:
+    """The baseline's, if it was scored as the present state was."""
     found = folder.load_point("baseline")
     if found is None:
         raise ValueError(f"The baseline of {folder.path} is damaged. Run the same command again.")
-    return Scores.from_dict(found[1])
+    baseline = Scores.from_dict(found[1])
+    if baseline.packed != present.packed:
+        ways = {True: "with questions packed in one sequence", False: "without packing questions"}
+        raise ValueError(
+            f"The baseline of {folder.path} was scored {ways[baseline.packed]}, its other points would be scored "
+            f"{ways[present.packed]}, which rounds differently: another version of tomfisher began it. Give another "
+            "--output_path, or --overwrite to begin anew."
+        )
+    return baseline
