@@ -18,7 +18,7 @@ export PYTHONSAFEPATH = 1
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(BUILT)  ## the study on a tiny model and on SmolLM2-135M, real weights, about ten minutes
+demo: $(BUILT)  ## the study on a tiny model and on SmolLM2-135M, real weights, about seven minutes
 	$(BIN)/tomfisher run --preset demo-testbed
 	$(BIN)/tomfisher run --preset demo-smollm2
 	@echo
