@@ -189,6 +189,13 @@ def test_ways_that_a_model_does_not_take_are_named(tmp_path, model, missing):
     assert list(case["absent"]) == missing and not {*missing} & {*case["contenders"]}
 
 
+@pytest.mark.parametrize("words", ["--rounds 0", "--rounds -1", "--questions 0", "--batch_size x"])
+def test_counts_of_a_benchmark_are_at_least_one(words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "choice", *words.split()])
+    assert f"{words.split()[0]}: must be a whole number, at least 1" in capsys.readouterr().err
+
+
 def test_the_floor_of_multiple_choice_counts_every_beginning_once():
     class Model(torch.nn.Module):
         def get_output_embeddings(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from types import SimpleNamespace
 
@@ -10,9 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomfisher.evaluate._execute import PACKING, batch_arguments, can_pack, can_share, execute, layout
+from tomfisher.evaluate import ChoiceEvaluator
+from tomfisher.evaluate._execute import (
+    PACKING,
+    batch_arguments,
+    can_pack,
+    can_share,
+    computes_as_made,
+    execute,
+    layout,
+)
 from tomfisher.evaluate._forward import measuring, pad
 from tomfisher.evaluate._plan import Batch, Row, cost, plan_shared, plan_whole
+from tomfisher.models import onednn
 
 SIZES = {
     "vocab_size": 53,
@@ -265,24 +276,106 @@ def test_rotation_that_depends_on_the_length_is_not_cached(kind):
     assert not can_share(model) and not can_pack(model)
 
 
-def test_attention_that_somebody_put_in_is_not_packed(models):
-    model = copy.copy(models("llama"))
-    model.config = copy.copy(model.config)
-    model.config._attn_implementation_internal = "somebody's"
-    assert can_share(model) and not can_pack(model)
-
-
-def test_a_model_with_hooks_does_not_pack():
+def test_interventions_share_but_do_not_pack():
     from tomfisher.ablation import intervene, off_sink
 
     model = build("llama")
     with intervene(model, off_sink(0.5)):
-        assert can_share(model) and not can_pack(model)
-    for register in (torch.nn.Module.register_forward_hook, torch.nn.Module.register_forward_pre_hook):
-        handle = register(model.model.layers[1].mlp, lambda *call: None)
-        assert not can_pack(model)
-        handle.remove()
+        assert can_share(model) and computes_as_made(model) and not can_pack(model)
     assert can_pack(model)
+
+
+def shift_first(module, args, output):
+    """What interpretability does every day: change what stands at a position."""
+    output = output.clone()
+    output[:, 0] += 5
+    return output
+
+
+@contextlib.contextmanager
+def meddled(model, how):
+    """Inside, the MLP of a layer is changed at position 0, in one of the ways in which people do it."""
+    layer = model.model.layers[0]
+    mlp = layer.mlp
+    if how == "hook":
+        handle = mlp.register_forward_hook(shift_first)
+    elif how == "hook of the model":
+        handle = model.model.layers[0].register_forward_pre_hook(
+            lambda m, args: (shift_first(m, (), args[0]),)
+        )
+    elif how == "hook of all modules":
+        handle = torch.nn.modules.module.register_module_forward_hook(
+            lambda m, args, output: shift_first(m, args, output) if m is mlp else None
+        )
+    elif how == "forward":
+        mlp.forward = lambda x: shift_first(mlp, (), type(mlp).forward(mlp, x))
+        handle = SimpleNamespace(remove=lambda: vars(mlp).pop("forward"))
+    elif how == "module":
+        wrapper = Wrapper(mlp)
+        layer.mlp = wrapper
+        handle = SimpleNamespace(remove=lambda: setattr(layer, "mlp", mlp))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Wrapper(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return shift_first(self, (), self.inner(x))
+
+
+@pytest.mark.parametrize("how", ["hook", "hook of the model", "hook of all modules", "forward", "module"])
+def test_what_counts_positions_is_run_whole_and_gives_what_single_rows_give(
+    how, tokenizer, stories, fresh_model
+):
+    model = fresh_model("llama")
+    evaluator = ChoiceEvaluator(tokenizer, stories)
+    before = evaluator.score(model)
+    with meddled(model, how):
+        assert not can_pack(model) and not computes_as_made(model)
+        found = evaluator.score(model)
+        single = ChoiceEvaluator(tokenizer, stories, batch_size=1).score(model, share_prefix=False)
+    assert not found.shared_prefix and not found.packed
+    gaps = [
+        abs(a - b)
+        for x, y, z in zip(found.records, single.records, before.records, strict=True)
+        for a, b in zip(x.logprobs, y.logprobs, strict=True)
+    ]
+    assert max(gaps) < 1e-4
+    assert any(x.logprobs != y.logprobs for x, y in zip(found.records, before.records, strict=True))
+    assert evaluator.score(model) == before and before.packed
+
+
+def test_attention_of_somebodys_own_is_run_whole(tokenizer, stories, fresh_model):
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    model = fresh_model("llama")
+    AttentionInterface.register("of_my_own", lambda *args, **kwargs: sdpa_attention_forward(*args, **kwargs))
+    before = ChoiceEvaluator(tokenizer, stories).score(model)
+    model.set_attn_implementation("of_my_own")
+    found = ChoiceEvaluator(tokenizer, stories).score(model)
+    assert before.packed and not found.shared_prefix
+
+
+def test_linear_layers_by_onednn_are_known(monkeypatch):
+    monkeypatch.setattr(onednn, "outruns_mkl", lambda: True)
+    monkeypatch.setattr(onednn, "SMALLEST", 1)
+    model = build("llama")
+    with onednn.by_onednn(model):
+        assert "forward" in vars(model.lm_head) and can_pack(model)
+
+
+def test_what_accelerate_puts_in_is_known():
+    model = build("llama")
+    layer = model.model.layers[0]
+    layer._hf_hook, layer.forward = object(), layer.forward
+    assert computes_as_made(model) and can_pack(model)
 
 
 def test_a_look_at_hidden_states_changes_nothing():

@@ -18,7 +18,7 @@ BENCHMARKS = {
     "topk": "exact top-k on the CPU, in memory and from a file, against torch, numpy and the C++ library",
     "topk_gpu": "exact top-k on a GPU against torch.topk and one read of the values",
     "growth": "how Fisher grows with samples, tokens and parameters, and top-k with length and threads",
-    "choice": "multiple choice: one answer at a time, padded batches, distinct rows, shared beginnings",
+    "choice": "multiple choice: one answer at a time, padded batches, distinct rows, shared by steps, packed",
     "analysis": "a look inside (RoPE spectrum, attention sinks) against the forward passes alone; the report of a run",
     "gpu_tests": "the GPU tests, with a record of which kernels they ran on which sources",
 }
@@ -130,7 +130,7 @@ def _squared_gradient(parser: argparse.ArgumentParser) -> None:
 def _linear(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="llama-135m", help="whose layers [llama-135m]")
     parser.add_argument("--tokens", default="64,512", help="rows of the input, several with commas [64,512]")
-    parser.add_argument("--rounds", type=int, default=10, help="timed rounds [10]")
+    parser.add_argument("--rounds", type=_positive, default=10, help="timed rounds [10]")
 
 
 def _masked_fill(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +156,7 @@ def _topk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scratch", default=".", help="folder for that file, which is deleted afterwards [.]"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds [5]")
+    parser.add_argument("--rounds", type=_positive, default=5, help="timed rounds [5]")
     _patience(parser)
     parser.add_argument("--quick", action="store_true", help="20,000 values, in memory and in a file")
 
@@ -177,7 +177,7 @@ def _growth(parser: argparse.ArgumentParser) -> None:
         "--axes", default="samples,length,parameters,topk", help="[samples,length,parameters,topk]"
     )
     parser.add_argument("--kappa", type=kappa, default=1e-5, help="of top-k [1e-5]")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds [3]")
+    parser.add_argument("--rounds", type=_positive, default=3, help="timed rounds [3]")
     parser.add_argument("--no_memory", dest="memory", action="store_false", help="skip peak memory")
     parser.add_argument("--quick", action="store_true", help="sizes that take seconds")
 
@@ -188,9 +188,9 @@ def _choice(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="of the weights [bf16]"
     )
     parser.add_argument("--task", help="whose questions [false-belief; testbed for its models]")
-    parser.add_argument("--questions", type=int, default=320, help="how many [320]")
-    parser.add_argument("--batch_size", type=int, default=32, help="rows of a forward [32]")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds [5]")
+    parser.add_argument("--questions", type=_positive, default=320, help="how many [320]")
+    parser.add_argument("--batch_size", type=_positive, default=32, help="rows of a forward [32]")
+    parser.add_argument("--rounds", type=_positive, default=5, help="timed rounds [5]")
     parser.add_argument("--device", help="such as cpu or cuda:0 [CUDA where there is one]")
 
 
@@ -207,7 +207,7 @@ def _analysis(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no_memory", dest="memory", action="store_false", help="skip peak memory")
     parser.add_argument("--report", metavar="RUN", help="run folder whose report is written and timed too")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds [5]")
+    parser.add_argument("--rounds", type=_positive, default=5, help="timed rounds [5]")
     parser.add_argument("--device", help="such as cpu or cuda:0 [CUDA where there is one]")
 
 
@@ -216,7 +216,7 @@ def _gpu_tests(parser: argparse.ArgumentParser) -> None:
 
 
 def _shared(parser: argparse.ArgumentParser, rounds: int = 3) -> None:
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds [{rounds}]")
+    parser.add_argument("--rounds", type=_positive, default=rounds, help=f"timed rounds [{rounds}]")
     parser.add_argument("--device", help="such as cpu or cuda:0 [CUDA where there is one]")
     parser.add_argument(
         "--gpu", choices=GPUS, default="h100", help="whose floor is printed without a GPU [h100]"
@@ -241,6 +241,13 @@ def _number(text: str) -> int:
     if value < 0 or value != int(value):
         raise argparse.ArgumentTypeError(f"must be a whole number such as 1000000 or 1e6, got {text!r}.")
     return int(value)
+
+
+def _positive(text: str) -> int:
+    """The argparse type of a number of rounds, questions or rows."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}.")
+    return int(text)
 
 
 _ARGUMENTS = {

@@ -12,6 +12,10 @@ from torch import Tensor
 from tomfisher.evaluate._forward import accepts, cache_argument, pad
 from tomfisher.evaluate._plan import Batch, Row, Step
 
+ATTENTION_WITH_MASK = ("sdpa", "eager")
+OTHER_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
+KNOWN_HOOKS = ("transformers.", "tomfisher.")
+KNOWN_MODULES = ("torch.", "transformers.", "tomfisher.", "bitsandbytes.", "peft.", "torchao.")
 # Architectures that are tested to compute packed rows right: positions and mask are taken as given.
 PACKING = frozenset(
     {
@@ -66,18 +70,19 @@ def can_share(model: Any) -> bool:
 def can_pack(model: Any) -> bool:
     """Whether rows can stand side by side in one sequence: a model of `PACKING` whose every layer attends by the mask.
 
-    A layer with a window counts tokens by where they stand, and so may a hook (`tomfisher.ablation.intervene` has
-    some; those of transformers only look) and attention that somebody else has put in: such models share by steps.
+    A layer with a window counts tokens by where they stand, and so do the hooks of `tomfisher.ablation.intervene`:
+    such models share by steps. So does one that `computes_as_made` does not know.
     """
     from transformers.cache_utils import DynamicLayer
 
     return (
         can_share(model)
         and model.config.model_type in PACKING
-        and model.config._attn_implementation in ("sdpa", "eager")
+        and model.config._attn_implementation in ATTENTION_WITH_MASK
         and _cache_layers(model) == {DynamicLayer}
         and not getattr(model.config, "sliding_window", None)  # Mistral has it whatever its layers are called
-        and not _has_hooks(model)
+        and computes_as_made(model)
+        and not any(_origin(hook).startswith("tomfisher.") for hook in _hooks(model))
     )
 
 
@@ -142,13 +147,44 @@ def _mask(model: Any, visible: Tensor) -> Tensor:
     return torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill_(~visible, lowest)
 
 
-def _has_hooks(model: Any) -> bool:
-    hooks = (
-        hook
-        for module in model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+def computes_as_made(model: Any) -> bool:
+    """Whether nobody has put anything into the model that may count tokens by where they stand in a forward.
+
+    That is a hook, of a module or of all, a forward that was replaced, a module of a class that is neither torch's nor
+    transformers' nor of a library that keeps tokens apart, or an attention function of somebody's own. The hooks of transformers only look, those of
+    `tomfisher.ablation.intervene` know caches, and accelerate replaces forwards to move tensors between devices.
+
+    Args:
+        model: a causal language model of transformers.
+    """
+    from torch.nn.modules import module as registry
+
+    everywhere = (*registry._global_forward_hooks.values(), *registry._global_forward_pre_hooks.values())
+    return (
+        model.config._attn_implementation in (*ATTENTION_WITH_MASK, *OTHER_ATTENTION)
+        and not everywhere
+        and all(_origin(hook).startswith(KNOWN_HOOKS) for hook in _hooks(model))
+        and all(
+            type(module).__module__.startswith(KNOWN_MODULES) and not _is_replaced(module)
+            for module in model.modules()
+        )
     )
-    return not all(str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
+
+
+def _is_replaced(module: Any) -> bool:
+    forward = vars(module).get("forward")
+    known = hasattr(module, "_hf_hook") or _origin(forward).startswith("tomfisher.")
+    return forward is not None and not known
+
+
+def _hooks(model: Any) -> Iterator[Any]:
+    for module in model.modules():
+        yield from module._forward_hooks.values()
+        yield from module._forward_pre_hooks.values()
+
+
+def _origin(hook: Any) -> str:
+    return str(getattr(hook, "__module__", ""))
 
 
 def _rotary_kinds(config: Any) -> set[Any]:

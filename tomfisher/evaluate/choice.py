@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._execute import batch_arguments, can_pack, can_share, execute
+from tomfisher.evaluate._execute import batch_arguments, can_pack, can_share, computes_as_made, execute
 from tomfisher.evaluate._forward import check_length, device_of, logits_at, measuring, pad
 from tomfisher.evaluate._plan import Batch, Plan, Row, plan_shared, plan_whole
 from tomfisher.evaluate.records import ALL, Record, Scores
@@ -35,11 +35,11 @@ class ChoiceEvaluator:
         stories: objects with `id, group, condition, cell, kind, prompt, choices, answer`.
         batch_size: number of rows in one forward, at least 1.
         pack: whether rows may stand side by side in one sequence where the model takes that. Low precision rounds
-            differently then: False to compare with the same model in a state that cannot (hooks, interventions).
+            differently then: False to compare with the same model in a state that cannot (interventions).
 
     Raises:
         ValueError: no stories; a story with fewer than two choices, equal choices, an answer that is no index
-            into them, the reserved group name "all", or an id that another story has.
+            into them, the reserved group name "all", or an id that another story has; a `pack` that is no bool.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class ChoiceEvaluator:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        if not isinstance(pack, bool):
+            raise ValueError(f"pack is {pack!r}; it must be True or False.")
         self.stories = tuple(stories)
         check_stories(self.stories)
         self.batch_size = batch_size
@@ -84,7 +86,9 @@ class ChoiceEvaluator:
             share_prefix: compute the tokens that several sequences begin with once (the same numbers up to
                 rounding): rows side by side in one sequence, each token seeing its own beginning alone, where the
                 architecture is known to take such a mask; else from a cache. "auto": where the model keeps nothing
-                but keys and values; True: or refuse; False: never.
+                but keys and values, and nobody has put hooks, forwards, modules or attention of their own into it
+                (`tomfisher.ablation.intervene` is known); True: there too, or refuse; False: never. Rows are padded
+                on the right: a hook that counts tokens from the end needs `batch_size` 1 as well.
             progress: show a bar on a terminal.
 
         Returns:
@@ -113,7 +117,7 @@ class ChoiceEvaluator:
             return WHOLE
         if self.pack and can_pack(model):
             return PACKED
-        if can_share(model):
+        if can_share(model) and (share_prefix is True or computes_as_made(model)):
             return STEPS
         if share_prefix is True:
             raise ValueError(
