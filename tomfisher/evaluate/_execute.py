@@ -151,8 +151,9 @@ def computes_as_made(model: Any) -> bool:
     """Whether nobody has put anything into the model that may count tokens by where they stand in a forward.
 
     That is a hook, of a module or of all, a forward that was replaced, a module of a class that is neither torch's nor
-    transformers' nor of a library that keeps tokens apart, or an attention function of somebody's own. The hooks of transformers only look, those of
-    `tomfisher.ablation.intervene` know caches, and accelerate replaces forwards to move tensors between devices.
+    transformers' nor of a library that keeps tokens apart, or an attention function of somebody's own. The hooks of
+    transformers only look, those of `tomfisher.ablation.intervene` know caches, and accelerate replaces forwards to
+    move tensors between devices.
 
     Args:
         model: a causal language model of transformers.
