@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tomfisher.sample import Sample
+from typing import Any
 
 TOLERATED_UNKNOWN = 0.1
 
@@ -70,19 +67,19 @@ def split_continuation(tokenizer: Any, prompt: str, continuation: str) -> tuple[
     return ids[:cut], ids[cut:]
 
 
-def warn_of_unknown_tokens(tokenizer: Any, samples: Sequence[Sample], what: str) -> None:
-    """Warn when more than a tenth of the samples' tokens are the tokenizer's "unknown" token.
+def warn_of_unknown_tokens(tokenizer: Any, texts: Sequence[Sequence[int]], what: str) -> None:
+    """Warn when more than a tenth of the texts' tokens are the tokenizer's "unknown" token.
 
     Args:
         tokenizer: a transformers tokenizer; one without an unknown token knows every text.
-        samples: the encoded texts.
+        texts: their ids.
         what: what to call them.
     """
     unknown = getattr(tokenizer, "unk_token_id", None)
-    total = sum(len(sample) for sample in samples)
+    total = sum(map(len, texts))
     if unknown is None or not total:
         return
-    share = sum(int((sample.input_ids == unknown).sum()) for sample in samples) / total
+    share = sum(ids.count(unknown) for ids in texts) / total
     if share > TOLERATED_UNKNOWN:
         warnings.warn(
             f"{share:.0%} of the tokens of {what} are unknown to this model's tokenizer: what follows says little "

@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -127,6 +128,16 @@ def test_evaluator_sees_the_model_as_it_is_now(fresh_model, tokenizer, stories):
     after = evaluator.score(model)
     assert after != before
     assert after == ChoiceEvaluator(tokenizer, stories).score(model)
+
+
+def test_questions_of_unknown_words_are_said(tokenizer, new_story, stories):
+    known = [new_story("the bag is", "full of", ("popcorn", "chocolate"), 0, "a/0/belief")]
+    foreign = [new_story("der beutel ist", "voll mit", ("popcorn", "chocolate"), 0, "b/0/belief")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ChoiceEvaluator(tokenizer, [*stories, *known])
+    with pytest.warns(UserWarning, match="100% of the tokens of the questions are unknown"):
+        ChoiceEvaluator(tokenizer, foreign)
 
 
 def test_ties_share_the_point(fresh_model, tokenizer, new_story):

@@ -13,7 +13,7 @@ from tomfisher.evaluate._forward import check_length, device_of, logits_at, meas
 from tomfisher.evaluate._plan import Batch, Plan, Row, plan_shared, plan_whole
 from tomfisher.evaluate.records import ALL, Record, Scores
 from tomfisher.progress import progress_bar
-from tomfisher.tokens import split_continuation
+from tomfisher.tokens import split_continuation, warn_of_unknown_tokens
 
 BATCH_SIZE = 32
 WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the roads: see `tomfisher.evaluate._plan`
@@ -61,6 +61,7 @@ class ChoiceEvaluator:
                 spans.append((tuple(prompt), tuple(answer)))
                 self._owners.append(index)
         self.rows, self._row_of = _merge([prompt + answer[:-1] for prompt, answer in spans], spans)
+        warn_of_unknown_tokens(tokenizer, [row.ids for row in self.rows], "the questions")
         # (answer number, position, target id) to read off each row
         self._reads: list[list[tuple[int, int, int]]] = [[] for _ in self.rows]
         for number, (before, tokens) in enumerate(spans):

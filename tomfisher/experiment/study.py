@@ -148,7 +148,8 @@ class Experiment:
             loaded = self._model(folder, "fisher", self.fisher_dtype)
             for which in pending:
                 self._samples[which] = self.inputs.samples(which, loaded)
-                warn_of_unknown_tokens(loaded.tokenizer, self._samples[which], f"the {which} samples")
+                texts = [sample.input_ids.tolist() for sample in self._samples[which]]
+                warn_of_unknown_tokens(loaded.tokenizer, texts, f"the {which} samples")
 
     def _compute(self, folder: RunFolder, which: str) -> FisherDiagonal:
         from tomfisher.fisher import fisher_diagonal
