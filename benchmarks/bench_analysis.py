@@ -22,7 +22,7 @@ from torch import Tensor
 from tomfisher import tasks
 from tomfisher.analysis.analyze import PARTS, Analysis, analyze
 from tomfisher.analysis.capture import QueryKey, watching
-from tomfisher.benchmarks import memory, plots
+from tomfisher.benchmarks import memory, models, plots
 from tomfisher.benchmarks.harness import Contender, interleave, quantiles, record, summary
 from tomfisher.benchmarks.tables import SPEED, TIME, Column, render, shown
 from tomfisher.fisher.batching import plan_batches
@@ -34,7 +34,6 @@ from tomfisher.tasks.encode import encode
 
 FORWARD = "forward passes alone"
 BOTH = "spectrum and sinks"
-OWN_TASKS = ("testbed", "testbed2")
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.03, "fp16": 0.01}
 TARGET_RATIO, TARGET_REPORT_S, TARGET_REPORT_BYTES = 1.5, 15.0, 5_000_000
 RATIO = Column("x passes", "times_floor.median")
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = str(resolve_device(args.device))
     counts = sorted({int(text) for text in args.memory_prompts.split(",")}) if args.memory else []
     loaded = load_model(args.model, dtype=args.dtype, device=device)
-    task = args.task or (family if (family := args.model.partition("-")[0]) in OWN_TASKS else "false-belief")
+    task = args.task or models.task_of(args.model)
     prompts = _prompts(loaded.tokenizer, task, max(args.prompts, *counts) if counts else args.prompts)
     model, timed = loaded.model, prompts[: args.prompts]
     errors = check(model, timed[:4], TOLERANCE[args.dtype])

@@ -19,20 +19,19 @@ from typing import Any
 import torch
 
 from tomfisher import tasks
-from tomfisher.benchmarks import plots
+from tomfisher.benchmarks import models, plots
 from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, record, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
 from tomfisher.evaluate import ChoiceEvaluator
 from tomfisher.evaluate._execute import can_pack, can_share
+from tomfisher.evaluate._forward import device_of, logits_at, measuring, pad
 from tomfisher.fisher import select_parameters
 from tomfisher.models import load_model
 from tomfisher.models.load import DTYPES, resolve_device
-from tomfisher.models.onednn import by_onednn
 from tomfisher.tokens import split_continuation
 
 ALONE, PADDED = "one answer at a time", "every answer, padded batches"
 DISTINCT, STEPPED, SIDE_BY_SIDE = "distinct rows", "shared, by steps", "shared, packed"
-OWN_TASKS = ("testbed", "testbed2")
 COLUMNS = (*TIME, SPEED, FLOOR, Column("error", "error", ".1e"))
 CHECKED = 16  # questions
 TOLERANCE = 1e-3  # nats, in float32
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Check, time and return the record."""
     device = resolve_device(args.device)
     loaded = load_model(args.model, dtype=args.dtype, device=str(device))
-    task = args.task or (family if (family := args.model.partition("-")[0]) in OWN_TASKS else "false-belief")
+    task = args.task or models.task_of(args.model)
     stories = tasks.load(task, n=args.questions, split="evaluation")
     model, tokenizer = loaded.model, loaded.tokenizer
     errors = check(model, tokenizer, stories[:CHECKED], args.batch_size)
@@ -115,7 +114,7 @@ def every_answer(model: Any, spans: Sequence[Span], counts: Sequence[int], batch
     """Each prompt with each of its answers as a row of its own, of similar length together, padded on the right."""
     found = [0.0] * len(spans)
     order = sorted(range(len(spans)), key=lambda n: -len(spans[n][0]) - len(spans[n][1]))
-    with torch.inference_mode(), by_onednn(model):
+    with measuring(model):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             for n, value in zip(chunk, _padded(model, [spans[n] for n in chunk]), strict=True):
@@ -126,14 +125,10 @@ def every_answer(model: Any, spans: Sequence[Span], counts: Sequence[int], batch
 
 def _padded(model: Any, spans: Sequence[Span]) -> list[float]:
     """Log-probabilities of the answers of one batch, in float32 or, from a float64 model, in float64."""
-    rows = [[*prompt, *answer] for prompt, answer in spans]
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
-    first = (
-        min(len(prompt) for prompt, _ in spans) - 1
-    )  # the same positions for all rows, as transformers has it
-    keep = torch.arange(first, longest, device=model.device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+    ids = pad([[*prompt, *answer] for prompt, answer in spans], device_of(model))
+    # the same positions for all rows, as transformers has it
+    first = min(len(prompt) for prompt, _ in spans) - 1
+    logits = logits_at(model, ids, torch.arange(first, ids.shape[1], device=ids.device))
     wide = torch.promote_types(logits.dtype, torch.float32)
     sums = []
     for (prompt, answer), scores in zip(spans, logits, strict=True):

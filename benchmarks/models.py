@@ -88,6 +88,12 @@ def head_numel(config: str) -> int:
     return head(config).d_out * head(config).d_in
 
 
+def task_of(model: str) -> str:
+    """The task whose words a built-in model knows: that of a testbed model's own language, else "false-belief"."""
+    family = model.partition("-")[0]
+    return family if family in ("testbed", "testbed2") else "false-belief"
+
+
 def random_llama(config: str, dtype: str = "fp32", device: str = "cpu", seed: int = 0) -> nn.Module:
     """A Llama with random weights, made where it shall live.
 

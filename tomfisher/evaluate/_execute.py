@@ -116,9 +116,8 @@ def batch_arguments(model: Any, batch: Batch, cache: Any, device: torch.device) 
         arguments["position_ids"] = positions.to(device)
         arguments["attention_mask"] = _mask(model, visible.to(device))
         if accepts(model, "output_router_logits"):
-            arguments["output_router_logits"] = (
-                False  # the balance of experts, for a loss, knows no such mask
-            )
+            # the balance of experts, for a loss, knows no such mask
+            arguments["output_router_logits"] = False
     return arguments
 
 
