@@ -24,10 +24,10 @@ from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, rec
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
 from tomfisher.evaluate import ChoiceEvaluator
 from tomfisher.evaluate._execute import can_pack, can_share
-from tomfisher.evaluate._forward import device_of, logits_at, measuring, pad
 from tomfisher.fisher import select_parameters
 from tomfisher.models import load_model
 from tomfisher.models.load import DTYPES, resolve_device
+from tomfisher.runtime.forward import device_of, logits_at, measuring, pad
 from tomfisher.tokens import split_continuation
 
 ALONE, PADDED = "one answer at a time", "every answer, padded batches"

@@ -29,8 +29,9 @@ from tomfisher.fisher import select_parameters
 from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.memory import release, token_budget
-from tomfisher.fisher.objective import input_device, sample_losses
+from tomfisher.fisher.objective import sample_losses
 from tomfisher.models.load import DTYPES, resolve_device
+from tomfisher.runtime.forward import device_of
 from tomfisher.sample import Sample
 
 SETTINGS = (
@@ -203,7 +204,7 @@ def _ours(model: nn.Module, impl: Any, budget: str, samples: Sequence[Sample]) -
 
 
 def _passes_alone(model: nn.Module, budget: str, samples: Sequence[Sample]) -> None:
-    device = input_device(model)
+    device = device_of(model)
     tokens = token_budget(budget if budget == "auto" else int(budget), model, device)
     with frozen(model):
         for indices in plan_batches([len(sample) for sample in samples], tokens):

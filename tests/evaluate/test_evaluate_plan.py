@@ -21,9 +21,9 @@ from tomfisher.evaluate._execute import (
     execute,
     layout,
 )
-from tomfisher.evaluate._forward import measuring, pad
 from tomfisher.evaluate._plan import Batch, Row, cost, plan_shared, plan_whole
 from tomfisher.models import onednn
+from tomfisher.runtime.forward import measuring, pad
 
 SIZES = {
     "vocab_size": 53,

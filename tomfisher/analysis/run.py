@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tomfisher.analysis.capture import QueryKey, watching
-from tomfisher.evaluate._forward import accepts, check_length, device_of, measuring
 from tomfisher.fisher.batching import plan_batches
 from tomfisher.models.families import Architecture, UnsupportedModel
 from tomfisher.progress import progress_bar
+from tomfisher.runtime.forward import accepts, check_length, device_of, measuring, pad
 
 TOKENS_PER_BATCH = 4096
 
@@ -71,7 +71,7 @@ def run(
     bar = progress_bar(total=len(rows), desc=what, unit="prompt", enabled=progress)
     with bar, watching(architecture, look), measuring(model):
         for batch in batches:
-            _forward(model, _pad([rows[i] for i in batch], device_of(model)))
+            _forward(model, pad([rows[i] for i in batch], device_of(model)))
             if missing := sorted(architecture.attention.keys() - seen):
                 raise UnsupportedModel(
                     f"The attention of layers {', '.join(map(str, missing))} ran without being seen: it does not go "
@@ -100,12 +100,6 @@ def _checked(model: Any, prompts: Sequence[Sequence[int] | Tensor]) -> list[list
 def supported(x: Tensor) -> Tensor:
     """Queries or keys in a dtype that the ops take: float64 becomes float32."""
     return x.float() if x.dtype == torch.float64 else x
-
-
-def _pad(rows: Sequence[list[int]], device: torch.device) -> Tensor:
-    """Pad on the right, where a causal model does not look, with each row's own last token."""
-    longest = max(map(len, rows))
-    return torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=device)
 
 
 def _forward(model: Any, ids: Tensor) -> None:

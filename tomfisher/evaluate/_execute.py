@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._forward import accepts, cache_argument, pad
 from tomfisher.evaluate._plan import Batch, Row, Step
+from tomfisher.runtime.forward import accepts, cache_argument, pad
 
 ATTENTION_WITH_MASK = ("sdpa", "eager")
 OTHER_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")

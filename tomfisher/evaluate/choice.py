@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tomfisher.evaluate._execute import batch_arguments, can_pack, can_share, computes_as_made, execute
-from tomfisher.evaluate._forward import check_length, device_of, logits_at, measuring, pad
 from tomfisher.evaluate._plan import Batch, Plan, Row, plan_shared, plan_whole
 from tomfisher.evaluate.records import ALL, Record, Scores
 from tomfisher.progress import progress_bar
+from tomfisher.runtime.forward import check_length, device_of, logits_at, measuring, pad
 from tomfisher.tokens import split_continuation, warn_of_unknown_tokens
 
 BATCH_SIZE = 32

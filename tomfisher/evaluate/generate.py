@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._forward import check_length, device_of, measuring
 from tomfisher.evaluate.choice import check_stories, make_record
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
+from tomfisher.runtime.forward import check_length, device_of, measuring
 from tomfisher.tokens import encode_text
 
 BATCH_SIZE = 32

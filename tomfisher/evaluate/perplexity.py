@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._forward import check_length, device_of, logits_at, measuring, pad
 from tomfisher.progress import progress_bar
+from tomfisher.runtime.forward import check_length, device_of, logits_at, measuring, pad
 
 BATCH_SIZE = 4
 # Positions whose float32 log-softmax is held at once.

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from tomfisher.evaluate._forward import measuring
 from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.objective import check_losses, sample_losses
 from tomfisher.progress import progress_bar
+from tomfisher.runtime.forward import measuring
 from tomfisher.sample import Sample
 
 VALIDATION_TOKENS = 2048

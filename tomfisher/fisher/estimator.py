@@ -17,7 +17,7 @@ from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.memory import is_out_of_memory, release, token_budget
-from tomfisher.fisher.objective import Labels, Reduction, check_losses, input_device, sample_losses
+from tomfisher.fisher.objective import Labels, Reduction, check_losses, sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, describe_params, select_parameters
 from tomfisher.models.load import identify
@@ -25,6 +25,7 @@ from tomfisher.models.onednn import concerns
 from tomfisher.models.structure import position_limit
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
+from tomfisher.runtime.forward import device_of
 from tomfisher.sample import Sample, digest
 
 
@@ -151,7 +152,7 @@ class _Run:
 
     def all_batches(self, tokens_per_batch: int | str, progress: bool) -> None:
         """Every sample once; the budget halves for good whenever memory runs out."""
-        budget = token_budget(tokens_per_batch, self.model, input_device(self.model))
+        budget = token_budget(tokens_per_batch, self.model, device_of(self.model))
         # a parameter on the fallback road needs the gradient of one sample alone
         most = 1 if self.roads.fallback else None
         queue = self._batches(range(len(self.samples)), budget, most)

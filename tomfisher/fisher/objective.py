@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tomfisher.fisher.batching import Batch
 from tomfisher.fisher.nll import negative_log_likelihood
+from tomfisher.runtime.forward import device_of, logits_at
 from tomfisher.sample import IGNORED
 
 Labels = Literal["empirical", "sampled"]
@@ -32,9 +32,9 @@ def sample_losses(model: nn.Module, batch: Batch, labels: Labels, reduction: Red
     Returns:
         float32 (float64 for a float64 model), shape `[B]`, in nats.
     """
-    device = input_device(model)
+    device = device_of(model)
     targets, positions = _supervised(batch.labels)
-    logits = _logits_at(model, batch.input_ids.to(device), positions)
+    logits = logits_at(model, batch.input_ids.to(device), positions.to(device))
     if labels == "sampled":
         targets = _draw(logits.detach(), targets, batch.indices, seed)
     nll = negative_log_likelihood(logits.flatten(0, 1), targets.flatten().to(logits.device)).view(
@@ -70,25 +70,11 @@ def check_losses(model: nn.Module, losses: Tensor, called: list[str]) -> None:
     raise FloatingPointError(f"The loss of {called[row]} is {losses[row].item()}. {cause}")
 
 
-def input_device(model: nn.Module) -> torch.device:
-    """Where token ids go: the device of the input embedding."""
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    return next(embedding.parameters()).device
-
-
 def _supervised(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Targets `[B, K]` and the K positions that predict them, where any sample is supervised."""
     shifted = labels[:, 1:]
     positions = (shifted != IGNORED).any(0).nonzero().squeeze(1)
     return shifted[:, positions], positions
-
-
-def _logits_at(model: nn.Module, input_ids: Tensor, positions: Tensor) -> Tensor:
-    positions = positions.to(input_ids.device)
-    arguments: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return model(**arguments, logits_to_keep=positions).logits
-    return model(**arguments).logits[:, positions]
 
 
 def _draw(logits: Tensor, targets: Tensor, indices: list[int], seed: int) -> Tensor:

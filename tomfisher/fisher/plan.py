@@ -13,10 +13,11 @@ from tomfisher import ops
 from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.memory import activation_bytes_per_token, token_budget
-from tomfisher.fisher.objective import input_device, sample_losses
+from tomfisher.fisher.objective import sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.models.onednn import concerns
+from tomfisher.runtime.forward import device_of
 from tomfisher.sample import Sample
 
 # forward and input gradients are two matrix products per weight, the captured gradient is a third
@@ -87,7 +88,7 @@ def plan_fisher(
     samples = list(samples)
     selection = select_parameters(model, params)
     roads = find_roads(model, selection, samples)
-    device = input_device(model)
+    device = device_of(model)
     budget = token_budget(tokens_per_batch, model, device)
     lengths = [len(s) for s in samples]
     batches = plan_batches(lengths, budget, 1 if roads.fallback else None)

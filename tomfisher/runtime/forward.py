@@ -44,9 +44,12 @@ def check_length(model: Any, length: int, what: str) -> None:
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Stack id lists, padded on the right with id 0: a causal model never looks at what comes after."""
+    """Stack id lists, padded on the right, where a causal model does not look, with each row's own last token.
+
+    Not with a padding token: some models warn about theirs, or treat it as what is not there.
+    """
     length = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (length - len(row))] for row in rows], device=device)
+    return torch.tensor([[*row, *row[-1:] * (length - len(row))] for row in rows], device=device)
 
 
 def accepts(model: Any, argument: str) -> bool:
