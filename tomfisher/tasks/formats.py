@@ -88,6 +88,10 @@ def text_of(record: Record, *columns: str) -> str:
         value = {"text": value}
     if not isinstance(value, dict):
         raise record.refuse(f"expected a text or an object, got {_kind(value)}", 'Write {"txt": "..."}.')
+    if paper_formats.family_of(record):
+        raise record.refuse(
+            "an item of stories, whose text has placeholders or no question", "Give the file as --task."
+        )
     fields = (*columns, *TEXT_FIELDS)
     field = next((name for name in fields if name in value), None)
     if field is None:
@@ -103,6 +107,11 @@ def _plain(record: Record, default_id: str) -> Story:
         raise record.refuse(f"expected an object, got {_kind(value)}", REMEDY)
     if "prompt" not in value and "story" not in value:
         given = ", ".join(sorted(value)) or "none"
+        if any(field in value for field in TEXT_FIELDS):
+            raise record.refuse(
+                f"a text without a question (fields given: {given})",
+                "Texts are Fisher samples: tomfisher fisher --texts FILE. " + REMEDY,
+            )
         raise record.refuse(f"neither 'prompt' nor 'story' is given (fields given: {given})", REMEDY)
     story, question = (
         (record.text("prompt"), "") if "prompt" in value else (record.text("story"), record.text("question"))

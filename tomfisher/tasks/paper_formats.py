@@ -1,198 +1,170 @@
-"""Story items in the file format of arXiv 2504.04238: what each field means here, and how a cell is told.
+"""Story items in the file format of arXiv 2504.04238: what each field means, and how a cell is told.
 
-The paper's code has no written format, so the meanings are fixed here:
+The texts are the file's; the sentences that the format asks for beside them are our own (`paper_sentences`).
 
 - contents items (`txt`, `txt_correctlabel`, `o1`, `o2`, `c`, `xnam`, `xpro`, `obj_pro`, `pos_pro`): the placeholders
-  S1, S2 (inside, on the label), CX (container), XNAM, XPRO, OBJ_PRO, POS_PRO are filled. "informed" and "open" are
-  `txt` with two sentences of ours behind it.
-- transfer items (`txt`, `txt_notransfer`, `txt_informed`, `txt_present`, `o1`, `o2`, `q1`, `q2`): `q1` asks where
-  the thing is, `q2` where the protagonist will look. In `txt` the thing is in `o1` at the end and the protagonist
-  left it in `o2`; in `txt_notransfer` it stays in `o2`. An item told the other way round says `"start": "o1"`.
-- irony items (`txt`, `txt_reverse`): Yes for the ironic `txt`, No for the literal `txt_reverse`; a field `q` replaces
-  the question.
+  S1, S2 (inside, on the label), CX (container), XNAM, XPRO, OBJ_PRO, POS_PRO are filled. Neither text says what the
+  protagonist does with the container; a sentence behind it does: "false-belief" and "informed" are `txt`, and
+  "correct-label" is `txt_correctlabel`, left unopened and with the label read; "open" is `txt`, opened. "informed" has
+  a call besides, which names S1, tells to ignore the label S2, and is believed.
+- transfer items (`txt`, `txt_notransfer`, `txt_informed`, `txt_present`, `o1`, `o2`, `q1`, `q2`): `txt_informed`
+  follows `txt`, each other text is a whole story. `q1` asks where the thing is, `q2` where the protagonist will look.
+  In `txt` the thing is in `o1` at the end and the protagonist left it in `o2`; in `txt_notransfer` it stays in `o2`.
+  An item told the other way round says `"start": "o1"`. `txt_same` is not asked.
+- irony items (`txt`, `txt_reverse`): the text ends in the question whether the speaker literally thinks so: No for the
+  ironic `txt`, Yes for the literal `txt_reverse`; a field `q` replaces the stem behind it.
 
-The swapped direction exchanges `o1` and `o2` everywhere: as placeholders, or as whole words of the text.
+`NUMBER` names an item. The swapped direction exchanges `o1` and `o2` in the whole item (`placeholders.Pair`).
 """
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Iterator
+from functools import partial
 
+from tomfisher.tasks import paper_sentences
+from tomfisher.tasks.placeholders import Pair, fill
 from tomfisher.tasks.records import Record
 from tomfisher.tasks.story import COMPLETE_THE_STORY, Story
 
-TOLD = (
-    "{name} calls a friend who has looked into the {container}. The friend says that it is full of {inside} and that "
-    "there is no {label} in it, and {name} believes the friend."
-)
-OPENED = (
-    "Then somebody opens the {container}, and {name} looks inside. {name} can clearly see that it is full of "
-    "{inside}."
-)
-IRONY_QUESTION = "Is the last remark meant ironically? Answer:"
 DIRECTIONS = ("as-written", "swapped")
+MARKS = {  # fields that no other kind of record has
+    "contents": ("txt_correctlabel", "xnam"),
+    "transfer": ("txt_notransfer", "txt_informed", "txt_present", "q1"),
+    "irony": ("txt_reverse",),
+}
+PERSONS = {"CX": "c", "XNAM": "xnam", "XPRO": "xpro", "OBJ_PRO": "obj_pro", "POS_PRO": "pos_pro"}
+TRANSFER_FIELDS = {
+    "false-belief": "txt",
+    "no-transfer": "txt_notransfer",
+    "informed": "txt_informed",
+    "present": "txt_present",
+}
+IRONY_FIELDS = {"ironic": ("txt", "No"), "literal": ("txt_reverse", "Yes")}
+Asked = tuple[str, str]  # a stem and the word that completes it rightly
 
 
 def family_of(record: Record) -> str | None:
     """Tell which of the paper's three kinds a record is by its fields; None when it is none of them."""
-    value = record.value
-    if not isinstance(value, dict) or "txt" not in value:
+    if not isinstance(record.value, dict):
         return None
-    if "txt_correctlabel" in value:
-        return "contents"
-    if "txt_notransfer" in value:
-        return "transfer"
-    return "irony" if "txt_reverse" in value else None
+    return next((family for family, marks in MARKS.items() if any(m in record.value for m in marks)), None)
 
 
 def stories_of(record: Record, family: str) -> list[Story]:
     """Make all stories of one item: every condition, both directions, both questions.
 
+    A condition that cannot be told, for want of a field or of a word in its text, is left out with a `UserWarning`.
+
     Raises:
-        ValueError: a field is missing or empty, or neither word nor placeholder is in a text.
+        ValueError: no condition at all can be told.
     """
-    make = {"contents": _contents, "transfer": _transfer, "irony": _irony}[family]
-    number = str(record.value.get("NUMBER", record.number)).replace("/", "-")
-    return list(make(record, f"{family}/file/{number}"))
+    tell, conditions = {
+        "contents": (_contents, ("false-belief", "correct-label", "informed", "open")),
+        "transfer": (_transfer, tuple(TRANSFER_FIELDS)),
+        "irony": (_irony, tuple(IRONY_FIELDS)),
+    }[family]
+    number = _number(record)
+    stories: list[Story] = []
+    untold: dict[str, list[str]] = {}
+    for condition in conditions:
+        try:
+            stories += list(tell(record, f"{family}/file/{number}", condition))
+        except ValueError as error:
+            untold.setdefault(str(error), []).append(f"{family}/{condition}")
+    if not stories:
+        raise ValueError(next(iter(untold)))
+    for reason, left_out in untold.items():
+        warnings.warn(f"{reason} Item {number} is read without {', '.join(left_out)}.", stacklevel=3)
+    return stories
 
 
-def _contents(record: Record, stem: str) -> Iterator[Story]:
-    words = (record.text("o1"), record.text("o2"))
-    _require_two(record, words)
-    container, name = record.text("c"), record.text("xnam")
-    persons = {
-        "CX": container,
-        "XNAM": name,
-        "XPRO": record.text("xpro"),
-        "OBJ_PRO": record.text("obj_pro"),
-        "POS_PRO": record.text("pos_pro"),
-    }
-    for key in ("txt", "txt_correctlabel"):
-        if not re.search(r"\bS1\b", record.text(key)):
-            raise record.refuse(
-                f"{key!r} has no placeholder S1 (the contents)", "Write S1 where they are named."
-            )
+def _contents(record: Record, stem: str, condition: str) -> Iterator[Story]:
+    words = _two_words(record)
+    field = "txt_correctlabel" if condition == "correct-label" else "txt"
+    text = record.text(field)
+    if "S1" not in text:
+        raise record.refuse(
+            f"{field!r} has no placeholder S1 (the contents)", "Write S1 where they are named."
+        )
+    sentences = paper_sentences.around(record.text("c"))
+    telling = f"{text} {sentences.told(condition)}"
+    persons = {slot: record.text(field) for slot, field in PERSONS.items() if slot in telling}
     for direction in DIRECTIONS:
         inside, label = words if direction == "as-written" else words[::-1]
-        fill = {**persons, "S1": inside, "S2": label}
-        extra = {"name": name, "container": container, "inside": inside, "label": label}
-        wrong = _fill(record.text("txt"), fill)
-        tellings = {
-            "false-belief": wrong,
-            "correct-label": _fill(record.text("txt_correctlabel"), fill),
-            "informed": f"{wrong} {TOLD.format(**extra)}",
-            "open": f"{wrong} {OPENED.format(**extra)}",
-        }
-        for condition, text in tellings.items():
-            believed = label if condition == "false-belief" else inside
-            belief = (f"{name} believes that the {container} is full of", believed)
-            reality = (f"The {container} is full of", inside)
-            yield from _cell(stem, "contents", condition, direction, text, words, belief, reality)
+        put = partial(fill, words={**persons, "S1": inside, "S2": label})
+        believed = label if condition == "false-belief" else inside
+        belief, reality = (put(sentences.belief), believed), (put(sentences.reality), inside)
+        yield from _cell(stem, condition, direction, put(telling), words, belief, reality)
 
 
-def _transfer(record: Record, stem: str) -> Iterator[Story]:
-    words = (record.text("o1"), record.text("o2"))
-    _require_two(record, words)
-    keys = {
-        "false-belief": "txt",
-        "no-transfer": "txt_notransfer",
-        "informed": "txt_informed",
-        "present": "txt_present",
-    }
+def _transfer(record: Record, stem: str, condition: str) -> Iterator[Story]:
+    words = _two_words(record)
     start = record.value.get("start", "o2")
     if start not in ("o1", "o2"):
         raise record.refuse(
             f"field 'start' must be 'o1' or 'o2', got {start!r}", "Name the first place of the thing."
         )
-    for key in keys.values():
-        for slot, word in zip(("S1", "S2"), words, strict=True):
-            if key in ("txt", "txt_informed", "txt_present") and not _names(record.text(key), slot, word):
-                raise record.refuse(
-                    f"{key!r} contains neither {word!r} nor {slot}", "Use the words of o1 and o2 in the text."
-                )
+    pair = Pair(*words)
+    left, final = (words[0], words[1]) if start == "o1" else (words[1], words[0])
+    true = left if condition == "no-transfer" else final
+    believed = left if condition in ("false-belief", "no-transfer") else final
+    field = TRANSFER_FIELDS[condition]
+    text = record.text(field)
+    if condition == "informed" and not text.startswith(record.text("txt")):
+        text = f"{record.text('txt')} {text}"
+    for word in dict.fromkeys((true, believed)):
+        if word not in pair.named(text):
+            slot = "S1" if word == words[0] else "S2"
+            raise record.refuse(
+                f"{field!r} contains neither {word!r} nor {slot}", "Use the words of o1 and o2 in the text."
+            )
+    reality, belief = record.text("q1"), record.text("q2")
     for direction in DIRECTIONS:
-        places = words if direction == "as-written" else words[::-1]
-        left, final = (places[0], places[1]) if start == "o1" else (places[1], places[0])
-        for condition, key in keys.items():
-            text, reality, belief = (
-                _exchange(record.text(field), words, places) for field in (key, "q1", "q2")
-            )
-            true = left if condition == "no-transfer" else final
-            believed = left if condition in ("false-belief", "no-transfer") else final
-            yield from _cell(
-                stem, "transfer", condition, direction, text, words, (belief, believed), (reality, true)
-            )
+        put = pair.as_written if direction == "as-written" else pair.swapped
+        answers = [w if direction == "as-written" else pair.other(w) for w in (believed, true)]
+        asked = ((put(belief), answers[0]), (put(reality), answers[1]))
+        yield from _cell(stem, condition, direction, put(text), words, *asked)
 
 
-def _irony(record: Record, stem: str) -> Iterator[Story]:
-    for condition, key, answer in (("ironic", "txt", 0), ("literal", "txt_reverse", 1)):
-        text = record.text(key)
-        asked = (
-            record.text("q") if "q" in record.value else ("Answer:" if text.endswith("?") else IRONY_QUESTION)
-        )
-        yield Story(
-            text,
-            asked,
-            ("Yes", "No"),
-            answer,
-            f"irony/{condition}",
-            1,
-            f"{stem}/{condition}/as-written/belief",
-            COMPLETE_THE_STORY,
-        )
+def _irony(record: Record, stem: str, condition: str) -> Iterator[Story]:
+    field, answer = IRONY_FIELDS[condition]
+    text = record.text(field)
+    asked = record.text("q") if "q" in record.value else paper_sentences.after_irony(text)
+    choices = ("Yes", "No")
+    identity = f"{stem}/{condition}/as-written/belief"
+    yield Story(
+        *(text, asked, choices, choices.index(answer), f"irony/{condition}", 1, identity, COMPLETE_THE_STORY)
+    )
 
 
 def _cell(
     stem: str,
-    family: str,
     condition: str,
     direction: str,
     text: str,
     words: tuple[str, str],
-    belief: tuple[str, str],
-    reality: tuple[str, str],
+    belief: Asked,
+    reality: Asked,
 ) -> Iterator[Story]:
-    """Yield the belief and the reality question about one telling, each given as (stem, answer)."""
+    """Yield the belief and the reality question about one telling."""
+    family = stem.split("/", 1)[0]
     for kind, order, (question, answer) in (("belief", 1, belief), ("reality", 0, reality)):
+        identity = f"{stem}/{condition}/{direction}/{kind}"
         yield Story(
-            text,
-            question,
-            words,
-            words.index(answer),
-            f"{family}/{condition}",
-            order,
-            f"{stem}/{condition}/{direction}/{kind}",
-            COMPLETE_THE_STORY,
+            *(text, question, words, words.index(answer), f"{family}/{condition}", order, identity),
+            template=COMPLETE_THE_STORY,
         )
 
 
-def _require_two(record: Record, words: tuple[str, str]) -> None:
-    if words[0] == words[1]:
+def _number(record: Record) -> str:
+    number = record.value.get("NUMBER")
+    return str(record.number if number in (None, "") else number).replace("/", "-")
+
+
+def _two_words(record: Record) -> tuple[str, str]:
+    words = record.text("o1"), record.text("o2")
+    if words[0].casefold() == words[1].casefold():
         raise record.refuse(f"o1 and o2 are both {words[0]!r}", "The two answers must differ.")
-
-
-def _fill(text: str, fill: dict[str, str]) -> str:
-    """Replace placeholders; a pronoun is capitalised exactly where a sentence begins."""
-
-    def put(match: re.Match[str]) -> str:
-        key = match.group()
-        word = fill[key]
-        if key not in ("XPRO", "OBJ_PRO", "POS_PRO"):
-            return word
-        before = text[: match.start()].rstrip(" \n\t\"'“‘(")
-        begins = not before or before[-1] in ".!?"
-        return word[0].upper() + word[1:] if begins else word[0].lower() + word[1:]
-
-    return re.sub(r"\b(?:S1|S2|CX|XNAM|XPRO|OBJ_PRO|POS_PRO)\b", put, text)
-
-
-def _names(text: str, slot: str, word: str) -> bool:
-    return re.search(rf"\b(?:{slot}|{re.escape(word)})\b", text) is not None
-
-
-def _exchange(text: str, words: tuple[str, str], places: tuple[str, str]) -> str:
-    """Put `places` where the text has S1 and S2 or, as whole words, the two `words`."""
-    fill = {"S1": places[0], "S2": places[1], words[0]: places[0], words[1]: places[1]}
-    longest_first = sorted(fill, key=len, reverse=True)
-    return re.sub(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", lambda m: fill[m.group()], text)
+    return words
