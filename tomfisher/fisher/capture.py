@@ -22,14 +22,20 @@ from tomfisher.fisher import experts
 from tomfisher.fisher.batching import Batch
 from tomfisher.fisher.contributions import Accumulator, BatchLayout, Contribution, contribution_for
 from tomfisher.fisher.layout import LayoutError, per_sample
+from tomfisher.fisher.memory import is_out_of_memory
 from tomfisher.models.structure import Owner, owners_of
 
 
 class _Tap(torch.autograd.Function):
-    """Identity that shows `sink` the gradient flowing through it, together with saved tensors."""
+    """Identity that shows `sink` the gradient flowing through it, together with saved tensors.
+
+    `alive` requires a gradient, and so does the result, whatever the module computed its output from: the backward
+    pass gets here even where nothing before the module needs a gradient, and no leaf is handed to the model, which
+    may go on in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, sink: Callable[..., None], *saved: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, alive: Tensor, sink: Callable[..., None], *saved: Tensor) -> Tensor:
         ctx.sink = sink
         ctx.save_for_backward(*saved)
         return output.detach()  # same memory; unlike a view it may be modified in place by the model
@@ -41,7 +47,7 @@ class _Tap(torch.autograd.Function):
             ctx.saved_tensors
         )  # read once: checkpointing recomputes at the first read and forbids a second
         ctx.sink(grad_output, *saved)
-        return (grad_output, None, *(None for _ in saved))
+        return (grad_output, None, None, *(None for _ in saved))
 
 
 @dataclass
@@ -110,6 +116,7 @@ class Capture:
         modules: what to capture, from `capturable`.
         accumulators: parameter name to where its squares go.
         impl: implementation of `squared_gradient_`.
+        probing: a closed form that raises makes its module unreadable instead of ending the pass.
     """
 
     def __init__(
@@ -117,15 +124,18 @@ class Capture:
         modules: dict[str, CapturedModule],
         accumulators: dict[str, Accumulator],
         impl: ops.Impl = "auto",
+        probing: bool = False,
     ) -> None:
         self.modules = modules
         self.accumulators = accumulators
         self.impl = impl
+        self.probing = probing
         self.calls: dict[str, int] = {}
         self.unreadable: dict[str, str] = {}
         self._finite: list[tuple[str, Tensor]] = []
         self._layout = BatchLayout((0, 0), [])
         self._skip: set[str] = set()
+        self._alive = torch.zeros((), requires_grad=True)
         self._stack = ExitStack()
 
     def __enter__(self) -> Capture:
@@ -168,7 +178,7 @@ class Capture:
         def forward_hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> Any:
-            if not (isinstance(output, Tensor) and output.requires_grad and torch.is_grad_enabled()):
+            if not (isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled()):
                 return output
             inputs = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
             try:
@@ -186,10 +196,15 @@ class Capture:
                 sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
                 targets = self._targets(captured)
                 if targets:
-                    contribution(module, targets, grad_output, saved, self._layout)
+                    try:
+                        contribution(module, targets, grad_output, saved, self._layout)
+                    except Exception as error:
+                        if not self.probing or is_out_of_memory(error):
+                            raise
+                        self.unreadable[captured.name] = _first_line(error)
                 self._count(captured, sums)
 
-            return _Tap.apply(output, sink, *inputs)
+            return _Tap.apply(output, self._alive, sink, *inputs)
 
         return forward_hook
 
@@ -205,7 +220,7 @@ class Capture:
 
             def watch(projection: str, output: Tensor, x: Tensor, routing: experts.Routing) -> Tensor:
                 captured = fused.get((id(module), projection))
-                if captured is None or not (output.requires_grad and torch.is_grad_enabled()):
+                if captured is None or not torch.is_grad_enabled():
                     return output
                 if not readable:
                     self.unreadable[captured.name] = (
@@ -221,7 +236,7 @@ class Capture:
                         experts.contribution(module, targets, grad_output, saved, routing, self.impl)
                     self._count(captured, sums)
 
-                return _Tap.apply(output, sink, x)
+                return _Tap.apply(output, self._alive, sink, x)
 
             return experts.forward(module, hidden, chosen, weights, B if readable else 1, watch)
 
@@ -236,3 +251,9 @@ class Capture:
     def _count(self, captured: CapturedModule, sums: Tensor) -> None:
         self.calls[captured.name] = self.calls.get(captured.name, 0) + 1
         self._finite.append((captured.name, sums))
+
+
+def _first_line(error: Exception) -> str:
+    """What an exception says, as a reason in a record."""
+    said = str(error).strip().partition("\n")[0]
+    return said if isinstance(error, LayoutError) else f"its closed form raises {type(error).__name__}: {said}"

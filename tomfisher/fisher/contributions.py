@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tomfisher import ops
-from tomfisher.fisher.layout import per_sample
+from tomfisher.fisher.layout import LayoutError, per_sample
 from tomfisher.models.structure import is_conv1d, is_linear
 
 
@@ -62,6 +62,9 @@ def linear(
     layout: BatchLayout,
 ) -> None:
     """`nn.Linear` and `Conv1D`: weight by `squared_gradient_`, bias by `(Σ_t grad_output[t])²`."""
+    d_in, d_out = module.weight.shape if is_conv1d(module) else reversed(module.weight.shape)
+    _check_width("output", grad_output, d_out)
+    _check_width("input", inputs[0], d_in)
     y, x = per_sample(grad_output, layout.shape), per_sample(inputs[0], layout.shape)
     lengths = layout.lengths if y.shape[1] == layout.shape[1] else None
     bias_square = y.float().sum(1).square().sum(0) if "bias" in accumulators else None
@@ -107,8 +110,8 @@ def elementwise_affine(
 ) -> None:
     """Norm layers: the output is affine in each parameter, so `∂out/∂p = out(p=1) - out(p=0)`, others zero.
 
-    This holds for LayerNorm, for every RMSNorm variant (Gemma's `1 + w` too) and for gated norms, whatever
-    the class is called; the probe checks it against autograd.
+    This holds for LayerNorm, for every RMSNorm variant (Gemma's `1 + w` too), for gated norms and for a single
+    factor of all entries, whatever the class is called; the probe checks it against autograd.
     """
     own = {name: p for name, p in module._parameters.items() if p is not None}
     zeros = {name: torch.zeros_like(p) for name, p in own.items()}
@@ -117,6 +120,15 @@ def elementwise_affine(
     squares = {}
     for name in accumulators:
         response = functional_call(module, {**zeros, name: torch.ones_like(own[name])}, inputs) - offset
-        squares[name] = per_sample(upstream * response.float(), layout.shape).sum(1).square().sum(0)
+        gradients = per_sample(upstream * response.float(), layout.shape).sum(1)
+        if own[name].numel() == 1:
+            gradients = gradients.sum(1, keepdim=True)
+        _check_width(f"gradient by {name}", gradients, own[name].numel())
+        squares[name] = gradients.square().sum(0)
     for name, accumulator in accumulators.items():
         accumulator.F.add_(squares[name])
+
+
+def _check_width(what: str, tensor: Tensor, expected: int) -> None:
+    if tensor.shape[-1] != expected:
+        raise LayoutError(f"its {what} is {tensor.shape[-1]} wide, its parameter is made for {expected}")

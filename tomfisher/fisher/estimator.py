@@ -17,7 +17,7 @@ from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.memory import is_out_of_memory, release, token_budget
-from tomfisher.fisher.objective import Labels, Reduction, check_losses, sample_losses
+from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, describe_params, select_parameters
 from tomfisher.models.load import identify
@@ -195,7 +195,7 @@ class _Run:
         with self.capture.batch(batch, skip):
             losses = sample_losses(self.model, batch, self.labels, self.reduction, self.seed)
             check_losses(self.model, losses, [self._called(i) for i in batch.indices])
-            losses.sum().backward()
+            backward(losses)
         found = self.capture.first_non_finite()
         if found is not None:
             module, row = found

@@ -1,4 +1,4 @@
-"""The state a model is in while its Fisher is taken, and back exactly as it was afterwards."""
+"""The state a model is in while its Fisher is taken or a part of it trained, and back exactly as it was afterwards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,13 +15,11 @@ from tomfisher.models.onednn import by_onednn
 
 @contextmanager
 def frozen(model: nn.Module, trainable: tuple[nn.Parameter, ...] = ()) -> Iterator[None]:
-    """Evaluation mode, frozen parameters, and a graph that is alive from the embedding on.
+    """Evaluation mode, and no parameter but `trainable` requires a gradient.
 
-    Dropout is off. Parameters have `requires_grad=False` except `trainable`; the output of the input
-    embedding requires a gradient, so that the backward pass reaches every module. Where the user enabled
-    gradient checkpointing it stays in force (transformers itself switches it off outside training mode).
-    Linear layers run `by_onednn` where that is faster. `requires_grad`, `.grad`, training flags and forwards are
-    restored on any exit.
+    Dropout is off. Where the user enabled gradient checkpointing it stays in force (transformers itself switches
+    it off outside training mode). Linear layers run `by_onednn` where that is faster. `requires_grad`, `.grad`,
+    training flags and forwards are restored on any exit.
 
     Args:
         model: a transformers model.
@@ -39,18 +36,11 @@ def frozen(model: nn.Module, trainable: tuple[nn.Parameter, ...] = ()) -> Iterat
             parameter.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)
-        embedding: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-        stack.callback(embedding.register_forward_hook(_require_grad).remove)
         stack.enter_context(by_onednn(model))
         for layer in model.modules():
             if getattr(layer, "gradient_checkpointing", False) and _is_decoder_layer(layer):
                 stack.callback(_checkpointed(layer))
         yield
-
-
-def _require_grad(module: nn.Module, args: Any, output: Tensor) -> None:
-    if torch.is_grad_enabled() and not output.requires_grad:
-        output.requires_grad_(True)
 
 
 def _is_decoder_layer(module: nn.Module) -> bool:

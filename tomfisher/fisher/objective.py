@@ -46,6 +46,12 @@ def sample_losses(model: nn.Module, batch: Batch, labels: Labels, reduction: Red
     return total / (targets != IGNORED).sum(1).to(total)
 
 
+def backward(losses: Tensor) -> None:
+    """Gradients of every sample's loss; none where nothing that requires a gradient has a part in it."""
+    if losses.requires_grad:
+        losses.sum().backward()
+
+
 def check_losses(model: nn.Module, losses: Tensor, called: list[str]) -> None:
     """Stop at a loss that is NaN or infinite, naming the sample and, if there is one, the broken weight.
 

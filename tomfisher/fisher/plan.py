@@ -11,9 +11,10 @@ from torch import nn
 
 from tomfisher import ops
 from tomfisher.fisher.batching import collate, plan_batches
+from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.memory import activation_bytes_per_token, token_budget
-from tomfisher.fisher.objective import sample_losses
+from tomfisher.fisher.objective import backward, sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.models.onednn import concerns
@@ -120,11 +121,13 @@ def _seconds_per_token(
     median = sorted(samples, key=len)[len(samples) // 2]
     batch = collate([median], [0])
     seconds = 0.0
-    with frozen(model, trainable=tuple(selection[name] for name in roads.fallback)):
+    trainable = tuple(selection[name] for name in roads.fallback)
+    capture = Capture(roads.modules, accumulators={})
+    with frozen(model, trainable), capture, capture.batch(batch, skip=set()):
         for _ in range(2):
             start = time.perf_counter()
             loss = sample_losses(model, batch, "empirical", "mean", 0)
-            loss.sum().backward()
+            backward(loss)
             loss.sum().item()
             seconds = time.perf_counter() - start
     return seconds / len(median) * (_CAPTURED_SHARE if roads.captured else 1.0)

@@ -13,7 +13,7 @@ from tomfisher.fisher.capture import Capture, CapturedModule, capturable
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.experts import is_experts
 from tomfisher.fisher.frozen import frozen
-from tomfisher.fisher.objective import Reduction, check_losses, sample_losses
+from tomfisher.fisher.objective import Reduction, backward, check_losses, sample_losses
 from tomfisher.models.structure import is_linear
 from tomfisher.sample import IGNORED, Sample
 
@@ -132,9 +132,9 @@ def _captured_squares(
                 shape[-2] = len(rows)
             accumulators[name] = Accumulator(torch.zeros(shape, device=parameter.device), rows)
     batch = collate(cuts, range(len(cuts)))
-    capture = Capture(modules, accumulators, impl="reference")
+    capture = Capture(modules, accumulators, impl="reference", probing=True)
     with frozen(model), capture, capture.batch(batch, skip=set()):
-        sample_losses(model, batch, "empirical", reduction, seed=0).sum().backward()
+        backward(sample_losses(model, batch, "empirical", reduction, seed=0))
     return accumulators, capture.calls, capture.unreadable
 
 
@@ -170,7 +170,7 @@ def _autograd_squares(
                     losses,
                     [sample.called(f"the probe's sample {index}")],
                 )
-                losses.sum().backward()
+                backward(losses)
         finally:
             for handle in handles:
                 handle.remove()
