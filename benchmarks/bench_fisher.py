@@ -207,7 +207,7 @@ def _passes_alone(model: nn.Module, budget: str, samples: Sequence[Sample]) -> N
     device = device_of(model)
     tokens = token_budget(budget if budget == "auto" else int(budget), model, device)
     with frozen(model):
-        embedding = model.get_input_embeddings()
+        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
         alive = embedding.register_forward_hook(lambda module, ids, output: output.requires_grad_())
         for indices in plan_batches([len(sample) for sample in samples], tokens):
             sample_losses(model, collate(samples, indices), "empirical", "mean", 0).sum().backward()

@@ -79,10 +79,10 @@ class _Bare(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.table = nn.Parameter(weight.detach().clone())
+        self.weight = nn.Parameter(weight.detach().clone())
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.table[ids]
+        return self.weight[ids]
 
 
 def _scaled_in_place(model: nn.Module) -> None:
@@ -106,15 +106,14 @@ def _bare_table(model: nn.Module) -> None:
     model.model.embed_tokens = _Bare(model.model.embed_tokens.weight)
 
 
-def _no_embedding_known(model: nn.Module) -> None:
-    model.get_input_embeddings = lambda: None
-
-
 def _embedding_not_called(model: nn.Module) -> None:
     table, original = model.model.embed_tokens, model.model.forward
-    model.model.forward = lambda input_ids, **k: original(
-        inputs_embeds=nn.functional.embedding(input_ids, table.weight), **k
-    )
+
+    def forward(input_ids: Tensor, **arguments: Any) -> Any:
+        vectors = nn.functional.embedding(input_ids, table.weight)
+        return original(**{**arguments, "inputs_embeds": vectors})
+
+    model.model.forward = forward
 
 
 BEGINNINGS = [

@@ -256,4 +256,6 @@ class Capture:
 def _first_line(error: Exception) -> str:
     """What an exception says, as a reason in a record."""
     said = str(error).strip().partition("\n")[0]
-    return said if isinstance(error, LayoutError) else f"its closed form raises {type(error).__name__}: {said}"
+    return (
+        said if isinstance(error, LayoutError) else f"its closed form raises {type(error).__name__}: {said}"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +63,9 @@ def linear(
     layout: BatchLayout,
 ) -> None:
     """`nn.Linear` and `Conv1D`: weight by `squared_gradient_`, bias by `(Σ_t grad_output[t])²`."""
-    d_in, d_out = module.weight.shape if is_conv1d(module) else reversed(module.weight.shape)
-    _check_width("output", grad_output, d_out)
-    _check_width("input", inputs[0], d_in)
+    rows, columns = cast(Tensor, module.weight).shape
+    _check_width("output", grad_output, columns if is_conv1d(module) else rows)
+    _check_width("input", inputs[0], rows if is_conv1d(module) else columns)
     y, x = per_sample(grad_output, layout.shape), per_sample(inputs[0], layout.shape)
     lengths = layout.lengths if y.shape[1] == layout.shape[1] else None
     bias_square = y.float().sum(1).square().sum(0) if "bias" in accumulators else None
