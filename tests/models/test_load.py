@@ -104,7 +104,7 @@ def test_tokenizer_without_any_special_token_is_refused(folder):
         ("testbed-lama", "Did you mean 'testbed-llama'"),
         ("/no/such/folder", "no such file or folder"),
         ("missing.gguf", "no such file or folder"),
-        ("org/no-such-model-anywhere", "no such folder, then the Hugging Face hub and its cache"),
+        ("org/no-such-model-anywhere", "no such folder, the Hugging Face hub cannot be reached"),
     ],
 )
 def test_unknown_model_is_one_error_with_the_builtin_names(source, message):

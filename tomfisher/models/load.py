@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from tomfisher.models import builtin
 from tomfisher.models.gguf import dense_folder
-from tomfisher.models.quiet import quiet_unless_terminal
+from tomfisher.models.pretrained import check_kind, place_of, read_model, read_tokenizer
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -23,7 +22,6 @@ DTYPES: dict[str, torch.dtype] = {
     "fp64": torch.float64,
 }
 FINGERPRINT_VALUES = 64
-GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,8 @@ class LoadedModel:
         tokenizer: its tokenizer; `pad_token` is set.
         name: what the user asked for.
         identity: `source`, `revision`, `model_type`, `config_sha256`, `weights_sha256` (of the first 64
-            values of every parameter, rounded to bf16), `num_parameters`, `dtype`.
+            values of every parameter, rounded to bf16), `num_parameters`, `dtype`, and `loading` where there was
+            something special about it: an adapter merged, a GGUF file, names or weights left out.
     """
 
     model: Any
@@ -51,7 +50,7 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> LoadedModel:
-    """Load a causal language model and its tokenizer.
+    """Load a causal language model and its tokenizer, every weight of it from its files.
 
     Args:
         source: a built-in name (see `tomfisher ls models`), a local folder, a `.gguf` file, or a hub id.
@@ -65,17 +64,23 @@ def load_model(
         The model in evaluation mode, with tokenizer, name and identity.
 
     Raises:
-        ValueError: nothing of that name exists or can be reached; an unknown dtype; a tokenizer without a
-            single special token.
+        ValueError: nothing of that name exists or can be reached; weights are missing, have another shape, or are
+            left out of the decoder; whatever else transformers makes of the files; an unknown dtype; a tokenizer
+            without a single special token.
         ModuleNotFoundError: a package that this source needs is missing.
     """
     place = resolve_device(device)
     precision = "auto" if dtype == "checkpoint" else resolve_dtype(dtype, place)
     location = _locate(source)
-    model, tokenizer = _from_pretrained(source, location, precision, trust_remote_code, revision)
+    otherwise = f"Give a hub id, a local folder, a .gguf file, or one of: {', '.join(builtin.BUILTIN)}."
+    origin = place_of(source, location, otherwise, trust_remote_code, revision)
+    check_kind(origin)
+    tokenizer = read_tokenizer(origin)
     _set_pad_token(tokenizer, source)
+    model, loading = read_model(origin, precision)
     model = model.to(place).eval()
-    return LoadedModel(model, tokenizer, source, identify(model, source))
+    identity = identify(model, source)
+    return LoadedModel(model, tokenizer, source, identity | ({"loading": loading} if loading else {}))
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -180,48 +185,6 @@ def _locate(source: str) -> str:
     if source.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf":
         raise ValueError(f"Model {source!r}: there is no such file or folder. Built-in names: {names}.")
     return source
-
-
-def _from_pretrained(
-    source: str, location: str, dtype: torch.dtype | str, trust_remote_code: bool, revision: str | None
-) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
-
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if not Path(location).is_dir():
-        options["revision"] = revision
-    try:
-        with quiet_unless_terminal():
-            tokenizer = _tokenizer(location, options)
-            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        tried = (
-            "the folder"
-            if Path(location).is_dir()
-            else "no such folder, then the Hugging Face hub and its cache"
-        )
-        raise ValueError(
-            f"Cannot load model {source!r} (tried: {tried}): {reason} "
-            f"Give a hub id, a local folder, a .gguf file, or one of: {', '.join(builtin.BUILTIN)}."
-        ) from error
-    return model, tokenizer
-
-
-def _tokenizer(location: str, options: dict[str, Any]) -> Any:
-    """The tokenizer; a folder that declares a generic one gets what its tokenizer.json says.
-
-    For some model types (Qwen2) AutoTokenizer takes the family's own class whatever the folder declares.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    folder = Path(location)
-    declared = folder / "tokenizer_config.json"
-    if declared.is_file() and (folder / "tokenizer.json").is_file():
-        settings = json.loads(declared.read_text(encoding="utf-8"))
-        if "auto_map" not in settings and settings.get("tokenizer_class") in GENERIC_TOKENIZERS:
-            return PreTrainedTokenizerFast.from_pretrained(location)
-    return AutoTokenizer.from_pretrained(location, **options)
 
 
 def _set_pad_token(tokenizer: Any, source: str) -> None:

@@ -1,8 +1,9 @@
-"""Progress bars of transformers belong on a terminal, not in a log."""
+"""What transformers prints while it loads: progress bars belong on a terminal, reports to those who judge them."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -20,3 +21,23 @@ def quiet_unless_terminal() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def report_kept() -> Iterator[list[str]]:
+    """Keep transformers' table of missing and unexpected weights from being printed; yields what it said."""
+    kept: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "LOAD REPORT" not in text:
+            return True
+        kept.append(text)
+        return False
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        yield kept
+    finally:
+        logger.removeFilter(keep)

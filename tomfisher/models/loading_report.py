@@ -1,0 +1,143 @@
+"""Whether every weight of a model came from its files: what transformers reports of a load, judged."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+NAMED = 3
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+_WRAPPED = re.compile(rf"(?:^|\.)({'|'.join(WRAPPERS)})\.")
+_PARALLEL = "module."
+_TABLES = re.compile(r"(inv_freq|(cos|sin)_cached|masked_bias|position_ids|causal_mask|alibi)$")
+_MASKS = re.compile(r"(^|\.)(attn|attention)\.bias$")
+
+
+def wrapper_renaming(info: Mapping[str, Any]) -> dict[str, str]:
+    """Patterns that take the names of wrappers out of a checkpoint's keys, when weights are missing for want of that.
+
+    `torch.compile` writes `_orig_mod.`, data parallelism `module.`, and FSDP and activation checkpointing their own.
+
+    Args:
+        info: what `from_pretrained(..., output_loading_info=True)` reported.
+
+    Returns:
+        A `key_mapping` for a second `from_pretrained`; empty when no wrapper is to blame.
+    """
+    unexpected = set(info["unexpected_keys"])
+    if not info["missing_keys"] or not unexpected:
+        return {}
+    found = sorted({name for key in unexpected for name in _WRAPPED.findall(key)})
+    # transformers applies a pattern once to a key, and a wrapper may stand in it twice
+    renaming = {pattern: "" for name in found for pattern in (rf"{name}\.", f"{name}[.]")}
+    if all(_WRAPPED.sub(".", key).lstrip(".").startswith(_PARALLEL) for key in unexpected):
+        renaming[rf"^{re.escape(_PARALLEL)}"] = ""
+    return renaming
+
+
+def check_complete(model: nn.Module, info: Mapping[str, Any], source: str) -> list[str]:
+    """Refuse a model with weights that are not from its files, or that left weights of its decoder out.
+
+    Args:
+        model: the loaded model.
+        info: what `from_pretrained(..., output_loading_info=True)` reported.
+        source: the model's name, for messages.
+
+    Returns:
+        Weights in the files that the model has no use for (a vision tower, a value head), sorted; said in a warning.
+
+    Raises:
+        ValueError: a weight is missing, has another shape in the file, or has no value; or the file holds more of
+            the decoder than the model took.
+    """
+    total = len(model.state_dict())
+    missing = sorted(info["missing_keys"])
+    reshaped = sorted(info["mismatched_keys"], key=lambda entry: str(entry[0]))
+    if missing or reshaped:
+        raise ValueError(_incomplete(source, total, missing, reshaped))
+    empty = [name for name, tensor in _tensors(model) if tensor.is_meta]
+    if empty:
+        raise ValueError(
+            f"Model {source!r}: {len(empty)} of its weights have no values (device meta), {first_of(empty)}. "
+            "Load it without offloading and without a device map."
+        )
+    unexpected = set(info["unexpected_keys"])
+    dropped = sorted(key for key in unexpected if _of_decoder(key, model))
+    if dropped:
+        raise ValueError(
+            f"Model {source!r}: its files hold {len(dropped)} weights that the model has no place for, "
+            f"{first_of(dropped)}. config.json describes fewer layers or other modules than the checkpoint has, so "
+            "the model would not be the one that was saved. Use the config.json that belongs to these weights."
+        )
+    left = sorted(key for key in unexpected if not _is_table(key, model))
+    if left:
+        warnings.warn(
+            f"The files of {source!r} hold {len(left)} weights that are no part of its text model, {first_of(left)}; "
+            "they are left out.",
+            stacklevel=2,
+        )
+    return left
+
+
+def first_of(names: Collection[str]) -> str:
+    """The names where they are few, else "the first a, b, c"."""
+    shown = ", ".join(list(names)[:NAMED])
+    return shown if len(names) <= NAMED else f"the first {shown}"
+
+
+def _incomplete(
+    source: str, total: int, missing: list[str], reshaped: list[tuple[str, Iterable[int], Iterable[int]]]
+) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} of its {total} weights are not in its files, {first_of(missing)}")
+    if reshaped:
+        shown = [
+            f"{name} {tuple(there)} where config.json asks {tuple(here)}" for name, there, here in reshaped
+        ]
+        parts.append(f"{len(reshaped)} of its {total} weights have another shape there, {first_of(shown)}")
+    way_out = "Complete the files, or use the config.json that belongs to these weights."
+    if missing and all(name.startswith(("lm_head.", "embed_out.", "output.")) for name in missing):
+        way_out = 'If the head is the embedding itself, set "tie_word_embeddings": true in config.json.'
+    return f"Model {source!r} is not whole: {'; and '.join(parts)}. They would be random. {way_out}"
+
+
+def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _of_decoder(key: str, model: nn.Module) -> bool:
+    """Whether an unexpected key belongs to a list of layers, or to a module, that the model has."""
+    if _is_table(key, model) or _predicts_further_tokens(key, model):
+        return False
+    modules = dict(model.named_modules())
+    lists = {name for name, module in modules.items() if isinstance(module, nn.ModuleList)}
+    parts = key.split(".")
+    if any(".".join(parts[:i]) in lists and parts[i].isdigit() for i in range(1, len(parts) - 1)):
+        return True
+    parent = modules.get(".".join(parts[:-1]))
+    holds_layers = parent is not None and any(isinstance(m, nn.ModuleList) for m in parent.modules())
+    return parent is not None and not holds_layers
+
+
+def _is_table(key: str, model: nn.Module) -> bool:
+    """Whether a key is a fixed table that old checkpoints hold: rotary frequencies, causal masks, positions."""
+    if _TABLES.search(key):
+        return True
+    if not _MASKS.search(key):
+        return False
+    parent = dict(model.named_modules()).get(key.rpartition(".")[0])
+    return parent is not None and any(True for _ in parent.children())  # of a linear layer it is a bias
+
+
+def _predicts_further_tokens(key: str, model: Any) -> bool:
+    """Whether a key is of the layers behind the last one, which predict further tokens and no model here runs."""
+    config = model.config.get_text_config()
+    more = getattr(config, "num_nextn_predict_layers", None) or 0
+    found = re.search(r"\.layers\.(\d+)\.", key)
+    return bool(found and 0 <= int(found[1]) - config.num_hidden_layers < more)

@@ -1,0 +1,150 @@
+"""A folder or hub id read by transformers into a whole model and its tokenizer, or refused in one paragraph."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tomfisher.models import hub
+from tomfisher.models.loading_errors import explained
+from tomfisher.models.loading_report import check_complete, first_of, wrapper_renaming
+from tomfisher.models.quiet import quiet_unless_terminal, report_kept
+
+GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+
+
+class Place(NamedTuple):
+    """Where a model is read from.
+
+    Args:
+        source: the model as the user named it, for messages.
+        location: a folder, or a hub id.
+        options: what every `from_pretrained` of it gets.
+        otherwise: the way out where an error suggests no other.
+        unreachable: what to say when a file is lacking because the hub does not answer; None where it does.
+    """
+
+    source: str
+    location: str
+    options: dict[str, Any]
+    otherwise: str
+    unreachable: str | None = None
+
+    def explained(self, part: str) -> contextlib.AbstractContextManager[None]:
+        """Errors of reading one part of it, as one paragraph."""
+        return explained(part, self.source, self.otherwise, self.unreachable)
+
+
+def place_of(
+    source: str, location: str, otherwise: str, trust_remote_code: bool, revision: str | None
+) -> Place:
+    """Where to read from; a hub that does not answer is found out here, and only its cache is used then."""
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if Path(location).is_dir():
+        return Place(source, location, options, otherwise)
+    options["revision"] = revision
+    if (why := hub.why_unreachable()) is None:
+        return Place(source, location, options, otherwise)
+    options["local_files_only"] = True
+    return Place(source, location, options, otherwise, f"{hub.unreachable_sentence(source, why)} {otherwise}")
+
+
+def check_kind(place: Place) -> None:
+    """Refuse what is no decoder-only language model before its weights are read.
+
+    Raises:
+        ValueError: naming what it is; or its config cannot be read.
+        ModuleNotFoundError: a package that it needs is missing.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    with place.explained("the config"):
+        config = AutoConfig.from_pretrained(place.location, **place.options)
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = own_code or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    two_sided = bool(getattr(config, "is_encoder_decoder", False))
+    if known and not two_sided:
+        return
+    names = ", ".join(getattr(config, "architectures", None) or [])
+    raise ValueError(
+        f"Model {place.source!r} is of type {config.model_type}{f' ({names})' if names else ''}: "
+        f"{'an encoder-decoder' if two_sided else 'no causal language model'}. What is needed is a decoder-only "
+        "language model, one that AutoModelForCausalLM loads and that predicts each token from those before it, such "
+        "as Llama, Qwen, Gemma, GPT-2 or Mamba."
+    )
+
+
+def read_model(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, Any]]:
+    """The causal language model at a place, every weight of it from its files.
+
+    Args:
+        place: see `place_of`.
+        dtype: of the weights, or "auto" for that of the files.
+
+    Returns:
+        The model on the CPU, and what is worth recording: `stripped`, names of wrappers taken out of the keys, and
+        `left_out`, weights in the files that the model has no use for (number and the first few).
+
+    Raises:
+        ValueError: it cannot be read, or is not whole; see `check_complete`.
+        ModuleNotFoundError: a package that it needs is missing.
+    """
+    model, info = _load(place, dtype, {})
+    recorded: dict[str, Any] = {}
+    if renaming := wrapper_renaming(info):
+        model, info = _load(place, dtype, renaming)
+        model._weight_conversions = [c for c in model._weight_conversions if not _undoes(c, renaming)]
+        recorded["stripped"] = sorted({re.sub(r"\W", "", pattern) for pattern in renaming})
+    if left := check_complete(model, info, place.source):
+        recorded["left_out"] = {"number": len(left), "first": left[:8]}
+    return model, recorded
+
+
+def read_tokenizer(place: Place) -> Any:
+    """The tokenizer at a place; a folder that declares a generic one gets what its tokenizer.json says.
+
+    For some model types (Qwen2) AutoTokenizer takes the family's own class whatever the folder declares.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = Path(place.location)
+    declared = folder / "tokenizer_config.json"
+    with quiet_unless_terminal(), place.explained("the tokenizer"):
+        if declared.is_file() and (folder / "tokenizer.json").is_file():
+            settings = json.loads(declared.read_text(encoding="utf-8"))
+            if "auto_map" not in settings and settings.get("tokenizer_class") in GENERIC_TOKENIZERS:
+                return PreTrainedTokenizerFast.from_pretrained(place.location)
+        return AutoTokenizer.from_pretrained(place.location, **place.options)
+
+
+def _load(place: Place, dtype: torch.dtype | str, renaming: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    with quiet_unless_terminal(), report_kept() as report, place.explained("the weights"):
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                place.location,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named and refused by check_complete
+                key_mapping=renaming or None,
+                **place.options,
+            )
+        except RuntimeError as error:
+            failed = re.findall(r"^(\S+) *\| *CONVERSION", "\n".join(report), flags=re.MULTILINE)
+            if not failed:
+                raise
+            raise ValueError(
+                f"{len(failed)} weights are not what the model's own layout can be made of, {first_of(failed)}; "
+                "parts of them are missing or have another shape."
+            ) from error
+
+
+def _undoes(conversion: Any, renaming: dict[str, str]) -> bool:
+    """Whether a conversion that transformers remembers would put a wrapper's name back when the model is saved."""
+    return any(pattern in renaming for pattern in conversion.source_patterns)
