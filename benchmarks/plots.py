@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tomfisher.benchmarks.tables import lookup
+from tomfisher.files import atomic_path
 
 LINEAR = "linear"
 _PER_ROW = 8
@@ -112,5 +113,5 @@ def _axes(rows: int) -> tuple[Any, Any]:
 
 
 def _write(figure: Any, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=140, format=Path(path).suffix.lstrip("."))

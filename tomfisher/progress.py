@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -30,11 +31,25 @@ def progress_bar(
     Returns:
         A `tqdm.auto.tqdm`, or what behaves like one: usable as an iterable and as a context manager.
     """
-    if enabled and not sys.stderr.isatty():
+    if enabled and not (sys.stderr and sys.stderr.isatty()):
         return _Lines(iterable, total, desc, unit)
     from tqdm.auto import tqdm
 
     return tqdm(iterable, total=total, desc=desc, unit=unit, disable=not enabled, dynamic_ncols=True)
+
+
+def note(line: str) -> None:
+    """Tell the user something beside the result, on standard error; where nobody can be told, go on.
+
+    Args:
+        line: what is said, without the program's name.
+    """
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # a closed pipe, a full disk, a closed stream: no work depends on it
+        print(f"tomfisher: {line}", file=sys.stderr, flush=True)
 
 
 class _Lines:
@@ -69,7 +84,7 @@ class _Lines:
         if self._total:
             left = (now - self._start) * (self._total - self._done) / self._done
             text = f"{self._done:,} of {self._total:,} {self._unit}s, about {duration(left)} left"
-        print(f"tomfisher: {self._desc}: {text}", file=sys.stderr, flush=True)
+        note(f"{self._desc}: {text}")
 
     def set_postfix(self, *args: Any, **values: Any) -> None:
         """Figures behind the bar; a line has none."""

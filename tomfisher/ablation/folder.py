@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 from tomfisher.ablation.results import AblationPoint, Ablations, point_from
 from tomfisher.experiment.run_folder import RunFolder
 from tomfisher.files import atomic_path
+from tomfisher.locks import locked
 
 OWN_FILES = ("inputs.json", "ablations.json", "ablations.csv")
 POINTS = "points"
@@ -57,13 +57,7 @@ class AblationFolder(MutableMapping[str, tuple[AblationPoint, dict[str, Any]]]):
                 f"{where} is no folder of ablations: it holds {', '.join(sorted(foreign)[:4])}. "
                 "Give another --output_path."
             )
-        with (where / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"Another tomfisher process is working in {where}. Wait for it, or give another --output_path."
-                ) from None
+        with locked(where):
             folder = cls(where)
             if overwrite or not len(folder):  # an attempt without any result may be corrected
                 shutil.rmtree(where / POINTS, ignore_errors=True)

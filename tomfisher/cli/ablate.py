@@ -12,9 +12,9 @@ from tomfisher.cli.common import (
     add_settings,
     given_settings,
     kappa,
-    note,
     report_line,
 )
+from tomfisher.progress import note
 
 SETTINGS = ("limit", "random_seeds", "perplexity_tokens", "batch_size", "device")
 
@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
     add_settings(parser, *SETTINGS)
     parser.add_argument("--output_path", help="folder for ablations.json and ablations.csv [RUN/ablations]")
     add_overwrite(parser)
-    parser.set_defaults(execute=run)
+    parser.set_defaults(execute=run, saves=True)
 
 
 def run(args: argparse.Namespace) -> int:

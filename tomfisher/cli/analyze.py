@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,10 +15,11 @@ from tomfisher.cli.common import (
     add_settings,
     given_settings,
     load_named_model,
-    note,
     refuse_existing,
+    save_then_print,
     setting,
 )
+from tomfisher.progress import note
 
 TITLES = {
     "rope": "RoPE spectrum: share of the rotated energy in slow, middle and fast pairs, mean over heads",
@@ -84,27 +84,26 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Analyse, print the tables, write the JSON."""
+    """Analyse, write the JSON, print the tables."""
     if args.output_path:
         refuse_existing(args.output_path, args.overwrite)
     report: dict[str, Any] = {}
+    blocks: list[str] = []
     if args.compare_masks:
-        report["overlap"] = _compare_masks(args.compare_masks)
+        report["overlap"], block = _compare_masks(args.compare_masks)
+        blocks.append(block)
     elif not hasattr(args, "model"):
         raise ValueError("analyze looks at a model or at masks: give --model, or --compare_masks FILE FILE.")
     if hasattr(args, "model"):
-        report |= _analyze(args)
-    if args.output_path:
-        from tomfisher.files import atomic_path
-
-        with atomic_path(Path(args.output_path)) as temporary:
-            temporary.write_text(json.dumps(report, allow_nan=False) + "\n", encoding="utf-8")
-        print(f"\nWritten: {args.output_path}")
+        found, tables = _analyze(args)
+        report |= found
+        blocks += tables
+    save_then_print(args.output_path, report, "\n\n".join(blocks), allow_nan=False)
     return 0
 
 
-def _analyze(args: argparse.Namespace) -> dict[str, Any]:
-    """Print the tables of the model, and of the mask if there is one; gives what goes to the file."""
+def _analyze(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """What goes to the file, and the tables of the model, and of the mask if there is one."""
     from tomfisher.analysis.analyze import analyze
     from tomfisher.analysis.change import compare
     from tomfisher.masks import SparseMask
@@ -135,8 +134,7 @@ def _analyze(args: argparse.Namespace) -> dict[str, Any]:
         profile = _profile(args, loaded, perturbation.mask, base.results.get("rope"))
         blocks += _profile_blocks(profile)
         report[PROFILE] = profile.to_dict()
-    print("\n\n".join(blocks))
-    return report
+    return report, blocks
 
 
 def _parts(args: argparse.Namespace) -> list[str]:
@@ -158,8 +156,8 @@ def _parts(args: argparse.Namespace) -> list[str]:
     return parts
 
 
-def _compare_masks(files: Sequence[str]) -> dict[str, Any]:
-    """Print what the masks share; gives the rows."""
+def _compare_masks(files: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """What the masks share, as rows and as a table."""
     from tomfisher.analysis.overlap import overlap
     from tomfisher.masks import SparseMask
 
@@ -168,8 +166,7 @@ def _compare_masks(files: Sequence[str]) -> dict[str, Any]:
     stems = [Path(file).stem for file in files]
     names = files if len(set(stems)) < len(stems) else stems
     found = overlap({name: SparseMask.load(file) for name, file in zip(names, files, strict=True)})
-    print(f"{OVERLAP_TITLE}\n{_table(found.summary(), left=(0, 1))}")
-    return found.to_dict()
+    return found.to_dict(), f"{OVERLAP_TITLE}\n{_table(found.summary(), left=(0, 1))}"
 
 
 def _profile(args: argparse.Namespace, loaded: Any, mask: Any, spectrum: Any) -> Any:

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tomfisher.cli.common import add_command, kappa, note
+from tomfisher.cli.common import add_command, kappa
+from tomfisher.progress import note
 
 BENCHMARKS = {
     "fisher": "fisher_diagonal of a whole model against the paper's loop, BackPACK, Opacus and vmap(grad)",
@@ -58,18 +59,21 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one benchmark, print its table, write its record and its plot."""
+    """Run one benchmark, write its record and its plot, print its table."""
     from tomfisher.benchmarks.harness import save
 
     module: ModuleType = importlib.import_module(f"tomfisher.benchmarks.bench_{args.benchmark}")
     result = module.run(args)
     if not result:
         return 0
-    print(module.report(result))
+    try:
+        if args.output_path:
+            save(result, args.output_path)
+            if hasattr(module, "plot"):
+                module.plot(result, Path(args.output_path).with_suffix(".png"))
+    finally:  # where it could not be written, the print is what is left
+        print(module.report(result))
     if args.output_path:
-        save(result, args.output_path)
-        if hasattr(module, "plot"):
-            module.plot(result, Path(args.output_path).with_suffix(".png"))
         note(f"written to {args.output_path}")
     return 0
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tomfisher.experiment.config import Config, check_kappa
+from tomfisher.files import atomic_path
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 MODEL_FIELDS = ("model", "device", "trust_remote_code", "revision")
@@ -132,16 +133,34 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --output_path")
 
 
+def save_then_print(
+    path: str | os.PathLike[str] | None, content: Mapping[str, Any], text: str, **options: Any
+) -> None:
+    """Write what was found as JSON, then print it.
+
+    Where the file cannot be written, the text is printed all the same, before the error is raised.
+
+    Args:
+        path: the file; None prints alone.
+        content: what goes to the file.
+        text: what is printed.
+        options: of `json.dumps`.
+    """
+    try:
+        if path is not None:
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(content, **options) + "\n", encoding="utf-8")
+    finally:
+        print(text)
+    if path is not None:
+        print(f"\nWritten: {os.fspath(path)}")
+
+
 def report_line(run: str, output: str | os.PathLike[str], folder: str) -> str:
     """The last line of a command whose result the report of a run shows, if it lies in a folder of that name there."""
     if os.path.realpath(output) == os.path.realpath(os.path.join(run, folder)):
         return f"Report:  tomfisher report {run}"
     return f"Report:  tomfisher report {run} shows what lies in {run}/{folder}, where it goes without --output_path"
-
-
-def note(line: str) -> None:
-    """Tell the user something beside the result, on standard error."""
-    print(f"tomfisher: {line}", file=sys.stderr, flush=True)
 
 
 def _shown(value: Any) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.cli.common import (
@@ -15,6 +13,7 @@ from tomfisher.cli.common import (
     given_settings,
     load_named_model,
     refuse_existing,
+    save_then_print,
 )
 
 if TYPE_CHECKING:
@@ -55,12 +54,11 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say what is measured, measure, print the table, write the JSON."""
+    """Say what is measured, measure, write the JSON, print the table."""
     from tomfisher.experiment.config import Config
     from tomfisher.experiment.inputs import Inputs
     from tomfisher.experiment.measure import Measure
     from tomfisher.experiment.stores import check_belongs
-    from tomfisher.files import atomic_path
     from tomfisher.masks import SparseMask
     from tomfisher.testbed.scan import scanning
 
@@ -80,11 +78,7 @@ def run(args: argparse.Namespace) -> int:
     with scanning(loaded.model) as scan:
         states = _measured(args, config, measure, mask)
     report = {"model": loaded.identity, "scan": scan, **states}
-    print(_table(report))
-    if args.output_path:
-        with atomic_path(Path(args.output_path)) as temporary:
-            temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(f"\nWritten: {args.output_path}")
+    save_then_print(args.output_path, report, _table(report), indent=1)
     return 0
 
 

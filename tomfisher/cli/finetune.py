@@ -15,10 +15,10 @@ from tomfisher.cli.common import (
     given_settings,
     kappa,
     load_named_model,
-    note,
     refuse_existing,
     report_line,
 )
+from tomfisher.progress import note
 
 TASK_FIELDS = ("task", "control", "limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions")
 PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
@@ -77,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--dtype", default="fp32", help="fp32, bf16, fp16 [fp32]")
     parser.add_argument("--output_path", help="folder for finetune.json, .csv and the delta [RUN/finetune]")
     add_overwrite(parser)
-    parser.set_defaults(execute=run)
+    parser.set_defaults(execute=run, saves=True)
 
 
 def run(args: argparse.Namespace) -> int:

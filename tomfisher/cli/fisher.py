@@ -12,10 +12,10 @@ from tomfisher.cli.common import (
     add_settings,
     given_settings,
     load_named_model,
-    note,
     refuse_existing,
     setting,
 )
+from tomfisher.progress import note
 
 if TYPE_CHECKING:
     from tomfisher.models import LoadedModel
@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--impl", default="auto", help="ops: auto, triton, cpp or reference [auto]")
     parser.add_argument("--output_path", required=True, help="folder of the store to write")
     add_overwrite(parser)
-    parser.set_defaults(execute=run)
+    parser.set_defaults(execute=run, output_is_replaced=True)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from tomfisher.cli.output import Terminal
 from tomfisher.files import check_writable
+from tomfisher.progress import note
 from tomfisher.version import __version__
 
 COMMANDS = (
@@ -37,38 +39,64 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
+    Results are on disk before they are printed. A reader of standard output that has gone away changes nothing; a
+    standard output that cannot be written is an error where the print is all there is.
+
     Args:
         argv: arguments without the program's name; None takes `sys.argv`.
 
     Returns:
         Exit code: 0 done, 2 an error that was explained, 130 interrupted.
     """
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    with Terminal() as terminal:
+        args, code = argparse.Namespace(), 0
+        try:
+            args = build_parser().parse_args(argv)
+            code = _execute(args)
+        except SystemExit as end:  # argparse: --help, --version, or a mistake that it has explained
+            terminal.flush()
+            if end.code or terminal.lost is None:
+                raise
+        terminal.flush()
+        if terminal.lost is None:
+            return code
+        saved = getattr(args, "saves", getattr(args, "output_path", None) is not None)
+        note(
+            f"standard output could not be written ({terminal.lost}). "
+            + (
+                "The results are written all the same."
+                if saved
+                else "Nothing else holds what was to be printed."
+            )
+        )
+        return code if saved else code or 2
+
+
+def _execute(args: argparse.Namespace) -> int:
+    """Run the chosen command; turn what it raises into one message and an exit code."""
     if not hasattr(args, "execute"):
-        parser.print_help()
+        build_parser().print_help()
         return 0
     warnings.showwarning = _show_warning
     try:
-        if getattr(args, "output_path", None):
-            check_writable(args.output_path, folder=not getattr(args, "output_is_file", False))
+        if getattr(args, "output_path", None) is not None:
+            args.output_path = os.path.expanduser(args.output_path)
+            kind, replaced = (
+                not getattr(args, "output_is_file", False),
+                getattr(args, "output_is_replaced", False),
+            )
+            check_writable(args.output_path, folder=kind, replaced=replaced)
         return int(args.execute(args) or 0)
     except KeyboardInterrupt:
-        print(
-            "\ntomfisher: interrupted. Finished parts are kept; run the same command to go on.",
-            file=sys.stderr,
-        )
+        note("interrupted. Finished parts are kept; run the same command to go on.")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
         if args.debug:
             traceback.print_exc()
-        print(f"tomfisher: {message}", file=sys.stderr)
+        note(message)
         return 2
 
 
@@ -99,8 +127,8 @@ def explain(error: Exception) -> str | None:
     if getattr(error, "errno", None) in NO_SPACE or any(os.strerror(code) in str(error) for code in NO_SPACE):
         place = getattr(error, "filename", None)
         return (
-            f"the disk is full{f' (writing {place})' if place else ''}: {error}. Nothing that was finished is lost, "
-            "and no half-written result is left. Free some space and run the same command again."
+            f"the disk is full{f' (writing {place})' if place else ''}: {error}. Nothing that was written before is "
+            "lost, and no half-written result is left. Free some space and run the same command again."
         )
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"there is no file or folder {str(error.filename)!r}. Check the path."

@@ -15,6 +15,7 @@ from tomfisher.cli.common import (
     setting,
 )
 from tomfisher.experiment.config import check_kappa
+from tomfisher.files import check_writable
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     fractions = _fractions(args)
     paths = {fraction: _path(args, fraction) for fraction in fractions or (None,)}
     for path in paths.values():
+        check_writable(path)
         refuse_existing(path, args.overwrite)
     masks = {None: _random(args)} if args.random_like else _selected(args, fractions)
     for fraction, mask in masks.items():
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"The mask would be empty, so none is written: {_why_empty(args, fraction)}")
     for fraction, mask in masks.items():
         mask.save(paths[fraction])
+    for fraction, mask in masks.items():
         used = sum(count > 0 for count in mask.counts().values())
         print(
             f"{paths[fraction]}: {mask.nnz} of {mask.numel} entries ({mask.density:.3g}), "

@@ -37,7 +37,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--dtype", default="checkpoint", help="fp32, bf16, fp16 [the checkpoint's own]")
     parser.add_argument("--output_path", required=True, help="folder to write")
     add_overwrite(parser)
-    parser.set_defaults(execute=run)
+    parser.set_defaults(execute=run, output_is_replaced=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--preset", help="a complete named study (tomfisher ls presets)")
     add_settings(parser)
     parser.add_argument("--impl", default="auto", help="ops: auto, triton, cpp or reference [auto]")
-    parser.set_defaults(execute=run)
+    parser.set_defaults(execute=run, saves=False)
 
 
 def run(args: argparse.Namespace) -> int:

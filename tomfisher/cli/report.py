@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("other", metavar="RUN2", nargs="?", help="a second one, to compare")
     parser.add_argument("--output_path", help="the HTML file [RUN/report.html]")
-    parser.set_defaults(execute=run, output_is_file=True)
+    parser.set_defaults(execute=run, output_is_file=True, saves=True)
 
 
 def run(args: argparse.Namespace) -> int:

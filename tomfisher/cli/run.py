@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--preset", help="a complete named study (tomfisher ls presets)")
     add_settings(parser)
     add_overwrite(parser)
-    parser.set_defaults(execute=run)
+    parser.set_defaults(execute=run, saves=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,29 +48,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_study(config: Any, overwrite: bool) -> int:
-    """Run a study, print what it found and write its report."""
+    """Run a study, write its report and print what it found."""
     from tomfisher import report
     from tomfisher.experiment import Experiment, judge
     from tomfisher.experiment.table import render
 
     results = Experiment(config, overwrite=overwrite).run()
+    page = report.write(config.output_path)
     print(f"{config.model}: {config.task} against {config.control}\n")
     print(f"{render(results)}\n")
     for sentence in judge(results).sentences:
         print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
     print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
-    print(f"Report:  {report.write(config.output_path)}")
+    print(f"Report:  {page}")
     print(f"Again:   tomfisher run --config {config.output_path}/config.yaml")
     return 0
 
 
 def _run_architectures(args: argparse.Namespace) -> int:
-    """Run the five studies of the preset, print their table and write the reports: one of each run, one of all."""
+    """Run the five studies of the preset, write the reports, one of each run and one of all, and print their table."""
     from tomfisher import report
     from tomfisher.experiment.architectures import render, run_architectures
     from tomfisher.experiment.equal_kappa import sentences
 
     folder, outcomes = run_architectures(given_settings(args), args.config, args.overwrite)
+    for found in outcomes:
+        report.write(folder / found.architecture)
+    page = report.write(folder)
     print(f"{render(outcomes)}\n")
     for found in outcomes:
         sentence = found.verdict[1 if found.found else -1]
@@ -78,8 +82,6 @@ def _run_architectures(args: argparse.Namespace) -> int:
     print()
     for sentence in sentences(outcomes):
         print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
-    for found in outcomes:
-        report.write(folder / found.architecture)
     print(f"\nResults: {folder}/architectures.json, .csv, .txt, and a run folder for each architecture")
-    print(f"Report:  {report.write(folder)}, and report.html in each run folder")
+    print(f"Report:  {page}, and report.html in each run folder")
     return 0

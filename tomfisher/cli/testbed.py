@@ -40,11 +40,12 @@ def add_parser(subparsers: Any) -> None:
     train.add_argument("--steps", type=int, help="optimiser steps [the shipped model's]")
     train.add_argument("--seed", type=int, help="of weights and training text [the shipped model's]")
     train.add_argument("--threads", type=int, help="CPU threads [torch's choice]")
-    train.set_defaults(execute=run)
+    train.set_defaults(execute=run, output_is_replaced=True, saves=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train and say what came out."""
+    from tomfisher.files import check_writable
     from tomfisher.testbed.recipe import Recipe
     from tomfisher.testbed.train import train
 
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = Recipe.of(args.architecture, args.second_order, **given)
     generation = "testbed2" if args.second_order else "testbed"
     output_path = args.output_path or f"runs/{generation}-{args.architecture}"
+    check_writable(output_path, folder=True, replaced=True)
     record = train(output_path, recipe, threads=args.threads)
     result = record["result"]
     for group, accuracy in result["accuracy"].items():

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
 from tomfisher.experiment.config import HEADER, PERPLEXITY_WINDOW, Config
 from tomfisher.experiment.results import Point
 from tomfisher.files import atomic_path
+from tomfisher.locks import locked
 
 OWN_FILES = (
     "inputs.json",
@@ -94,8 +94,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise ValueError(f"output_path {str(path)!r} is a file. Give a folder for the run.")
         path.mkdir(parents=True, exist_ok=True)
-        with (path / ".lock").open("w") as handle:
-            _lock(handle, path)
+        with locked(path):
             folder = cls(path)
             if overwrite and (path / "config.yaml").is_file():
                 folder._refuse_foreign(path / "config.yaml")
@@ -237,15 +236,6 @@ def _clear_extras(folder: Path, patterns: Iterable[str]) -> None:
     for emptied in (folder / "points", folder):
         with contextlib.suppress(OSError):  # not there, or not empty
             emptied.rmdir()
-
-
-def _lock(handle: TextIO, path: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            f"Another tomfisher process is working in {path}. Wait for it, or give another --output_path."
-        ) from None
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

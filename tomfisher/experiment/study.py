@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -44,7 +43,7 @@ from tomfisher.models.load import (
     resolve_device,
     resolve_dtype,
 )
-from tomfisher.progress import progress_bar
+from tomfisher.progress import note, progress_bar
 from tomfisher.tokens import warn_of_unknown_tokens
 
 if TYPE_CHECKING:
@@ -377,7 +376,7 @@ class Experiment:
         if self._say is not None:
             self._say(line)
         elif self._progress:
-            print(f"tomfisher: {line}", file=sys.stderr, flush=True)
+            note(line)
 
 
 def parse_params(text: str) -> str | list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.files import atomic_path
+from tomfisher.files import atomic_path, write_tensors
 
 FORMAT = "tomfisher-delta"
 VERSION = 1
@@ -28,8 +28,6 @@ def write(
     metadata: Mapping[str, Any],
 ) -> None:
     """Write positions and values to `path`, all or nothing."""
-    from safetensors.torch import save_file
-
     tensors = {
         f"{part}:{name}": value.detach().cpu().clone()
         for part, values in zip(PARTS, (indices, old, new), strict=True)
@@ -44,7 +42,7 @@ def write(
         "delta": text,
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata=about)
+        write_tensors(tensors, temporary, about)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

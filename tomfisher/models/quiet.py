@@ -13,7 +13,7 @@ def quiet_unless_terminal() -> Iterator[None]:
     """Keep transformers' progress bars out of logs: they run only where standard error is a terminal."""
     from transformers.utils import logging
 
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+    if (sys.stderr and sys.stderr.isatty()) or not logging.is_progress_bar_enabled():
         yield
         return
     logging.disable_progress_bar()

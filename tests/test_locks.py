@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from tomfisher import locks
+from tomfisher.ablation.folder import AblationFolder
+from tomfisher.experiment.config import Config
+from tomfisher.experiment.run_folder import RunFolder
+
+
+def test_a_folder_is_locked_once_and_free_again(tmp_path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with (
+            locks.locked(tmp_path),
+            pytest.raises(ValueError, match="Another tomfisher process is working in"),
+            locks.locked(tmp_path),
+        ):
+            pass
+        with locks.locked(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("open_folder", ["run", "ablations"])
+@pytest.mark.parametrize(
+    "code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO, None]
+)
+def test_where_there_are_no_locks_the_work_goes_on_with_a_warning(
+    tmp_path, monkeypatch, open_folder, code
+) -> None:
+    def flock(handle, operation):
+        raise OSError(code, os.strerror(code))
+
+    if code is None:
+        monkeypatch.setattr(locks, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", flock)
+    config = Config(model="m", output_path=str(tmp_path))
+    folder = RunFolder.open(config) if open_folder == "run" else AblationFolder.open(tmp_path)
+    reason = "this system has no fcntl" if code is None else os.strerror(code)
+    said = pytest.warns(UserWarning, match=f"cannot be locked .{reason}.*no other tomfisher process")
+    with said, folder as opened:
+        assert opened.path == tmp_path
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES])
+def test_a_lock_that_is_held_is_a_refusal(tmp_path, monkeypatch, code) -> None:
+    def flock(handle, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ValueError, match="Another tomfisher process"), locks.locked(tmp_path):
+        pass
+
+
+def test_a_system_without_fcntl_imports_and_locks_with_a_warning(tmp_path) -> None:
+    code = (
+        "import sys, warnings; sys.modules['fcntl'] = None; warnings.simplefilter('always')\n"
+        "from tomfisher.locks import locked\n"
+        f"with locked({str(tmp_path)!r}): print('worked')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "worked\n" and "cannot be locked (this system has no fcntl)" in done.stderr
