@@ -20,6 +20,7 @@ from tomfisher.evaluate.records import Scores
 from tomfisher.experiment.results import BASELINE, RANDOM, TASK_CONTROL, conditions_of, with_scenes
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.progress import progress_bar
+from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from tomfisher.evaluate import Perplexity
@@ -44,6 +45,7 @@ class _State:
         return ablation_key(self.name, self.seed)
 
 
+@plain_torch()
 def ablate(
     model: Any,
     mask: SparseMask,

@@ -14,7 +14,7 @@ from tomfisher.ablation.internals import Internals, needed, rotating
 from tomfisher.ablation.intervention import Intervention, Place, finite, key_heads, number, places
 from tomfisher.analysis.rope import BANDS, PARTS, Part, bands
 from tomfisher.models.families import Architecture, Attention
-from tomfisher.models.structure import position_limit
+from tomfisher.runtime.gate import position_limit
 
 DOMINANT = "dominant"
 

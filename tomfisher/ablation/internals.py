@@ -13,6 +13,7 @@ from tomfisher.analysis.capture import QueryKey
 from tomfisher.analysis.rope import RopeCollector, RopeSpectrum
 from tomfisher.analysis.run import TOKENS_PER_BATCH, Collector, run
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
+from tomfisher.torch_state import plain_torch
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Internals:
     shortest: int = 0
 
 
+@plain_torch()
 def measure_internals(
     model: Any,
     prompts: Sequence[Sequence[int] | Tensor],

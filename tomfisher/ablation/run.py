@@ -24,6 +24,7 @@ from tomfisher.experiment.verdict import judge
 from tomfisher.models.families import Architecture
 from tomfisher.models.load import LoadedModel, load_model, resolve_device
 from tomfisher.testbed.scan import scanning
+from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
@@ -33,6 +34,7 @@ FROM_FILE = "file"
 INDIFFERENT = ("output_path", "kappas", "random_kappas", "random_seeds")  # settings that no point depends on
 
 
+@plain_torch()
 def ablate_run(
     run: str | Path,
     names: Sequence[str] | None = None,
@@ -162,7 +164,7 @@ def _model(folder: Path, config: Config, say: Callable[[str], None]) -> LoadedMo
 
 def _internals(loaded: LoadedModel, inputs: Inputs) -> Internals:
     """Of the first prompts of the Fisher pool."""
-    from tomfisher.models.structure import position_limit
+    from tomfisher.runtime.gate import position_limit
     from tomfisher.tasks.encode import encode
 
     texts = list(dict.fromkeys(story.prompt for story in inputs.task_stories))[:PROMPTS]

@@ -12,6 +12,7 @@ from tomfisher.analysis.rope import RopeCollector
 from tomfisher.analysis.run import TOKENS_PER_BATCH, run
 from tomfisher.analysis.sinks import SinkCollector
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
+from tomfisher.torch_state import plain_torch
 
 PARTS = ("rope", "sinks")
 
@@ -35,6 +36,7 @@ class Analysis:
         }
 
 
+@plain_torch()
 def analyze(
     model: Any,
     prompts: Sequence[Sequence[int] | Tensor],

@@ -11,6 +11,7 @@ from torch import Tensor
 from tomfisher.analysis.plain import plain
 from tomfisher.analysis.rope import BANDS, PARTS, LayerSpectrum, Part, RopeSpectrum
 from tomfisher.analysis.sinks import MEASURES, AttentionSinks, LayerSinks
+from tomfisher.torch_state import plain_torch
 
 
 class PairChange(NamedTuple):
@@ -156,6 +157,7 @@ def relative(before: Tensor, after: Tensor) -> Tensor:
     return torch.where(before == after, 0.0, after / before - 1)
 
 
+@plain_torch()
 def compare(before: Any, after: Any) -> SpectrumChange | SinkChange:
     """Compare two measurements of one model on the same prompts.
 

@@ -13,6 +13,7 @@ from tomfisher.analysis.hypergeometric import Draw, tails
 from tomfisher.analysis.plain import plain
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
+from tomfisher.torch_state import plain_torch
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Overlap:
         return plain({"pairs": self.summary()})
 
 
+@plain_torch()
 def overlap(masks: Mapping[str, SparseMask]) -> Overlap:
     """Compare every two masks: of different seeds, sizes or tasks, but of one model.
 

@@ -18,6 +18,7 @@ from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.models.structure import is_conv1d
 from tomfisher.perturbation.fill import FillLike
 from tomfisher.perturbation.targets import named_tensors
+from tomfisher.torch_state import plain_torch
 
 Rows = list[dict[str, Any]]
 
@@ -178,6 +179,7 @@ class MaskProfile:
         )
 
 
+@plain_torch()
 def mask_profile(
     mask: SparseMask,
     model: Any,

@@ -15,6 +15,7 @@ from tomfisher.analysis.plain import plain
 from tomfisher.analysis.run import TOKENS_PER_BATCH, run, supported
 from tomfisher.models.families import Architecture, Rotary, UnsupportedModel, describe
 from tomfisher.ops.rope_energy import rope_energy
+from tomfisher.torch_state import plain_torch
 
 Part = Literal["q", "k"]
 PARTS: tuple[Part, ...] = ("q", "k")
@@ -186,6 +187,7 @@ class RopeCollector:
         return RopeSpectrum(tuple(layers), len(lengths), sum(lengths), context or max(lengths))
 
 
+@plain_torch()
 def rope_spectrum(
     model: Any,
     prompts: Sequence[Sequence[int] | Tensor],

@@ -12,7 +12,8 @@ from tomfisher.analysis.capture import QueryKey, watching
 from tomfisher.fisher.batching import plan_batches
 from tomfisher.models.families import Architecture, UnsupportedModel
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import accepts, check_length, device_of, measuring, pad
+from tomfisher.runtime.forward import accepts, device_of, measuring, pad
+from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
 
 TOKENS_PER_BATCH = 4096
 
@@ -31,6 +32,7 @@ class Collector(Protocol):
         """
 
 
+@plain_torch()
 def run(
     model: Any,
     architecture: Architecture,
@@ -55,9 +57,11 @@ def run(
         Tokens of each prompt.
 
     Raises:
-        ValueError: no prompts, one with fewer than two tokens, or one longer than the model's positions.
+        ValueError: no prompts, one with fewer than two tokens, with unknown ids or longer than the model's positions;
+            or logits that are NaN.
         UnsupportedModel: an attention layer ran without being seen.
     """
+    check_model(model)
     rows = _checked(model, prompts)
     seen: set[int] = set()
     batch: list[int] = []
@@ -93,7 +97,9 @@ def _checked(model: Any, prompts: Sequence[Sequence[int] | Tensor]) -> list[list
                 f"Prompt {index} has {len(row)} token(s); at least 2 are needed, because the first token can only "
                 "attend to itself. Use a longer text."
             )
-        check_length(model, len(row), f"Prompt {index}")
+    check_ids(model, prompts, "Prompt")
+    longest = max(range(len(rows)), key=lambda index: len(rows[index]))
+    check_length(model, len(rows[longest]), f"Prompt {longest}")
     return rows
 
 
@@ -106,4 +112,8 @@ def _forward(model: Any, ids: Tensor) -> None:
     options: dict[str, Any] = {"use_cache": False} if accepts(model, "use_cache") else {}
     if accepts(model, "logits_to_keep"):
         options["logits_to_keep"] = 1
-    model(input_ids=ids, **options)
+    logits = model(input_ids=ids, **options).logits
+    if bool(logits.isnan().any()):
+        raise ValueError(
+            f"The model's logits are NaN, so nothing inside can be measured. {why_not_finite(model)}"
+        )

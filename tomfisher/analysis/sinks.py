@@ -14,6 +14,7 @@ from tomfisher.analysis.plain import plain
 from tomfisher.analysis.run import TOKENS_PER_BATCH, run, supported
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.ops.sink_mass import sink_mass
+from tomfisher.torch_state import plain_torch
 
 EPSILON = 0.3
 WINDOW = 64
@@ -232,6 +233,7 @@ def attention_map(seen: QueryKey, row: int, head: int, length: int) -> Tensor:
     return scores.masked_fill(hidden, -torch.inf).softmax(-1)
 
 
+@plain_torch()
 def attention_sinks(
     model: Any,
     prompts: Sequence[Sequence[int] | Tensor],

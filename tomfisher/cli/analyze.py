@@ -212,7 +212,7 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 
 def _prompts(args: argparse.Namespace, loaded: Any, texts: Sequence[str]) -> list[Any]:
-    from tomfisher.models.structure import position_limit
+    from tomfisher.runtime.gate import position_limit
     from tomfisher.tasks.encode import encode
 
     length = args.max_length or position_limit(loaded.model)

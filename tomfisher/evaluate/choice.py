@@ -12,7 +12,15 @@ from tomfisher.evaluate._execute import batch_arguments, can_pack, can_share, co
 from tomfisher.evaluate._plan import Batch, Plan, Row, plan_shared, plan_whole
 from tomfisher.evaluate.records import ALL, Record, Scores
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import check_length, device_of, logits_at, measuring, pad
+from tomfisher.runtime.forward import device_of, logits_at, measuring, pad
+from tomfisher.runtime.gate import (
+    check_ids,
+    check_length,
+    check_model,
+    check_targets,
+    plain_torch,
+    why_not_finite,
+)
 from tomfisher.tokens import split_continuation, warn_of_unknown_tokens
 
 BATCH_SIZE = 32
@@ -42,6 +50,7 @@ class ChoiceEvaluator:
             into them, the reserved group name "all", or an id that another story has; a `pack` that is no bool.
     """
 
+    @plain_torch()
     def __init__(
         self, tokenizer: Any, stories: Iterable[Any], batch_size: int = BATCH_SIZE, pack: bool = True
     ) -> None:
@@ -79,6 +88,7 @@ class ChoiceEvaluator:
             )
         return self._plans[road]
 
+    @plain_torch()
     def score(self, model: Any, share_prefix: bool | str = "auto", progress: bool = True) -> Scores:
         """Score all stories on a model as it is now.
 
@@ -99,8 +109,9 @@ class ChoiceEvaluator:
             ValueError: a story is longer than the model's positions, `share_prefix=True` on a model whose cache
                 cannot be repeated, or the model gives a log-probability that is not finite (the story is named).
         """
-        road = self._road(model, share_prefix)
+        check_model(model)
         self._check_fit(model)
+        road = self._road(model, share_prefix)
         device = device_of(model)
         totals = torch.zeros(len(self._owners), dtype=torch.float64)
         bar = progress_bar(total=len(self.rows), desc="choice", unit="row", enabled=progress)
@@ -108,7 +119,7 @@ class ChoiceEvaluator:
             for batch, cache in execute(model, self.plan(road), self.rows, device):
                 self._read(model, batch, cache, device, totals)
                 bar.update(len(batch.rows))
-        self._check_finite(totals)
+        self._check_finite(model, totals)
         return Scores(tuple(self._records(totals.tolist())), "choice", road != WHOLE, road == PACKED)
 
     def _road(self, model: Any, share_prefix: bool | str) -> str:
@@ -149,18 +160,23 @@ class ChoiceEvaluator:
         totals.index_add_(0, torch.tensor([number for _, _, number, _ in reads]), picked.cpu().double())
 
     def _check_fit(self, model: Any) -> None:
+        check_ids(model, (row.ids for row in self.rows), self._called)
+        check_targets(model, ([token for *_, token in reads] for reads in self._reads), self._called)
         longest = max(range(len(self._owners)), key=lambda number: len(self.rows[self._row_of[number]].ids))
         story = self.stories[self._owners[longest]]
         check_length(model, len(self.rows[self._row_of[longest]].ids), f"Story {story.id!r} with its answer")
 
-    def _check_finite(self, totals: Tensor) -> None:
+    def _called(self, row: int) -> str:
+        """How a message names a row: by the first story that is read off it."""
+        return f"Story {self.stories[self._owners[self._row_of.index(row)]].id!r}"
+
+    def _check_finite(self, model: Any, totals: Tensor) -> None:
         bad = (~totals.isfinite()).nonzero().flatten().tolist()
         if bad:
             story = self.stories[self._owners[bad[0]]]
             raise ValueError(
                 f"Story {story.id!r}: the log-probability of an answer is {totals[bad[0]].item()} ({len(bad)} of "
-                f"{len(totals)} answers are not finite). Every score must be finite: look for NaN weights, or use a "
-                "wider dtype."
+                f"{len(totals)} answers are not finite). Every score must be finite. {why_not_finite(model)}"
             )
 
     def _records(self, totals: list[float]) -> Iterable[Record]:

@@ -14,12 +14,14 @@ from torch import Tensor
 from tomfisher.evaluate.choice import check_stories, make_record
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import check_length, device_of, measuring
+from tomfisher.runtime.forward import device_of, measuring
+from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
 from tomfisher.tokens import encode_text
 
 BATCH_SIZE = 32
 
 
+@plain_torch()
 def score_generate(
     model: Any,
     tokenizer: Any,
@@ -64,9 +66,13 @@ def score_generate(
     check_stories(chosen)
     targets = [_target(story) for story in chosen]
     prompts = [_encode_prompt(tokenizer, story) for story in chosen]
+    check_model(model)
+    check_ids(model, prompts, lambda i: f"Story {chosen[i].id!r}")
     longest = max(range(len(chosen)), key=lambda i: len(prompts[i]))
     # the last written token is never fed back
-    check_length(model, len(prompts[longest]) + max_new_tokens - 1, f"Story {chosen[longest].id!r}")
+    check_length(
+        model, len(prompts[longest]) + max_new_tokens - 1, f"Story {chosen[longest].id!r} with its completion"
+    )
     times = repetitions if temperature > 0 else 1
     jobs = sorted(
         ((i, r) for i in range(len(chosen)) for r in range(times)), key=lambda j: len(prompts[j[0]])
@@ -75,7 +81,7 @@ def score_generate(
     bar = progress_bar(total=len(jobs), desc="generate", unit="completion", enabled=progress)
     with measuring(model), _own_settings(model, tokenizer, max_new_tokens), bar:
         for batch in _equal_lengths(jobs, prompts, batch_size):
-            draw = _Draw([(chosen[i].id, r) for i, r in batch], temperature, top_p, seed)
+            draw = _Draw(model, [(chosen[i].id, r) for i, r in batch], temperature, top_p, seed)
             for job, text in zip(
                 batch, _complete(model, tokenizer, [prompts[i] for i, _ in batch], draw), strict=True
             ):
@@ -100,8 +106,10 @@ class _Draw:
     draws do not depend on its batch. It also stops at logits that are NaN, naming the story.
     """
 
-    def __init__(self, rows: Sequence[tuple[str, int]], temperature: float, top_p: float, seed: int) -> None:
-        self.rows, self.temperature, self.top_p = rows, temperature, top_p
+    def __init__(
+        self, model: Any, rows: Sequence[tuple[str, int]], temperature: float, top_p: float, seed: int
+    ) -> None:
+        self.model, self.rows, self.temperature, self.top_p = model, rows, temperature, top_p
         self.generators = [
             torch.Generator().manual_seed(_seed_of(f"{seed}/{repetition}/{name}"))
             for name, repetition in rows
@@ -112,7 +120,7 @@ class _Draw:
         if bad.any():
             raise ValueError(
                 f"Story {self.rows[int(bad.nonzero()[0])][0]!r}: the model's logits are NaN. "
-                "Look for NaN weights, or use a wider dtype."
+                f"{why_not_finite(self.model)}"
             )
         if self.temperature == 0:
             return scores

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import check_length, device_of, logits_at, measuring, pad
+from tomfisher.runtime.forward import device_of, logits_at, measuring, pad
+from tomfisher.runtime.gate import (
+    check_ids,
+    check_length,
+    check_model,
+    check_targets,
+    plain_torch,
+    position_limit,
+    why_not_finite,
+)
 
 BATCH_SIZE = 4
 # Positions whose float32 log-softmax is held at once.
@@ -62,6 +71,7 @@ class _Window:
     end: int
 
 
+@plain_torch()
 def perplexity(
     model: Any,
     tokenizer: Any,
@@ -99,10 +109,18 @@ def perplexity(
     """
     stride = window if stride is None else stride
     _check_settings(window, stride, max_tokens, batch_size)
+    check_model(model)
     documents = _encode(tokenizer, text, max_tokens)
+    check_ids(model, (document.ids for document in documents), "Document")
+    check_targets(model, (document.ids[1:] for document in documents), "Document")
     windows = [w for i, doc in enumerate(documents) for w in _windows(i, len(doc.ids) - 1, window, stride)]
     windows.sort(key=lambda w: (w.start - w.end, w.end - w.first, w.document, w.start))
-    check_length(model, max(w.end - w.start for w in windows), f"A window of {window}")
+    check_length(
+        model,
+        max(w.end - w.start for w in windows),
+        "A window",
+        f"Use window={position_limit(model)} or less.",
+    )
     tokens = sum(len(doc.ids) - 1 for doc in documents)
     total, device = 0.0, device_of(model)
     bar = progress_bar(total=tokens, desc="perplexity", unit="token", enabled=progress)
@@ -114,8 +132,7 @@ def perplexity(
     words, size = sum(doc.words for doc in documents), sum(doc.size for doc in documents)
     if not math.isfinite(total):
         raise ValueError(
-            f"The negative log-likelihood of the text is {total}; it must be finite. "
-            "Look for NaN weights, or use a wider dtype."
+            f"The negative log-likelihood of the text is {total}; it must be finite. {why_not_finite(model)}"
         )
     return Perplexity(
         token=_exp(total / tokens),

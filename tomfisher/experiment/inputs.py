@@ -12,7 +12,7 @@ from tomfisher.experiment.config import Config
 from tomfisher.experiment.results import HEADLINE
 from tomfisher.files import sha256_of_text
 from tomfisher.models.load import LoadedModel
-from tomfisher.models.structure import position_limit
+from tomfisher.runtime.gate import position_limit
 from tomfisher.sample import Sample
 from tomfisher.tasks.story import Story, scene_of
 

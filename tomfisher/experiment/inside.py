@@ -186,7 +186,7 @@ class Inside:
         return states, self._named_maps(heads, maps)
 
     def _encode(self, inputs: Inputs) -> list[Tensor]:
-        from tomfisher.models.structure import position_limit
+        from tomfisher.runtime.gate import position_limit
         from tomfisher.tasks.encode import encode
 
         texts = [story.prompt for story in inputs.questions[: self.config.analysis_prompts]]

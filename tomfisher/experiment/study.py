@@ -45,6 +45,7 @@ from tomfisher.models.load import (
 )
 from tomfisher.progress import note, progress_bar
 from tomfisher.tokens import warn_of_unknown_tokens
+from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from tomfisher.fisher import FisherDiagonal
@@ -89,6 +90,7 @@ class Experiment:
         self._sums: WeightSums | None = None
         self._scope = contextlib.ExitStack()
 
+    @plain_torch()
     def run(self, progress: bool = True) -> Results:
         """Do what is left to do and write `results.json`, `results.csv`, `verdict.txt` and the details.
 
@@ -123,6 +125,7 @@ class Experiment:
             self._loaded = None
         return results
 
+    @plain_torch()
     def fisher(self, folder: RunFolder) -> tuple[FisherDiagonal, FisherDiagonal]:
         """The Fisher diagonals of task and control, from the config's stores or the run folder's."""
         if self._stores is not None:

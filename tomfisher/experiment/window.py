@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tomfisher.experiment.config import PERPLEXITY_WINDOW, Config
-from tomfisher.models.structure import position_limit
+from tomfisher.runtime.gate import position_limit
 
 
 def perplexity_window(config: Config, model: Any) -> int:

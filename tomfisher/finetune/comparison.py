@@ -19,6 +19,7 @@ from tomfisher.finetune.training import check_learning_rate, mean_loss
 from tomfisher.masks import SparseMask
 from tomfisher.perturbation import perturb
 from tomfisher.sample import Sample
+from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from tomfisher.evaluate import Perplexity
@@ -199,6 +200,7 @@ class _Run:
         self.train(LORA, lambda rate: training(learning_rate=rate), self.plan.seed, plan.describe())
 
 
+@plain_torch()
 def compare(
     model: nn.Module,
     mask: SparseMask,

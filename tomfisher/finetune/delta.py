@@ -18,6 +18,7 @@ from tomfisher.ops.dispatch import Impl
 from tomfisher.perturbation import stack
 from tomfisher.perturbation.interrupt import deferred_interrupt
 from tomfisher.perturbation.targets import named_tensors
+from tomfisher.torch_state import plain_torch
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -71,6 +72,7 @@ class Delta:
         delta_file.write(path, self.shapes, self.indices, self.old, self.new, self.metadata)
 
     @classmethod
+    @plain_torch()
     def load(cls, path: str | os.PathLike[str]) -> Delta:
         """Read a file that `save` wrote, and check it.
 
@@ -114,6 +116,7 @@ class AppliedDelta:
     def __repr__(self) -> str:
         return f"AppliedDelta({self.delta.nnz} entries, {'applied' if self.applied else 'undone'})"
 
+    @plain_torch()
     def undo(self) -> None:
         """Write the values from before back, bit for bit. Ctrl-C waits until it is done.
 
@@ -131,6 +134,7 @@ class AppliedDelta:
             stack.remove(self)
             self.applied = False
 
+    @plain_torch()
     def reapply(self) -> None:
         """Write the new values again, after `undo`.
 
@@ -165,6 +169,7 @@ class AppliedDelta:
             self.undo()
 
 
+@plain_torch()
 def apply(model: nn.Module, delta: Delta, check: bool = True, impl: Impl = "auto") -> AppliedDelta:
     """Write a delta's new values into a model.
 

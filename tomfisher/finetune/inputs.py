@@ -61,7 +61,7 @@ def training_samples(
             both a file and `balanced` are given.
     """
     from tomfisher.experiment.inputs import stories_sha256
-    from tomfisher.models.structure import position_limit
+    from tomfisher.runtime.gate import position_limit
     from tomfisher.tasks.encode import encode
 
     if file is not None and balanced:

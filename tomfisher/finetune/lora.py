@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tomfisher.finetune.training import check_learning_rate, train
 from tomfisher.fisher.frozen import frozen
 from tomfisher.models.structure import is_conv1d, is_linear
+from tomfisher.runtime.gate import check_trainable, plain_torch, seeded
 from tomfisher.sample import Sample
 
 INSTALL = "pip install peft"
@@ -147,8 +148,7 @@ class TunedLora:
             fan_in_fan_out=any(is_conv1d(self._model.get_submodule(name)) for name in self.plan.modules),
         )
         self._required = {p: p.requires_grad for p in self._model.parameters()}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+        with seeded(self._seed):
             self._tuner = peft.LoraModel(self._model, config, "default")
 
     def parameters(self) -> list[nn.Parameter]:
@@ -190,6 +190,7 @@ class TunedLora:
             self.undo()
 
 
+@plain_torch()
 def finetune_lora(
     model: nn.Module,
     plan: LoraPlan,
@@ -227,6 +228,7 @@ def finetune_lora(
         ModuleNotFoundError: peft is not installed.
         ValueError: no samples, or a setting out of range.
     """
+    check_trainable(model, "Fine-tuning")
     check_learning_rate(learning_rate)
     tuned = TunedLora(model, plan, seed)
     try:

@@ -16,6 +16,7 @@ from tomfisher.fisher.frozen import frozen
 from tomfisher.masks import SparseMask
 from tomfisher.ops.dispatch import Impl
 from tomfisher.perturbation.interrupt import deferred_interrupt
+from tomfisher.runtime.gate import check_trainable, plain_torch
 from tomfisher.sample import Sample
 
 
@@ -58,6 +59,7 @@ class TunedEntries:
             self.undo()
 
 
+@plain_torch()
 def finetune_masked(
     model: nn.Module,
     mask: SparseMask,
@@ -105,6 +107,7 @@ def finetune_masked(
         TypeError: a masked weight cannot be trained (quantised, no floating-point numbers).
         ValueError: the mask is of another model or empty, no samples, or a setting out of range.
     """
+    check_trainable(model, "Fine-tuning")
     check_learning_rate(learning_rate)
     entries = find_entries(model, mask)
     old = [entry.read() for entry in entries]

@@ -13,11 +13,13 @@ from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.objective import check_losses, sample_losses
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import measuring
+from tomfisher.runtime.gate import check_samples, plain_torch
 from tomfisher.sample import Sample
 
 VALIDATION_TOKENS = 2048
 
 
+@plain_torch()
 def train(
     model: nn.Module,
     samples: Sequence[Sample],
@@ -50,9 +52,10 @@ def train(
         ValueError: no samples, or a setting out of range.
     """
     _check(samples, steps, batch_size)
+    check_samples(model, samples)
     order = batch_order(len(samples), batch_size, steps, seed)
     losses: list[float] = []
-    with torch.enable_grad(), progress_bar(total=steps, desc=label, unit="step", enabled=progress) as bar:
+    with progress_bar(total=steps, desc=label, unit="step", enabled=progress) as bar:
         for step, chosen in enumerate(order, 1):
             optimizer.zero_grad(set_to_none=True)
             batch = collate(samples, chosen)
@@ -94,6 +97,7 @@ def batch_order(count: int, batch_size: int, steps: int, seed: int) -> list[list
     return [line[step * batch_size : (step + 1) * batch_size] for step in range(steps)]
 
 
+@plain_torch()
 def mean_loss(model: nn.Module, samples: Sequence[Sample]) -> float:
     """Mean over the samples of each sample's mean token loss, in nats; infinite or NaN if the model is broken."""
     total = 0.0

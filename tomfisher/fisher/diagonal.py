@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from tomfisher.torch_state import plain_torch
+
 if TYPE_CHECKING:
     from tomfisher.fisher.shards import Span
 
@@ -77,10 +79,12 @@ class FisherDiagonal(Mapping[str, Tensor]):
         """Which implementation of each op ran, per device type."""
         return dict(self.metadata.get("implementations", {}))
 
+    @plain_torch()
     def mean(self) -> dict[str, Tensor]:
         """Average over samples: `F / num_samples`, new float32 tensors."""
         return {name: self[name] / self.num_samples for name in self}
 
+    @plain_torch()
     def __add__(self, other: FisherDiagonal) -> FisherDiagonal:
         """Sum of two runs over disjoint samples of one model.
 
@@ -111,6 +115,7 @@ class FisherDiagonal(Mapping[str, Tensor]):
             {**self.metadata, "implementations": implementations, "data_sha256": data},
         )
 
+    @plain_torch()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a Fisher store: safetensors shards, `model.safetensors.index.json` and `fisher.json`.
 
@@ -125,6 +130,7 @@ class FisherDiagonal(Mapping[str, Tensor]):
         write_store(self, path)
 
     @classmethod
+    @plain_torch()
     def load(cls, path: str | os.PathLike[str], verify: bool = True) -> FisherDiagonal:
         """Open a Fisher store; tensors are memory-mapped and read when asked for.
 

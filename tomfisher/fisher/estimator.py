@@ -22,13 +22,14 @@ from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, describe_params, select_parameters
 from tomfisher.models.load import identify
 from tomfisher.models.onednn import concerns
-from tomfisher.models.structure import position_limit
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
 from tomfisher.runtime.forward import device_of
+from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
 from tomfisher.sample import Sample, digest
 
 
+@plain_torch()
 def fisher_diagonal(
     model: nn.Module,
     samples: Sequence[Sample],
@@ -251,6 +252,7 @@ class _Run:
 
 
 def _check_arguments(model: nn.Module, samples: list[Sample], labels: str, reduction: str) -> None:
+    check_trainable(model, "A Fisher diagonal")
     if not samples:
         raise ValueError("samples is empty: a Fisher diagonal needs at least one Sample.")
     for value, allowed, name in (
@@ -259,22 +261,4 @@ def _check_arguments(model: nn.Module, samples: list[Sample], labels: str, reduc
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    limit = position_limit(model)
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    for index, sample in enumerate(samples):
-        if not isinstance(sample, Sample):
-            raise TypeError(
-                f"samples[{index}] is a {type(sample).__name__}, not a tomfisher.Sample. "
-                "Build samples with tomfisher.encode(tokenizer, texts)."
-            )
-        top = int(sample.input_ids.max())
-        if top >= vocabulary or int(sample.input_ids.min()) < 0:
-            raise ValueError(
-                f"sample {index} holds the token id {top}, but the model's vocabulary has {vocabulary} entries. "
-                "Use the tokenizer that belongs to the model."
-            )
-        if limit is not None and len(sample) > limit:
-            raise ValueError(
-                f"{sample.called(f'sample {index}')} has {len(sample)} tokens, but the model has positions for "
-                f"{limit}. Shorten the samples: max_length of encode, --max_length or --control_length."
-            )
+    check_samples(model, samples)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tomfisher.fisher.batching import Batch
 from tomfisher.fisher.nll import negative_log_likelihood
 from tomfisher.runtime.forward import device_of, logits_at
+from tomfisher.runtime.gate import why_not_finite
 from tomfisher.sample import IGNORED
 
 Labels = Literal["empirical", "sampled"]
@@ -67,13 +68,7 @@ def check_losses(model: nn.Module, losses: Tensor, called: list[str]) -> None:
     if bool(finite.all()):
         return
     row = int((~finite).nonzero()[0])
-    broken = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-    cause = (
-        f"The weight {broken[0]} holds NaN or Inf ({len(broken)} such tensors): load the model again."
-        if broken
-        else "All weights are finite, so activations overflow: load the model in float32 or bfloat16."
-    )
-    raise FloatingPointError(f"The loss of {called[row]} is {losses[row].item()}. {cause}")
+    raise FloatingPointError(f"The loss of {called[row]} is {losses[row].item()}. {why_not_finite(model)}")
 
 
 def _supervised(labels: Tensor) -> tuple[Tensor, Tensor]:

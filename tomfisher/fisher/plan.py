@@ -20,6 +20,7 @@ from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.models.onednn import concerns
 from tomfisher.runtime.forward import device_of
 from tomfisher.sample import Sample
+from tomfisher.torch_state import plain_torch
 
 # forward and input gradients are two matrix products per weight, the captured gradient is a third
 _CAPTURED_SHARE = 1.5
@@ -67,6 +68,7 @@ class FisherPlan:
         return dict(Counter(self.roads.values()))
 
 
+@plain_torch()
 def plan_fisher(
     model: nn.Module,
     samples: Sequence[Sample],

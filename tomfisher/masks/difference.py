@@ -8,8 +8,10 @@ from torch import Tensor
 
 from tomfisher.masks.ranking import Scope, rank
 from tomfisher.masks.sparse_mask import SparseMask
+from tomfisher.torch_state import plain_torch
 
 
+@plain_torch()
 def difference_masks(
     task: Mapping[str, Tensor],
     control: Mapping[str, Tensor],

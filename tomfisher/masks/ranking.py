@@ -17,6 +17,7 @@ from tomfisher.masks.sparse_mask import SparseMask
 from tomfisher.models.structure import layer_index, layer_pattern
 from tomfisher.ops import Summary
 from tomfisher.progress import progress_bar
+from tomfisher.torch_state import plain_torch
 
 Scope = Literal["tensor", "layer", "model"]
 _SCOPES = ("tensor", "layer", "model")
@@ -63,6 +64,7 @@ class Ranking:
     source: dict[str, Any] = field(default_factory=dict)
     summaries: dict[str, Summary] = field(default_factory=dict)
 
+    @plain_torch()
     def mask(self, kappa: float) -> SparseMask:
         """The mask at `kappa`: the first k of every list, without selecting again.
 
@@ -91,6 +93,7 @@ class Ranking:
         step = {"operation": "top_fraction", "kappa": kappa, "scope": self.scope, "compat": self.compat}
         return SparseMask(indices, self.shapes, kappa, self.scope, [{**step, **self.source}])
 
+    @plain_torch()
     def thresholds(self, kappa: float) -> list[float | None]:
         """The smallest value that `mask(kappa)` selects from each of `lists`; None where it selects nothing.
 
@@ -120,6 +123,7 @@ class Ranking:
         return int((top.values[:k] > top.values[k - 1]).sum())
 
 
+@plain_torch()
 def rank(
     F: Mapping[str, Tensor],
     kappa: float,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tomfisher.masks import store
 from tomfisher.masks.sampling import sample_positions
+from tomfisher.torch_state import plain_torch
 
 Patterns = str | Iterable[str] | Callable[[str], bool]
 
@@ -35,6 +36,7 @@ class SparseMask(Mapping[str, Tensor]):
         ValueError: a tensor has no shape, or its positions are unsorted, repeated or out of range.
     """
 
+    @plain_torch()
     def __init__(
         self,
         indices: Mapping[str, Tensor],
@@ -99,6 +101,7 @@ class SparseMask(Mapping[str, Tensor]):
         """Number of chosen entries per tensor."""
         return {name: index.numel() for name, index in self._indices.items()}
 
+    @plain_torch()
     def dense(self, name: str) -> Tensor:
         """The mask of one tensor as a boolean tensor of that tensor's shape, True where chosen.
 
@@ -113,18 +116,21 @@ class SparseMask(Mapping[str, Tensor]):
         """κ, scope, number of entries and parents, as a JSON-like dict."""
         return {"kappa": self.kappa, "scope": self.scope, "nnz": self.nnz, "parents": list(self.parents)}
 
+    @plain_torch()
     def __sub__(self, other: SparseMask) -> SparseMask:
         def without(mine: Tensor, theirs: Tensor) -> Tensor:
             return mine[~torch.isin(mine, theirs, assume_unique=True)]
 
         return self._combine(other, "difference", list(self), without)
 
+    @plain_torch()
     def __and__(self, other: SparseMask) -> SparseMask:
         def shared(mine: Tensor, theirs: Tensor) -> Tensor:
             return mine[torch.isin(mine, theirs, assume_unique=True)]
 
         return self._combine(other, "intersection", [name for name in self if name in other], shared)
 
+    @plain_torch()
     def __or__(self, other: SparseMask) -> SparseMask:
         def joined(mine: Tensor, theirs: Tensor) -> Tensor:
             return torch.cat([mine, theirs]).unique(sorted=True)
@@ -153,6 +159,7 @@ class SparseMask(Mapping[str, Tensor]):
             parents=[{"operation": operation, "left": self.describe(), "right": other.describe()}],
         )
 
+    @plain_torch()
     def random_like(self, seed: int) -> SparseMask:
         """A null mask: in every tensor as many entries as here, drawn uniformly without replacement.
 
@@ -171,6 +178,7 @@ class SparseMask(Mapping[str, Tensor]):
         parents = [{"operation": "random_like", "seed": seed, "of": self.describe()}]
         return SparseMask(drawn, self.shapes, self.kappa, self.scope, parents)
 
+    @plain_torch()
     def restrict(self, patterns: Patterns) -> SparseMask:
         """The part of the mask that lies in some of its tensors.
 
@@ -197,6 +205,7 @@ class SparseMask(Mapping[str, Tensor]):
         shapes = {name: self.shapes[name] for name in kept}
         return SparseMask({name: self[name] for name in kept}, shapes, self.kappa, self.scope, parents)
 
+    @plain_torch()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask as one safetensors file: the positions, and a header with everything else.
 
@@ -217,6 +226,7 @@ class SparseMask(Mapping[str, Tensor]):
         store.write(path, self._indices, header)
 
     @classmethod
+    @plain_torch()
     def load(cls, path: str | os.PathLike[str]) -> SparseMask:
         """Read a mask that `save` wrote, and check it.
 

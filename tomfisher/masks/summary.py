@@ -9,8 +9,10 @@ from torch import Tensor
 from tomfisher.masks.entries import entries_of, stored
 from tomfisher.ops import Summary
 from tomfisher.progress import progress_bar
+from tomfisher.torch_state import plain_torch
 
 
+@plain_torch()
 def summary(F: Mapping[str, Tensor], thresholds: Sequence[float] = ()) -> dict[str, Summary]:
     """Extremes, a histogram over powers of two, and the numbers of entries above thresholds, per tensor.
 

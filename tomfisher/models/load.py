@@ -14,6 +14,7 @@ from torch import nn
 from tomfisher.models import builtin
 from tomfisher.models.gguf import dense_folder
 from tomfisher.models.pretrained import check_kind, place_of, read_model, read_tokenizer
+from tomfisher.torch_state import plain_torch
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -43,6 +44,7 @@ class LoadedModel:
     identity: dict[str, Any]
 
 
+@plain_torch()
 def load_model(
     source: str,
     dtype: str | torch.dtype = "auto",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -54,20 +53,6 @@ def is_linear(module: nn.Module) -> bool:
 def is_fused_experts(module: nn.Module, parameter: Tensor) -> bool:
     """Whether the parameter holds all experts of a mixture in one `[E, d_out, d_in]` tensor."""
     return parameter.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd)
-
-
-def position_limit(model: Any) -> int | None:
-    """Longest sequence the model was built for, in tokens; None where its config names none (Mamba)."""
-    config = getattr(model, "config", None)
-    if config is None:
-        return None
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "max_seq_len"):
-        limit = getattr(config, name, None)
-        if isinstance(limit, int) and limit > 0:
-            return limit
-    return None
 
 
 def layer_pattern(name: str) -> str:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher.models.onednn import by_onednn
-from tomfisher.models.structure import position_limit
 
 
 @contextlib.contextmanager
@@ -31,16 +30,6 @@ def device_of(model: Any) -> torch.device:
     """The device that token ids have to be on."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     return next((embeddings if embeddings is not None else model).parameters()).device
-
-
-def check_length(model: Any, length: int, what: str) -> None:
-    """Refuse a sequence of more tokens than the model has positions for."""
-    limit = position_limit(model)
-    if limit is not None and length > limit:
-        raise ValueError(
-            f"{what} takes {length} tokens, but the model has positions for {limit} "
-            "(max_position_embeddings of its config). Shorten it."
-        )
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -19,6 +19,7 @@ from tomfisher.files import sha256_of_text
 from tomfisher.sample import Sample
 from tomfisher.tasks.formats import text_of
 from tomfisher.tasks.records import JSON_SUFFIXES, read_records, read_text_file
+from tomfisher.torch_state import plain_torch
 
 PYTHON_REFERENCE = "python-reference"
 TESTBED = "testbed"
@@ -121,6 +122,7 @@ def split(corpus: Corpus, fraction: float = 0.5, seed: int = 0) -> tuple[Corpus,
     )
 
 
+@plain_torch()
 def windows(tokenizer: Any, corpus: Corpus, length: int = 128, n: int = 100, seed: int = 0) -> list[Sample]:
     """Draw random windows of tokens that do not overlap, every token supervised.
 

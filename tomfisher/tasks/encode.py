@@ -11,11 +11,13 @@ import torch
 from tomfisher.sample import IGNORED, Sample
 from tomfisher.tasks.story import Story
 from tomfisher.tokens import encode_text, leading_specials, split_continuation
+from tomfisher.torch_state import plain_torch
 
 Text: TypeAlias = "Story | str | tuple[str, str]"
 MODES = ("answer", "last", "all")
 
 
+@plain_torch()
 def encode(
     tokenizer: Any, texts: Sequence[Text], supervise: str = "answer", max_length: int | None = None
 ) -> list[Sample]:

@@ -25,6 +25,7 @@ from tomfisher.testbed.architectures import architecture
 from tomfisher.testbed.recipe import Batch, Recipe, batches
 from tomfisher.testbed.scan import linear_scan
 from tomfisher.testbed.tokenizer import BEGIN, build_tokenizer, word_ids
+from tomfisher.torch_state import plain_torch, seeded
 
 if TYPE_CHECKING:
     from tomfisher.tasks.story import Story
@@ -94,8 +95,7 @@ def train(
 def _cpu(seed: int, threads: int | None) -> Iterator[None]:
     """Seed and thread count for the block; both are as before behind it."""
     before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with plain_torch(), seeded(seed):
         torch.set_num_threads(threads or before)
         try:
             yield

@@ -1,0 +1,165 @@
+"""How many tokens a model has positions for: its position table is asked, not its config alone."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tomfisher.models.structure import layer_index
+from tomfisher.runtime.forward import device_of, measuring
+from tomfisher.torch_state import plain_torch
+
+# as configs call it; `attribute_map` leads most others to the first
+_NAMES = (
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_seq_length",
+    "max_sequence_length",
+    "seq_length",
+    "model_max_length",
+    "max_target_positions",
+)
+_PROBE_TOKENS = 3
+_Tables = tuple[tuple[int, int], ...]
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[_Tables, int | None]] = weakref.WeakKeyDictionary()
+
+
+def position_limit(model: Any) -> int | None:
+    """Longest sequence that the model has positions for, in tokens; None where nothing limits it (Mamba).
+
+    A learned table of positions says it itself: rows behind the one that the first token takes (RoBERTa's 514 rows
+    are 512 positions, OPT's 2,050 are 2,048). Else it is what the config names, such as `max_position_embeddings`; a
+    sliding window limits attention, not the text.
+
+    Args:
+        model: a causal language model of transformers.
+    """
+    learned = _learned_positions(model)
+    return learned if learned is not None else _configured(getattr(model, "config", None))
+
+
+def check_length(model: Any, length: int, what: str, way_out: str = "Shorten it.") -> None:
+    """Refuse a sequence of more tokens than the model has positions for.
+
+    Args:
+        model: a causal language model of transformers.
+        length: tokens.
+        what: what the message calls the sequence.
+        way_out: what the message advises.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    limit = position_limit(model)
+    if limit is not None and length > limit:
+        raise ValueError(f"{what} has {length} tokens, but the model has positions for {limit}. {way_out}")
+
+
+def _configured(config: Any) -> int | None:
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    for name in _NAMES:
+        limit = getattr(config, name, None)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            return limit
+    return None
+
+
+def _learned_positions(model: Any) -> int | None:
+    """Positions of the smallest learned table; None where the model looks up none, or holds no values to ask.
+
+    The answer is kept for as long as the model has the same tables.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        return None
+    tables = _tables(model)
+    if not tables or any(parameter.is_meta for parameter in model.parameters()):
+        return None
+    found = _known.get(model)
+    if found is None or found[0] != tables:
+        found = tables, _asked(model)
+        _known[model] = found
+    return found[1]
+
+
+def _tables(model: nn.Module) -> _Tables:
+    """The embeddings beside that of the tokens, each with its number of rows."""
+    tokens = _input_embeddings(model)
+    return tuple(
+        (id(module), int(module.weight.shape[0]))
+        for module in model.modules()
+        if isinstance(module, nn.Embedding) and module is not tokens
+    )
+
+
+def _input_embeddings(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # transformers' own way of saying that there are none
+        return None
+
+
+class _Enough(Exception):
+    """The probe has seen what comes before the layers."""
+
+
+class _Lookups(TorchFunctionMode):
+    """Notes every table that is looked up at rising positions, one after another.
+
+    Attributes:
+        positions: of each, how many rows there are from the first token's on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions: list[int] = []
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.nn.functional.embedding:
+            ids, weight = (*args, *(kwargs[name] for name in ("input", "weight") if name in kwargs))[:2]
+            self._note(ids, weight)
+        return func(*args, **kwargs)
+
+    def _note(self, ids: Tensor, weight: Tensor) -> None:
+        places = ids.reshape(-1)[-_PROBE_TOKENS:].tolist()
+        if places == list(range(places[0], places[0] + _PROBE_TOKENS)):
+            self.positions.append(weight.shape[0] - places[0])
+
+
+def _asked(model: Any) -> int | None:
+    """Run a few equal tokens up to the first layer and see where they are looked up."""
+    lookups = _Lookups()
+    layers = [module for name, module in model.named_modules() if layer_index(name) is not None]
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(_stop).remove)
+        stack.enter_context(suppress(_Enough))
+        with plain_torch(), measuring(model), lookups:
+            model(input_ids=torch.full((1, _PROBE_TOKENS), _plain_id(model), device=device_of(model)))
+    return min(lookups.positions, default=None)
+
+
+def _stop(module: nn.Module, args: Any) -> None:
+    raise _Enough
+
+
+def _plain_id(model: Any) -> int:
+    """The first token id that is no padding, which some models give no position."""
+    config = model.config.get_text_config(decoder=True)
+    padding = {getattr(config, "pad_token_id", None), getattr(_input_embeddings(model), "padding_idx", None)}
+    return next(token for token in range(len(padding) + 1) if token not in padding)
