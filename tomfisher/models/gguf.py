@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
-import struct
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tomfisher.files import atomic_path, sha256_of_file
-from tomfisher.models.quiet import quiet_unless_terminal
+from tomfisher.models.gguf_check import check_copy
+from tomfisher.models.gguf_file import merge, named_parts, parts_of
+from tomfisher.models.loading_errors import explained
+from tomfisher.models.loading_report import check_complete
+from tomfisher.models.quiet import quiet_unless_terminal, report_kept
 
-PROBE_LENGTH = 32
+RECORD = "tomfisher.json"
+LONGEST_STEM = 100
+INSTEAD = "Use another file, or the model's safetensors folder."
 
 
 def cache_directory() -> Path:
@@ -27,26 +36,50 @@ def cache_directory() -> Path:
 def dense_folder(gguf_file: str | os.PathLike[str]) -> Path:
     """Folder with the dequantised float32 weights, config and tokenizer of a GGUF file; made on first use.
 
-    The folder's name holds the first 12 digits of the file's SHA-256, so another file never reuses it.
-    Before it gets its final name, the folder is loaded back and must give bit-identical logits.
+    A record in it (`tomfisher.json`) holds the SHA-256 of the file and of everything in the folder; a folder that is
+    not what its record says is made again. Before a folder gets its final name, its tensors are compared with those
+    that the `gguf` package reads from the file. Processes that need the same folder wait for the first of them.
 
     Args:
-        gguf_file: path of the `.gguf` file, of an architecture that transformers reads.
+        gguf_file: path of the `.gguf` file, or of any part of a split one, of an architecture that transformers reads.
 
     Returns:
         A folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
     Raises:
         ModuleNotFoundError: `gguf` or `accelerate` is not installed.
-        ValueError: transformers cannot read the file, or the copy differs from the original.
+        ValueError: it is damaged, lacks a part or a tensor, transformers cannot read it, or the copy differs from it.
     """
-    file = Path(gguf_file).expanduser().resolve()
-    folder = cache_directory() / "models" / f"{file.stem}-{sha256_of_file(file)[:12]}"
-    if not (folder / "config.json").is_file():
-        _require("gguf", "accelerate")
-        with quiet_unless_terminal(), atomic_path(folder) as temporary:
-            _convert(file, temporary)
+    file = Path(
+        os.path.abspath(Path(gguf_file).expanduser())
+    )  # a link keeps its name: it says which part it is
+    named = named_parts(file)
+    if all(part.is_file() for part in named):
+        folder, source = _place_of(named)
+        if _holds(folder, source):
+            return folder
+    _require("gguf", "accelerate")
+    parts = parts_of(file)
+    folder, source = _place_of(parts)
+    with _alone(folder):
+        if not _holds(folder, source):  # another process may have made it meanwhile
+            with atomic_path(folder) as temporary:
+                _convert(parts, temporary)
+                _write_record(temporary, source)
     return folder
+
+
+def _place_of(parts: list[Path]) -> tuple[Path, dict[str, str]]:
+    """The folder of the dense copy of these files, and the SHA-256 of each."""
+    source = {part.name: sha256_of_file(part) for part in parts}
+    name = f"{parts[0].stem[:LONGEST_STEM]}-{source[parts[0].name][:12]}"
+    return cache_directory() / "models" / name, source
+
+
+def recorded(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a result records of a dense folder: `gguf`, the SHA-256 of each file it was made from; else nothing."""
+    record = Path(folder) / RECORD
+    return {"gguf": json.loads(record.read_text(encoding="utf-8"))["gguf"]} if record.is_file() else {}
 
 
 def _require(*modules: str) -> None:
@@ -57,44 +90,80 @@ def _require(*modules: str) -> None:
         )
 
 
-def _convert(file: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _write_record(folder: Path, source: dict[str, str]) -> None:
+    hashes = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
+    (folder / RECORD).write_text(
+        json.dumps({"gguf": source, "files": hashes}, indent=1) + "\n", encoding="utf-8"
+    )
 
+
+def _holds(folder: Path, source: dict[str, str]) -> bool:
+    """Whether a folder is the whole and undamaged copy of these files."""
     try:
-        model = _read_dense(file)
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    except (ValueError, LookupError, RuntimeError, struct.error) as error:
-        raise ValueError(
-            f"transformers cannot read {file.name}: {error}. It is damaged, or no GGUF file of an architecture that "
-            "transformers supports. Use another, or the model's safetensors folder."
-        ) from error
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    again = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
-    ids = torch.arange(PROBE_LENGTH)[None] % model.config.get_text_config().vocab_size
-    with torch.inference_mode():
-        same = torch.equal(model(input_ids=ids).logits, again(input_ids=ids).logits)
-    if not same:
-        raise ValueError(
-            f"The dense copy of {file.name} gives other logits than the file itself, so it was not kept. "
-            "Please report this with the file and the version of transformers."
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return bool(record["gguf"] == source) and all(
+            sha256_of_file(folder / name) == digest for name, digest in record["files"].items()
         )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False  # there is none, or it is damaged: it is made again
 
 
-def _read_dense(file: Path) -> Any:
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, where the system has locks; without one, the last process to finish wins."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    locks = cache_directory() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / folder.name).open("w") as handle:
+        with contextlib.suppress(OSError):  # a network file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _convert(parts: list[Path], folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    name = parts[0].name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # alone in a folder: transformers would take an adapter that lies beside the file into the model
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place, quiet_unless_terminal():
+        file = Path(place) / "model.gguf"
+        if len(parts) > 1:
+            merge(parts, file)
+        else:
+            file.symlink_to(parts[0])
+        with explained("the GGUF file", name, INSTEAD), report_kept():
+            model, info = _read_dense(file)
+            tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file.name)
+        check_complete(model, info, name, INSTEAD)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    check_copy(parts, folder)
+
+
+def _read_dense(file: Path) -> tuple[Any, dict[str, Any]]:
     """The file's model with every weight unpacked to float32 and no trace of quantisation in its config."""
     import transformers
 
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32, **options
-    ).eval()
-    packed = [name for name, weight in model.named_parameters() if weight.dtype != torch.float32]
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        str(file.parent),
+        gguf_file=file.name,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named and refused by check_complete
+        **options,
+    )
+    packed = [key for key, weight in model.named_parameters() if weight.dtype != torch.float32]
     if packed:
-        raise ValueError(f"{len(packed)} weights stayed packed, the first {packed[0]}")
+        raise ValueError(f"{len(packed)} weights stayed packed, the first {packed[0]}.")
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    return model
+    return model, info

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tomfisher.models import builtin
-from tomfisher.models.gguf import dense_folder
+from tomfisher.models.gguf import dense_folder, recorded
 from tomfisher.models.pretrained import check_kind, place_of, read_model, read_tokenizer
 from tomfisher.torch_state import plain_torch
 
@@ -81,6 +81,7 @@ def load_model(
     _set_pad_token(tokenizer, source)
     model, loading = read_model(origin, precision)
     model = model.to(place).eval()
+    loading |= recorded(location)
     identity = identify(model, source)
     return LoadedModel(model, tokenizer, source, identity | ({"loading": loading} if loading else {}))
 

@@ -39,13 +39,16 @@ def wrapper_renaming(info: Mapping[str, Any]) -> dict[str, str]:
     return renaming
 
 
-def check_complete(model: nn.Module, info: Mapping[str, Any], source: str) -> list[str]:
+def check_complete(
+    model: nn.Module, info: Mapping[str, Any], source: str, way_out: str | None = None
+) -> list[str]:
     """Refuse a model with weights that are not from its files, or that left weights of its decoder out.
 
     Args:
         model: the loaded model.
         info: what `from_pretrained(..., output_loading_info=True)` reported.
         source: the model's name, for messages.
+        way_out: what to do about it; None where the files are a folder with a config.json.
 
     Returns:
         Weights in the files that the model has no use for (a vision tower, a value head), sorted; said in a warning.
@@ -58,7 +61,7 @@ def check_complete(model: nn.Module, info: Mapping[str, Any], source: str) -> li
     missing = sorted(info["missing_keys"])
     reshaped = sorted(info["mismatched_keys"], key=lambda entry: str(entry[0]))
     if missing or reshaped:
-        raise ValueError(_incomplete(source, total, missing, reshaped))
+        raise ValueError(_incomplete(source, total, missing, reshaped, way_out))
     empty = [name for name, tensor in _tensors(model) if tensor.is_meta]
     if empty:
         raise ValueError(
@@ -71,7 +74,7 @@ def check_complete(model: nn.Module, info: Mapping[str, Any], source: str) -> li
         raise ValueError(
             f"Model {source!r}: its files hold {len(dropped)} weights that the model has no place for, "
             f"{first_of(dropped)}. config.json describes fewer layers or other modules than the checkpoint has, so "
-            "the model would not be the one that was saved. Use the config.json that belongs to these weights."
+            f"the model would not be the one that was saved. {way_out or 'Use the config.json that belongs to it.'}"
         )
     left = sorted(key for key in unexpected if not _is_table(key, model))
     if left:
@@ -90,7 +93,11 @@ def first_of(names: Collection[str]) -> str:
 
 
 def _incomplete(
-    source: str, total: int, missing: list[str], reshaped: list[tuple[str, Iterable[int], Iterable[int]]]
+    source: str,
+    total: int,
+    missing: list[str],
+    reshaped: list[tuple[str, Iterable[int], Iterable[int]]],
+    way_out: str | None,
 ) -> str:
     parts = []
     if missing:
@@ -100,9 +107,12 @@ def _incomplete(
             f"{name} {tuple(there)} where config.json asks {tuple(here)}" for name, there, here in reshaped
         ]
         parts.append(f"{len(reshaped)} of its {total} weights have another shape there, {first_of(shown)}")
-    way_out = "Complete the files, or use the config.json that belongs to these weights."
-    if missing and all(name.startswith(("lm_head.", "embed_out.", "output.")) for name in missing):
-        way_out = 'If the head is the embedding itself, set "tie_word_embeddings": true in config.json.'
+    if way_out is None:
+        head = bool(missing) and all(
+            name.startswith(("lm_head.", "embed_out.", "output.")) for name in missing
+        )
+        tie = 'If the head is the embedding itself, set "tie_word_embeddings": true in config.json.'
+        way_out = tie if head else "Complete the files, or use the config.json that belongs to these weights."
     return f"Model {source!r} is not whole: {'; and '.join(parts)}. They would be random. {way_out}"
 
 
