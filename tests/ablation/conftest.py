@@ -33,6 +33,7 @@ OWN = {
     "glm": lambda: tf.GlmConfig(**SMALL, head_dim=8),
     "phi3": lambda: tf.Phi3Config(**SMALL),
     "window": lambda: tf.MistralConfig(**SMALL, sliding_window=9),
+    "both-ways": lambda: tf.Gemma3TextConfig(**SMALL, head_dim=8, use_bidirectional_attention=True),
     "upcast": lambda: tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, reorder_and_upcast_attn=True),
 }
 

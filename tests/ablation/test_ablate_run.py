@@ -264,7 +264,7 @@ def test_what_cannot_be_done_is_left_out_with_the_reason_and_the_rest_is_done(la
 
 
 def test_an_unknown_architecture_still_has_its_whole_mask(lab):
-    model = lab.build("gpt-oss")
+    model = lab.build("both-ways")
     name = next(n for n, p in model.named_parameters() if p.ndim == 2)
     mask = SparseMask({name: torch.tensor([1, 5])}, {name: tuple(model.get_parameter(name).shape)})
     scores = evaluate.Scores((evaluate.Record("a", "g", "c", "x", "belief", 1.0, "p"),))
@@ -272,7 +272,7 @@ def test_an_unknown_architecture_still_has_its_whole_mask(lab):
         model, mask, fake_measure(lambda: scores), parse_all(["full", "qk", "off-sink:0.1"]), progress=False
     )
     assert {p.name for p in found.points} == {"full"} and len(found.points) == 6
-    assert "not known" in found.left_out["qk"] and "gpt_oss" in found.left_out["off-sink:0.1"]
+    assert "not known" in found.left_out["qk"] and "gemma3_text" in found.left_out["off-sink:0.1"]
 
 
 def test_two_ablations_of_one_name_are_refused(done):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from tomfisher.ablation import (
@@ -426,12 +427,20 @@ def test_what_a_model_does_not_have_is_refused(lab, name, make, message):
 
 def test_attention_that_goes_another_way_is_refused(lab):
     model = lab.build("upcast")
+    with (
+        pytest.raises(UnsupportedModel, match="gpt2 computes attention in its own code"),
+        intervene(model, scale_key(2)),
+    ):
+        pass
+    model = lab.build("llama")
     with pytest.raises(UnsupportedModel, match="ran without being reached"), intervene(model, scale_key(2)):
+        model.model.layers[0].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
         lab.logits(model, lab.prompt(5))
     model = lab.build("llama")
-    model.config._attn_implementation = "flash_attention_2"
+    AttentionInterface.register("somebodys", sdpa_attention_forward)
+    model.set_attn_implementation("somebodys")
     with (
-        pytest.raises(UnsupportedModel, match="'flash_attention_2' does not take"),
+        pytest.raises(UnsupportedModel, match="'somebodys' does not take"),
         intervene(model, off_sink(0.1)),
     ):
         pass

@@ -40,6 +40,7 @@ OWN = {
     "cohere": lambda: tf.CohereConfig(**SMALL),
     "phi3": lambda: tf.Phi3Config(**SMALL),
     "smollm3": lambda: tf.SmolLM3Config(**{**SMALL, "num_hidden_layers": 4}),
+    "both-ways": lambda: tf.Gemma3TextConfig(**SMALL, head_dim=8, use_bidirectional_attention=True),
     "mistral-window": lambda: tf.MistralConfig(**SMALL, sliding_window=9),
 }
 

@@ -9,11 +9,13 @@ import torch
 
 from tomfisher.analysis import analyze, attention_sinks, compare, rope_spectrum
 from tomfisher.analysis.change import relative
+from tomfisher.models.families import describe
 
 
 def test_one_pass_gives_what_each_part_gives_alone(lab):
     model, prompts = lab.build("llama"), lab.prompts()
     calls = []
+    describe(model)  # asked once, and known from then on
     model.register_forward_hook(lambda *_: calls.append(1))
     both = analyze(model, prompts)
     assert len(calls) == 1 and both.unavailable == {}
@@ -29,7 +31,8 @@ def test_one_pass_gives_what_each_part_gives_alone(lab):
         ("mpt", ["sinks"], {"rope": "mpt has no rotary embedding"}),
         ("jamba", ["sinks"], {"rope": "jamba has no rotary embedding"}),
         ("mamba", [], {"rope": "mamba has no rotary embedding", "sinks": "mamba has no attention layer"}),
-        ("gpt-oss", [], {"rope": "model type 'gpt_oss'", "sinks": "model type 'gpt_oss'"}),
+        ("gpt-oss", ["rope", "sinks"], {}),
+        ("both-ways", [], dict.fromkeys(["rope", "sinks"], "gemma3_text model is not causal")),
     ],
 )
 def test_a_missing_part_is_said_and_the_rest_is_done(lab, name, there, missing):

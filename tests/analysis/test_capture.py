@@ -115,10 +115,13 @@ def test_watching_changes_no_logits_and_sees_only_its_own_model(lab):
 
 def test_attention_that_is_never_seen_is_an_error_not_a_silent_zero(lab):
     model = lab.build("gpt2")
+    before = describe(model)
     for block in model.transformer.h:
         block.attn.reorder_and_upcast_attn = True  # has its own attention when eager
     with pytest.raises(UnsupportedModel, match="layers 0, 1 ran without being seen"):
-        run(model, describe(model), lab.prompts(), [])
+        run(model, before, lab.prompts(), [])
+    assert not describe(model).interface
+    run(model, describe(model), lab.prompts(), [SinkCollector(describe(model))])
 
 
 @pytest.mark.parametrize("name", ["llama", "mpt"])

@@ -19,7 +19,7 @@ from tomfisher.analysis.counts import PartCount, count_parts
 from tomfisher.analysis.enrichment import Enrichment, dominant, enrichment
 from tomfisher.analysis.hypergeometric import Draw, tails
 from tomfisher.analysis.rope import LayerSpectrum, RopeSpectrum
-from tomfisher.models.families import Architecture, Attention, Family, Layer, Projection, Rotary, describe
+from tomfisher.models.families import Architecture, Attention, Layer, Projection, Rotary, describe
 
 
 def law(draw):
@@ -137,7 +137,7 @@ def toy(seed=0, layers=3, heads=4, kv_heads=2, width=16, inputs=24):
         q, k = (torch.rand(n, width // 2, generator=generator) for n in (heads, kv_heads))
         spectra.append(LayerSpectrum(i, turns, q, k, q**2, k**2))
     spectrum = RopeSpectrum(tuple(spectra), 4, 400, 100)
-    return Architecture("toy", Family(), tuple(found)), spectrum, shapes
+    return Architecture("toy", "rope", tuple(found)), spectrum, shapes
 
 
 def some_of_each(shapes, n):

@@ -118,12 +118,13 @@ def test_parts_hold_every_entry_once_in_every_family(family, tiny_config):
             {"heads": "mamba has no attention layer", "enrichment": "mamba has no rotary embedding"},
         ),
         ("mpt", {"qk", "vo", "mlp"}, {"enrichment": "mpt has no rotary embedding"}),
-        ("gpt-oss", {"other"}, {"heads": "model type 'gpt_oss'", "enrichment": "model type 'gpt_oss'"}),
+        ("gpt-oss", {"qk", "vo", "mlp"}, {}),
+        ("both-ways", {"other"}, dict.fromkeys(["heads", "enrichment"], "gemma3_text model is not causal")),
     ],
 )
 def test_what_a_family_lacks_is_said_and_modules_are_counted(lab, name, groups, missing):
     model = lab.build(name)
-    spectrum = rope_spectrum(model, lab.prompts()) if name == "llama-gqa" else None
+    spectrum = rope_spectrum(model, lab.prompts()) if name in ("llama-gqa", "gpt-oss") else None
     profile = mask_profile(random_mask(model), model, spectrum)
     assert {row["group"] for row in profile.groups()} == groups
     assert profile.unavailable.keys() == missing.keys()
@@ -131,7 +132,9 @@ def test_what_a_family_lacks_is_said_and_modules_are_counted(lab, name, groups, 
         assert reason in profile.unavailable[part]
     kinds = {row["kind"] for row in profile.kinds()}
     if name == "gpt-oss":
-        assert {"self_attn.q_proj", "mlp.experts.gate_up_proj"} <= kinds
+        assert {"q", "mlp.experts.gate_up_proj"} <= kinds
+    if name == "both-ways":
+        assert {"self_attn.q_proj", "mlp.gate_proj"} <= kinds
     if name == "mamba":
         assert "mixer.in_proj" in kinds and profile.heads() == []
     assert (profile.enrichment is None) == ("enrichment" in missing)

@@ -291,7 +291,10 @@ def of_family(tiny_model, tiny_config):
     def make(family):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny_config(family, vocab_size=len(tokenizer))).eval()
+        config = tiny_config("gemma3" if family == "both-ways" else family, vocab_size=len(tokenizer))
+        if family == "both-ways":
+            config.use_bidirectional_attention = True
+        model = AutoModelForCausalLM.from_config(config).eval()
         shapes = {
             n: tuple(w.shape)
             for n, w in model.named_parameters()
@@ -309,7 +312,8 @@ def of_family(tiny_model, tiny_config):
         ("mpt", {"sinks"}, {"rope": "mpt has no rotary", "enrichment": "mpt has no rotary"}),
         ("jamba", {"sinks"}, {"rope": "jamba has no rotary", "enrichment": "jamba has no rotary"}),
         ("gpt-neox", {"rope", "sinks"}, {}),
-        ("gpt-oss", set(), dict.fromkeys(["rope", "sinks", "heads", "enrichment"], "'gpt_oss'")),
+        ("gpt-oss", {"rope", "sinks"}, {}),
+        ("both-ways", set(), dict.fromkeys(["rope", "sinks", "heads", "enrichment"], "is not causal")),
     ],
 )
 def test_families_that_lack_a_part_give_the_rest(of_family, tiny_settings, family, there, missing):

@@ -39,7 +39,7 @@ def test_configuration_builds_a_model_of_at_most_four_megabytes(name, tmp_path):
 def test_positions_enter_as_the_table_says(name):
     """Only RoPE has rotary pairs."""
     found = describe(build(name, **SMALL))
-    position = {"rope": "RoPE", "alibi": "ALiBi", "none": "none"}[found.family.position]
+    position = {"rope": "RoPE", "alibi": "ALiBi", "none": "none"}[found.position]
     assert position == ARCHITECTURES[name].positions
     assert any(layer.rotary for layer in found.attention.values()) == (position == "RoPE")
 

@@ -20,6 +20,7 @@ class AttentionCall(NamedTuple):
         softcap: c of `c · tanh(score / c)`; None: no cap.
         window: how many last keys, its own included, a query sees; None: all.
         past: tokens before this call, whose keys a cache holds or has held.
+        sinks: `[H]`, the score of a key without a value that stands beside the others (GPT-OSS); None: there is none.
     """
 
     query: Tensor
@@ -29,6 +30,7 @@ class AttentionCall(NamedTuple):
     softcap: float | None = None
     window: int | None = None
     past: int = 0
+    sinks: Tensor | None = None
 
     @property
     def dropped(self) -> int:

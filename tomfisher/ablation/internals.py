@@ -60,7 +60,7 @@ def measure_internals(
     queries = _MeanQuery()
     collectors: list[Collector] = [queries]
     rope = None
-    if any(attention.rotary is not None for attention in architecture.attention.values()):
+    if architecture.rotates:
         rope = RopeCollector(architecture)
         collectors.append(rope)
     lengths = run(model, architecture, prompts, collectors, tokens_per_batch, progress, "internals")
@@ -87,11 +87,10 @@ def rotating(architecture: Architecture, what: str) -> None:
     Raises:
         UnsupportedModel: no layer of it rotates.
     """
-    if all(attention.rotary is None for attention in architecture.attention.values()):
-        raise UnsupportedModel(
-            f"{what}: {architecture.model_type} has no rotary embedding, so there is no frequency to scale "
-            f"(positions: {architecture.family.position})."
-        )
+    try:
+        architecture.rotating()
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{what}: {error}") from error
 
 
 class _MeanQuery:

@@ -14,6 +14,7 @@ from tomfisher.ablation.call import AttentionCall, Edit
 from tomfisher.ablation.internals import Internals
 from tomfisher.ablation.intervention import Intervention
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
+from tomfisher.models.queries import null_key
 
 _LOCK = threading.RLock()
 _sessions: list[_Session] = []  # of all models, in the order in which their blocks were entered
@@ -151,7 +152,7 @@ def _get_interface(self: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
             scale = kwargs.get("scaling")
             scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
             window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
-            call = AttentionCall(query, key, attention_mask, scale, softcap, window)
+            call = AttentionCall(query, key, attention_mask, scale, softcap, window, sinks=null_key(kwargs))
             for session in sessions:
                 call = session.edit(module, call)
             query, key, attention_mask = call.query, call.key, call.mask

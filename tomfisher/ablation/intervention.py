@@ -61,7 +61,7 @@ class Intervention(ABC):
             raise UnsupportedModel(
                 f"{self.name}: {architecture.model_type} has no attention layer, so there are no queries and keys."
             )
-        if not architecture.family.interface:
+        if not architecture.interface:
             raise UnsupportedModel(
                 f"{self.name}: {architecture.model_type} computes attention in its own code, not through transformers' "
                 "attention interface, so its queries and keys cannot be changed on the way. Parts of a mask can be "

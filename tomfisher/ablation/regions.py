@@ -95,9 +95,9 @@ def _places(
             f"{architecture.model_type} has no attention layer, so there is no {region!r}."
         )
     if region == "qk":
-        return _joined(whole for a in layers.values() for whole in (_all(a.q), _all(a.k)))
+        return _joined(_all(a.projection(part)) for a in layers.values() for part in ("q", "k"))
     if region == "vo":
-        return _joined(whole for a in layers.values() for whole in (_all(a.v), _all(a.o)))
+        return _joined(_all(a.projection(part)) for a in layers.values() for part in ("v", "o"))
     return _joined(_rows(architecture, region, spectrum))
 
 
@@ -122,11 +122,7 @@ def _rows(
 ) -> list[tuple[Projection, Tensor]]:
     """The rows of W_Q and W_K of the dominant rotary pair of each head, or all their other rows."""
     layers = architecture.attention
-    if all(attention.rotary is None for attention in layers.values()):
-        raise UnsupportedModel(
-            f"{architecture.model_type} has no rotary embedding, so no frequency has rows (positions: "
-            f"{architecture.family.position})."
-        )
+    architecture.rotating()
     if spectrum is None:
         raise ValueError(
             f"{region!r} needs to know which frequencies dominate: give the model's RopeSpectrum."
@@ -142,7 +138,8 @@ def _rows(
 def _dominant(attention: Attention, spectrum: LayerSpectrum | None) -> list[tuple[Projection, Tensor]]:
     """W_Q and W_K of a layer, each with a mask `[heads, head_dim]` of the dominant dimensions."""
     found = []
-    for projection, part in ((attention.q, "q"), (attention.k, "k")):
+    for part in ("q", "k"):
+        projection = attention.projection("q" if part == "q" else "k")
         chosen = torch.zeros(projection.index.shape, dtype=torch.bool)
         if attention.rotary is not None and spectrum is not None:
             pair = spectrum.dominant("q" if part == "q" else "k")

@@ -61,6 +61,8 @@ class OffSink(Intervention):
             at = index[:, None, None, None].expand(*scores.shape[:3], 1)
             own = scores.gather(-1, at)[..., 0]
             rest = scores.scatter(-1, at, -torch.inf).logsumexp(-1)
+            if call.sinks is not None:
+                rest = torch.logaddexp(rest, call.sinks.to(rest).view(1, -1, 1))
             kept, moved = (own.new_tensor(x).log() for x in (self.factor, 1 - self.factor))
             bias = kept + rest - torch.logaddexp(rest, own + moved)
             movable = own.isfinite() & rest.isfinite() & there[:, None, None] & here.to(own.device)

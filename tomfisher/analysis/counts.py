@@ -107,7 +107,8 @@ def _projections(layer: Layer) -> dict[str, list[tuple[str, Projection]]]:
     if layer.attention is not None:
         for kind in ("q", "k", "v", "o"):
             place = getattr(layer.attention, kind)
-            found.setdefault(place.parameter, []).append((kind, place))
+            if place is not None:
+                found.setdefault(place.parameter, []).append((kind, place))
     return found
 
 

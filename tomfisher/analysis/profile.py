@@ -243,21 +243,16 @@ def _tests(
     architecture: Architecture | None,
     unavailable: dict[str, str],
 ) -> Enrichment | None:
-    rotates = architecture is not None and any(a.rotary for a in architecture.attention.values())
     if architecture is None:
         unavailable["enrichment"] = unavailable["heads"]
-    elif not rotates:
-        unavailable["enrichment"] = (
-            f"{architecture.model_type} has no rotary embedding, so no row has a frequency (positions: "
-            f"{architecture.family.position})."
-        )
-    elif spectrum is None:
-        unavailable["enrichment"] = "No spectrum was given. Pass spectrum=rope_spectrum(model, prompts)."
-    else:
-        try:
+        return None
+    try:
+        architecture.rotating()
+        if spectrum is not None:
             return enrichment(parts, spectrum, dominant_pairs)
-        except UnsupportedModel as error:
-            unavailable["enrichment"] = str(error)
+        unavailable["enrichment"] = "No spectrum was given. Pass spectrum=rope_spectrum(model, prompts)."
+    except UnsupportedModel as error:
+        unavailable["enrichment"] = str(error)
     return None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tomfisher.analysis.capture import QueryKey
 from tomfisher.analysis.plain import plain
 from tomfisher.analysis.run import TOKENS_PER_BATCH, run, supported
-from tomfisher.models.families import Architecture, Rotary, UnsupportedModel, describe
+from tomfisher.models.families import Architecture, Rotary, describe
 from tomfisher.ops.rope_energy import rope_energy
 from tomfisher.torch_state import plain_torch
 
@@ -148,16 +148,11 @@ class RopeCollector:
         architecture: of the model.
 
     Raises:
-        UnsupportedModel: no layer of it rotates queries and keys.
+        UnsupportedModel: no layer of it rotates queries and keys, or how one does is not known.
     """
 
     def __init__(self, architecture: Architecture) -> None:
-        self._rotary = {i: a.rotary for i, a in architecture.attention.items() if a.rotary is not None}
-        if not self._rotary:
-            raise UnsupportedModel(
-                f"{architecture.model_type} has no rotary embedding, so there is no frequency to look at (positions: "
-                f"{architecture.family.position})."
-            )
+        self._rotary = {i: a.rotary for i, a in architecture.rotating().items() if a.rotary is not None}
         self._sums: dict[tuple[int, Part], Tensor] = {}
         self._tokens: dict[int, int] = dict.fromkeys(self._rotary, 0)
 
@@ -168,7 +163,8 @@ class RopeCollector:
             return
         self._tokens[layer] += sum(lengths)
         for part, x in zip(PARTS, (seen.q, seen.k), strict=True):
-            found = rope_energy(supported(x).transpose(1, 2), rotary.layout, rotary.dim, lengths)
+            rotated = supported(x)[..., rotary.start :].transpose(1, 2)
+            found = rope_energy(rotated, rotary.layout, rotary.dim, lengths)
             sums = torch.stack([found.norm, found.energy]).double()
             self._sums[layer, part] = self._sums.get((layer, part), 0) + sums
 

@@ -13,11 +13,13 @@ from tomfisher.analysis.capture import QueryKey
 from tomfisher.analysis.plain import plain
 from tomfisher.analysis.run import TOKENS_PER_BATCH, run, supported
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
-from tomfisher.ops.sink_mass import sink_mass
+from tomfisher.models.queries import attention_weights
+from tomfisher.ops.sink_mass import SinkMass, sink_mass
 from tomfisher.torch_state import plain_torch
 
 EPSILON = 0.3
 WINDOW = 64
+ROWS = 256  # queries whose attention is in memory at one time
 Head = tuple[int, int]
 
 
@@ -134,6 +136,9 @@ class SinkCollector:
             raise UnsupportedModel(
                 f"{architecture.model_type} has no attention layer, so there is no sink to look at."
             )
+        for attention in layers.values():
+            if "weights" in attention.lacks:
+                raise UnsupportedModel(attention.lacks["weights"])
         self._epsilon, self._window, self._map_prompts = epsilon, window, map_prompts
         self._maps: dict[Head, dict[int, Tensor]] = {(layer, head): {} for layer, head in heads}
         for layer, head in self._maps:
@@ -161,8 +166,7 @@ class SinkCollector:
         long = [row for row, length in enumerate(lengths) if length >= self._window]
         if not long:
             return {}
-        q, k = (x[long, :, : self._window] for x in (seen.q, seen.k))
-        found = sink_mass(q, k, seen.scale, slopes=seen.slopes, window=seen.window)
+        found = mass(seen.take(long, self._window))
         return {"sink_rate": (found.column_mean > self._epsilon).sum(0)}
 
     def result(self, lengths: Sequence[int]) -> AttentionSinks:
@@ -192,7 +196,7 @@ class SinkCollector:
 
 def _sums(seen: QueryKey, lengths: list[int]) -> dict[str, Tensor]:
     """Sums over prompts and positions t >= 1, `[H]` or `[H_kv]`."""
-    mass = sink_mass(seen.q, seen.k, seen.scale, lengths=lengths, slopes=seen.slopes, window=seen.window)
+    masses = mass(seen, lengths)
     q, k = seen.q.float(), seen.k.float()
     q_norm, k_norm = q.norm(dim=-1), k.norm(dim=-1)
     groups = q.shape[1] // k.shape[1]
@@ -204,13 +208,36 @@ def _sums(seen: QueryKey, lengths: list[int]) -> dict[str, Tensor]:
     ends = torch.tensor(lengths, device=q.device)[:, None, None]
     later = (position >= 1) & (position < ends)
     return {
-        "first_mass": mass.first_mass[:, :, 1:].sum((0, 2)),
-        "entropy": mass.entropy[:, :, 1:].sum((0, 2)),
+        "first_mass": masses.first_mass[:, :, 1:].sum((0, 2)),
+        "entropy": masses.entropy[:, :, 1:].sum((0, 2)),
         "cosine": (cosine * later).sum((0, 2)),
         "angle": (cosine.acos().rad2deg() * later).sum((0, 2)),
         "first_norm": k_norm[:, :, 0].sum(0),
         "other_norm": (k_norm * later).sum((0, 2)),
     }
+
+
+def mass(seen: QueryKey, lengths: Sequence[int] | None = None) -> SinkMass:
+    """`tomfisher.ops.sink_mass` of what a layer computes with; scores that it does not know, some rows at a time.
+
+    Args:
+        seen: queries and keys of a batch.
+        lengths: of its rows; None: all positions count.
+    """
+    if seen.plain:
+        return sink_mass(seen.q, seen.k, seen.scale, lengths=lengths, slopes=seen.slopes, window=seen.window)
+    rows, heads, length, _ = seen.q.shape
+    first, entropy, columns = (seen.q.new_zeros(rows, heads, length, dtype=torch.float32) for _ in range(3))
+    position = torch.arange(length, device=seen.q.device)
+    ends = torch.tensor([length] * rows if lengths is None else list(lengths), device=seen.q.device)
+    real = (position < ends[:, None])[:, None]
+    for low in range(0, length, ROWS):
+        block = slice(low, min(low + ROWS, length))
+        weights = attention_weights(seen, low, block.stop) * real[:, :, block, None]
+        first[:, :, block] = weights[..., 0]
+        entropy[:, :, block] = torch.special.entr(weights).sum(-1)
+        columns += weights.sum(-2)
+    return SinkMass(first, entropy, columns / (ends[:, None, None] - position).clamp_min(1))
 
 
 def attention_map(seen: QueryKey, row: int, head: int, length: int) -> Tensor:
@@ -222,15 +249,7 @@ def attention_map(seen: QueryKey, row: int, head: int, length: int) -> Tensor:
         head: query head.
         length: T, tokens of that row.
     """
-    shared = seen.q.shape[1] // seen.k.shape[1]
-    q, k = seen.q[row, head, :length].float(), seen.k[row, head // shared, :length].float()
-    position = torch.arange(length, device=q.device)
-    back = position[:, None] - position
-    scores = q @ k.T * seen.scale
-    if seen.slopes is not None:
-        scores = scores - seen.slopes[head] * back
-    hidden = (back < 0) | (back >= (length if seen.window is None else seen.window))
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    return attention_weights(seen.take([row], length).head(head))[0, 0]
 
 
 @plain_torch()

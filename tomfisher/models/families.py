@@ -1,82 +1,27 @@
-"""Where attention and MLP live in each architecture, and how it encodes positions: one entry per family."""
+"""Where attention and MLP live in a model, and how it encodes positions: asked of the model itself."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from tomfisher.models.layers import find_layers, mlp_weights, text_decoder
+from tomfisher.models.probe import Made, Probed, probe
+from tomfisher.models.rotary import Rotary, find_rotary, turns
 from tomfisher.models.structure import is_conv1d
+from tomfisher.models.weights_check import NOT_CAUSAL
 
-Position = Literal["rope", "alibi", "learned", "none"]
-Layout = Literal["half", "interleaved"]
+__all__ = ["Architecture", "Attention", "Layer", "Projection", "Rotary", "UnsupportedModel", "describe"]
+Position = Literal["rope", "alibi", "relative", "learned", "sinusoidal", "none"]
+Part = Literal["q", "k", "v", "o"]
 
 
 class UnsupportedModel(NotImplementedError):
     """A model lacks what an analysis looks at, or nothing is known about where it keeps it."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """One entry of the table; the defaults are Llama's.
-
-    Args:
-        layers: the decoder's list of layers, under `model.get_decoder()`.
-        attention: the attention module of a layer; None where the family has none. A layer without it (Jamba's
-            Mamba layers) has no attention.
-        qkv: the projections under it: three names, or one that makes q, k and v together.
-        fused: order of the outputs where one projection makes all three: all of q, then k, then v
-            ("concatenated"), or q, k, v of the first head, then of the next ("per-head").
-        o: the output projection.
-        mlp: modules of a layer that hold its MLP.
-        position: how positions enter.
-        layout: which dimensions of a head rotate together: "half" is (i, i + dim / 2), "interleaved" (2i, 2i + 1).
-        interface: whether attention runs through transformers' attention interface.
-    """
-
-    layers: str = "layers"
-    attention: str | None = "self_attn"
-    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    fused: Literal["concatenated", "per-head"] = "concatenated"
-    o: str = "o_proj"
-    mlp: tuple[str, ...] = ("mlp",)
-    position: Position = "rope"
-    layout: Layout = "half"
-    interface: bool = True
-
-
-FAMILIES: dict[str, Family] = {
-    "llama": Family(),  # also SmolLM 1 and 2, Vicuna and the Llama distillations of DeepSeek
-    "qwen2": Family(),  # also Qwen2.5 and the Qwen distillations of DeepSeek
-    "qwen3": Family(),
-    "mistral": Family(),
-    "smollm3": Family(),
-    "gemma3_text": Family(),
-    "mixtral": Family(),
-    "qwen2_moe": Family(),
-    "qwen3_moe": Family(),
-    "phi3": Family(qkv=("qkv_proj",)),
-    "cohere": Family(layout="interleaved"),
-    "glm": Family(layout="interleaved"),
-    "gpt_neox": Family(attention="attention", qkv=("query_key_value",), fused="per-head", o="dense"),
-    "opt": Family(o="out_proj", mlp=("fc1", "fc2"), position="learned"),
-    "gpt2": Family(layers="h", attention="attn", qkv=("c_attn",), o="c_proj", position="learned"),
-    "mpt": Family(
-        layers="blocks",
-        attention="attn",
-        qkv=("Wqkv",),
-        o="out_proj",
-        mlp=("ffn",),
-        position="alibi",
-        interface=False,
-    ),
-    "jamba": Family(mlp=("feed_forward",), position="none"),
-    "mamba": Family(attention=None, mlp=(), position="none"),
-    "mamba2": Family(attention=None, mlp=(), position="none"),
-}
 
 
 @dataclass(frozen=True)
@@ -95,41 +40,6 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Rotary:
-    """How a layer rotates its queries and keys.
-
-    Args:
-        layout: "half" or "interleaved".
-        frequencies: float32 `[P]`, radians per token of each pair, with the family's scaling applied.
-        attention_factor: what cosine and sine are multiplied by (YaRN, LongRoPE); 1 elsewhere.
-        base: the base of the geometric sequence (rope_theta).
-        scaling: "default", "llama3", "yarn", ...
-    """
-
-    layout: Layout
-    frequencies: Tensor
-    attention_factor: float
-    base: float
-    scaling: str
-
-    @property
-    def dim(self) -> int:
-        """How many leading dimensions of a head are rotated."""
-        return 2 * len(self.frequencies)
-
-    @property
-    def wavelengths(self) -> Tensor:
-        """Float32 `[P]`, tokens that each pair takes for one turn."""
-        return 2 * math.pi / self.frequencies
-
-    @property
-    def pairs(self) -> Tensor:
-        """int64 `[P, 2]`, the two dimensions of a head that each frequency rotates."""
-        dims = torch.arange(self.dim)
-        return dims.view(-1, 2) if self.layout == "interleaved" else dims.view(2, -1).T
-
-
-@dataclass(frozen=True)
 class Attention:
     """The attention of one layer.
 
@@ -138,12 +48,15 @@ class Attention:
         module: the module.
         heads: number of query heads H.
         kv_heads: number of key and value heads; H is a multiple, and consecutive query heads share one.
-        head_dim: dimensions of a head.
-        q: where the queries' weights are, `[H, head_dim]`.
+        head_dim: dimensions of a head's queries and keys.
+        q: where the queries' weights are, `[H, head_dim]`; None where `lacks["q"]` says why they are not known.
         k: where the keys' weights are, `[kv_heads, head_dim]`.
-        v: where the values' weights are, `[kv_heads, head_dim]`.
-        o: the inputs of the output projection, `[H, head_dim]`.
-        rotary: None where this layer does not rotate.
+        v: where the values' weights are, `[kv_heads, dimensions of a value]`.
+        o: the inputs of the output projection, `[H, dimensions of a value]`.
+        rotary: None where this layer does not rotate, or where `lacks["rotary"]` says what is not known.
+        interface: whether it runs through transformers' attention interface.
+        scale: factor of the scores, where the module's own code has it; through the interface the call says it.
+        lacks: "q", "k", "v", "o", "rotary", "weights": in words, what is not known of this layer.
     """
 
     name: str
@@ -151,11 +64,25 @@ class Attention:
     heads: int
     kv_heads: int
     head_dim: int
-    q: Projection
-    k: Projection
-    v: Projection
-    o: Projection
+    q: Projection | None
+    k: Projection | None
+    v: Projection | None
+    o: Projection | None
     rotary: Rotary | None
+    interface: bool = True
+    scale: float | None = None
+    lacks: dict[str, str] = field(default_factory=dict)
+
+    def projection(self, part: Part) -> Projection:
+        """Where the weights of q, k, v or o are.
+
+        Raises:
+            UnsupportedModel: it is not known.
+        """
+        found: Projection | None = getattr(self, part)
+        if found is None:
+            raise UnsupportedModel(self.lacks[part])
+        return found
 
 
 @dataclass(frozen=True)
@@ -170,10 +97,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known about one model: its `model_type`, its family's entry, and its layers in order."""
+    """What is known about one model.
+
+    Args:
+        model_type: of its text decoder's config.
+        position: how positions enter.
+        layers: in order.
+    """
 
     model_type: str
-    family: Family
+    position: Position
     layers: tuple[Layer, ...]
 
     @property
@@ -181,110 +114,232 @@ class Architecture:
         """The layers that have attention, by number."""
         return {layer.index: layer.attention for layer in self.layers if layer.attention is not None}
 
+    @property
+    def interface(self) -> bool:
+        """Whether all attention runs through transformers' attention interface."""
+        return all(attention.interface for attention in self.attention.values())
+
+    @property
+    def rotates(self) -> bool:
+        """Whether some layer rotates queries and keys, and it is known of all layers how."""
+        layers = self.attention.values()
+        return any(a.rotary is not None for a in layers) and not any("rotary" in a.lacks for a in layers)
+
+    def rotating(self) -> dict[int, Attention]:
+        """The layers that rotate queries and keys, by number.
+
+        Raises:
+            UnsupportedModel: there are none, or the rotation of a layer is not known.
+        """
+        for attention in self.attention.values():
+            if "rotary" in attention.lacks:
+                raise UnsupportedModel(attention.lacks["rotary"])
+        found = {index: a for index, a in self.attention.items() if a.rotary is not None}
+        if not found:
+            raise UnsupportedModel(
+                f"{self.model_type} has no rotary embedding, so it has no frequencies (positions: {self.position})."
+            )
+        return found
+
 
 def describe(model: Any) -> Architecture:
     """Say where a model keeps q, k, v, o and its MLP, and how it encodes positions.
+
+    Nothing is taken from a list of names: a forward pass on a few tokens, whose projections give out code words, shows
+    which of their outputs reach attention as which dimension of which head, how these are turned from position to
+    position, and whether the attention weights are the softmax of what arrives (`tomfisher.models.probe`). The answer
+    is kept for as long as model and module tree stay as they are; the model is left as it was.
 
     Args:
         model: a causal language model of transformers.
 
     Returns:
-        An `Architecture`.
+        An `Architecture`; what is not known of a layer stands in the `lacks` of its attention.
 
     Raises:
-        UnsupportedModel: no family of that model type is known, its modules are not where its family has them, or
-            its attention is not causal.
+        UnsupportedModel: the model's layers are not found, it does not run on token ids alone, or its attention is
+            not causal or not one to a layer.
     """
+    signature = _signature(model)
+    known = _KNOWN.get(model)
+    if known is None or known[0] != signature:
+        known = _KNOWN[model] = (signature, _ask(model))
+    return known[1]
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, tuple[Any, Architecture]] = weakref.WeakKeyDictionary()
+
+
+def _signature(model: Any) -> Any:
+    """What the answer depends on, as far as it can be seen without running: modules, their settings, shapes."""
+    plain = (bool, int, float, str, type(None))
+    implementation = getattr(model.config, "_attn_implementation", None)
+    modules = hash(
+        tuple(
+            (
+                name,
+                id(module),
+                type(module),
+                tuple((k, v) for k, v in vars(module).items() if k != "training" and isinstance(v, plain)),
+                tuple((k, p.shape, p.dtype) for k, p in module._parameters.items() if p is not None),
+                tuple((k, id(b)) for k, b in module._buffers.items()),
+            )
+            for name, module in model.named_modules()
+        )
+    )
+    return implementation, modules
+
+
+def _ask(model: Any) -> Architecture:
     config = model.config.get_text_config(decoder=True)
-    family = FAMILIES.get(config.model_type)
-    if family is None:
+    kind = config.model_type
+    decoder = text_decoder(model)
+    layers = find_layers(decoder, config)
+    if layers is None:
         raise UnsupportedModel(
-            f"Nothing is known about the attention of model type {config.model_type!r}. Known types: "
-            f"{', '.join(sorted(FAMILIES))}. A new one is one entry in tomfisher.models.families.FAMILIES."
+            f"{type(model).__name__} ({kind}) has no list of as many layers as its config says "
+            f"(num_hidden_layers = {getattr(config, 'num_hidden_layers', None)})."
         )
-    if getattr(config, "use_bidirectional_attention", False):
-        raise UnsupportedModel(f"The attention of this {config.model_type} model is not causal.")
-    names = {id(module): name for name, module in model.named_modules()}
-    decoder = model.get_decoder()
     try:
-        modules = decoder.get_submodule(family.layers)
-        layers = [_layer(family, config, decoder, names, *item) for item in enumerate(modules)]
-    except AttributeError as error:
+        probed, positions = probe(model, decoder, list(layers))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
         raise UnsupportedModel(
-            f"{type(model).__name__} says it is {config.model_type}, but is built otherwise: {error}."
+            f"{type(model).__name__} ({kind}) does not run on a few token ids alone: {type(error).__name__}: {error}"
         ) from error
-    return Architecture(config.model_type, family, tuple(layers))
+    names = {id(module): name for name, module in model.named_modules()}
+    by_layer = _by_layer(kind, layers, names, probed)
+    found = []
+    for index, layer in enumerate(layers):
+        seen = by_layer[index]
+        attention = None if seen is None else _attention(model, config, names, index, seen)
+        mlp = mlp_weights(layer, names[id(layer)], None if seen is None else seen.module)
+        found.append(Layer(index, names[id(layer)], attention, mlp))
+    return Architecture(kind, _position(model, probed, found, positions), tuple(found))
 
 
-def _layer(
-    family: Family, config: Any, decoder: Any, names: dict[int, str], index: int, layer: nn.Module
-) -> Layer:
-    name = names[id(layer)]
-    mlp = [
-        f"{name}.{parameter}"
-        for parameter, value in layer.named_parameters()
-        if value.ndim > 1 and parameter.split(".")[0] in family.mlp
-    ]
-    module = getattr(layer, family.attention, None) if family.attention else None
-    attention = None if module is None else _attention(family, config, decoder, names[id(module)], module)
-    return Layer(index, name, attention, tuple(mlp))
+def _by_layer(
+    kind: str, layers: nn.ModuleList, names: dict[int, str], probed: list[Probed]
+) -> list[Probed | None]:
+    """The attention of each layer; refuses what is not one call to a layer, or not causal."""
+    found: list[Probed | None] = []
+    left = {id(p.module): p for p in probed}
+    for p in probed:
+        if p.wrong == NOT_CAUSAL:
+            raise UnsupportedModel(f"The attention of this {kind} model is not causal.")
+        if p.calls > 1:
+            raise UnsupportedModel(
+                f"{names[id(p.module)]} of this {kind} model computes attention {p.calls} times in one forward pass."
+            )
+    for index, layer in enumerate(layers):
+        here = [left.pop(id(m)) for m in layer.modules() if id(m) in left]
+        if len(here) > 1:
+            raise UnsupportedModel(
+                f"Layer {index} of this {kind} model has {len(here)} attentions: "
+                f"{', '.join(names[id(p.module)] for p in here)}."
+            )
+        found.append(here[0] if here else None)
+    if left:
+        outside = ", ".join(names[key] for key in left)
+        raise UnsupportedModel(f"This {kind} model has attention outside its layers: {outside}.")
+    return found
 
 
-def _attention(family: Family, config: Any, decoder: Any, name: str, module: nn.Module) -> Attention:
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    q, k, v = (
-        _projection(module, name, *place)
-        for place in zip(
-            family.qkv * (3 // len(family.qkv)), _rows(family, heads, kv_heads, width), strict=True
-        )
+def _attention(model: Any, config: Any, names: dict[int, str], index: int, seen: Probed) -> Attention:
+    assert seen.query is not None and seen.key is not None
+    heads, width = seen.query.shape[1], seen.query.shape[3]
+    places: dict[str, Projection | None] = {}
+    lacks: dict[str, str] = {}
+    for part in ("q", "k", "v"):
+        places[part] = _place(names, seen.made[part])
+        if places[part] is None:
+            lacks[part] = _why(index, part, names, seen.made[part])
+    groups = 1 if places["k"] is None else _repeats(places["k"].index)
+    if groups > 1:
+        for part in ("k", "v"):
+            place = places[part]
+            if place is not None:
+                places[part] = Projection(place.parameter, place.axis, place.index[::groups])
+    o = None if seen.output is None else _place(names, [seen.output], inputs=True)
+    if o is None:
+        lacks["o"] = f"No weight of layer {index} was seen to take in what its attention gives."
+    rotary = None
+    if turns(seen.query) or turns(seen.key):
+        told = bool(seen.made["q"] and seen.made["k"])
+        rotary = find_rotary(model, config, seen.module, [seen.query, seen.key]) if told else None
+        if rotary is None:
+            lacks["rotary"] = _unturned(index, seen)
+    if seen.wrong is not None:
+        lacks["weights"] = f"The attention of layer {index} ({type(seen.module).__name__}) {seen.wrong}."
+    return Attention(
+        names[id(seen.module)],
+        seen.module,
+        heads,
+        seen.key.shape[1] // groups,
+        width,
+        places["q"],
+        places["k"],
+        places["v"],
+        o,
+        rotary,
+        seen.interface,
+        seen.scale,
+        lacks,
     )
-    o = _projection(module, name, family.o, torch.arange(heads * width).view(heads, width), inputs=True)
-    _check(module, family, (heads + 2 * kv_heads) * width)
-    rotary = _rotary(family, config, decoder, module) if family.position == "rope" else None
-    return Attention(name, module, heads, kv_heads, width, q, k, v, o, rotary)
 
 
-def _rows(family: Family, heads: int, kv_heads: int, width: int) -> list[Tensor]:
-    """Output positions `[heads, head_dim]` of q, k and v in the projections that make them."""
-    counts = (heads, kv_heads, kv_heads)
-    if len(family.qkv) == 3:
-        return [torch.arange(n * width).view(n, width) for n in counts]
-    whole = torch.arange(sum(counts) * width)
-    if family.fused == "per-head":
-        return list(whole.view(heads, 3, width).unbind(1))
-    return [part.view(-1, width) for part in whole.split([n * width for n in counts])]
-
-
-def _projection(module: nn.Module, name: str, child: str, index: Tensor, inputs: bool = False) -> Projection:
-    axis = int(is_conv1d(module.get_submodule(child))) ^ int(inputs)
-    return Projection(f"{name}.{child}.weight", axis, index)
-
-
-def _check(module: nn.Module, family: Family, expected: int) -> None:
-    """Refuse projections whose outputs are not as many as the config's heads need (packed weights have them too)."""
-    found = 0
-    for child in family.qkv:
-        projection: Any = module.get_submodule(child)
-        found += projection.nf if is_conv1d(projection) else projection.out_features
-    if found != expected:
-        raise UnsupportedModel(
-            f"{', '.join(family.qkv)} have {found} outputs, where the heads of the config need {expected}."
-        )
-
-
-def _rotary(family: Family, config: Any, decoder: Any, module: Any) -> Rotary | None:
-    if not getattr(module, "use_rope", True):
+def _place(names: dict[int, str], made: list[Made], inputs: bool = False) -> Projection | None:
+    """The weight that makes a part alone; None where several do, or none."""
+    if len(made) != 1:
         return None
-    embedding, settings, prefix = decoder.rotary_emb, config.rope_parameters, ""
-    kind = getattr(module, "layer_type", None)
-    if kind in settings:
-        settings, prefix = settings[kind], f"{kind}_"
-    return Rotary(
-        layout=family.layout,
-        frequencies=getattr(embedding, f"{prefix}inv_freq").detach().float().cpu(),
-        attention_factor=float(getattr(embedding, f"{prefix}attention_scaling")),
-        base=float(settings["rope_theta"]),
-        scaling=str(settings["rope_type"]),
+    module, index = made[0]
+    axis = int(is_conv1d(module)) ^ int(inputs)
+    return Projection(f"{names[id(module)]}.weight", axis, index)
+
+
+def _repeats(index: Tensor) -> int:
+    """How many heads in a row are made by the same outputs."""
+    heads = index.shape[0]
+    for groups in range(heads, 1, -1):
+        if heads % groups == 0 and torch.equal(index[::groups].repeat_interleave(groups, dim=0), index):
+            return groups
+    return 1
+
+
+_WORDS = {"q": "queries", "k": "keys", "v": "values"}
+
+
+def _why(index: int, part: str, names: dict[int, str], made: list[Made]) -> str:
+    """Why the weights of a part are not one projection."""
+    if not made:
+        return (
+            f"The {_WORDS[part]} of layer {index} are not the outputs of linear maps in its attention module."
+        )
+    several = " and ".join(names[id(module)] for module, _ in made)
+    return f"The {_WORDS[part]} of layer {index} are made by several weights: {several}."
+
+
+def _unturned(index: int, seen: Probed) -> str:
+    """Why nothing is known of a layer's rotation."""
+    if seen.made["q"] and seen.made["k"]:
+        return (
+            f"Queries and keys of layer {index} depend on their position, but not by a rotation with frequencies that "
+            "the model or its config names."
+        )
+    part = "q" if not seen.made["q"] else "k"
+    return f"{_why(index, part, {}, [])[:-1]}, so it cannot be told how they are rotated."
+
+
+def _position(model: Any, probed: list[Probed], layers: list[Layer], embedded: bool) -> Position:
+    if any(layer.attention is not None and layer.attention.rotary is not None for layer in layers):
+        return "rope"
+    for p in probed:
+        if p.added is not None:
+            return p.added
+    if not embedded:
+        return "none"
+    trained = any(
+        p.requires_grad and ("pos" in name or "wpe" in name) for name, p in model.named_parameters()
     )
+    return "learned" if trained else "sinusoidal"

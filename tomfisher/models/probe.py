@@ -1,0 +1,232 @@
+"""Asking a model where its attention's numbers come from, by a forward pass whose projections give out code words.
+
+In that pass every output of every linear map in an attention module is ±1, the same at every position, with its own
+code over the rows of the batch. At position 0 no rotary embedding turns anything, and a norm, a scale or a clip keeps
+signs: so the signs of what reaches attention say which output of which map made it, whatever was done on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tomfisher.models.attention_calls import AttentionCall, OwnAttention, inside, watching_interface
+from tomfisher.models.codes import ROWS, Codes
+from tomfisher.models.queries import is_biased, query_key
+from tomfisher.models.structure import is_linear
+from tomfisher.models.weights_check import fitted_scale, wrong_weights
+
+TOKENS = 6
+Made = tuple[nn.Module, Tensor]
+
+
+@dataclass
+class Probed:
+    """What one attention module was seen to do.
+
+    Attributes:
+        module: the module.
+        interface: whether it goes through transformers' attention interface.
+        calls: attentions that it computed in one forward pass.
+        query: `[ROWS, H, TOKENS, D]` as it reached attention.
+        key: the same of the keys.
+        made: "q", "k", "v": the linear maps that make it, each with its output for every dimension of every head,
+            int64 `[heads, D]`, -1 where the dimension is another's; empty where something else stands between.
+        output: the linear map that takes in what attention gives, and its input for each dimension `[H, D_v]`.
+        scale: factor of the scores, where the module's own code has it.
+        added: what the distance adds to the scores: in proportion to it, otherwise, or nothing.
+        wrong: why the attention weights do not follow from queries and keys; None where they do.
+    """
+
+    module: nn.Module
+    interface: bool
+    calls: int = 0
+    query: Tensor | None = None
+    key: Tensor | None = None
+    made: dict[str, list[Made]] = field(default_factory=dict)
+    output: Made | None = None
+    scale: float | None = None
+    added: Literal["alibi", "relative"] | None = None
+    wrong: str | None = None
+
+
+def probe(model: Any, decoder: nn.Module, layers: Sequence[nn.Module]) -> tuple[list[Probed], bool]:
+    """Run a model twice on a few equal tokens: to find its attention modules, then with code words.
+
+    Args:
+        model: a causal language model of transformers; nothing of it is changed.
+        decoder: its text decoder; attention outside it is not looked for.
+        layers: of the decoder.
+
+    Returns:
+        What each attention module does, in the order of the calls, and whether the first layer's input depends on
+        the position.
+    """
+    ids = torch.full((ROWS, TOKENS), _token(model), device=_device(model))
+    finder, positions = _Finder(), [False]
+
+    def first_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point())
+        positions[0] = x.ndim == 3 and not torch.equal(x[:, :1].expand_as(x), x)
+
+    with _quiet(model):
+        hook = layers[0].register_forward_pre_hook(first_input, with_kwargs=True)
+        try:
+            with finder.watching(decoder):
+                _forward(model, ids[:1])
+        finally:
+            hook.remove()
+        coded = _Coded(finder.found, layers)
+        with coded.watching():
+            _forward(model, ids)
+    return list(coded.found.values()), positions[0]
+
+
+class _Finder:
+    """The first pass: which modules compute attention."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, tuple[nn.Module, bool]] = {}
+        self._stack: list[nn.Module] = []
+        self._busy = False  # the interface's function computes with the same PyTorch calls
+
+    @contextlib.contextmanager
+    def watching(self, decoder: nn.Module) -> Iterator[None]:
+        modules = list(decoder.modules())
+        known = {id(module) for module in modules}
+        own = OwnAttention(lambda: self._stack[-1] if self._stack and not self._busy else None, self)
+        with inside(modules, self._stack), watching_interface(lambda m: id(m) in known, self), own:
+            yield
+
+    def enters(self, call: AttentionCall) -> None:
+        self.found[id(call.module)] = (call.module, call.interface)
+        self._busy = True
+
+    def leaves(self, call: AttentionCall, output: Tensor) -> Tensor:
+        self._busy = False
+        return output
+
+
+class _Coded:
+    """The second pass: projections and attention give out code words, which are read where they arrive."""
+
+    def __init__(self, modules: dict[int, tuple[nn.Module, bool]], layers: Sequence[nn.Module]) -> None:
+        self.found = {key: Probed(module, interface) for key, (module, interface) in modules.items()}
+        self._layers = layers
+        self._codes = Codes()
+        self._pending: dict[int, Tensor] = {}
+        self._current: list[nn.Module] = []
+        self._handles: list[Any] = []
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        own = [p.module for p in self.found.values() if not p.interface]
+        mode = OwnAttention(lambda: self._current[-1] if self._current else None, self)
+        with inside(own, self._current), watching_interface(self._through_interface, self):
+            try:
+                self._hook()
+                with mode if own else contextlib.nullcontext():
+                    yield
+            finally:
+                for handle in self._handles:
+                    handle.remove()
+
+    def _through_interface(self, module: nn.Module) -> bool:
+        return id(module) in self.found and self.found[id(module)].interface
+
+    def _hook(self) -> None:
+        for probed in self.found.values():
+            for module in probed.module.modules():
+                if _maps(module):
+                    self._handles.append(module.register_forward_hook(self._codes.speak))
+        for layer in self._layers:
+            keys = [key for key, p in self.found.items() if any(m is p.module for m in layer.modules())]
+            for module in layer.modules() if keys else ():
+                if is_linear(module):
+                    self._handles.append(module.register_forward_pre_hook(self._listener(keys)))
+
+    def _listener(self, keys: list[int]) -> Any:
+        """A hook that looks whether a linear map takes in what an attention of its layer has given out."""
+
+        def listen(module: nn.Module, args: tuple[Any, ...]) -> None:
+            for key in keys:
+                given = self._pending.get(key)
+                if given is None or not args or args[0].shape[-1] != given.shape[1:].numel():
+                    continue
+                index = Codes.read(args[0].reshape(ROWS, TOKENS, -1)[:, 0], given.shape[1:].numel())
+                if sorted(index.tolist()) == list(range(len(index))):
+                    self.found[key].output = (module, index.argsort().view(given.shape[1:]))
+                    del self._pending[key]
+
+        return listen
+
+    def enters(self, call: AttentionCall) -> None:
+        probed = self.found[id(call.module)]
+        probed.calls += 1
+        if probed.calls > 1:
+            return
+        probed.query, probed.key = call.query.clone(), call.key.clone()
+        for part, x in (("q", call.query), ("k", call.key), ("v", call.value)):
+            probed.made[part] = self._codes.makers(x[:, :, 0])
+        if call.scores is not None:
+            probed.scale = fitted_scale(call)
+        probed.wrong = wrong_weights(call, probed.scale)
+        if probed.wrong is None:
+            seen = query_key(call, probed.scale)
+            probed.added = "alibi" if seen.slopes is not None else "relative" if is_biased(seen) else None
+
+    def leaves(self, call: AttentionCall, output: Tensor) -> Tensor:
+        shape = output.transpose(1, 2).shape if call.interface else output.shape
+        words = Codes.words(shape[1] * shape[3], output).view(ROWS, shape[1], 1, shape[3]).expand(shape)
+        self._pending[id(call.module)] = words[:, :, 0]
+        return words.transpose(1, 2).contiguous() if call.interface else words.contiguous()
+
+
+def _maps(module: nn.Module) -> bool:
+    """Whether a module is a linear map, or looks like one: it owns a matrix and nothing below it."""
+    weight = getattr(module, "weight", None)
+    bare = isinstance(weight, Tensor) and weight.ndim == 2 and not any(True for _ in module.children())
+    return is_linear(module) or (bare and not isinstance(module, nn.Embedding))
+
+
+@contextlib.contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, no autocast; every module's training flag is put back on any exit."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad(), torch.autocast(_device(model).type, enabled=False):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _device(model: Any) -> torch.device:
+    embeddings = model.get_input_embeddings()
+    return next((model if embeddings is None else embeddings).parameters()).device
+
+
+def _token(model: Any) -> int:
+    """A token that the config gives no meaning of its own (padding, begin, image)."""
+    config = model.config.get_text_config(decoder=True)
+    special: set[int] = set()
+    for settings in (model.config.to_dict(), config.to_dict()):
+        for name, value in settings.items():
+            if name.endswith(("token_id", "token_index")):
+                special.update(value if isinstance(value, list) else [value])
+    return next(i for i in range(5, 5 + len(special) + 1) if i not in special)
+
+
+def _forward(model: Any, ids: Tensor) -> None:
+    names = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
+    if "logits_to_keep" in names:
+        options["logits_to_keep"] = 1
+    model(input_ids=ids, **options)
