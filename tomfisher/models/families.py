@@ -14,6 +14,7 @@ from tomfisher.models.probe import Made, Probed, probe
 from tomfisher.models.rotary import Rotary, find_rotary, turns
 from tomfisher.models.structure import is_conv1d
 from tomfisher.models.weights_check import NOT_CAUSAL
+from tomfisher.torch_state import plain_torch
 
 __all__ = ["Architecture", "Attention", "Layer", "Projection", "Rotary", "UnsupportedModel", "describe"]
 Position = Literal["rope", "alibi", "relative", "learned", "sinusoidal", "none"]
@@ -142,6 +143,7 @@ class Architecture:
         return found
 
 
+@plain_torch()
 def describe(model: Any) -> Architecture:
     """Say where a model keeps q, k, v, o and its MLP, and how it encodes positions.
 

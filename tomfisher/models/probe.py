@@ -197,11 +197,11 @@ def _maps(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no autocast; every module's training flag is put back on any exit."""
+    """Evaluation mode without gradients; every module's training flag is put back on any exit."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad(), torch.autocast(_device(model).type, enabled=False):
+        with torch.no_grad():
             yield
     finally:
         for module, training in flags:
