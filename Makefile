@@ -13,7 +13,7 @@ CSOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 # keep the repository root off sys.path: `kernels/` there must not shadow another package of that name
 export PYTHONSAFEPATH = 1
 
-.PHONY: demo test browser kernel-report sanitize tidy lint format bench clean help
+.PHONY: demo test census browser kernel-report sanitize tidy lint format bench clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ demo: $(BUILT)  ## the study on a tiny model and on SmolLM2-135M, real weights, 
 test: $(BUILT) browser  ## the tests; those of the kernels in Triton's interpreter need a process of their own
 	$(BIN)/pytest --ignore=tests/kernels/interpret
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpret
+
+census: $(BUILT)  ## every causal language model of transformers, small and random, into docs/architectures.md
+	PYTHONPATH=tests/census $(BIN)/python -m census
 
 # The report's tests look at it in Chromium: Debian's packages, where it or its driver is missing and we may install them.
 browser:

@@ -1,0 +1,149 @@
+"""The table of `docs/architectures.md`: made from rows, and read back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+PATH = Path(__file__).resolve().parents[3] / "docs" / "architectures.md"
+COLUMNS = (
+    "architecture",
+    "class",
+    "weights",
+    "Fisher",
+    "in batches",
+    "decoder-linear",
+    "choice",
+    "generate",
+    "perplexity",
+    "perturb",
+    "heads",
+    "positions",
+    "frequencies",
+    "sinks",
+)
+WORDS = {"exact": "exact", "right": "yes", "found": "yes", "refused": "refused"}
+
+INTRODUCTION = """\
+# Architectures
+
+What tomfisher makes of the causal language models of transformers {version}, {total} in all: each built small and
+random from its configuration, and everything compared with its definition by plain calls of the model. This page is
+written by `make census`; `tests/census` fails where it is not what is found.
+
+{built} are built. The Fisher diagonal of all trainable parameters is exact for {exact} of them (float64 autograd one
+sample at a time, on ragged samples; 1e-5 of a tensor's largest entry, or 1e-7 of the model's) and refused, with the
+reason, for {refused}. Rotary frequencies can be looked at in {frequencies}, attention sinks in {sinks}.
+
+- **in batches**: the share of the decoder's linear weights whose squares come out of a padded batch; the others are
+  computed one sample at a time. **decoder-linear**: how many of the weights that a forward multiplies by in the
+  decoder's layers the preset of that name covers.
+- **choice, generate, perplexity**: equal to single rows without a cache, in every way that the model may be run.
+  Choice: *packed*, beginnings *shared* by a cache, *whole* rows; the numbers are the same.
+- **perturb**: written, and undone to the bit.
+- **heads**: query heads / key heads × dimensions, where `tomfisher.models.families.describe` finds them.
+  **frequencies**, **sinks**: whether `tomfisher analyze` can look at them; a number is a reason below.
+"""
+
+
+def render(rows: Sequence[dict[str, Any]]) -> str:
+    """The page."""
+    built = [row for row in rows if row["built"]]
+    reasons: dict[str, int] = {}
+    table = [_cells(row, reasons) for row in built]
+    count = {
+        name: sum(_verdict(row, name) in ("exact", "found") for row in built)
+        for name in ("fisher", "frequencies", "sinks")
+    }
+    parts = [
+        INTRODUCTION.format(
+            version=transformers.__version__,
+            total=len(rows),
+            built=len(built),
+            exact=count["fisher"],
+            refused=sum(_verdict(row, "fisher") == "refused" for row in built),
+            frequencies=count["frequencies"],
+            sinks=count["sinks"],
+        ),
+        "\n".join(_line(cells) for cells in [COLUMNS, ["---"] * len(COLUMNS), *table]) + "\n",
+        "## Reasons\n\n" + "".join(f"{number}. {reason}\n" for reason, number in reasons.items()),
+    ]
+    if len(built) < len(rows):
+        parts.append("## Not built\n\n" + _not_built(rows))
+    return "\n".join(parts)
+
+
+def _cells(row: dict[str, Any], reasons: dict[str, int]) -> list[str]:
+    cells = [f"`{row['type']}`", f"`{row['class']}`"]
+    if "failed" in row:
+        return [*cells, "", f"**{row['failed']}**", *[""] * (len(COLUMNS) - 4)]
+    checks = row["checks"]
+
+    def said(name: str, words: str = "") -> str:
+        found = checks[name]
+        if found["verdict"] == "refused":
+            number = reasons.setdefault(found["reason"], len(reasons) + 1)
+            return f"no ({number})"
+        if found["verdict"] in WORDS:
+            return words or WORDS[found["verdict"]]
+        return f"**{found['verdict']}**"
+
+    fisher, selection, structure = checks["fisher"], checks["selection"], checks["structure"]
+    return [
+        *cells,
+        f"{row['parameters']:,}",
+        said("fisher"),
+        f"{fisher['captured']:.0%}" if "captured" in fisher else "",
+        f"{selection['coverage']:.0%}" if selection["verdict"] == "right" else said("selection"),
+        said("choice", ", ".join(checks["choice"].get("ways", ()))),
+        said("generate"),
+        said("perplexity"),
+        said("perturbation"),
+        said("structure", _heads(structure)),
+        ", ".join(structure.get("positions", ())),
+        said("frequencies"),
+        said("sinks"),
+    ]
+
+
+def _heads(structure: dict[str, Any]) -> str:
+    if structure["verdict"] != "found":
+        return ""
+    heads = ", ".join(f"{queries}/{keys} × {width}" for queries, keys, width in structure["heads"])
+    return heads or "no attention"
+
+
+def _not_built(rows: Sequence[dict[str, Any]]) -> str:
+    types = defaultdict(list)
+    for row in rows:
+        if not row["built"]:
+            types[row["reason"]].append(f"`{row['type']}`")
+    return "".join(f"- {', '.join(names)}: {reason}\n" for reason, names in types.items())
+
+
+def _verdict(row: dict[str, Any], name: str) -> str:
+    return row["checks"][name]["verdict"] if "checks" in row else "failed"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def version_of(page: str) -> str:
+    """The version of transformers that a page is about."""
+    return page.partition("models of transformers ")[2].partition(",")[0]
+
+
+def verdicts(page: str) -> dict[str, str]:
+    """What a page says about the Fisher of each architecture."""
+    return {cells[0].strip("`"): cells[COLUMNS.index("Fisher")] for cells in _rows(page)}
+
+
+def _rows(page: str) -> Iterator[list[str]]:
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            yield [cell.strip() for cell in line.strip("| ").split(" | ")]
