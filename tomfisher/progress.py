@@ -31,11 +31,19 @@ def progress_bar(
     Returns:
         A `tqdm.auto.tqdm`, or what behaves like one: usable as an iterable and as a context manager.
     """
-    if enabled and not (sys.stderr and sys.stderr.isatty()):
+    if enabled and not on_terminal():
         return _Lines(iterable, total, desc, unit)
     from tqdm.auto import tqdm
 
     return tqdm(iterable, total=total, desc=desc, unit=unit, disable=not enabled, dynamic_ncols=True)
+
+
+def on_terminal() -> bool:
+    """Whether standard error is a terminal, on which a bar can move."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
 
 
 def note(line: str) -> None:

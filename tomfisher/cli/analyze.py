@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         found, tables = _analyze(args)
         report |= found
         blocks += tables
-    save_then_print(args.output_path, report, "\n\n".join(blocks), allow_nan=False)
+    save_then_print(args.output_path, report, partial("\n\n".join, blocks), allow_nan=False)
     return 0
 
 

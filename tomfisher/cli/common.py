@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tomfisher.experiment.config import Config, check_kappa
@@ -134,16 +134,16 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 
 def save_then_print(
-    path: str | os.PathLike[str] | None, content: Mapping[str, Any], text: str, **options: Any
+    path: str | os.PathLike[str] | None, content: Mapping[str, Any], tell: Callable[[], str], **options: Any
 ) -> None:
     """Write what was found as JSON, then print it.
 
-    Where the file cannot be written, the text is printed all the same, before the error is raised.
+    Where the file cannot be written, what was found is printed all the same, before the error is raised.
 
     Args:
         path: the file; None prints alone.
         content: what goes to the file.
-        text: what is printed.
+        tell: makes what is printed.
         options: of `json.dumps`.
     """
     try:
@@ -151,7 +151,7 @@ def save_then_print(
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps(content, **options) + "\n", encoding="utf-8")
     finally:
-        print(text)
+        print(tell())
     if path is not None:
         print(f"\nWritten: {os.fspath(path)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.cli.common import (
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     with scanning(loaded.model) as scan:
         states = _measured(args, config, measure, mask)
     report = {"model": loaded.identity, "scan": scan, **states}
-    save_then_print(args.output_path, report, _table(report), indent=1)
+    save_then_print(args.output_path, report, partial(_table, report), indent=1)
     return 0
 
 

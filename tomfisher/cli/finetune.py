@@ -82,6 +82,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, measure, write the files and print the tables."""
+    from tomfisher import provenance
     from tomfisher.experiment.config import Config, parse_fill
     from tomfisher.experiment.inputs import Inputs
     from tomfisher.experiment.measure import Measure
@@ -111,6 +112,9 @@ def run(args: argparse.Namespace) -> int:
     sizes = args.n_train, args.n_validation
     training = training_samples(config, inputs, loaded, *sizes, args.train, args.balanced)
     note(_stories_said(args, len(training.train), len(training.validation)))
+    # read before the work: a file that is gone afterwards must not cost the result
+    known = _provenance(args, config, inputs, loaded, path)
+    data = {**inputs.evaluation_hashes(), "training": training.sha256}
     with scanning(loaded.model) as scan:
         found, delta = compare(
             loaded.model,
@@ -122,11 +126,10 @@ def run(args: argparse.Namespace) -> int:
             None if damaged is None else Damage(damaged, parse_fill(config.fill)),
             say=note,
         )
-    data = {**inputs.evaluation_hashes(), "training": training.sha256}
-    found.provenance.update(_provenance(args, config, inputs, loaded, path), data=data, scan=scan)
+    found.provenance.update(known, data=data, scan=scan, finished=provenance.now())
+    found.save(folder)
     if delta is not None:
         delta.save(folder / "delta.safetensors")
-    found.save(folder)
     _print(found, folder, delta is not None)
     if args.run is not None:
         print(report_line(args.run, folder, "finetune"))
@@ -219,7 +222,6 @@ def _provenance(
         "evaluation": {"method": config.method, "chance": inputs.chance()},
         "versions": provenance.versions(),
         "machine": provenance.machine(next(loaded.model.parameters()).device),
-        "finished": provenance.now(),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -52,11 +53,12 @@ class _Stream:
     """A text stream that keeps its first error to itself and drops everything behind it."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
+        self._never_open = stream is None
+        self._stream = io.StringIO() if stream is None else stream
         self.error: Exception | None = None
         with contextlib.suppress(AttributeError, OSError, ValueError):  # a stand-in of a test or a notebook
-            cast(Any, stream).reconfigure(errors="backslashreplace")
-            os.set_blocking(cast(TextIO, stream).fileno(), True)
+            cast(Any, self._stream).reconfigure(errors="backslashreplace")
+            os.set_blocking(self._stream.fileno(), True)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -65,7 +67,7 @@ class _Stream:
         """Write, or drop."""
         if self.error is None and text:
             try:
-                if self._stream is None:
+                if self._never_open:
                     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 self._stream.write(text)
             except (OSError, ValueError) as error:
@@ -79,7 +81,7 @@ class _Stream:
 
     def flush(self) -> None:
         """Flush, or drop."""
-        if self.error is None and self._stream is not None:
+        if self.error is None:
             try:
                 self._stream.flush()
             except (OSError, ValueError) as error:
@@ -87,14 +89,16 @@ class _Stream:
 
     def isatty(self) -> bool:
         """Whether a terminal shows what is written."""
-        return self.error is None and self._stream is not None and self._stream.isatty()
+        try:
+            return self.error is None and self._stream.isatty()
+        except ValueError:  # closed
+            return False
 
     def _give_up(self, error: Exception) -> None:
         """Keep the error; what is buffered still goes nowhere, so that Python does not fail on it at its end."""
         self.error = error
         with contextlib.suppress(AttributeError, OSError, ValueError):
-            descriptor = cast(TextIO, self._stream).fileno()
-            null = os.open(os.devnull, os.O_WRONLY)
+            descriptor, null = self._stream.fileno(), os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, descriptor)
             os.close(null)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
+
+from tomfisher.progress import on_terminal
 
 
 @contextlib.contextmanager
@@ -13,7 +14,7 @@ def quiet_unless_terminal() -> Iterator[None]:
     """Keep transformers' progress bars out of logs: they run only where standard error is a terminal."""
     from transformers.utils import logging
 
-    if (sys.stderr and sys.stderr.isatty()) or not logging.is_progress_bar_enabled():
+    if on_terminal() or not logging.is_progress_bar_enabled():
         yield
         return
     logging.disable_progress_bar()
