@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tomfisher.models.structure import is_conv1d, is_fused_experts, is_linear, layer_index, owners_of
+from tomfisher.models.structure import is_conv1d, is_linear, layer_index, owners_of
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,6 @@ def test_layer_index_is_the_first_dotted_number(name: str, layer: int | None) ->
 def test_what_is_linear() -> None:
     assert is_linear(nn.Linear(2, 3)) and is_linear(Conv1D(2, 3)) and not is_linear(nn.Conv1d(1, 1, 2))
     assert is_conv1d(Conv1D(2, 3)) and not is_conv1d(nn.Linear(2, 3)) and not is_conv1d(nn.Conv1d(1, 1, 2))
-    assert not is_fused_experts(nn.Conv1d(4, 4, 2), nn.Conv1d(4, 4, 2).weight)
 
 
 def test_a_tied_weight_has_two_owners() -> None:

@@ -12,6 +12,7 @@ from tomfisher.progress import duration
 
 if TYPE_CHECKING:
     from tomfisher.experiment.plan import StudyPlan
+    from tomfisher.fisher.linear_maps import Coverage
     from tomfisher.fisher.plan import FisherPlan
 
 
@@ -66,6 +67,7 @@ def format_fisher(plan: FisherPlan) -> str:
     """The plan of a Fisher diagonal as aligned lines."""
     lines = [
         f"weights     {plan.num_weights:,} in {len(plan.roads)} tensors",
+        f"coverage    {_covered(plan.coverage)}",
         f"samples     {plan.num_samples} with {plan.num_tokens:,} tokens, in {plan.num_batches} backward passes "
         f"of at most {plan.tokens_per_batch} tokens",
         "runs        " + ", ".join(f"{op}: {impl}" for op, impl in plan.implementations.items()),
@@ -75,6 +77,19 @@ def format_fisher(plan: FisherPlan) -> str:
         *_roads(plan),
     ]
     return "\n".join(f"  {line}" for line in lines)
+
+
+def _covered(coverage: Coverage) -> str:
+    """Share of the decoder's linear maps; those that are missing, a line for each kind in all layers."""
+    from tomfisher.models.structure import layer_pattern
+
+    shares = [f"{part / max(1, coverage.weights):.1%}" for part in (coverage.captured, coverage.fallback)]
+    text = (
+        f"{coverage.share:.1%} of the {coverage.weights:,} weights of linear maps in the decoder's layers "
+        f"({shares[0]} captured in batches, {shares[1]} on the fallback)"
+    )
+    missing = list(dict.fromkeys(layer_pattern(name) for name in coverage.missing))
+    return f"{text}, without {', '.join(missing)}" if missing else text
 
 
 def _roads(plan: FisherPlan) -> Iterator[str]:

@@ -2,13 +2,15 @@
 
 The weights are frozen, so autograd computes no weight gradient; an identity function on each module's
 output sees the output gradient as it flows by and adds the per-sample squares to F. The module's own forward
-runs untouched, so values, device placement and gradient checkpointing are the model's. Only fused experts,
-whose projections are no modules, are computed by our own implementation (`tomfisher.fisher.experts`), and float32
-linear layers by oneDNN where that is faster (`tomfisher.models.onednn`).
+runs untouched, so values, device placement and gradient checkpointing are the model's. Matrices that no module of
+their own multiplies (routers) are watched where they are used (`tomfisher.fisher.bare`). Only fused experts, whose
+projections are no modules, are computed by our own implementation (`tomfisher.fisher.experts`), and float32 linear
+layers by oneDNN where that is faster (`tomfisher.models.onednn`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +21,15 @@ from torch import Tensor, nn
 
 from tomfisher import ops
 from tomfisher.fisher import experts
+from tomfisher.fisher.bare import BareProducts, Use
 from tomfisher.fisher.batching import Batch
-from tomfisher.fisher.contributions import Accumulator, BatchLayout, Contribution, contribution_for
+from tomfisher.fisher.contributions import (
+    Accumulator,
+    BatchLayout,
+    Contribution,
+    contribution_for,
+    matrix_product,
+)
 from tomfisher.fisher.layout import LayoutError, per_sample
 from tomfisher.fisher.memory import is_out_of_memory
 from tomfisher.models.structure import Owner, owners_of
@@ -54,19 +63,22 @@ class _Tap(torch.autograd.Function):
 class CapturedModule:
     """A module, its closed form, and which of its attributes are which selected parameters.
 
-    A projection of fused experts counts as a module of its own, named like its weight.
+    A projection of fused experts and a parameter that is a matrix by itself count as modules of their own, named
+    like their weight.
 
     Attributes:
         name: unique in the model.
-        module: the module, or the experts that the projection belongs to.
-        contribution: its closed form; None for a projection of fused experts.
+        module: the module, the experts that the projection belongs to, or the module that holds the parameter.
+        contribution: its closed form; None for a projection of fused experts and for a bare parameter.
         parameters: "weight", "bias", … to the parameter's name in the model.
+        bare: the parameter that is used without a module of its own.
     """
 
     name: str
     module: nn.Module
     contribution: Contribution | None
     parameters: dict[str, str] = field(default_factory=dict)
+    bare: nn.Parameter | None = None
 
 
 def capturable(
@@ -104,9 +116,15 @@ def _entry(owner: Owner) -> tuple[CapturedModule, str] | None:
             return None
         return CapturedModule(f"{owner.module_name}.{projection}", owner.module, None), attribute
     contribution = contribution_for(owner.module)
-    if contribution is None:
+    if contribution is not None:
+        return CapturedModule(owner.module_name, owner.module, contribution), owner.attribute
+    parameter = owner.module._parameters[owner.attribute]
+    if parameter is None or parameter.ndim > 2 or isinstance(owner.module, nn.Embedding):
         return None
-    return CapturedModule(owner.module_name, owner.module, contribution), owner.attribute
+    name = f"{owner.module_name}.{owner.attribute}"
+    return CapturedModule(
+        name, owner.module, None, bare=parameter
+    ), "weight" if parameter.ndim == 2 else "bias"
 
 
 class Capture:
@@ -143,9 +161,11 @@ class Capture:
             if captured.contribution is not None:
                 hook = self._hook(captured, captured.contribution)
                 self._stack.callback(captured.module.register_forward_hook(hook, with_kwargs=True).remove)
-        fused = {id(c.module): c.module for c in self.modules.values() if c.contribution is None}
+        fused = {id(c.module): c.module for c in self._projections().values()}
         if fused:
             self._stack.enter_context(experts.implementation(list(fused.values()), self._experts()))
+        for module in {c.module for c in self.modules.values() if c.bare is not None}:
+            self._stack.enter_context(self._watched(module))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -181,13 +201,7 @@ class Capture:
             if not (isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled()):
                 return output
             inputs = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-            try:
-                for tensor in (output, *inputs[:1]):
-                    per_sample(
-                        tensor if tensor.is_floating_point() else tensor[..., None], self._layout.shape
-                    )
-            except LayoutError as error:
-                self.unreadable[captured.name] = str(error)
+            if not all(self._is_readable(captured.name, tensor) for tensor in (output, *inputs[:1])):
                 return output
 
             def sink(grad_output: Tensor, *saved: Tensor) -> None:
@@ -196,23 +210,93 @@ class Capture:
                 sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
                 targets = self._targets(captured)
                 if targets:
-                    try:
+                    with self._reasons(captured.name):
                         contribution(module, targets, grad_output, saved, self._layout)
-                    except Exception as error:
-                        if not self.probing or is_out_of_memory(error):
-                            raise
-                        self.unreadable[captured.name] = _first_line(error)
                 self._count(captured, sums)
 
             return _Tap.apply(output, self._alive, sink, *inputs)
 
         return forward_hook
 
+    def _projections(self) -> dict[str, CapturedModule]:
+        """The captured projections of fused experts."""
+        return {n: c for n, c in self.modules.items() if c.contribution is None and c.bare is None}
+
+    @contextmanager
+    def _watched(self, module: nn.Module) -> Iterator[None]:
+        """While the module's forward runs, products with its bare parameters are watched.
+
+        Entered and left in the module's own hooks, so that it holds on whatever thread a checkpointed layer is
+        recomputed.
+        """
+        bare = {c.name: c for c in self.modules.values() if c.module is module and c.bare is not None}
+        parameters = {id(c.bare): name for name, c in bare.items()}
+        running: list[BareProducts] = []
+
+        def enter(*_: Any) -> None:
+            running.append(BareProducts(parameters, functools.partial(self._product, bare)))
+            running[-1].__enter__()
+
+        def leave(*_: Any) -> None:
+            running.pop().__exit__(None, None, None)
+
+        hooks = (
+            module.register_forward_pre_hook(enter, prepend=True),
+            module.register_forward_hook(leave, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _product(
+        self, bare: dict[str, CapturedModule], output: Tensor, x: Tensor, use: Use | None, bias: str | None
+    ) -> Tensor:
+        """Tap a product with bare parameters."""
+        captured = {"weight": use and bare[use.name], "bias": bias and bare[bias]}
+        if not torch.is_grad_enabled() or (use and not self._is_readable(bare[use.name].name, x)):
+            return output
+        taken = {attribute: c for attribute, c in captured.items() if isinstance(c, CapturedModule)}
+        if not all(self._is_readable(c.name, output) for c in taken.values()):
+            return output
+        matrix = None if use is None else bare[use.name].bare
+
+        def sink(grad_output: Tensor, saved: Tensor) -> None:
+            sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
+            targets = {a: t for c in taken.values() for a, t in self._targets(c).items()}
+            with self._reasons(*(c.name for c in taken.values())):
+                matrix_product(
+                    targets, grad_output, saved, matrix, use is not None and use.transposed, self._layout
+                )
+            for c in taken.values():
+                self._count(c, sums)
+
+        tapped: Tensor = _Tap.apply(output, self._alive, sink, x)
+        return tapped
+
+    def _is_readable(self, name: str, tensor: Tensor) -> bool:
+        """Whether the tensor shows where samples end; if not, that is noted."""
+        try:
+            per_sample(tensor if tensor.is_floating_point() else tensor[..., None], self._layout.shape)
+        except LayoutError as error:
+            self.unreadable[name] = str(error)
+            return False
+        return True
+
+    @contextmanager
+    def _reasons(self, *names: str) -> Iterator[None]:
+        """In the probe a closed form that raises is a reason for the fallback, not the end."""
+        try:
+            yield
+        except Exception as error:
+            if not self.probing or is_out_of_memory(error):
+                raise
+            self.unreadable.update(dict.fromkeys(names, _first_line(error)))
+
     def _experts(self) -> Callable[..., Tensor]:
         """The implementation of fused experts that shows each projection's gradients to this capture."""
-        fused = {
-            (id(c.module), n.rpartition(".")[2]): c for n, c in self.modules.items() if not c.contribution
-        }
+        fused = {(id(c.module), n.rpartition(".")[2]): c for n, c in self._projections().items()}
 
         def run(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
             B, T = self._layout.shape

@@ -63,15 +63,29 @@ def linear(
     layout: BatchLayout,
 ) -> None:
     """`nn.Linear` and `Conv1D`: weight by `squared_gradient_`, bias by `(Σ_t grad_output[t])²`."""
-    rows, columns = cast(Tensor, module.weight).shape
-    _check_width("output", grad_output, columns if is_conv1d(module) else rows)
-    _check_width("input", inputs[0], rows if is_conv1d(module) else columns)
-    y, x = per_sample(grad_output, layout.shape), per_sample(inputs[0], layout.shape)
+    matrix = cast(Tensor, module.weight)
+    matrix_product(accumulators, grad_output, inputs[0], matrix, is_conv1d(module), layout)
+
+
+def matrix_product(
+    accumulators: dict[str, Accumulator],
+    grad_output: Tensor,
+    input: Tensor,
+    matrix: Tensor | None,
+    transposed: bool,
+    layout: BatchLayout,
+) -> None:
+    """`input @ weight.T + bias`, or `input @ weight + bias` where it is `transposed`; None for an unknown weight."""
+    if matrix is not None:
+        rows, columns = matrix.shape
+        _check_width("output", grad_output, columns if transposed else rows)
+        _check_width("input", input, rows if transposed else columns)
+    y, x = per_sample(grad_output, layout.shape), per_sample(input, layout.shape)
     lengths = layout.lengths if y.shape[1] == layout.shape[1] else None
     bias_square = y.float().sum(1).square().sum(0) if "bias" in accumulators else None
     if "weight" in accumulators:
         target = accumulators["weight"]
-        left, right = (x, y) if is_conv1d(module) else (y, x)
+        left, right = (x, y) if transposed else (y, x)
         if target.rows is not None:
             left = left[..., target.rows]
         ops.squared_gradient_(target.F, left, right.to(left.dtype), lengths=lengths, impl=layout.impl)

@@ -16,10 +16,11 @@ from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.frozen import frozen
+from tomfisher.fisher.linear_maps import coverage, decoder_linear_weights
 from tomfisher.fisher.memory import is_out_of_memory, release, token_budget
 from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
-from tomfisher.fisher.selection import Params, describe_params, select_parameters
+from tomfisher.fisher.selection import Params, describe_params, left_out, select_parameters
 from tomfisher.models.load import identify
 from tomfisher.models.onednn import concerns
 from tomfisher.progress import progress_bar
@@ -87,6 +88,7 @@ def fisher_diagonal(
     samples = list(samples)
     _check_arguments(model, samples, labels, reduction)
     selection = select_parameters(model, params)
+    linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     roads = find_roads(model, selection, samples, reduction)
@@ -106,6 +108,8 @@ def fisher_diagonal(
                 "seed": seed if labels == "sampled" else None,
             },
             "params": describe_params(params),
+            "left_out": left_out(model, params),
+            "coverage": coverage(linear, roads.describe()).to_dict(),
             "model": identify(model, getattr(model.config, "_name_or_path", "")),
             "data_sha256": digest(samples),
             "implementations": run.implementations,
@@ -206,7 +210,7 @@ class _Run:
             )
         for name in self.roads.modules:
             calls = self.capture.calls.get(name, 0)
-            if calls != 1 or name in self.capture.unreadable:
+            if calls > 1 or name in self.capture.unreadable:
                 raise RuntimeError(
                     f"{name} was called once in the probe but {calls} times with "
                     f"{self._called(batch.indices[0])}. Leave its parameters out with params=, and report it."

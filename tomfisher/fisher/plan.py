@@ -13,6 +13,7 @@ from tomfisher import ops
 from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.frozen import frozen
+from tomfisher.fisher.linear_maps import Coverage, coverage, decoder_linear_weights
 from tomfisher.fisher.memory import activation_bytes_per_token, token_budget
 from tomfisher.fisher.objective import backward, sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
@@ -32,6 +33,7 @@ class FisherPlan:
 
     Attributes:
         roads: parameter name to "captured" or "fallback: reason".
+        coverage: share of the decoder's linear maps that is selected.
         implementations: which implementation of each op `impl="auto"` will use.
         num_weights: selected weights.
         num_samples: samples of the run.
@@ -46,6 +48,7 @@ class FisherPlan:
     """
 
     roads: dict[str, str]
+    coverage: Coverage
     implementations: dict[str, str]
     num_weights: int
     num_samples: int
@@ -90,6 +93,7 @@ def plan_fisher(
     """
     samples = list(samples)
     selection = select_parameters(model, params)
+    linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
     roads = find_roads(model, selection, samples)
     device = device_of(model)
     budget = token_budget(tokens_per_batch, model, device)
@@ -99,6 +103,7 @@ def plan_fisher(
     used = {"squared_gradient_": roads.captured, "square_accumulate_": roads.fallback}
     return FisherPlan(
         roads=roads.describe(),
+        coverage=coverage(linear, roads.describe()),
         implementations={
             **({"linear": "onednn"} if concerns(model) else {}),
             **{op: ops.resolve(op, impl, device)[0] for op, names in used.items() if names},

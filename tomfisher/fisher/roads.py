@@ -85,7 +85,11 @@ def find_roads(
                 trusted[attribute] = name
         if trusted:
             kept[captured_module.name] = CapturedModule(
-                captured_module.name, captured_module.module, captured_module.contribution, trusted
+                captured_module.name,
+                captured_module.module,
+                captured_module.contribution,
+                trusted,
+                captured_module.bare,
             )
     taken = {name for module in kept.values() for name in module.parameters.values()}
     return Roads(
@@ -126,7 +130,7 @@ def _captured_squares(
     for captured in modules.values():
         for name in captured.parameters.values():
             parameter = selection[name]
-            rows = _rows(captured.module, parameter)
+            rows = None if captured.bare is not None else _rows(captured.module, parameter)
             shape = list(parameter.shape)
             if rows is not None:
                 shape[-2] = len(rows)

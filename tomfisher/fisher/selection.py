@@ -7,20 +7,15 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from tomfisher.models.structure import (
-    FUSED_QUERY_KEY,
-    SEPARATE_QUERY_KEY,
-    is_fused_experts,
-    is_linear,
-    layer_index,
-    owners_of,
-)
+from tomfisher.fisher.linear_maps import decoder_linear_weights
+from tomfisher.models.fixed import fixed_parameters
+from tomfisher.models.structure import FUSED_QUERY_KEY, SEPARATE_QUERY_KEY
 
 Params = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 PRESETS = {
-    "decoder-linear": "all weight matrices of the decoder layers, experts included: the paper's set",
-    "attention-qk": "query and key projections of the decoder layers",
-    "all": "every parameter",
+    "decoder-linear": "the weights of all linear maps in the text decoder's layers, experts included: the paper's set",
+    "attention-qk": "query and key projections of the text decoder's layers",
+    "all": "every parameter that the model does not mark as fixed",
 }
 
 
@@ -29,8 +24,10 @@ def select_parameters(model: nn.Module, params: Params) -> dict[str, nn.Paramete
 
     Args:
         model: any module.
-        params: "decoder-linear", "attention-qk" or "all"; a glob pattern or a list of them, matched against
-            full parameter names ("model.layers.*.q_proj.weight"); or a predicate `(name, parameter) -> bool`.
+        params: "decoder-linear" (`decoder_linear_weights`), "attention-qk" or "all"; a glob pattern or a list of
+            them, matched against full parameter names ("model.layers.*.q_proj.weight"); or a predicate
+            `(name, parameter) -> bool`. The presets leave out what the model itself marks as fixed
+            (`tomfisher.models.fixed.fixed_parameters`); parameters that the user froze are selected.
 
     Returns:
         Name to parameter, in model order; a tied parameter appears once, under its first name.
@@ -46,9 +43,9 @@ def select_parameters(model: nn.Module, params: Params) -> dict[str, nn.Paramete
     elif params == "all":
         chosen = named
     elif params == "decoder-linear":
-        chosen = _decoder_linear(model, named)
+        chosen = decoder_linear_weights(model)
     elif params == "attention-qk":
-        chosen = _attention_qk(model, named)
+        chosen = _attention_qk(model)
     elif isinstance(params, str):
         chosen = _match(named, [params])
     elif isinstance(params, Sequence):
@@ -58,6 +55,8 @@ def select_parameters(model: nn.Module, params: Params) -> dict[str, nn.Paramete
             f"params must be a preset ({', '.join(PRESETS)}), glob patterns or a predicate, "
             f"got {type(params).__name__}."
         )
+    fixed = set(left_out(model, params))
+    chosen = {name: parameter for name, parameter in chosen.items() if name not in fixed}
     if not chosen:
         raise ValueError(
             f"params={params!r} selects nothing of this {type(model).__name__}, whose parameters start "
@@ -79,19 +78,18 @@ def describe_params(params: Params) -> str | list[str]:
     return params if isinstance(params, str) else [str(pattern) for pattern in params]
 
 
-def _decoder_linear(model: nn.Module, named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    owners = owners_of(model)
-    chosen = {}
-    for name, parameter in named.items():
-        module = owners[id(parameter)][0].module
-        matrix = is_linear(module) and parameter.ndim == 2
-        if layer_index(name) is not None and (matrix or is_fused_experts(module, parameter)):
-            chosen[name] = parameter
-    return chosen
+def left_out(model: nn.Module, params: Params) -> list[str]:
+    """Parameters that a preset passes over because the model itself marks them as fixed.
+
+    Args:
+        model: any module.
+        params: as in `select_parameters`; patterns and predicates take what they name.
+    """
+    return fixed_parameters(model) if isinstance(params, str) and params in PRESETS else []
 
 
-def _attention_qk(model: nn.Module, named: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    linear = _decoder_linear(model, named)
+def _attention_qk(model: nn.Module) -> dict[str, nn.Parameter]:
+    linear = decoder_linear_weights(model)
     chosen = {n: p for n, p in linear.items() if n.split(".")[-2] in SEPARATE_QUERY_KEY}
     fused = [n for n in linear if n.split(".")[-2] in FUSED_QUERY_KEY]
     if fused and not chosen:

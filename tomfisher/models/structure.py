@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 SEPARATE_QUERY_KEY = ("q_proj", "k_proj", "query", "key")
@@ -48,11 +48,6 @@ def is_conv1d(module: nn.Module) -> bool:
 def is_linear(module: nn.Module) -> bool:
     """Whether the module multiplies its input by one weight matrix: `nn.Linear` or `Conv1D`."""
     return isinstance(module, nn.Linear) or is_conv1d(module)
-
-
-def is_fused_experts(module: nn.Module, parameter: Tensor) -> bool:
-    """Whether the parameter holds all experts of a mixture in one `[E, d_out, d_in]` tensor."""
-    return parameter.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd)
 
 
 def layer_pattern(name: str) -> str:

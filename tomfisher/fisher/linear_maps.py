@@ -1,0 +1,195 @@
+"""The linear maps of a text decoder: which parameters its layers multiply vectors by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tomfisher.fisher.experts import PROJECTIONS, is_experts
+from tomfisher.fisher.frozen import frozen
+from tomfisher.fisher.products import Products
+from tomfisher.models.decoder import layer_lists, text_decoder
+from tomfisher.models.fixed import fixed_parameters
+from tomfisher.models.structure import Owner, is_linear, owners_of
+from tomfisher.runtime.forward import device_of, logits_at
+
+_ROWS, _TOKENS = 2, 5  # of the short forward; rows, lest a table of positions has the shape of the vectors
+_NO_MAPS = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.modules.conv._ConvNd,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+)
+
+
+def decoder_linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of every linear map in the layers of the text decoder, whatever holds them.
+
+    Where the layers are is read off the model (`tomfisher.models.decoder.layer_lists`). What is a linear map follows
+    from the module, where it is an `nn.Linear`, a `Conv1D` or of a class derived from them, or fused experts that
+    describe themselves; embeddings, convolutions and norms are none. Of any other parameter of two dimensions or
+    more (routers, experts stacked in two dimensions or three, low-rank mixers) the model is asked: it is a linear
+    map if in a forward of a few tokens it, a view or copy of it, or all of it scaled or shifted, is multiplied as a
+    matrix by something that comes from the input. One attribute of one class is one thing everywhere, so an expert
+    that no token was sent to is what its siblings are. Where a model has several lists of layers (an image encoder
+    inside the decoder), those that the forward runs count.
+
+    Args:
+        model: a transformers causal language model. It is run only if something has to be asked.
+
+    Returns:
+        Name to parameter, in model order; a tied parameter appears once, under its first name.
+    """
+    lists = layer_lists(model)
+    held = _held(model, _modules(model, lists.values()))
+    known = {name: _known(owner) for name, owner in held.items()}
+    asked = [name for name, verdict in known.items() if verdict is None]
+    if asked or len(lists) > 1:
+        certain = [_parameter(held[name]) for name, verdict in known.items() if verdict]
+        maps, ran = _short_forward(model, [_parameter(held[name]) for name in asked], certain)
+        if len(lists) > 1:
+            lists = {name: found for name, found in lists.items() if not ran.isdisjoint(found.modules())}
+            held = _held(model, _modules(model, lists.values()))
+        kinds = {_kind(model, held[n]) for n in asked if n in held and id(_parameter(held[n])) in maps}
+        known.update({n: _kind(model, held[n]) in kinds for n in asked if n in held})
+    fixed = set(fixed_parameters(model))
+    return {name: _parameter(owner) for name, owner in held.items() if known[name] and name not in fixed}
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the decoder's linear maps a Fisher run covers, in weights (numbers, not tensors).
+
+    Attributes:
+        weights: of the linear maps in the decoder's layers.
+        captured: of those, how many are captured in batches.
+        fallback: how many are left to autograd, one sample at a time.
+        missing: names of the decoder's linear maps that are not selected.
+    """
+
+    weights: int
+    captured: int
+    fallback: int
+    missing: list[str]
+
+    @property
+    def share(self) -> float:
+        """Part of the weights that is selected, 0 to 1; 1 where there are none."""
+        return (self.captured + self.fallback) / self.weights if self.weights else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a record holds it."""
+        return {
+            "decoder_linear_weights": self.weights,
+            "captured": self.captured,
+            "fallback": self.fallback,
+            "share": self.share,
+            "missing": self.missing,
+        }
+
+
+def coverage(linear: Mapping[str, nn.Parameter], roads: Mapping[str, str]) -> Coverage:
+    """Count how a run covers the decoder's linear maps.
+
+    Args:
+        linear: from `decoder_linear_weights`.
+        roads: `FisherDiagonal.roads` or `FisherPlan.roads`.
+    """
+    captured = sum(p.numel() for name, p in linear.items() if roads.get(name) == "captured")
+    covered = sum(p.numel() for name, p in linear.items() if name in roads)
+    return Coverage(
+        weights=sum(p.numel() for p in linear.values()),
+        captured=captured,
+        fallback=covered - captured,
+        missing=[name for name in linear if name not in roads],
+    )
+
+
+def _modules(model: nn.Module, lists: Iterable[nn.Module]) -> set[nn.Module]:
+    """The modules of the layers; of a decoder without a list of layers all but its embeddings and its head."""
+    inside = {module for found in lists for module in found.modules()}
+    if inside:
+        return inside
+    heads = (getattr(model, f"get_{which}_embeddings", lambda: None)() for which in ("input", "output"))
+    outside = {module for head in heads if head is not None for module in head.modules()}
+    return set(text_decoder(model).modules()) - outside
+
+
+def _held(model: nn.Module, modules: set[nn.Module]) -> dict[str, Owner]:
+    """Parameters that one of the modules holds, by their first name, with the place where it does."""
+    owners = owners_of(model)
+    held = {}
+    for name, parameter in model.named_parameters():
+        place = next((owner for owner in owners[id(parameter)] if owner.module in modules), None)
+        if place is not None:
+            held[name] = place
+    return held
+
+
+def _known(owner: Owner) -> bool | None:
+    """Whether the parameter is a linear map, as far as its module tells; None where the model has to be asked."""
+    module, attribute = owner.module, owner.attribute
+    dimensions = _parameter(owner).ndim
+    if dimensions < 2 or isinstance(module, _NO_MAPS):
+        return False
+    if is_experts(module):
+        return True if attribute in PROJECTIONS else False if attribute.endswith("_bias") else None
+    return True if is_linear(module) and attribute == "weight" and dimensions == 2 else None
+
+
+def _kind(model: nn.Module, owner: Owner) -> tuple[type[nn.Module], str]:
+    """The class that holds the parameter, and under which attribute; of an entry of a list, where the list is."""
+    if isinstance(owner.module, nn.ParameterList | nn.ParameterDict):
+        parent, _, attribute = owner.module_name.rpartition(".")
+        return type(model.get_submodule(parent)), attribute
+    return type(owner.module), owner.attribute
+
+
+def _parameter(owner: Owner) -> nn.Parameter:
+    parameter = owner.module._parameters[owner.attribute]
+    assert parameter is not None
+    return parameter
+
+
+def _short_forward(
+    model: nn.Module, asked: list[nn.Parameter], certain: list[nn.Parameter]
+) -> tuple[set[int], set[nn.Module]]:
+    """Which of the parameters are multiplied as matrices (by `id`), and which modules ran."""
+    ran: set[nn.Module] = set()
+    products = Products(asked, certain)
+    ids = _plain_ids(model).to(device_of(model))
+    with ExitStack() as stack:
+        stack.enter_context(frozen(model))
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(lambda module, args: ran.add(module)).remove)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(products)
+        logits_at(model, ids, torch.arange(_TOKENS, device=ids.device))
+    return products.maps, ran
+
+
+def _plain_ids(model: nn.Module) -> torch.Tensor:
+    """Token ids `[2, 5]` that stand for nothing special (padding, images) in the model's config."""
+    config: Any = model.config
+    special = set(_special_ids(config.to_dict()))
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    vocabulary = getattr(text, "vocab_size", None)
+    plain = [i for i in range(vocabulary if isinstance(vocabulary, int) else 64) if i not in special]
+    ids = torch.tensor(plain or [0])
+    at = torch.linspace(0, len(ids) - 1, _ROWS * _TOKENS).long()
+    return ids[at].view(_ROWS, _TOKENS)
+
+
+def _special_ids(config: Mapping[str, Any]) -> Iterable[int]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _special_ids(value)
+        elif str(key).endswith(("_id", "_index", "_ids")):
+            yield from (i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int))
