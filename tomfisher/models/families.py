@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tomfisher.models.layers import find_layers, mlp_weights, text_decoder
+from tomfisher.models.decoder import text_decoder
+from tomfisher.models.layers import find_layers, mlp_weights
 from tomfisher.models.probe import Made, Probed, probe
 from tomfisher.models.rotary import Rotary, find_rotary, turns
 from tomfisher.models.structure import is_conv1d

@@ -1,4 +1,4 @@
-"""A model's text decoder, the list of its layers, and what of a layer is its MLP."""
+"""The list of a decoder's layers, and what of a layer is its MLP."""
 
 from __future__ import annotations
 
@@ -11,12 +11,6 @@ _MLP = re.compile(
     r"mlp|ffn|feed_?forward|moe|expert|^fc\d*$|^(intermediate|output)$|^(up|down|gate)_proj$", re.I
 )
 _MIXER = re.compile(r"attn|attention|mamba|mixer|conv|ssm|recurrent|temporal|delta|norm", re.I)
-
-
-def text_decoder(model: Any) -> nn.Module:
-    """The module that holds a model's text layers."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    return decoder if isinstance(decoder, nn.Module) else model.base_model
 
 
 def find_layers(decoder: nn.Module, config: Any) -> nn.ModuleList | None:
