@@ -175,7 +175,7 @@ def test_memory_freed_and_given_out_again_is_not_mistaken() -> None:
 def test_another_write_between_fill_and_undo_is_noticed_by_the_prepared_one() -> None:
     model = model_of()
     perturbation = used_twice(model)
-    with perturbation, torch.no_grad():
+    with pytest.raises(RuntimeError, match="somebody else changed"), perturbation, torch.no_grad():
         model[0].inner[0].weight.mul_(3)
     expected = fresh(model, perturbation.mask)
     with perturbation:

@@ -90,7 +90,11 @@ def test_a_write_makes_the_sum_of_that_tensor_invalid(reads: list[int], write: s
 def test_a_write_inside_the_block_is_noticed_after_it(reads: list[int]) -> None:
     model, sums = model_of(20), WeightSums()
     mask = mask_of(model)
-    with perturb(model, mask, sums=sums), torch.no_grad():
+    with (
+        pytest.raises(RuntimeError, match="somebody else changed"),
+        perturb(model, mask, sums=sums),
+        torch.no_grad(),
+    ):
         model[0].mul_(3)
     reads.clear()
     assert fills(model, mask, sums=sums) == fills(model, mask)

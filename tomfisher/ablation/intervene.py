@@ -15,6 +15,7 @@ from tomfisher.ablation.internals import Internals
 from tomfisher.ablation.intervention import Intervention
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.models.queries import null_key
+from tomfisher.torch_state import plain_torch
 
 _LOCK = threading.RLock()
 _sessions: list[_Session] = []  # of all models, in the order in which their blocks were entered
@@ -46,7 +47,8 @@ def intervene(model: Any, *interventions: Intervention, internals: Internals | N
         UnsupportedModel: the model lacks what is to be changed, or computes attention out of reach.
         ValueError: a layer or head that it does not have, or no internals where they are needed.
     """
-    session = _Session(describe(model), model, interventions, internals)
+    with plain_torch():
+        session = _Session(describe(model), model, interventions, internals)
     try:
         session.open()
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -17,6 +18,7 @@ from tomfisher.masks import SparseMask
 from tomfisher.ops.dispatch import Impl
 from tomfisher.perturbation import stack
 from tomfisher.perturbation.interrupt import deferred_interrupt
+from tomfisher.perturbation.standing import Changed, Entries, changed, describe, put_back
 from tomfisher.perturbation.targets import named_tensors
 from tomfisher.torch_state import plain_torch
 
@@ -116,23 +118,40 @@ class AppliedDelta:
     def __repr__(self) -> str:
         return f"AppliedDelta({self.delta.nnz} entries, {'applied' if self.applied else 'undone'})"
 
-    @plain_torch()
     def undo(self) -> None:
-        """Write the values from before back, bit for bit. Ctrl-C waits until it is done.
+        """Write the values from before back, bit for bit, where the new ones still stand. Ctrl-C waits.
 
         Raises:
             RuntimeError: it was undone already; a later change of the same weights must be undone first; or the
-                weights were moved or converted since, in which case nothing is written.
+                weights were moved or converted since, in which case nothing is written; or somebody else changed some
+                of the entries: these are named and keep their values, all others are restored.
         """
+        if found := self._undo():
+            raise RuntimeError(describe(found, str(self)))
+
+    @plain_torch()
+    def _undo(self) -> list[Changed]:
+        """Restore, and give the entries that somebody else changed."""
         if not self.applied:
             raise RuntimeError(f"{self} cannot be undone twice.")
         if later := stack.above(self, self._keys):
             raise RuntimeError(f"{self} cannot be undone yet: undo {later[0]} first, it was applied later.")
         self._refuse_moved()
         with deferred_interrupt():
+            found = self._changed()
             write(self._entries, self._old, self._impl)
+            put_back(found, self._impl)
             stack.remove(self)
             self.applied = False
+        return found
+
+    def _changed(self) -> list[Changed]:
+        """Entries that do not hold the new values."""
+        found = []
+        for entry, new in zip(self._entries, _new_values(self.delta, self._entries), strict=True):
+            own = Entries(entry.name, entry.weight, entry.index)
+            found += changed([own], new.view(torch.uint8))
+        return found
 
     @plain_torch()
     def reapply(self) -> None:
@@ -165,8 +184,11 @@ class AppliedDelta:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.applied:
-            self.undo()
+        if self.applied and (found := self._undo()):
+            said = describe(found, str(self))
+            if error is None:
+                raise RuntimeError(said)
+            warnings.warn(said, stacklevel=2)  # the block's own error is the one to be seen
 
 
 @plain_torch()

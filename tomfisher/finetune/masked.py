@@ -55,8 +55,7 @@ class TunedEntries:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._applied.applied:
-            self.undo()
+        self._applied.__exit__(kind, error, traceback)
 
 
 @plain_torch()

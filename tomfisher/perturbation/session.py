@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,18 +18,21 @@ from tomfisher.perturbation import stack
 from tomfisher.perturbation.fill import Fill, FillLike, Written, restore, write_fill
 from tomfisher.perturbation.interrupt import deferred_interrupt
 from tomfisher.perturbation.site import Site
+from tomfisher.perturbation.standing import Changed, changed, describe, put_back, standing
 from tomfisher.perturbation.sums import States, WeightSums
 from tomfisher.perturbation.targets import named_tensors, resolve_targets
+from tomfisher.torch_state import plain_torch
 
 
 @dataclass(frozen=True)
 class _Applied:
-    """A write that can be undone, with the states of the targets around it."""
+    """A write that can be undone, with the states of the targets around it and the bytes that were written."""
 
     site: Site
     written: list[Written]
     before: list[States]
     after: list[States]
+    standing: list[Tensor]
 
 
 class Perturbation:
@@ -62,6 +66,8 @@ class Perturbation:
         self._sums = sums
         targets = resolve_targets(target, mask)
         self.nnz = sum(t.index.numel() for t in targets)
+        # only there may what was made in inference mode be written to
+        self._mode = torch.inference_mode if any(t.view.is_inference() for t in targets) else torch.no_grad
         by_mean = fill.kind == "mean" and compat is None
         self._by_table = by_mean
         used = ("weight_sums", "masked_fill_mean_", "scatter_") if by_mean else ("scatter_",)
@@ -98,7 +104,7 @@ class Perturbation:
         if self.applied:
             raise RuntimeError(f"{self} cannot be applied twice. Call undo() first.")
         try:
-            with deferred_interrupt(), torch.no_grad():
+            with plain_torch(), deferred_interrupt(), self._mode():
                 self._write()
         except BaseException:
             if self.applied:  # a Ctrl-C that waited for the write
@@ -128,16 +134,23 @@ class Perturbation:
         after = [States(len(place.targets)) for place in site.places]
         for place, states in zip(site.places, after, strict=True):
             self._sums.mark_group(place.group, states)
-        self._log = _Applied(site, written, before, after)
+        seen = [standing(place.entries) for place in site.places]
+        self._log = _Applied(site, written, before, after, seen)
 
     def undo(self) -> None:
-        """Write the old values back, bit for bit. Ctrl-C waits until it is done.
+        """Write the old values back, bit for bit, where still stands what was written. Ctrl-C waits until it is done.
 
         Raises:
             RuntimeError: it is not applied; or another perturbation of the same weights was applied later and
                 must be undone first; or the weights were moved or converted in between, in which case nothing
-                is written.
+                is written; or somebody else changed some of the entries: these are named and keep their values,
+                all others are restored.
         """
+        if found := self._undo():
+            raise RuntimeError(describe(found, str(self)))
+
+    def _undo(self) -> list[Changed]:
+        """Restore, and give the entries that somebody else changed."""
         if self._log is None:
             raise RuntimeError(f"{self} cannot be undone: apply() it first.")
         log = self._log
@@ -145,7 +158,8 @@ class Perturbation:
             raise RuntimeError(f"{self} cannot be undone yet: undo {later[0]} first, it was applied later.")
         if not self._by_table or not log.site.holds():
             self._refuse_moved(log.site)
-        with deferred_interrupt(), torch.no_grad():
+        with plain_torch(), deferred_interrupt(), self._mode():
+            found = self._changed(log)
             now = [self._sums.states(place.group) for place in log.site.places]
             try:
                 restore(log.written, self._impl)
@@ -161,6 +175,15 @@ class Perturbation:
             for place, *states in zip(log.site.places, now, log.before, log.after, strict=True):
                 self._sums.recall(place.group, *states)
             self._site = log.site if self._by_table and log.site.keep() else None
+            put_back(found, self._impl)
+        return found
+
+    def _changed(self, log: _Applied) -> list[Changed]:
+        """Entries that do not hold what was written; memory that was replaced is left to `restore` to refuse."""
+        if not all(place.unmoved for place in log.site.places):
+            return []
+        pairs = zip(log.site.places, log.standing, strict=True)
+        return [each for place, written in pairs for each in changed(place.entries, written)]
 
     def _refuse_moved(self, site: Site) -> None:
         """Weights whose memory was replaced, as by `model.to(...)`, cannot be reached any more."""
@@ -176,15 +199,22 @@ class Perturbation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        found: list[Changed] = []
         try:
             if self.applied:
-                self.undo()
+                found = self._undo()
         except KeyboardInterrupt:  # it arrived before the write began
             if self.applied:
-                self.undo()
+                self._undo()
             raise
+        if found:
+            said = describe(found, str(self))
+            if error is None:
+                raise RuntimeError(said)
+            warnings.warn(said, stacklevel=2)  # the block's own error is the one to be seen
 
 
+@plain_torch()
 def perturb(
     target: nn.Module | Mapping[str, Tensor],
     mask: SparseMask,
@@ -201,9 +231,11 @@ def perturb(
         with tomfisher.perturb(model, mask):    # or p = tomfisher.perturb(model, mask).apply(); p.undo()
             scores = tomfisher.evaluate.score(model, tokenizer, stories)
 
-    The undo is exact after an exception or Ctrl-C inside the block too. Perturbations of the same weights nest:
-    the last applied is the first undone. Weights that share memory (tied embeddings) are written once, at the
-    union of their masked entries. A `Perturbation` that is dropped without `undo()` leaves its change for good.
+    The undo is exact after an exception or Ctrl-C inside the block too. It looks first: an entry that no longer holds
+    what was written was changed by somebody else; it is named, in an error, or in a warning where the block itself
+    failed, and keeps its value. Perturbations of the same weights nest: the last applied is the first undone. Weights
+    that share memory (tied embeddings) are written once, at the union of their masked entries. A `Perturbation` that
+    is dropped without `undo()` leaves its change for good.
 
     Args:
         target: the model, or a mapping from names to tensors, of float16, bfloat16, float32 or float64.

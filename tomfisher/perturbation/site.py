@@ -13,6 +13,7 @@ from tomfisher.masks import SparseMask
 from tomfisher.ops import FillTable
 from tomfisher.ops.dispatch import Impl
 from tomfisher.perturbation.stack import Key
+from tomfisher.perturbation.standing import Entries
 from tomfisher.perturbation.sums import Group
 from tomfisher.perturbation.targets import Target, named_tensors, resolve_targets
 
@@ -53,6 +54,21 @@ class Place:
             self.table.packed
             and all(weight.is_contiguous() for weight in self._weights)
             and all(len(target.names) == 1 for target in self.targets)
+        )
+
+    @property
+    def entries(self) -> list[Entries]:
+        """The masked entries, to read what stands there."""
+        return [Entries(target.label, target.view, target.index) for target in self.targets]
+
+    @property
+    def unmoved(self) -> bool:
+        """Whether every tensor has the memory and the dtype that it had."""
+        return all(
+            (view.device, view.data_ptr(), view.dtype, view.numel()) == (*key[:3], key[3].numel())
+            for view, (key, _) in zip(
+                (target.view for target in self.targets), self.group.places, strict=True
+            )
         )
 
     def let_go(self) -> None:

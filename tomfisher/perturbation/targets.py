@@ -99,7 +99,10 @@ def _check_names(tensors: dict[str, Tensor], mask: SparseMask) -> None:
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
-        raise ValueError(f"{name!r} is on the meta device: it holds no values. Load the weights first.")
+        raise ValueError(
+            f"{name!r} is on the meta device: it holds no values. Load the weights first; a model that accelerate "
+            "offloads, without offloading."
+        )
     if tensor.is_quantized or tensor.dtype not in _DTYPES:
         raise TypeError(
             f"{name!r} has dtype {tensor.dtype}: only float16, bfloat16, float32 and float64 weights can be "
