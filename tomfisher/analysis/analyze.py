@@ -12,7 +12,7 @@ from tomfisher.analysis.rope import RopeCollector
 from tomfisher.analysis.run import TOKENS_PER_BATCH, run
 from tomfisher.analysis.sinks import SinkCollector
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.gate import check_model, plain_torch
 
 PARTS = ("rope", "sinks")
 
@@ -64,6 +64,7 @@ def analyze(
     """
     heads = list(heads)
     check_request(parts, heads)
+    check_model(model)
     make: dict[str, Callable[[Architecture], Any]] = {
         "rope": RopeCollector,
         "sinks": lambda architecture: SinkCollector(architecture, heads=heads),

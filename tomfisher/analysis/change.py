@@ -77,6 +77,7 @@ class SpectrumChange:
                     found.append(PairChange(before.layer, part, head, pair, wavelength, *values))
         return sorted(found, key=lambda pair: -abs(pair.change))[:n]
 
+    @plain_torch()
     def summary(self) -> list[dict[str, Any]]:
         """One row per layer and part: the bands' relative change (mean over heads), and heads whose dominant moved."""
         rows = []
@@ -87,6 +88,7 @@ class SpectrumChange:
                 rows.append({"layer": before.layer, "part": part, **shares, "dominant_moved": moved})
         return sorted(rows, key=lambda row: row["layer"])
 
+    @plain_torch()
     def to_dict(self) -> dict[str, Any]:
         """Relative changes as JSON-ready lists, per layer, head and pair or band, and the largest."""
         changes = {
@@ -135,6 +137,7 @@ class SinkChange:
         ]
         return sorted(found, key=lambda head: -abs(head.mass_after - head.mass_before))[:n]
 
+    @plain_torch()
     def summary(self) -> list[dict[str, Any]]:
         """One row per layer: after minus before of what `AttentionSinks.summary` gives."""
         both = zip(self.before.summary(), self.after.summary(), strict=True)
@@ -142,6 +145,7 @@ class SinkChange:
             {"layer": b["layer"], **{key: a[key] - b[key] for key in b if key != "layer"}} for b, a in both
         ]
 
+    @plain_torch()
     def to_dict(self) -> dict[str, Any]:
         """Differences as JSON-ready lists, per layer and head, and the largest."""
         differences = {name: self.difference(name) for name in (*MEASURES, "sink_rate")}

@@ -15,6 +15,7 @@ from tomfisher.analysis.permutation import dealt, two_sided
 from tomfisher.analysis.rope import BANDS, RopeSpectrum, bands
 from tomfisher.evaluate.statistics import holm
 from tomfisher.models.families import UnsupportedModel
+from tomfisher.torch_state import plain_torch
 
 Level = Literal["head", "layer", "model"]
 DOMINANT = "dominant"
@@ -129,6 +130,7 @@ class Enrichment:
         }
 
 
+@plain_torch()
 def enrichment(parts: Sequence[PartCount], spectrum: RopeSpectrum, dominant_pairs: int = 1) -> Enrichment:
     """Test whether masked entries of W_Q and W_K gather in the rows of dominant pairs, and in those of each band.
 

@@ -45,6 +45,7 @@ class Sparsity:
     random_change: RankChange | None = None
     unranked: str | None = None
 
+    @plain_torch()
     def to_dict(self) -> dict[str, Any]:
         """Everything, nested; the random mask under "random"."""
         both = [(self.spread, self.change), (self.random_spread, self.random_change)]
@@ -112,6 +113,7 @@ class MaskProfile:
         order = sorted(found, key=lambda layer: (layer is None, layer or 0))
         return [self._shares({"layer": layer}, found[layer]) for layer in order]
 
+    @plain_torch()
     def heads(self) -> Rows:
         """One row per layer, kind and head; of k and v each key and value head."""
         rows = []
@@ -153,6 +155,7 @@ class MaskProfile:
             left_out = ["ranked"] if all(row["ranked"] == row["matrices"] for row in rows) else []
         return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
 
+    @plain_torch()
     def summary(self) -> dict[str, Rows]:
         """Tables by title: groups, kinds, layers, frequencies (where there are any), sparsity."""
         tables = {"groups": self.groups(), "kinds": self.kinds(), "layers": self.layers()}
@@ -160,6 +163,7 @@ class MaskProfile:
             tables["frequencies"] = self.enrichment.summary()
         return tables | {"sparsity": self.sparsity()}
 
+    @plain_torch()
     def to_dict(self) -> dict[str, Any]:
         """Everything, JSON-ready: tables, parts, tests and matrices."""
         return plain(

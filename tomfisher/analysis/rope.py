@@ -15,13 +15,14 @@ from tomfisher.analysis.plain import plain
 from tomfisher.analysis.run import TOKENS_PER_BATCH, run, supported
 from tomfisher.models.families import Architecture, Rotary, describe
 from tomfisher.ops.rope_energy import rope_energy
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.gate import check_model, plain_torch
 
 Part = Literal["q", "k"]
 PARTS: tuple[Part, ...] = ("q", "k")
 BANDS = ("slow", "middle", "fast")
 
 
+@plain_torch()
 def bands(frequencies: Tensor, context: int) -> Tensor:
     """The band of each rotary pair: 0 slow, 1 middle, 2 fast.
 
@@ -60,6 +61,7 @@ class LayerSpectrum:
     q_energy: Tensor
     k_energy: Tensor
 
+    @plain_torch()
     def norm(self, part: Part, rotated: bool = True) -> Tensor:
         """Mean norms of q or k, after or before the rotation.
 
@@ -73,16 +75,19 @@ class LayerSpectrum:
         """Mean energies of q or k, after the rotation."""
         return self.q_energy if part == "q" else self.k_energy
 
+    @plain_torch()
     def dominant(self, part: Part) -> Tensor:
         """Int64 `[heads]`, the pair with the largest mean norm in each head."""
         return self.norm(part).argmax(-1)
 
+    @plain_torch()
     def band_energy(self, part: Part, context: int) -> Tensor:
         """Float32 `[heads, 3]`, energy summed over the pairs of the slow, middle and fast band (`bands`)."""
         energy = self.energy(part)
         total = torch.zeros(energy.shape[0], len(BANDS))
         return total.index_add_(1, bands(self.rotary.frequencies, context), energy)
 
+    @plain_torch()
     def shares(self, part: Part, context: int) -> Tensor:
         """Float32 `[heads, 3]`, each band's share of the energy of the rotated dimensions; rows sum to 1."""
         energy = self.band_energy(part, context)
@@ -105,6 +110,7 @@ class RopeSpectrum:
     tokens: int
     context: int
 
+    @plain_torch()
     def summary(self) -> list[dict[str, Any]]:
         """One row per layer and part: band shares (mean over heads) and the commonest dominant wavelength, tokens."""
         rows = []
@@ -116,6 +122,7 @@ class RopeSpectrum:
                 rows.append(row | {"dominant": pair, "wavelength": float(layer.rotary.wavelengths[pair])})
         return rows
 
+    @plain_torch()
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready lists, per layer, head and pair."""
         layers = [
@@ -213,6 +220,7 @@ def rope_spectrum(
         UnsupportedModel: the model does not rotate, or nothing is known about its attention.
         ValueError: unusable prompts.
     """
+    check_model(model)
     architecture = describe(model)
     collector = RopeCollector(architecture)
     lengths = run(model, architecture, prompts, [collector], tokens_per_batch, progress, "rope")

@@ -15,7 +15,7 @@ from tomfisher.analysis.run import TOKENS_PER_BATCH, run, supported
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.models.queries import attention_weights
 from tomfisher.ops.sink_mass import SinkMass, sink_mass
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.gate import check_model, plain_torch
 
 EPSILON = 0.3
 WINDOW = 64
@@ -79,6 +79,7 @@ class AttentionSinks:
     window: int
     maps: dict[Head, list[Tensor]]
 
+    @plain_torch()
     def metric(self) -> Tensor:
         """Float32 `[window]`, `sink_rate` averaged over all heads of all layers, from 0 to 1.
 
@@ -87,6 +88,7 @@ class AttentionSinks:
         """
         return torch.cat([layer.sink_rate for layer in self.layers]).mean(0)
 
+    @plain_torch()
     def summary(self) -> list[dict[str, Any]]:
         """One row per layer: the mean over its heads of every measure, and of the first key's sink rate."""
         return [
@@ -98,6 +100,7 @@ class AttentionSinks:
             for layer in self.layers
         ]
 
+    @plain_torch()
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready lists, per layer and head; maps under "LAYER.HEAD"."""
         layers = [
@@ -285,6 +288,7 @@ def attention_sinks(
         UnsupportedModel: the model has no attention, or nothing is known about it.
         ValueError: unusable prompts, or a head that the model does not have.
     """
+    check_model(model)
     architecture = describe(model)
     collector = SinkCollector(architecture, epsilon, window, heads, map_prompts)
     return collector.result(

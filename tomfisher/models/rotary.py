@@ -48,7 +48,7 @@ class Rotary:
     @property
     def pairs(self) -> Tensor:
         """int64 `[P, 2]`, the two dimensions of a head that each frequency rotates."""
-        dims = torch.arange(self.start, self.start + self.dim)
+        dims = torch.arange(self.start, self.start + self.dim, device="cpu")
         return dims.view(-1, 2) if self.layout == "interleaved" else dims.view(2, -1).T
 
     def turned(self, x: Tensor) -> Tensor:

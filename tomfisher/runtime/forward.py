@@ -27,8 +27,11 @@ def measuring(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: Any) -> torch.device:
-    """The device that token ids have to be on."""
+    """The device that token ids have to be on; that of the computation where accelerate offloads the embedding."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    hook: Any = getattr(embeddings, "_hf_hook", None)
+    if getattr(hook, "offload", False):
+        return torch.device(hook.execution_device)
     return next((embeddings if embeddings is not None else model).parameters()).device
 
 
