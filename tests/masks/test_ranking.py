@@ -34,8 +34,10 @@ def oracle(F: dict[str, torch.Tensor], groups: list[list[str]], kappa_100: int) 
             for position, name in enumerate(group)
             for index, value in enumerate(F[name].flatten().tolist())
         ]
-        for _, position, index in sorted(entries)[: kappa_100 * len(entries) // 100]:
-            chosen[group[position]].append(index)
+        wanted = kappa_100 * len(entries) // 100
+        for value, position, index in sorted(entries)[:wanted]:
+            if value < 0:  # an entry of 0 is never chosen
+                chosen[group[position]].append(index)
     return {name: sorted(index) for name, index in chosen.items()}
 
 

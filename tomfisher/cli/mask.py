@@ -115,7 +115,10 @@ def _why_empty(args: argparse.Namespace, fraction: float | None) -> str:
     if args.random_like:
         return f"{args.random_like} has no entries."
     if setting(args, "control_store") is None:
-        return f"kappa {fraction:g} of the entries is less than one entry anywhere. Give a larger one."
+        return (
+            f"kappa {fraction:g} of the entries is less than one entry anywhere, or no entry is above zero. Give a "
+            "larger one, or look at the store: tomfisher ls."
+        )
     return (
         f"every entry that the task selects at kappa {fraction:g} is selected by the control too, or kappa is less "
         "than one entry anywhere. Give another one."

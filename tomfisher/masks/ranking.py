@@ -24,7 +24,7 @@ _SCOPES = ("tensor", "layer", "model")
 
 
 class TopList(NamedTuple):
-    """Top entries of one group of tensors: value descending, then tensor order, then flat index ascending.
+    """Top entries above zero of one group of tensors: value descending, then tensor order, then flat index ascending.
 
     Attributes:
         names: the group's tensors, in the order of the mapping.
@@ -68,7 +68,8 @@ class Ranking:
     def mask(self, kappa: float) -> SparseMask:
         """The mask at `kappa`: the first k of every list, without selecting again.
 
-        Tensors too small to get an entry at this κ are named in one warning.
+        Tensors too small to get an entry at this κ are named in one warning. Those with fewer entries above zero
+        than κ asks for give these.
 
         Args:
             kappa: greater than 0, at most the ranking's κ.
@@ -85,7 +86,7 @@ class Ranking:
         for top in self.lists:
             k = self._length(top, kappa)
             chosen.update(_split(top, k))
-            if k == 0 and top.numel:
+            if k == 0 and top.numel and not _is_short(top, kappa, self.compat):
                 missed.append(top)
         if missed:
             warnings.warn(_missed(missed, kappa, self.compat), stacklevel=2)
@@ -118,8 +119,8 @@ class Ranking:
 
     def _length(self, top: TopList, kappa: float) -> int:
         k = _count(kappa, top.numel, self.compat)
-        if self.compat is None or k == 0:
-            return k
+        if self.compat is None or k == 0 or _is_short(top, kappa, self.compat):
+            return min(k, len(top.values))
         return int((top.values[:k] > top.values[k - 1]).sum())
 
 
@@ -136,7 +137,8 @@ def rank(
     A group is one tensor (`scope="tensor"`), the tensors with one layer number in their names, as in
     "model.layers.12.", those without any being one more group ("layer"), or all ("model"). Of each the
     k = floor(κ·numel) largest entries are kept, numel being the group's: larger value first, then the earlier
-    tensor of F, then the lower flat index.
+    tensor of F, then the lower flat index. An entry that is not above zero is never kept: no sample reached that
+    weight. A group with fewer entries above zero than k has a shorter list, and one warning says where.
     Only one tensor of F is held at a time, and of a Fisher store opened from disk only a block of one.
 
     Args:
@@ -175,6 +177,8 @@ def rank(
             lists.append(_group_list(reader, names, kappa))
     shapes = {name: reader.shapes[name] for name in F}
     summaries = {name: reader.summaries[name] for name in F if name in reader.summaries}
+    if short := [top for top in lists if _is_short(top, kappa, compat)]:
+        warnings.warn(_short(short, len(lists), kappa, compat), stacklevel=2)
     return Ranking(tuple(lists), shapes, kappa, scope, compat, _source(F), summaries)
 
 
@@ -211,6 +215,7 @@ def _count(kappa: float, numel: int, compat: str | None) -> int:
 def _tensor_list(reader: _Reader, name: str, kappa: float, compat: str | None) -> TopList:
     entries = reader.entries(name)
     top, index, _ = reader.largest(entries, _count(kappa, entries.numel, compat))
+    top, index = _above_zero(top, index)
     return TopList((name,), entries.numel, torch.zeros_like(index), index, top)
 
 
@@ -222,6 +227,7 @@ def _group_list(reader: _Reader, names: tuple[str, ...], kappa: float) -> TopLis
     for position, name in enumerate(names):
         entries = reader.entries(name)
         top, where, _ = reader.largest(entries, min(k, entries.numel))
+        top, where = _above_zero(top, where)
         if 0 < k == len(best):  # an entry no larger than the k-th so far comes after it
             larger = top > best[-1]
             top, where = top[larger], where[larger]
@@ -231,6 +237,17 @@ def _group_list(reader: _Reader, names: tuple[str, ...], kappa: float) -> TopLis
         owner = torch.cat([owner, torch.full_like(where, position)])[order]
         index = torch.cat([index, where])[order]
     return TopList(names, numel, owner, index, best)
+
+
+def _above_zero(values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the end of the list that no sample reached."""
+    k = int((values > 0).sum())
+    return values[:k], positions[:k]
+
+
+def _is_short(top: TopList, kappa: float, compat: str | None) -> bool:
+    """Whether κ asks for more entries than are above zero."""
+    return _count(kappa, top.numel, compat) > len(top.values)
 
 
 def _groups(F: Mapping[str, Tensor], scope: Scope) -> Iterator[tuple[str, ...]]:
@@ -247,6 +264,19 @@ def _split(top: TopList, k: int) -> dict[str, Tensor]:
         torch.bincount(owner, minlength=len(top.names)).tolist()
     )
     return {name: part.sort().values for name, part in zip(top.names, parts, strict=True)}
+
+
+def _short(short: list[TopList], groups: int, kappa: float, compat: str | None) -> str:
+    def words(top: TopList) -> str:
+        names = layer_pattern(top.names[0]) if len(top.names) == 1 else f"{top.names[0]} and its group"
+        return f"{names} ({len(top.values)} of {_count(kappa, top.numel, compat)})"
+
+    kinds = [f"{n} x {what}" if n > 1 else what for what, n in Counter(map(words, short)).most_common()]
+    listed = "; ".join(kinds[:4]) + (f"; and {len(kinds) - 4} more kinds" if len(kinds) > 4 else "")
+    return (
+        f"In {len(short)} of {groups} tensors or groups fewer entries are above zero than kappa={kappa:g} asks for; no "
+        f"sample reached the others, so these give what they have: {listed}."
+    )
 
 
 def _missed(missed: list[TopList], kappa: float, compat: str | None) -> str:

@@ -13,12 +13,16 @@ from tomfisher.masks.sparse_mask import SparseMask
 def top_fraction(
     F: Mapping[str, Tensor], kappa: float, scope: Scope = "tensor", compat: str | None = None
 ) -> SparseMask:
-    """Choose the k = floor(κ·numel) largest entries of F: larger value first, then the lower flat index.
+    """Choose the k = floor(κ·numel) largest entries of F that are above zero.
 
-    Equivalent PyTorch, per tensor::
+    Ties: larger value first, then the earlier tensor (where several share one k), then the lower flat index.
+    Zeros: an entry of exactly 0 is never chosen, since no sample reached that weight and its place in the order
+    would be that of its index alone. A tensor with fewer than k entries above zero gives these, and one warning says
+    which tensors do. Equivalent PyTorch, per tensor::
 
         k = floor(kappa * values.numel())
-        index = values.flatten().sort(descending=True, stable=True).indices[:k].sort().values
+        order = values.flatten().sort(descending=True, stable=True)
+        index = order.indices[:k][order.values[:k] > 0].sort().values
 
     For several κ use `tomfisher.masks.rank` once and `Ranking.mask(kappa)` for each. κ is read as the decimal
     that it prints as, so that 0.29 of 100 entries is 29.
