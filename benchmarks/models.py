@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from tomfisher import testbed
 from tomfisher.models import load_model
 from tomfisher.models.load import DTYPES, resolve_device
 from tomfisher.sample import Sample
@@ -90,8 +91,7 @@ def head_numel(config: str) -> int:
 
 def task_of(model: str) -> str:
     """The task whose words a built-in model knows: that of a testbed model's own language, else "false-belief"."""
-    family = model.partition("-")[0]
-    return family if family in ("testbed", "testbed2") else "false-belief"
+    return testbed.texts_of(model).get("task", "false-belief")
 
 
 def random_llama(config: str, dtype: str = "fp32", device: str = "cpu", seed: int = 0) -> nn.Module:

@@ -217,3 +217,26 @@ def test_warnings_are_one_paragraph(monkeypatch, capsys):
         warnings.simplefilter("always")
         main(["ls"])
     assert capsys.readouterr().err == "tomfisher: warning: 2 texts were cut\n"
+
+
+@pytest.mark.parametrize("name", ["run", "sweep", "plan", "evaluate", "analyze", "finetune"])
+def test_help_says_that_a_testbed_model_has_its_own_task(name):
+    (action,) = [a for a in subcommands()[name]._actions if "--task" in a.option_strings]
+    assert "[false-belief; a testbed model's own]" in action.help
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_testbed_model_is_asked_in_its_own_language_and_that_is_said(monkeypatch, capsys, command):
+    seen = []
+
+    def stop(config, *args, **kwargs):
+        seen.append((config.task, config.control))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("tomfisher.experiment.plan.plan_study", stop)
+    monkeypatch.setattr("tomfisher.experiment.Experiment", stop)
+    assert main([command, "--model", "testbed2-mpt"]) == 2
+    assert "knows only its own small language: task testbed2, control testbed." in capsys.readouterr().err
+    assert main([command, "--model", "testbed2-mpt", "--task", "irony", "--control", "c.txt"]) == 2
+    assert "language" not in capsys.readouterr().err
+    assert seen == [("testbed2", "testbed"), ("irony", "c.txt")]

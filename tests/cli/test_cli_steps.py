@@ -181,7 +181,8 @@ def test_evaluate_command_agrees_with_the_study(study, mask_file, tmp_path, caps
 def test_evaluate_says_which_task_was_taken_by_default(capsys):
     assert main(["evaluate", "--model", "testbed-llama", "--limit", "8", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("testbed-llama on false-belief (the default task), ") and "mask" not in out
+    assert out.startswith("testbed-llama on testbed (the model's own task), ") and "mask" not in out
+    assert "1.000" in out
 
 
 def test_sweep_uses_the_stores_and_takes_other_kappas(study, tmp_path):

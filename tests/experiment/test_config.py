@@ -93,3 +93,30 @@ def test_unknown_preset_lists_the_known_ones():
 
 def test_default_run_folder_is_named_after_model_and_task():
     assert Config(model="org/Some-Model", task="x/my task.jsonl").output_path == "runs/Some-Model-my-task"
+
+
+OWN_TEXTS = {
+    "testbed-llama": ("testbed", "testbed"),
+    "testbed2-mamba": ("testbed2", "testbed"),
+    "smollm2-135m": ("false-belief", "python-reference"),
+    "org/testbed-llama": ("false-belief", "python-reference"),
+}
+
+
+@pytest.mark.parametrize("model", list(OWN_TEXTS))
+def test_a_testbed_model_brings_its_own_task_and_control(model):
+    config = Config(model=model)
+    assert (config.task, config.control) == OWN_TEXTS[model]
+    written = yaml.safe_load(config.to_yaml())
+    assert (written["task"], written["control"]) == OWN_TEXTS[model]
+    assert config.output_path.endswith(OWN_TEXTS[model][0])
+
+
+def test_a_task_or_control_that_is_named_wins_over_the_models_own(tmp_path):
+    assert Config(model="testbed-llama", task="false-belief").task == "false-belief"
+    assert Config(model="testbed-llama", task="false-belief").control == "testbed"
+    file = tmp_path / "c.yaml"
+    file.write_text("model: testbed-llama\ncontrol: python-reference\n")
+    config = Config.resolve({}, config=file)
+    assert (config.task, config.control) == ("testbed", "python-reference")
+    assert Config.resolve({"model": "testbed-llama"}, preset="demo-smollm2").task == "false-belief"

@@ -186,9 +186,29 @@ def test_windows_are_seeded(bpe: Any) -> None:
     assert names[0] == names[1] != names[2]
 
 
-def test_windows_carry_no_special_tokens_and_do_not_warn_about_length(words: Any) -> None:
-    (sample,) = corpus.windows(words, make(["a b c d e " * 10]), length=40, n=1)
-    assert len(sample) == 40 and not set(sample.input_ids.tolist()) & {0, 1, 2}
+def test_every_window_begins_as_a_text_does_and_does_not_warn_about_length(words: Any) -> None:
+    corpus_of_letters = make(["a b c d e " * 10])
+    for bos, begin in (("auto", [1]), ("yes", [1]), ("no", [])):
+        first, second = corpus.windows(words, corpus_of_letters, length=20, n=2, bos=bos)
+        for sample in (first, second):
+            assert len(sample) == 20 and sample.input_ids.tolist()[: len(begin)] == begin
+            assert not set(sample.input_ids.tolist()[len(begin) :]) & {0, 1, 2}
+    with pytest.raises(ValueError, match="bos must be one of auto, yes, no, got 'maybe'"):
+        corpus.windows(words, corpus_of_letters, bos="maybe")
+
+
+def test_a_corpus_that_brings_its_own_begin_tokens_gets_no_second_ones(words: Any) -> None:
+    for sample in corpus.windows(words, make(["<s> a b c d e"] * 20), length=7, n=15):
+        ids = sample.input_ids.tolist()
+        assert ids[0] == 1 and ids[1] != 1
+
+
+def test_begin_tokens_that_a_tokenizer_lacks_or_does_not_add(bpe: Any) -> None:
+    whole = make(numbered(20))
+    with pytest.raises(ValueError, match="has no begin-of-sequence token"):
+        corpus.windows(bpe, whole, length=16, n=2, bos="yes")
+    plain, none = (corpus.windows(bpe, whole, length=16, n=4, bos=bos) for bos in ("auto", "no"))
+    assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(plain, none, strict=True))
 
 
 def test_too_little_text_says_how_many_windows_it_holds(bpe: Any) -> None:

@@ -143,13 +143,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_texts_of_records_and_of_paragraphs(tmp_path: Path) -> None:
     path = lines(tmp_path / "t.jsonl", {"txt": " one "}, {"text": "two"}, '"three"')
-    assert read_texts(path) == ["one", "two", "three"]
+    assert read_texts(path) == [" one ", "two", "three"]
     array = tmp_path / "t.json"
     array.write_text(json.dumps([{"txt": "one"}, "two"]))
     assert read_texts(array) == ["one", "two"]
     plain = tmp_path / "t.txt"
-    plain.write_text("one\nstill one\n \n\n\ntwo\n")
-    assert read_texts(plain) == ["one\nstill one", "two"]
+    plain.write_text("  one\nstill one \n \n\n\ntwo\n")
+    assert read_texts(plain) == ["  one\nstill one ", "two"]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def test_kind_cell_and_group() -> None:
     [
         ({"choices": ("nails",)}, "two or more different"),
         ({"choices": ("nails", "nails")}, "two or more different"),
-        ({"choices": ("nails", " books")}, "without surrounding spaces"),
+        ({"choices": ("nails", " nails")}, "differ in more than the white space"),
+        ({"gap": "so"}, "a text without letters and digits"),
         ({"choices": ("nails", "")}, "non-empty"),
         ({"answer": 2}, "index into the 2 choices"),
         ({"answer": -1}, "index into the 2 choices"),

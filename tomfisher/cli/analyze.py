@@ -16,6 +16,7 @@ from tomfisher.cli.common import (
     add_settings,
     given_settings,
     load_named_model,
+    note_own_texts,
     refuse_existing,
     save_then_print,
     setting,
@@ -202,6 +203,7 @@ def _texts(args: argparse.Namespace) -> list[str]:
         raise ValueError(f"--limit must be at least 1 prompt, got {args.limit}.")
     if not args.texts:
         given.pop("output_path")
+        note_own_texts(str(given.get("model", "")), given, ("task",))
         return [story.prompt for story in Inputs(Config.from_dict(given), whole_file=True).questions]
     if "task" in given:
         raise ValueError("--task and --texts both name prompts. Give one of them.")

@@ -9,8 +9,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from tomfisher import testbed
 from tomfisher.experiment.config import Config, check_kappa
 from tomfisher.files import atomic_path
+from tomfisher.progress import note
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 MODEL_FIELDS = ("model", "device", "trust_remote_code", "revision")
@@ -104,6 +106,17 @@ def load_named_model(args: argparse.Namespace, dtype: str = "fp32") -> Any:
         trust_remote_code=setting(args, "trust_remote_code"),
         revision=setting(args, "revision"),
     )
+
+
+def note_own_texts(model: str, given: Mapping[str, Any], names: Iterable[str] = ("task", "control")) -> None:
+    """Say that a testbed model is asked in its own language, where the user named no task or no control."""
+    own = {
+        name: text for name, text in testbed.texts_of(model).items() if name in names and name not in given
+    }
+    if own:
+        named = ", ".join(f"{name} {text}" for name, text in own.items())
+        flags = " and ".join(f"--{name}" for name in own)
+        note(f"{model} knows only its own small language: {named}. {flags} would name others.")
 
 
 def kappa(text: str) -> float:

@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tomfisher import testbed
 from tomfisher.cli.common import (
     MODEL_FIELDS,
     add_command,
@@ -85,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _subject(args: argparse.Namespace, config: Any, measure: Measure, mask: SparseMask | None) -> str:
     """What is about to be measured, in one line."""
-    task = config.task if hasattr(args, "task") else f"{config.task} (the default task)"
+    default = "the model's own task" if testbed.texts_of(config.model) else "the default task"
+    task = config.task if hasattr(args, "task") else f"{config.task} ({default})"
     line = f"{config.model} on {task}, {len(measure.inputs.questions)} questions"
     if mask is None:
         return line

@@ -15,6 +15,7 @@ from tomfisher.cli.common import (
     given_settings,
     kappa,
     load_named_model,
+    note_own_texts,
     refuse_existing,
     report_line,
 )
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(folder, folder=True)
     refuse_existing(folder / "finetune.json", args.overwrite)
     config = Config.from_dict({**_settings(args), "n_task": _stories(args)})
+    note_own_texts(config.model, _settings(args))
     path = _mask_path(args)
     mask = SparseMask.load(path)
     damaged = None if args.damage is None else SparseMask.load(args.damage)

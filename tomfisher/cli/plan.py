@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.cli.common import add_command, add_settings, given_settings
+from tomfisher.cli.common import add_command, add_settings, given_settings, note_own_texts
 from tomfisher.progress import duration
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.experiment.plan import plan_study
 
     config = Config.resolve(given_settings(args), args.config, args.preset)
+    if args.config is None and args.preset is None:
+        note_own_texts(config.model, given_settings(args))
     print(format_study(plan_study(config, args.impl)))
     return 0
 

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from typing import Any
 
-from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings
+from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings, note_own_texts
 
 WIDTH = 110
 
@@ -44,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.preset == ARCHITECTURES:
         return _run_architectures(args)
-    return run_study(Config.resolve(given_settings(args), args.config, args.preset), args.overwrite)
+    config = Config.resolve(given_settings(args), args.config, args.preset)
+    if args.config is None and args.preset is None:
+        note_own_texts(config.model, given_settings(args))
+    return run_study(config, args.overwrite)
 
 
 def run_study(config: Any, overwrite: bool) -> int:

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from typing import Any
 
-from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings
+from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings, note_own_texts
 
 FISHER_FIELDS = (
     "n_task",
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.experiment.config import Config
 
     settings = given_settings(args)
+    note_own_texts(str(settings["model"]), settings)
     fills = [part.strip() for part in str(settings.get("fill", "")).split(",") if part.strip()]
     if len(fills) > 1:
         return _run_grid(settings, fills, args.overwrite)

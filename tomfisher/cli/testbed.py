@@ -28,7 +28,10 @@ def add_parser(subparsers: Any) -> None:
         "train",
         "train from scratch on the CPU",
         "Train, measure on held-out stories, and write a folder that transformers loads.",
-        ("tomfisher testbed train --threads 2", "tomfisher run --model runs/testbed-llama --task testbed"),
+        (
+            "tomfisher testbed train --threads 2",
+            "tomfisher run --model runs/testbed-llama --task testbed --control testbed",
+        ),
     )
     train.add_argument("--output_path", help="new folder [runs/testbed-llama, or runs/testbed2-ARCHITECTURE]")
     train.add_argument(

@@ -39,10 +39,15 @@ def score(
     temperature: float = 0.0,
     top_p: float = 1.0,
     repetitions: int = 1,
-    max_new_tokens: int = 5,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     share_prefix: bool | str = "auto",
     pack: bool = True,
+    normalize: str = "total",
+    gap: str = "auto",
+    bos: str = "auto",
+    chat_template: bool = False,
+    system: str | None = None,
 ) -> Scores:
     """Score a model on stories, by choice or by free completion.
 
@@ -60,11 +65,20 @@ def score(
         temperature: generate only: 0 is greedy.
         top_p: generate only: nucleus probability in (0, 1].
         repetitions: generate only: completions per story when sampling.
-        max_new_tokens: generate only: tokens to write.
+        max_new_tokens: generate only: tokens to write; None: the longest choice's and three, at least 5.
         seed: generate only: of the draws.
         share_prefix: choice only: compute common beginnings once ("auto", True, False); see `ChoiceEvaluator.score`.
         pack: choice only: whether questions may stand side by side in one sequence; False to compare with a state
             of the model that cannot, see `ChoiceEvaluator`.
+        normalize: choice only: what choices are compared by: "total" log-probability (the `acc` of
+            lm-evaluation-harness), or that per "token", "character" (its `acc_norm`) or "byte" (its `acc_bytes`).
+        gap: what stands between prompt and answer: "auto" (a story's own, else one space where the writing has spaces),
+            "space", "none", "newline" or a text without letters and digits.
+        bos: begin-of-sequence token in front: "auto" (as the tokenizer does for a text), "yes" or "no".
+        chat_template: every prompt becomes the user's turn in the tokenizer's chat template.
+        system: the system's turn before it.
+
+    The last four are those of `tomfisher.encode`: see `tomfisher.tasks.wording.Wording`.
 
     Returns:
         `Scores`, one record per story.
@@ -72,9 +86,10 @@ def score(
     Raises:
         ValueError: unknown method, unusable stories or settings, log-probabilities that are not finite.
     """
-    sizes: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    options: dict[str, Any] = {"gap": gap, "bos": bos, "chat_template": chat_template, "system": system}
+    options |= {} if batch_size is None else {"batch_size": batch_size}
     if method == "choice":
-        evaluator = ChoiceEvaluator(tokenizer, stories, pack=pack, **sizes)
+        evaluator = ChoiceEvaluator(tokenizer, stories, pack=pack, normalize=normalize, **options)
         return evaluator.score(model, share_prefix=share_prefix, progress=progress)
     if method == "generate":
         return score_generate(
@@ -87,6 +102,6 @@ def score(
             repetitions=repetitions,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            **sizes,
+            **options,
         )
     raise ValueError(f'method is {method!r}; it must be "choice" or "generate".')

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tomfisher.evaluate._execute import batch_arguments, can_pack, can_share, computes_as_made, execute
 from tomfisher.evaluate._plan import Batch, Plan, Row, plan_shared, plan_whole
+from tomfisher.evaluate.normalize import TOTAL, check_normalize, decide, scores_of
 from tomfisher.evaluate.records import ALL, Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import device_of, logits_at, measuring, pad
@@ -21,7 +22,9 @@ from tomfisher.runtime.gate import (
     plain_torch,
     why_not_finite,
 )
-from tomfisher.tokens import split_continuation, warn_of_unknown_tokens
+from tomfisher.tasks.gap import AUTO
+from tomfisher.tasks.wording import Wording
+from tomfisher.tokens import warn_of_unknown_tokens
 
 BATCH_SIZE = 32
 WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the roads: see `tomfisher.evaluate._plan`
@@ -30,45 +33,66 @@ WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the roads: see `tomfisher.e
 class ChoiceEvaluator:
     """Stories encoded and planned once, to be scored on many models or many states of one model.
 
-    For every choice the score is log p(" " + choice | prompt) = Σ_t log p(token t | all before), the sum over all
-    tokens of the answer, in nats, with a float32 log-softmax. The choice with the largest score is predicted.
-    Choices that tie for the first place share the point: with m of them, the right one among them gives 1/m
-    (the expected value of a fair coin; low-precision logits do tie), and `predicted` is the first of them.
+    For every choice the log-probability is log p(gap + choice | prompt) = Σ_t log p(token t | all before), the sum
+    over all tokens of gap and choice, in nats, with a float32 log-softmax. The choice with the largest one is
+    predicted, or with the largest one per token, character or byte (`normalize`: see `tomfisher.evaluate.normalize`).
+    Choices that tie for the first place share the point: with m of them, the right one among them gives 1/m (the
+    expected value of a fair coin; low-precision logits do tie), and `predicted` is the first of them.
 
     Sequences that are equal, or the beginning of another one, are run once: both one-token answers of a
     question are read off one row.
 
     Args:
-        tokenizer: a transformers tokenizer; its default special tokens are used.
-        stories: objects with `id, group, condition, cell, kind, prompt, choices, answer`.
+        tokenizer: a transformers tokenizer.
+        stories: objects with `id, group, condition, cell, kind, prompt, choices, answer`, and `gap` if they say what
+            stands before their answers.
         batch_size: number of rows in one forward, at least 1.
         pack: whether rows may stand side by side in one sequence where the model takes that. Low precision rounds
             differently then: False to compare with the same model in a state that cannot (interventions).
+        normalize: what choices are compared by: "total", "token", "character" or "byte".
+        gap: what stands between prompt and answer: see `tomfisher.tasks.wording.Wording`, also for the three below.
+        bos: begin-of-sequence token in front: "auto", "yes" or "no".
+        chat_template: every prompt becomes the user's turn in the tokenizer's chat template.
+        system: the system's turn before it.
 
     Raises:
         ValueError: no stories; a story with fewer than two choices, equal choices, an answer that is no index
-            into them, the reserved group name "all", or an id that another story has; a `pack` that is no bool.
+            into them, the reserved group name "all", or an id that another story has; a `pack` that is no bool; a
+            setting that is none, or that the tokenizer cannot follow.
     """
 
     @plain_torch()
     def __init__(
-        self, tokenizer: Any, stories: Iterable[Any], batch_size: int = BATCH_SIZE, pack: bool = True
+        self,
+        tokenizer: Any,
+        stories: Iterable[Any],
+        batch_size: int = BATCH_SIZE,
+        pack: bool = True,
+        normalize: str = TOTAL,
+        gap: str = "auto",
+        bos: str = "auto",
+        chat_template: bool = False,
+        system: str | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
         if not isinstance(pack, bool):
             raise ValueError(f"pack is {pack!r}; it must be True or False.")
+        check_normalize(normalize)
         self.stories = tuple(stories)
         check_stories(self.stories)
         self.batch_size = batch_size
         self.pack = pack
+        self.normalize = normalize
+        self.wording = Wording(gap, bos, chat_template, system)
         spans: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         self._owners: list[int] = []
         for index, story in enumerate(self.stories):
-            for choice in story.choices:
-                prompt, answer = split_continuation(tokenizer, story.prompt, " " + choice)
-                spans.append((tuple(prompt), tuple(answer)))
-                self._owners.append(index)
+            prompt = self.wording.prompt(tokenizer, story.prompt)
+            common, answers = self.wording.branch(tokenizer, prompt, story.choices, gap_of(story))
+            spans += [(tuple(common), tuple(answer)) for answer in answers]
+            self._owners += [index] * len(answers)
+        self._num_tokens = [len(after) for _, after in spans]
         self.rows, self._row_of = _merge([prompt + answer[:-1] for prompt, answer in spans], spans)
         warn_of_unknown_tokens(tokenizer, [row.ids for row in self.rows], "the questions")
         # (answer number, position, target id) to read off each row
@@ -120,7 +144,14 @@ class ChoiceEvaluator:
                 self._read(model, batch, cache, device, totals)
                 bar.update(len(batch.rows))
         self._check_finite(model, totals)
-        return Scores(tuple(self._records(totals.tolist())), "choice", road != WHOLE, road == PACKED)
+        return Scores(
+            tuple(self._records(totals.tolist())),
+            "choice",
+            road != WHOLE,
+            road == PACKED,
+            self.normalize,
+            self.wording.to_dict(),
+        )
 
     def _road(self, model: Any, share_prefix: bool | str) -> str:
         if share_prefix not in (True, False, "auto"):
@@ -182,15 +213,12 @@ class ChoiceEvaluator:
     def _records(self, totals: list[float]) -> Iterable[Record]:
         start = 0
         for story in self.stories:
-            logprobs = tuple(totals[start : start + len(story.choices)])
-            start += len(logprobs)
-            best = max(logprobs)
-            first = [i for i, value in enumerate(logprobs) if value == best]
-            correct = 1.0 / len(first) if story.answer in first else 0.0
-            others = [value for i, value in enumerate(logprobs) if i != story.answer]
-            yield make_record(
-                story, (correct,), story.choices[first[0]], logprobs, logprobs[story.answer] - max(others)
-            )
+            end = start + len(story.choices)
+            logprobs, num_tokens = tuple(totals[start:end]), tuple(self._num_tokens[start:end])
+            start = end
+            values = scores_of(logprobs, story.choices, num_tokens, self.normalize)
+            correct, best, margin = decide(values, story.answer)
+            yield make_record(story, (correct,), story.choices[best], logprobs, margin, num_tokens)
 
 
 def make_record(
@@ -199,6 +227,7 @@ def make_record(
     predicted: str,
     logprobs: tuple[float, ...] | None = None,
     margin: float | None = None,
+    num_tokens: tuple[int, ...] | None = None,
 ) -> Record:
     """The record of one story from its correctness in every repetition."""
     return Record(
@@ -212,7 +241,15 @@ def make_record(
         logprobs=logprobs,
         margin=margin,
         outcomes=outcomes,
+        choices=tuple(story.choices),
+        answer=story.answer,
+        num_tokens=num_tokens,
     )
+
+
+def gap_of(story: Any) -> str:
+    """What a story says about the gap before its answers."""
+    return str(getattr(story, "gap", AUTO))
 
 
 def check_stories(stories: Sequence[Any]) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import string
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate.choice import check_stories, make_record
+from tomfisher.evaluate.choice import check_stories, gap_of, make_record
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import device_of, measuring
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
-from tomfisher.tokens import encode_text
+from tomfisher.tasks.wording import Wording
+from tomfisher.writing import begins_with, first_word, fold
 
 BATCH_SIZE = 32
+FEWEST_TOKENS = 5  # what is written at least where nothing is said: the paper's
+SPARE_TOKENS = 3  # behind the longest answer
 
 
 @plain_torch()
@@ -31,31 +35,48 @@ def score_generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     repetitions: int = 1,
-    max_new_tokens: int = 5,
+    max_new_tokens: int | None = None,
     seed: int = 0,
+    gap: str = "auto",
+    bos: str = "auto",
+    chat_template: bool = False,
+    system: str | None = None,
 ) -> Scores:
     """Let the model complete every prompt and compare the first word with the answer's.
 
-    Words are compared without case and surrounding punctuation. Prompts of one batch have equal length, so
-    nothing is padded. The draws of a story depend on `seed`, its id and the number of the repetition, not on the
-    other stories or the batch size. At temperature 0 the likeliest token is taken every time, so there is
-    nothing to repeat and each story is completed once.
+    Words, case and punctuation are Unicode's; where an answer is written without spaces between words, the completion
+    has to begin with it, and of several choices that it begins with, the longest is taken
+    (`tomfisher.writing.begins_with`). The model is given what the prompt has in common before all choices
+    (`Wording.branch`). Prompts of one batch have equal length, so nothing is padded. The draws of a story depend on
+    `seed`, its id and the number of the repetition, not on the other stories or the batch size. At temperature 0 the
+    likeliest token is taken every time, so there is nothing to repeat and each story is completed once.
 
     Args:
         model: a causal language model of transformers; its own generation settings are set aside, except its
             end-of-sequence tokens.
         tokenizer: its tokenizer; no padding token is needed.
-        stories: objects with `id, group, condition, cell, kind, prompt, choices, answer`.
+        stories: objects with `id, group, condition, cell, kind, prompt, choices, answer`, and `gap` if they say what
+            stands before their answers.
         batch_size: number of completions in one batch.
         progress: show a bar on a terminal.
         temperature: 0 for greedy, else the logits' divisor (the paper: 0.6).
         top_p: keep the smallest set of tokens with at least this probability, in (0, 1] (the paper: 0.9).
         repetitions: completions per story when sampling (the paper: 5).
-        max_new_tokens: tokens to write (the paper: 5).
+        max_new_tokens: tokens to write. None: three more than the longest choice has, at least 5 (the paper's
+            number). One too small for the longest choice and one token behind it, which shows where it ends, is
+            raised to that with a warning.
         seed: of the draws.
+        gap: what stands between prompt and answer: see `tomfisher.tasks.wording.Wording`, also for the three below.
+        bos: begin-of-sequence token in front: "auto", "yes" or "no".
+        chat_template: every prompt becomes the user's turn in the tokenizer's chat template.
+        system: the system's turn before it.
 
     Returns:
         `Scores`; a record's `correct` is the mean over its repetitions and `predicted` the first one's word.
+        `max_new_tokens` is the number that was used.
+
+    Warns:
+        UserWarning: `max_new_tokens` was raised, or there are answers that nothing written could ever match.
 
     Raises:
         ValueError: a setting out of range, an unusable story, a choice that begins with the answer's first word,
@@ -64,8 +85,11 @@ def score_generate(
     _check_settings(batch_size, temperature, top_p, repetitions, max_new_tokens)
     chosen = tuple(stories)
     check_stories(chosen)
-    targets = [_target(story) for story in chosen]
-    prompts = [_encode_prompt(tokenizer, story) for story in chosen]
+    wording = Wording(gap, bos, chat_template, system)
+    questions = [_question(tokenizer, story, wording) for story in chosen]
+    prompts = [question.ids for question in questions]
+    max_new_tokens = _budget(questions, chosen, max_new_tokens)
+    _warn_of_unreachable(tokenizer, questions, chosen, wording)
     check_model(model)
     check_ids(model, prompts, lambda i: f"Story {chosen[i].id!r}")
     longest = max(range(len(chosen)), key=lambda i: len(prompts[i]))
@@ -88,15 +112,38 @@ def score_generate(
                 words[job] = first_word(text)
             bar.update(len(batch))
     records = [
-        _record(story, targets[i], [words[i, r] for r in range(times)]) for i, story in enumerate(chosen)
+        _record(story, questions[i], [words[i, r] for r in range(times)]) for i, story in enumerate(chosen)
     ]
-    return Scores(tuple(records), "generate")
+    return Scores(tuple(records), "generate", wording=wording.to_dict(), max_new_tokens=max_new_tokens)
 
 
-def first_word(text: str) -> str:
-    """The first word of a text in lower case, without punctuation around it; "" where there is none."""
-    words = text.split()
-    return words[0].strip(string.punctuation + "“”‘’…—–").lower() if words else ""
+@dataclass(frozen=True)
+class _Question:
+    """A prompt's ids, and the words that stand for each of its choices.
+
+    Args:
+        ids: of the prompt.
+        lengths: tokens of every choice.
+        targets: per choice, its first word as it is written and as the tokenizer gives it back.
+    """
+
+    ids: list[int]
+    lengths: list[int]
+    targets: list[tuple[str, ...]]
+
+    def chosen(self, word: str) -> tuple[int | None, str]:
+        """Which choice a written word stands for, if any, and the word: of a choice that it only begins with, that."""
+        found = [
+            (len(target), i, target)
+            for i, targets in enumerate(self.targets)
+            for target in targets
+            if begins_with(word, target)
+        ]
+        if not found:
+            return None, word
+        length = max(found)[0]
+        _, i, target = min(entry for entry in found if entry[0] == length)
+        return i, target
 
 
 class _Draw:
@@ -180,29 +227,85 @@ def _equal_lengths(
         yield batch
 
 
-def _encode_prompt(tokenizer: Any, story: Any) -> list[int]:
-    ids = encode_text(tokenizer, story.prompt)
-    if not ids:
-        raise ValueError(
-            f"Story {story.id!r}: its prompt has no token, so there is nothing to complete. Give a non-empty prompt."
-        )
-    return ids
+def _question(tokenizer: Any, story: Any, wording: Wording) -> _Question:
+    """Encode a story's prompt and find out what its choices look like when the model writes them."""
+    prompt = wording.prompt(tokenizer, story.prompt)
+    try:
+        ids, answers = wording.branch(tokenizer, prompt, story.choices, gap_of(story))
+    except ValueError as error:
+        raise ValueError(f"Story {story.id!r}: {error}") from None
+    back = [first_word(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+    # a choice whose first token begins within the prompt is written with that part of it
+    apart = not tokenizer.decode(
+        wording.encode(tokenizer, prompt)[len(ids) :], skip_special_tokens=True
+    ).strip()
+    written = [first_word(choice) if apart else "" for choice in story.choices]
+    targets = [
+        tuple(dict.fromkeys(word for word in pair if word)) for pair in zip(written, back, strict=True)
+    ]
+    _check_targets(story, targets)
+    return _Question(ids, list(map(len, answers)), targets)
 
 
-def _target(story: Any) -> str:
-    words = [first_word(choice) for choice in story.choices]
-    target = words[story.answer]
-    if not target or words.count(target) > 1:
+def _check_targets(story: Any, targets: list[tuple[str, ...]]) -> None:
+    right = {fold(word) for word in targets[story.answer]}
+    others = {fold(word) for i, words in enumerate(targets) if i != story.answer for word in words}
+    if not right or right & others:
         raise ValueError(
             f"Story {story.id!r}: the first word of its answer {story.choices[story.answer]!r} "
-            f"{'is shared by another choice' if target else 'is empty'}, so it cannot tell right from wrong. "
+            f"{'is shared by another choice' if right else 'is empty'}, so it cannot tell right from wrong. "
             'Use method="choice".'
         )
-    return target
 
 
-def _record(story: Any, target: str, words: list[str]) -> Record:
-    return make_record(story, tuple(float(word == target) for word in words), words[0])
+def _budget(questions: Sequence[_Question], stories: Sequence[Any], max_new_tokens: int | None) -> int:
+    """How many tokens to write: as asked, but never fewer than show every choice and where it ends."""
+    longest = max(range(len(questions)), key=lambda i: max(questions[i].lengths))
+    needed = max(questions[longest].lengths)
+    if max_new_tokens is None:
+        return max(FEWEST_TOKENS, needed + SPARE_TOKENS)
+    if max_new_tokens > needed:
+        return max_new_tokens
+    warnings.warn(
+        f"max_new_tokens is {max_new_tokens}, but a choice of story {stories[longest].id!r} has {needed} tokens: "
+        f"{needed + 1} are written, so that it can be right.",
+        stacklevel=3,
+    )
+    return needed + 1
+
+
+def _warn_of_unreachable(
+    tokenizer: Any, questions: Sequence[_Question], stories: Sequence[Any], wording: Wording
+) -> None:
+    """Say how many answers the model cannot give, because its tokenizer has no tokens for them in any case."""
+    lost = [
+        story.id
+        for story, question in zip(stories, questions, strict=True)
+        if not _reachable(tokenizer, question, story, wording)
+    ]
+    if lost:
+        warnings.warn(
+            f"The answers of {len(lost)} of {len(stories)} stories, such as {lost[0]!r}, cannot be written in this "
+            f"model's tokens, so the accuracy cannot rise above {1 - len(lost) / len(stories):.3g}. Use a model that "
+            'knows their words, or method="choice".',
+            stacklevel=3,
+        )
+
+
+def _reachable(tokenizer: Any, question: _Question, story: Any, wording: Wording) -> bool:
+    """Whether what the tokenizer gives back of the right answer, in some case, is taken for it."""
+    answer = story.choices[story.answer]
+    for text in (answer, answer.lower(), answer.capitalize()):
+        _, ids = wording.split(tokenizer, wording.prompt(tokenizer, story.prompt), text, gap_of(story))
+        back = tokenizer.decode(ids, skip_special_tokens=True)
+        if question.chosen(first_word(back))[0] == story.answer:
+            return True
+    return False
+
+
+def _record(story: Any, question: _Question, words: list[str]) -> Record:
+    found = [question.chosen(word) for word in words]
+    return make_record(story, tuple(float(i == story.answer) for i, _ in found), found[0][1])
 
 
 def _seed_of(text: str) -> int:
@@ -210,14 +313,14 @@ def _seed_of(text: str) -> int:
 
 
 def _check_settings(
-    batch_size: int, temperature: float, top_p: float, repetitions: int, max_new_tokens: int
+    batch_size: int, temperature: float, top_p: float, repetitions: int, max_new_tokens: int | None
 ) -> None:
     for name, value in (
         ("batch_size", batch_size),
         ("repetitions", repetitions),
         ("max_new_tokens", max_new_tokens),
     ):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or above.")

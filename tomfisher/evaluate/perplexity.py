@@ -21,6 +21,7 @@ from tomfisher.runtime.gate import (
     position_limit,
     why_not_finite,
 )
+from tomfisher.tokens import encode_parts
 
 BATCH_SIZE = 4
 # Positions whose float32 log-softmax is held at once.
@@ -54,21 +55,43 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class _Document:
-    """Ids of one text, cut to what is scored, and how much of the text that is."""
+    """Ids of one text, cut to what is scored, what every window of it begins with, and how much of the text that is."""
 
+    begin: list[int]
     ids: list[int]
     words: int
     size: int
 
+    @property
+    def first(self) -> int:
+        """The position whose next token is the first that is scored: -1, before the text, where begin tokens stand."""
+        return -1 if self.begin else 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are scored."""
+        return len(self.ids) - 1 - self.first
+
 
 @dataclass(frozen=True)
 class _Window:
-    """Inputs `ids[start:end]` of a document; the tokens after positions `first ... end - 1` are scored."""
+    """Inputs `begin + ids[start:end]` of a document; the tokens after positions `first ... end - 1` are scored."""
 
     document: int
     start: int
     first: int
     end: int
+    begin: int
+
+    @property
+    def length(self) -> int:
+        """Number of inputs."""
+        return self.begin + self.end - self.start
+
+    @property
+    def skipped(self) -> int:
+        """Inputs in front whose next token is not scored."""
+        return self.begin + self.first - self.start
 
 
 @plain_torch()
@@ -81,15 +104,19 @@ def perplexity(
     max_tokens: int | None = None,
     batch_size: int = BATCH_SIZE,
     progress: bool = True,
+    bos: str = "auto",
 ) -> Perplexity:
     """Score every token of a text except its first exactly once, in windows of at most `window` inputs.
 
     The first window scores all its tokens; each further one starts `stride` tokens later and scores only the
     tokens that no window before it has scored, the others being context. With `stride == window` nothing is
-    computed twice, and the first token of a window has one token of context. Special tokens are added as the
-    tokenizer does by default, at the start of a document only; where it adds one, the first token of the text is
-    scored too. Each document of a list is a text of its own; no window crosses its end, and documents with
-    nothing to score (fewer than two tokens) are passed over. Sums are float64, log-softmax float32.
+    computed twice, and the first token of a window has one token of context.
+
+    Every window begins as a text does: with the begin tokens that the tokenizer puts before one. They are context,
+    never scored; they count as part of `window`, so that a window holds that many tokens of text less, and a stride
+    as long as the window is shorter by as many. Behind them the first token of the text is scored too. Each document
+    of a list is a text of its own; no window crosses its end, and documents with nothing to score (fewer than two
+    tokens) are passed over. Sums are float64, log-softmax float32.
 
     Args:
         model: a causal language model of transformers.
@@ -100,6 +127,8 @@ def perplexity(
         max_tokens: stop after this many scored tokens; words and bytes count only the part scored.
         batch_size: windows per forward; the logits of one forward hold batch_size · stride · vocabulary numbers.
         progress: show a bar on a terminal.
+        bos: begin-of-sequence token in front of every window: "auto" (as the tokenizer does for a text), "yes" or
+            "no".
 
     Returns:
         `Perplexity`.
@@ -110,18 +139,13 @@ def perplexity(
     stride = window if stride is None else stride
     _check_settings(window, stride, max_tokens, batch_size)
     check_model(model)
-    documents = _encode(tokenizer, text, max_tokens)
-    check_ids(model, (document.ids for document in documents), "Document")
-    check_targets(model, (document.ids[1:] for document in documents), "Document")
-    windows = [w for i, doc in enumerate(documents) for w in _windows(i, len(doc.ids) - 1, window, stride)]
-    windows.sort(key=lambda w: (w.start - w.end, w.end - w.first, w.document, w.start))
-    check_length(
-        model,
-        max(w.end - w.start for w in windows),
-        "A window",
-        f"Use window={position_limit(model)} or less.",
-    )
-    tokens = sum(len(doc.ids) - 1 for doc in documents)
+    documents = _encode(tokenizer, text, max_tokens, bos)
+    check_ids(model, (document.begin + document.ids for document in documents), "Document")
+    check_targets(model, (document.ids[1 + document.first :] for document in documents), "Document")
+    windows = [w for i, doc in enumerate(documents) for w in _windows(i, doc, window, stride)]
+    windows.sort(key=lambda w: (-w.length, w.end - w.first, w.document, w.start))
+    check_length(model, windows[0].length, "A window", f"Use window={position_limit(model)} or less.")
+    tokens = sum(doc.tokens for doc in documents)
     total, device = 0.0, device_of(model)
     bar = progress_bar(total=tokens, desc="perplexity", unit="token", enabled=progress)
     with measuring(model), bar:
@@ -148,13 +172,15 @@ def _batch_nll(
     model: Any, documents: Sequence[_Document], batch: Sequence[_Window], device: torch.device
 ) -> float:
     """Negative log-likelihood in nats of the tokens that these windows score."""
-    inputs = pad([documents[w.document].ids[w.start : w.end] for w in batch], device)
-    begin = min(w.first - w.start for w in batch)
+    inputs = pad(
+        [documents[w.document].begin + documents[w.document].ids[w.start : w.end] for w in batch], device
+    )
+    begin = min(w.skipped for w in batch)
     keep = torch.arange(begin, inputs.shape[1], device=device)
     logits = logits_at(model, inputs, keep)
     return sum(
         _nll(
-            logits[row, w.first - w.start - begin : w.end - w.start - begin],
+            logits[row, w.skipped - begin : w.length - begin],
             torch.tensor(documents[w.document].ids[w.first + 1 : w.end + 1], device=logits.device),
         )
         for row, w in enumerate(batch)
@@ -172,16 +198,23 @@ def _nll(logits: Tensor, targets: Tensor) -> float:
     return sum(loss.double().sum().item() for loss in losses)
 
 
-def _windows(document: int, positions: int, window: int, stride: int) -> Iterator[_Window]:
-    """Windows over the input positions 0 ... positions - 1 of a document."""
-    start = done = 0
+def _windows(number: int, document: _Document, window: int, stride: int) -> Iterator[_Window]:
+    """Windows over the input positions 0 ... n - 2 of a document of n tokens."""
+    begin, positions = len(document.begin), len(document.ids) - 1
+    room = window - begin
+    if room < 1:
+        raise ValueError(
+            f"window is {window}, which leaves no room for text behind {begin} begin token(s). "
+            f"Use at least {begin + 1}, or bos='no'."
+        )
+    start, done = 0, document.first
     while done < positions:
-        end = min(start + window, positions)
-        yield _Window(document, start, done, end)
-        start, done = start + stride, end
+        end = min(start + room, positions)
+        yield _Window(number, start, done, end, begin)
+        start, done = start + min(stride, room), end
 
 
-def _encode(tokenizer: Any, text: Any, max_tokens: int | None) -> list[_Document]:
+def _encode(tokenizer: Any, text: Any, max_tokens: int | None, bos: str) -> list[_Document]:
     """The documents with something to score, up to `max_tokens` scored tokens in all."""
     texts = getattr(text, "documents", text)
     left = math.inf if max_tokens is None else max_tokens
@@ -193,9 +226,9 @@ def _encode(tokenizer: Any, text: Any, max_tokens: int | None) -> list[_Document
             )
         if left <= 0:
             break
-        if entry and (document := _document(tokenizer, entry, left)) is not None:
+        if entry and (document := _document(tokenizer, entry, left, bos)) is not None:
             documents.append(document)
-            left -= len(document.ids) - 1
+            left -= document.tokens
     if not sum(document.words for document in documents):
         raise ValueError(
             "The text has nothing to score: it is empty, or no document has two tokens and a word behind the first. "
@@ -204,24 +237,20 @@ def _encode(tokenizer: Any, text: Any, max_tokens: int | None) -> list[_Document
     return documents
 
 
-def _document(tokenizer: Any, text: str, limit: float) -> _Document | None:
+def _document(tokenizer: Any, text: str, limit: float, bos: str) -> _Document | None:
     """Encode one text and cut it to `limit` scored tokens; None when there is nothing to score."""
-    fast = bool(getattr(tokenizer, "is_fast", False))
-    encoded = tokenizer(text, return_special_tokens_mask=True, return_offsets_mapping=fast, verbose=False)
-    ids, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-    while ids and special[len(ids) - 1]:
-        ids.pop()
-    if len(ids) < 2:
+    begin, ids, offsets, start = encode_parts(tokenizer, text, bos)
+    unscored = 0 if begin else 1
+    if len(ids) <= unscored:
         return None
-    whole = len(ids) - 1 <= limit
-    ids = ids if whole else ids[: int(limit) + 1]
-    if fast:
-        offsets = encoded["offset_mapping"]
-        begin = 0 if special[0] else offsets[1][0]
-        scored = text[begin : None if whole else offsets[len(ids) - 1][1]]
+    whole = len(ids) - unscored <= limit
+    ids = ids if whole else ids[: int(limit) + unscored]
+    if offsets is not None:
+        first = start if begin else offsets[1][0]
+        scored = text[first : None if whole else offsets[len(ids) - 1][1]]
     else:
-        scored = tokenizer.decode(ids[1:], clean_up_tokenization_spaces=False)
-    return _Document(ids, len(scored.split()), len(scored.encode("utf-8", errors="surrogatepass")))
+        scored = tokenizer.decode(ids[unscored:], clean_up_tokenization_spaces=False)
+    return _Document(begin, ids, len(scored.split()), len(scored.encode("utf-8", errors="surrogatepass")))
 
 
 def _exp(value: float) -> float:

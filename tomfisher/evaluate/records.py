@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from tomfisher.evaluate.normalize import TOTAL, decide, scores_of
 from tomfisher.evaluate.scenes import scene_interval, sign_flip_test
 from tomfisher.tasks.story import scene_of
 
@@ -25,8 +26,12 @@ class Record:
         correct: mean correctness over the repetitions, in [0, 1].
         predicted: the choice taken, or the generated first word (of the first repetition).
         logprobs: log-probability of every choice in nats, or None when it was not measured.
-        margin: log-probability of the right choice minus the best other one, nats, or None.
+        margin: score of the right choice minus the best other one, or None: nats, or nats per token, character or byte,
+            as the choices were compared.
         outcomes: correctness in every repetition; one entry where nothing is repeated.
+        choices: the choices, without the gap before them.
+        answer: index of the right one.
+        num_tokens: how many tokens the log-probability of every choice is the sum of, or None.
     """
 
     id: str
@@ -39,6 +44,9 @@ class Record:
     logprobs: tuple[float, ...] | None = None
     margin: float | None = None
     outcomes: tuple[float, ...] = ()
+    choices: tuple[str, ...] = ()
+    answer: int = 0
+    num_tokens: tuple[int, ...] | None = None
 
     @property
     def scene(self) -> str:
@@ -90,12 +98,38 @@ class Scores:
         shared_prefix: whether tokens that several questions begin with were computed once.
         packed: whether that was done with questions side by side in one sequence. In low precision, compare scores
             only with others of the same kind.
+        normalize: how the choices were compared: see `tomfisher.evaluate.normalize`.
+        wording: how the questions were put: see `tomfisher.tasks.wording.Wording`.
+        max_new_tokens: how many tokens were written for every answer, or None where none were.
     """
 
     records: tuple[Record, ...]
     method: str = "choice"
     shared_prefix: bool = False
     packed: bool = False
+    normalize: str = TOTAL
+    wording: dict[str, Any] = field(default_factory=dict)
+    max_new_tokens: int | None = None
+
+    def normalized(self, normalize: str) -> Scores:
+        """The same log-probabilities, with the choices compared in another way.
+
+        `scores.normalized("total")` gives the `acc` of lm-evaluation-harness, "character" its `acc_norm`, "byte" its
+        `acc_bytes`.
+
+        Args:
+            normalize: "total", "token", "character" or "byte".
+
+        Raises:
+            ValueError: another name, or scores without log-probabilities.
+        """
+        if self.method != "choice" or any(record.num_tokens is None for record in self.records):
+            raise ValueError(
+                "Only scores of method='choice' that say the choices' numbers of tokens can be compared in another way."
+            )
+        return replace(
+            self, records=tuple(_compared(record, normalize) for record in self.records), normalize=normalize
+        )
 
     def by_group(self) -> dict[str, GroupScore]:
         """Accuracy per group, in order of appearance, and of everything under "all" (last)."""
@@ -126,6 +160,9 @@ class Scores:
             "method": self.method,
             "shared_prefix": self.shared_prefix,
             "packed": self.packed,
+            "normalize": self.normalize,
+            "wording": self.wording,
+            "max_new_tokens": self.max_new_tokens,
             "records": [asdict(record) for record in self.records],
         }
 
@@ -137,6 +174,9 @@ class Scores:
             data["method"],
             data["shared_prefix"],
             data.get("packed", False),
+            data.get("normalize", TOTAL),
+            data.get("wording", {}),
+            data.get("max_new_tokens"),
         )
 
 
@@ -178,12 +218,19 @@ def _all_right(members: list[Record]) -> float:
     return total / len(repetitions)
 
 
-def _record_from(entry: dict[str, Any]) -> Record:
-    logprobs = entry["logprobs"]
-    return Record(
-        **{
-            **entry,
-            "logprobs": None if logprobs is None else tuple(logprobs),
-            "outcomes": tuple(entry["outcomes"]),
-        }
+def _compared(record: Record, normalize: str) -> Record:
+    """A record with its choices compared in another way."""
+    if record.logprobs is None or record.num_tokens is None:
+        raise ValueError(f"Record {record.id!r} has no log-probabilities.")
+    values = scores_of(record.logprobs, record.choices, record.num_tokens, normalize)
+    correct, best, margin = decide(values, record.answer)
+    return replace(
+        record, correct=correct, predicted=record.choices[best], margin=margin, outcomes=(correct,)
     )
+
+
+def _record_from(entry: dict[str, Any]) -> Record:
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
+    }
+    return Record(**fields)

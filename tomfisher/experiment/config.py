@@ -12,7 +12,10 @@ from typing import Any, Literal
 
 import yaml
 
+from tomfisher import testbed
+
 HEADER = "# Re-run this study: tomfisher run --config config.yaml"
+DEFAULT_TEXTS = {"task": "false-belief", "control": "python-reference"}
 PERPLEXITY_WINDOW = 512  # where the model has a context that long
 DTYPE_NAMES = ("auto", "fp32", "bf16", "fp16", "fp64")
 
@@ -39,6 +42,9 @@ def _setting(
 class Config:
     """The settings of one study; `model` is the only one without a default.
 
+    A built-in testbed model knows only the small language it was trained on, so its task and control are in that
+    language unless others are named.
+
     Every field is a command-line flag of the same name and a key of `config.yaml`.
 
     Raises:
@@ -46,10 +52,14 @@ class Config:
     """
 
     model: str = _setting("", "hub id, local folder, .gguf file or built-in name (tomfisher ls models)")
-    task: str = _setting("false-belief", "built-in task (tomfisher ls tasks) or a JSON/JSONL file")
+    task: str = _setting(
+        "",
+        "built-in task (tomfisher ls tasks) or a JSON/JSONL file [false-belief; a testbed model's own]",
+    )
     control: str = _setting(
-        "python-reference",
-        "general text: built-in corpus, .txt, JSON/JSONL or datasets id (name:config:split)",
+        "",
+        "general text: built-in corpus, .txt, JSON/JSONL or datasets id (name:config:split) "
+        "[python-reference; a testbed model's own]",
     )
     output_path: str = _setting("", "run folder [runs/MODEL-TASK]")
     n_task: int = _setting(100, "task samples in the Fisher diagonal")
@@ -123,6 +133,8 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, coerce(field, getattr(self, field.name)))
+        for name, text in (DEFAULT_TEXTS | testbed.texts_of(self.model)).items():
+            object.__setattr__(self, name, getattr(self, name) or text)
         _check(self)
         if not self.output_path:
             object.__setattr__(self, "output_path", f"runs/{_slug(self.model)}-{_slug(self.task)}")

@@ -19,6 +19,7 @@ from tomfisher.files import sha256_of_text
 from tomfisher.sample import Sample
 from tomfisher.tasks.formats import text_of
 from tomfisher.tasks.records import JSON_SUFFIXES, read_records, read_text_file
+from tomfisher.tokens import common_length, encode_parts
 from tomfisher.torch_state import plain_torch
 
 PYTHON_REFERENCE = "python-reference"
@@ -123,12 +124,15 @@ def split(corpus: Corpus, fraction: float = 0.5, seed: int = 0) -> tuple[Corpus,
 
 
 @plain_torch()
-def windows(tokenizer: Any, corpus: Corpus, length: int = 128, n: int = 100, seed: int = 0) -> list[Sample]:
+def windows(
+    tokenizer: Any, corpus: Corpus, length: int = 128, n: int = 100, seed: int = 0, bos: str = "auto"
+) -> list[Sample]:
     """Draw random windows of tokens that do not overlap, every token supervised.
 
-    The documents are joined with blank lines, encoded without special tokens and cut, from a random offset on,
-    into windows, of which `n` are drawn. Of a text beyond 20 million characters only as many documents in a row
-    as have that length are used, from a random one on.
+    The documents are joined with blank lines, encoded, and cut, from a random offset on, into windows, of which `n`
+    are drawn. Every window begins as a text does: with the begin tokens that the tokenizer puts before one, which
+    count as part of `length`, so that a window holds that many tokens of text less. Of a text beyond 20 million
+    characters only as many documents in a row as have that length are used, from a random one on.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -136,30 +140,39 @@ def windows(tokenizer: Any, corpus: Corpus, length: int = 128, n: int = 100, see
         length: tokens per window, at least 2.
         n: number of windows.
         seed: which windows, and their order.
+        bos: begin-of-sequence token in front of every window: "auto" (as the tokenizer does for a text), "yes" or
+            "no".
 
     Returns:
-        `n` samples of `length` tokens.
+        `n` samples of `length` tokens (fewer where a window of the text brings a begin token of its own).
 
     Raises:
-        ValueError: `length` or `n` too small, or too little text: it says how many windows there are.
+        ValueError: `length` or `n` too small, too little text (it says how many windows there are), or `bos` is none.
     """
     if length < 2 or n < 1:
         raise ValueError(f"length must be at least 2 tokens and n at least 1, got length={length}, n={n}.")
     rng = random.Random(f"tomfisher.tasks.corpus:windows:{seed}")
-    ids = _stream(tokenizer, corpus, rng)
-    count, rest = divmod(len(ids), length)
+    begin, ids, *_ = encode_parts(tokenizer, _text(corpus, rng), bos, with_offsets=False)
+    size = length - len(begin)
+    if size < 1:
+        raise ValueError(
+            f"length={length} leaves no room for text behind {len(begin)} begin token(s). "
+            f"Use at least {len(begin) + 1}, or bos='no'."
+        )
+    count, rest = divmod(len(ids), size)
     if count < n:
         raise ValueError(
             f"{corpus.name} has {len(ids)} tokens, which hold {count} windows of {length}, but n={n} were asked for. "
             "Use fewer (--n_control) or shorter windows (--control_length), or more text."
         )
     offset = rng.randint(0, rest)
-    stream = torch.tensor(ids, dtype=torch.int64)
     samples = []
     for window in rng.sample(range(count), n):
-        begin = offset + window * length
-        piece = stream[begin : begin + length].clone()
-        samples.append(Sample(piece, piece.clone(), f"{corpus.name}, tokens {begin} to {begin + length - 1}"))
+        start = offset + window * size
+        piece = ids[start : start + size]
+        brought = common_length(begin, piece) == len(begin)
+        sample = torch.tensor(piece if brought else begin + piece, dtype=torch.int64)
+        samples.append(Sample(sample, sample.clone(), f"{corpus.name}, tokens {start} to {start + size - 1}"))
     return samples
 
 
@@ -248,7 +261,8 @@ def _deal(distinct: list[str], fraction: float, seed: int) -> set[str]:
     return set(order[:best])
 
 
-def _stream(tokenizer: Any, corpus: Corpus, rng: random.Random) -> list[int]:
+def _text(corpus: Corpus, rng: random.Random) -> str:
+    """The documents with blank lines between them; of many, a stretch."""
     documents = corpus.documents
     if sum(map(len, documents)) > MAX_CHARACTERS:
         start = rng.randrange(len(documents))
@@ -259,5 +273,4 @@ def _stream(tokenizer: Any, corpus: Corpus, rng: random.Random) -> list[int]:
             if size >= MAX_CHARACTERS:
                 break
         documents = chosen
-    encoded = tokenizer(SEPARATOR.join(documents), add_special_tokens=False, verbose=False)
-    return list(encoded["input_ids"])
+    return SEPARATOR.join(documents)

@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 import torch
 
 from tomfisher.sample import IGNORED, Sample
+from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.story import Story
-from tomfisher.tokens import encode_text, leading_specials, split_continuation
+from tomfisher.tasks.wording import Wording
+from tomfisher.tokens import leading_specials
 from tomfisher.torch_state import plain_torch
 
 Text: TypeAlias = "Story | str | tuple[str, str]"
@@ -19,31 +21,48 @@ MODES = ("answer", "last", "all")
 
 @plain_torch()
 def encode(
-    tokenizer: Any, texts: Sequence[Text], supervise: str = "answer", max_length: int | None = None
+    tokenizer: Any,
+    texts: Sequence[Text],
+    supervise: str = "answer",
+    max_length: int | None = None,
+    gap: str = AUTO,
+    bos: str = "auto",
+    chat_template: bool = False,
+    system: str | None = None,
 ) -> list[Sample]:
     """Turn stories, (prompt, answer) pairs or plain texts into samples.
 
-    - "answer": prompt, one space, answer; the tokens of the answer are supervised.
+    - "answer": prompt, gap, answer; the tokens of gap and answer are supervised.
     - "last": the prompt alone (a plain text: the text), its last token is supervised. This is what
       arXiv 2504.04238 does.
-    - "all": prompt, one space, answer (a plain text: the text); every token is supervised.
+    - "all": prompt, gap, answer (a plain text: the text); every token is supervised.
+
+    Texts are taken as they are written; what the tokenizer puts behind a text is dropped.
 
     Args:
-        tokenizer: a transformers tokenizer; the special tokens that it puts in front by default are kept, those
-            behind the text are dropped.
+        tokenizer: a transformers tokenizer.
         texts: `Story` objects, (prompt, answer) pairs or strings.
         supervise: "answer", "last" or "all".
         max_length: longest sample, in tokens. Longer ones lose their beginning ("answer", "last"; leading special
             tokens stay) or their end ("all"), and a `UserWarning` says how many did.
+        gap: what stands between prompt and answer: "auto" (a story's own, else one space where the writing has
+            spaces), "space", "none", "newline" or a text without letters and digits.
+        bos: begin-of-sequence token in front: "auto" (as the tokenizer does for a text), "yes" or "no".
+        chat_template: every prompt, or plain text, becomes the user's turn in the tokenizer's chat template.
+        system: the system's turn before it.
+
+    The last four are those of an evaluation: see `tomfisher.tasks.wording.Wording`.
 
     Returns:
         One sample per text, in order.
 
     Raises:
         TypeError: a text is none of the three kinds.
-        ValueError: unknown mode, an empty text, a plain text with "answer", or `max_length` too small for the
-            answer and one token before it: with the index of the text.
+        ValueError: unknown mode, an empty text, a plain text with "answer", `max_length` too small for the answer and
+            one token before it: with the index of the text; a setting that is none, or that the tokenizer cannot
+            follow.
     """
+    wording = Wording(gap, bos, chat_template, system)
     if supervise not in MODES:
         raise ValueError(f"supervise must be one of {', '.join(MODES)}, got {supervise!r}.")
     if isinstance(texts, (str, Story)):
@@ -54,7 +73,7 @@ def encode(
         )
     samples, truncated = [], 0
     for index, text in enumerate(texts):
-        ids, supervised = _encode_one(tokenizer, text, index, supervise)
+        ids, supervised = _encode_one(tokenizer, text, index, supervise, wording)
         if max_length is not None and len(ids) > max_length:
             truncated += 1
             ids, supervised = _truncate(tokenizer, ids, supervised, supervise, max_length, index)
@@ -71,38 +90,44 @@ def encode(
     return samples
 
 
-def _encode_one(tokenizer: Any, text: Text, index: int, supervise: str) -> tuple[list[int], int]:
+def _encode_one(
+    tokenizer: Any, text: Text, index: int, supervise: str, wording: Wording
+) -> tuple[list[int], int]:
     """Give the ids of one text and how many of the last ones are supervised."""
-    prompt, answer = _parts(text, index)
-    if not prompt.strip():
+    written, answer, own = _parts(text, index)
+    if not written.strip():
         raise ValueError(f"Text {index} is empty. Remove it, or give it a prompt.")
-    if supervise == "answer":
-        if answer is None:
-            raise ValueError(
-                f'Text {index} is a plain string and has no answer to supervise. Use supervise="last" or "all", '
-                "or pass (prompt, answer) pairs."
-            )
-        if not answer.strip():
-            raise ValueError(f"Text {index} has an empty answer. Give the text that shall be predicted.")
-        before, after = split_continuation(tokenizer, prompt.rstrip(), f" {answer.strip()}")
-        return before + after, len(after)
-    whole = prompt if answer is None or supervise == "last" else f"{prompt.rstrip()} {answer.strip()}"
-    ids = encode_text(tokenizer, whole)
+    if supervise == "answer" and answer is None:
+        raise ValueError(
+            f'Text {index} is a plain string and has no answer to supervise. Use supervise="last" or "all", '
+            "or pass (prompt, answer) pairs."
+        )
+    if answer is not None and supervise != "last" and not answer.strip():
+        raise ValueError(f"Text {index} has an empty answer. Give the text that shall be predicted.")
+    prompt = wording.prompt(tokenizer, written)
+    if answer is None or supervise == "last":
+        ids = wording.encode(tokenizer, prompt)
+    else:
+        before, after = wording.split(tokenizer, prompt, answer, own)
+        if supervise == "answer":
+            return before + after, len(after)
+        ids = before + after
     if len(ids) < 2:
         raise ValueError(
-            f"Text {index} ({whole!r}) has {len(ids)} token(s); at least 2 are needed, because the first token is "
+            f"Text {index} ({prompt!r}) has {len(ids)} token(s); at least 2 are needed, because the first token is "
             "never predicted. Use a longer text."
         )
     return ids, 1 if supervise == "last" else len(ids)
 
 
-def _parts(text: Text, index: int) -> tuple[str, str | None]:
+def _parts(text: Text, index: int) -> tuple[str, str | None, str]:
+    """Prompt, answer and gap of a text."""
     if isinstance(text, Story):
-        return text.prompt, text.answer_text
+        return text.prompt, text.answer_text, text.gap
     if isinstance(text, str):
-        return text, None
+        return text, None, AUTO
     if isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text):
-        return text[0], text[1]
+        return text[0], text[1], AUTO
     raise TypeError(
         f"Text {index} must be a Story, a string or a (prompt, answer) pair, got {type(text).__name__}."
     )

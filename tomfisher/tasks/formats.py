@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tomfisher.tasks import paper_formats
+from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.records import JSON_SUFFIXES, Record, read_records, read_text_file
 from tomfisher.tasks.story import Story
 
@@ -26,10 +27,14 @@ def read_stories(path: str | os.PathLike[str]) -> list[Story]:
 
     - `prompt`, or `story` with `question` (a stem that the answer completes);
     - `choices`: two or more texts; `answer`: the index of the right one (from 0), or its text;
+    - optional `gap`, what stands between prompt and answer: "space", "none", "newline" or a text without letters and
+      digits (default: one space where the writing has spaces, see `tomfisher.writing.gap_between`);
     - optional `condition` (default "task"), `order` (0 for a question about reality, default 1), `template` and `id`;
       ids that differ only in their last `/` part form a cell, whose questions must all be right. Questions on one
       scene are not counted as independent if their ids say so: `SCENE/CONDITION/as-written/QUESTION`, and "swapped"
       for the other direction (`tomfisher.tasks.story.scene_of`).
+
+    The texts of plain records are taken as they are written, with the spaces and newlines around them.
 
     Args:
         path: the file.
@@ -70,7 +75,7 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
             text, whose paragraphs (separated by blank lines) are the texts.
 
     Returns:
-        The texts in file order, stripped.
+        The texts in file order: those of records as they are written, paragraphs without the line ends around them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -78,7 +83,7 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
     """
     if Path(path).suffix.lower() in JSON_SUFFIXES:
         return [text_of(record) for record in read_records(path)]
-    return [part.strip() for part in re.split(r"\n[ \t]*\n", read_text_file(path)) if part.strip()]
+    return [part.strip("\n") for part in re.split(r"\n[ \t]*\n", read_text_file(path)) if part.strip()]
 
 
 def text_of(record: Record, *columns: str) -> str:
@@ -98,7 +103,7 @@ def text_of(record: Record, *columns: str) -> str:
         given = ", ".join(sorted(value)) or "none"
         wanted = " or ".join(repr(name) for name in dict.fromkeys(fields))
         raise record.refuse(f"there is no field {wanted} (fields given: {given})", 'Write {"txt": "..."}.')
-    return Record(value, record.where, record.number).text(field)
+    return Record(value, record.where, record.number).written(field)
 
 
 def _plain(record: Record, default_id: str) -> Story:
@@ -114,7 +119,9 @@ def _plain(record: Record, default_id: str) -> Story:
             )
         raise record.refuse(f"neither 'prompt' nor 'story' is given (fields given: {given})", REMEDY)
     story, question = (
-        (record.text("prompt"), "") if "prompt" in value else (record.text("story"), record.text("question"))
+        (record.written("prompt"), "")
+        if "prompt" in value
+        else (record.written("story"), record.written("question"))
     )
     choices = _choices(record)
     try:
@@ -127,6 +134,7 @@ def _plain(record: Record, default_id: str) -> Story:
             order=_order(record),
             id=record.text("id") if isinstance(value.get("id"), str) else str(value.get("id", default_id)),
             template=_template(record, bool(question)),
+            gap=_gap(record),
         )
     except ValueError as error:
         if str(error).startswith(record.where):
@@ -138,13 +146,14 @@ def _choices(record: Record) -> tuple[str, ...]:
     choices = record.value.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise record.refuse(f"field 'choices' must be a list of texts, got {choices!r}", REMEDY)
-    return tuple(choice.strip() for choice in choices)
+    return tuple(choices)
 
 
 def _answer(record: Record, choices: tuple[str, ...]) -> int:
     answer = record.value.get("answer")
-    if isinstance(answer, str) and answer.strip() in choices:
-        return choices.index(answer.strip())
+    words = [choice.strip() for choice in choices]
+    if isinstance(answer, str) and answer.strip() in words:
+        return words.index(answer.strip())
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
     raise record.refuse(
@@ -161,10 +170,17 @@ def _order(record: Record) -> int:
     return order
 
 
+def _gap(record: Record) -> str:
+    gap = record.value.get("gap", AUTO)
+    if not isinstance(gap, str):
+        raise record.refuse(f"field 'gap' must be a text, got {gap!r}", 'Write "none" or "" for nothing.')
+    return gap
+
+
 def _template(record: Record, with_question: bool) -> str:
     if "template" not in record.value:
         return "{story} {question}" if with_question else "{story}"
-    template = record.text("template")
+    template = record.written("template")
     try:
         template.format(story="", question="")
     except (KeyError, IndexError, ValueError) as error:

@@ -33,7 +33,11 @@ class Record:
         return ValueError(f"{self.where}: {reason}. {remedy}")
 
     def text(self, key: str) -> str:
-        """Return a required non-empty string field."""
+        """Return a required non-empty string field, without white space around it."""
+        return self.written(key).strip()
+
+    def written(self, key: str) -> str:
+        """Return a required non-empty string field as it is written."""
         value = self.value.get(key)
         if value is None:
             fields = ", ".join(sorted(self.value)) or "none"
@@ -42,7 +46,7 @@ class Record:
             raise self.refuse(
                 f"field {key!r} must be a non-empty text, got {value!r}", "Write a string there."
             )
-        return value.strip()
+        return value
 
 
 def read_text_file(path: str | os.PathLike[str]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from tomfisher.tasks.gap import AUTO, check_gap, gap_text
 
 COMPLETE_THE_STORY = "Complete the following story: {story} {question}"
 SECOND_ORDER = "second-order"
@@ -24,20 +27,22 @@ def scene_of(cell: str) -> str:
 class Story:
     """A story, a cloze question about it and the words that may complete the question.
 
-    The prompt is `template.format(story=story, question=question)`; the right completion is
-    `" " + choices[answer]`.
+    The prompt is `template.format(story=story, question=question)`; the right completion is `choices[answer]`, with
+    `gap` before it.
 
     Args:
         story: the text that is told.
         question: a stem that the answer completes, e.g. `"Anna thinks that the bag is full of"`; may be empty.
-        choices: at least two different completions, without surrounding spaces.
+        choices: at least two different completions; spaces and newlines around them are part of them.
         answer: index of the right one.
         condition: what is varied, e.g. `"contents/false-belief"`.
         order: belief order: 0 asks for reality, 1 for a belief, 2 for a belief about a belief.
         id: unique name; stories whose ids differ only in their last `/` part form one cell, of which all
             questions must be answered rightly together. `<scene>/<condition>/<direction>/<question>`, with a
             direction of `DIRECTIONS`, also says which stories are told of one scene (see `scene_of`).
-        template: how story and question become the prompt.
+        template: how story and question become the prompt; without a question, the white space before it is left out.
+        gap: what stands between prompt and answer: "space", "none", "newline" or a text without letters and digits;
+            "auto" is one space where the writing has spaces (`tomfisher.writing.gap_between`).
 
     Raises:
         ValueError: a field breaks one of these rules.
@@ -51,18 +56,20 @@ class Story:
     order: int
     id: str
     template: str = "{story} {question}"
+    gap: str = AUTO
 
     def __post_init__(self) -> None:
         what = f"Story {self.id!r}"
         if not self.id or not self.condition:
             raise ValueError(f"{what}: id and condition must not be empty. Give both a name.")
-        if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
-            raise ValueError(f"{what}: choices must be two or more different texts, got {self.choices!r}.")
-        if any(not choice or choice != choice.strip() for choice in self.choices):
+        words = [choice.strip() for choice in self.choices]
+        if len(words) < 2 or len(set(words)) < len(words):
             raise ValueError(
-                f"{what}: choices must be non-empty and without surrounding spaces, got {self.choices!r}. "
-                "Strip them; the one space before the answer is added for you."
+                f"{what}: choices must be two or more different texts, and differ in more than the white space around "
+                f"them, got {self.choices!r}."
             )
+        if not all(words):
+            raise ValueError(f"{what}: choices must be non-empty, got {self.choices!r}.")
         if not 0 <= self.answer < len(self.choices):
             raise ValueError(
                 f"{what}: answer must be an index into the {len(self.choices)} choices (from 0), "
@@ -74,21 +81,26 @@ class Story:
             raise ValueError(f"{what}: the story is empty. Give the text that comes before the answer.")
         if "{story}" not in self.template:
             raise ValueError(f"{what}: the template must contain {{story}}, got {self.template!r}.")
+        try:
+            check_gap(self.gap)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
 
     @property
     def prompt(self) -> str:
-        """Everything before the answer, without a trailing space."""
-        return self.template.format(story=self.story, question=self.question).rstrip()
+        """Everything before the gap and the answer."""
+        template = self.template if self.question else re.sub(r"\s*\{question\}", "{question}", self.template)
+        return template.format(story=self.story, question=self.question)
 
     @property
     def answer_text(self) -> str:
-        """The right completion, without its leading space."""
+        """The right completion, without the gap before it."""
         return self.choices[self.answer]
 
     @property
     def full_text(self) -> str:
-        """Prompt, one space, answer."""
-        return f"{self.prompt} {self.answer_text}"
+        """Prompt, gap, answer."""
+        return self.prompt + gap_text(self.gap, self.prompt, self.answer_text) + self.answer_text
 
     @property
     def kind(self) -> str:

@@ -9,12 +9,19 @@ from pathlib import Path
 ARCHITECTURES = ("llama", "qwen2", "mpt", "mamba", "jamba")
 _FOLDERS = {"testbed-llama": "llama"} | {f"testbed2-{name}": f"second-order/{name}" for name in ARCHITECTURES}
 
-__all__ = ["ARCHITECTURES", "available", "shipped"]
+__all__ = ["ARCHITECTURES", "available", "shipped", "texts_of"]
 
 
 def available() -> tuple[str, ...]:
     """Names of the shipped models: "testbed-llama", and "testbed2-..." for those that know second-order stories."""
     return tuple(_FOLDERS)
+
+
+def texts_of(model: str) -> dict[str, str]:
+    """The `task` and `control` in whose language a shipped model was trained; nothing for any other model."""
+    if model not in _FOLDERS:
+        return {}
+    return {"task": model.partition("-")[0], "control": "testbed"}
 
 
 def shipped(name: str = "testbed-llama") -> Path:
