@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tomfisher.models.onednn import by_onednn
+from tomfisher.runtime.frequencies import fresh_frequencies
 
 
 @contextlib.contextmanager
@@ -19,7 +21,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.inference_mode(), by_onednn(model):
+        with torch.inference_mode(), by_onednn(model), fresh_frequencies(model):
             yield
     finally:
         for module, training in flags:
@@ -41,7 +43,7 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     Not with a padding token: some models warn about theirs, or treat it as what is not there.
     """
     length = max(map(len, rows))
-    return torch.tensor([[*row, *row[-1:] * (length - len(row))] for row in rows], device=device)
+    return torch.tensor([[*row, *[row[-1]] * (length - len(row))] for row in rows], device=device)
 
 
 def accepts(model: Any, argument: str) -> bool:
@@ -54,10 +56,45 @@ def cache_argument(model: Any) -> str | None:
     return next((name for name in ("cache", "past_key_values") if accepts(model, name)), None)
 
 
-def logits_at(model: Any, ids: Tensor, keep: Tensor, **arguments: Any) -> Tensor:
-    """Logits `[B, K, vocab]` at the positions `keep` `[K]` of `ids` `[B, T]`, in the model's dtype."""
+@dataclass(frozen=True)
+class Rows:
+    """Where the logits of a token stand in what a forward gives.
+
+    Args:
+        offset: rows in front of the first token's, such as those of the virtual tokens of prompt tuning.
+        kept: whether `logits_to_keep` gives the same rows as cutting them out of all.
+    """
+
+    offset: int = 0
+    kept: bool = True
+
+
+def logits_at(model: Any, ids: Tensor, keep: Tensor, rows: Rows = Rows(), **arguments: Any) -> Tensor:
+    """Logits at some positions, in the model's dtype.
+
+    Args:
+        model: a causal language model of transformers.
+        ids: `[B, T]`.
+        keep: positions, `[K]`.
+        rows: where the model puts them (`tomfisher.runtime.rules`).
+        **arguments: for the model's forward.
+
+    Returns:
+        `[B, K, vocab]`.
+
+    Raises:
+        ValueError: the model gives another number of rows than it was found to give.
+    """
     if accepts(model, "use_cache"):
         arguments.setdefault("use_cache", False)
-    if accepts(model, "logits_to_keep"):
-        return model(input_ids=ids, logits_to_keep=keep, **arguments).logits
-    return model(input_ids=ids, **arguments).logits[:, keep]
+    kept = rows.kept and accepts(model, "logits_to_keep")
+    if kept:
+        arguments["logits_to_keep"] = keep + rows.offset
+    logits: Tensor = model(input_ids=ids, **arguments).logits
+    expected = len(keep) if kept else ids.shape[1] + rows.offset
+    if logits.shape[1] != expected:
+        raise ValueError(
+            f"{type(model).__name__} gave {logits.shape[1]} rows of logits where {expected} were expected, for "
+            f"{ids.shape[1]} tokens: a row can no longer be told to belong to a token. Every token must have one row."
+        )
+    return logits if kept else logits[:, keep + rows.offset]
