@@ -16,34 +16,6 @@ ATTENTION_WITH_MASK = ("sdpa", "eager")
 OTHER_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
 KNOWN_HOOKS = ("transformers.", "tomfisher.")
 KNOWN_MODULES = ("torch.", "transformers.", "tomfisher.", "bitsandbytes.", "peft.", "torchao.")
-# Architectures that are tested to compute packed rows right: positions and mask are taken as given.
-PACKING = frozenset(
-    {
-        "cohere",
-        "gemma",
-        "glm",
-        "glm4",
-        "gpt2",
-        "gpt_neox",
-        "gptj",
-        "granite",
-        "llama",
-        "mistral",
-        "mixtral",
-        "olmo",
-        "olmo2",
-        "opt",
-        "phi",
-        "phi3",
-        "qwen2",
-        "qwen2_moe",
-        "qwen3",
-        "qwen3_moe",
-        "smollm3",
-        "stablelm",
-        "starcoder2",
-    }
-)
 
 
 def can_share(model: Any) -> bool:
@@ -68,16 +40,17 @@ def can_share(model: Any) -> bool:
 
 
 def can_pack(model: Any) -> bool:
-    """Whether rows can stand side by side in one sequence: a model of `PACKING` whose every layer attends by the mask.
+    """Whether rows may be tried side by side in one sequence: the model takes positions and a mask.
 
     A layer with a window counts tokens by where they stand, and so do the hooks of `tomfisher.ablation.intervene`:
-    such models share by steps. So does one that `computes_as_made` does not know.
+    such models share by steps. So does one that `computes_as_made` does not know. Whether the rows come out right is
+    asked of the model itself (`ChoiceEvaluator`).
     """
     from transformers.cache_utils import DynamicLayer
 
     return (
         can_share(model)
-        and model.config.model_type in PACKING
+        and all(accepts(model, argument) for argument in ("position_ids", "attention_mask"))
         and model.config._attn_implementation in ATTENTION_WITH_MASK
         and _cache_layers(model) == {DynamicLayer}
         and not getattr(model.config, "sliding_window", None)  # Mistral has it whatever its layers are called

@@ -84,10 +84,13 @@ class Step:
 Plan = tuple[Step | Batch, ...]
 
 
-def plan_whole(rows: Sequence[Row], batch_size: int) -> Plan:
-    """Whole rows in batches of similar length, longest first."""
+def plan_whole(rows: Sequence[Row], batch_size: int, padded: bool = True) -> Plan:
+    """Whole rows in batches of similar length (of equal length where nothing may be padded), longest first."""
     groups = [_Group((r,), len(row.ids), -1) for r, row in enumerate(rows)]
-    return _Planner(rows, {}, batch_size, False).batches(groups, 0)
+    planner = _Planner(rows, {}, batch_size, False)
+    lengths = sorted({group.length for group in groups}, reverse=True)
+    parts = [groups] if padded else [[g for g in groups if g.length == length] for length in lengths]
+    return tuple(batch for part in parts for batch in planner.batches(part, 0))
 
 
 def plan_shared(rows: Sequence[Row], batch_size: int, pack: bool) -> Plan:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tomfisher.evaluate._execute import batch_arguments, can_pack, can_share, computes_as_made, execute
-from tomfisher.evaluate._plan import Batch, Plan, Row, plan_shared, plan_whole
+from tomfisher.evaluate._plan import Batch, Pack, Plan, Row, plan_shared, plan_whole
 from tomfisher.evaluate.normalize import TOTAL, check_normalize, decide, scores_of
 from tomfisher.evaluate.records import ALL, Record, Scores
+from tomfisher.fisher.memory import is_out_of_memory
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import device_of, logits_at, measuring, pad
 from tomfisher.runtime.gate import (
@@ -22,6 +23,7 @@ from tomfisher.runtime.gate import (
     plain_torch,
     why_not_finite,
 )
+from tomfisher.runtime.rules import BATCHES, PADDED, SINGLE, Rules, check_rules, difference
 from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.wording import Wording
 from tomfisher.tokens import warn_of_unknown_tokens
@@ -100,17 +102,24 @@ class ChoiceEvaluator:
         for number, (before, tokens) in enumerate(spans):
             reads = self._reads[self._row_of[number]]
             reads += [(number, len(before) - 1 + i, token) for i, token in enumerate(tokens)]
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[tuple[str, str], Plan] = {}
+        self._settled: dict[tuple[Rules, bool | str], tuple[str, str]] = {}
 
-    def plan(self, road: str) -> Plan:
-        """The forwards that a call of `score` runs on the road `WHOLE`, `STEPS` or `PACKED`; made once."""
-        if road not in self._plans:
-            self._plans[road] = (
-                plan_whole(self.rows, self.batch_size)
+    def plan(self, road: str, batches: str = PADDED) -> Plan:
+        """The forwards that a call of `score` runs, made once.
+
+        Args:
+            road: `WHOLE`, `STEPS` or `PACKED`.
+            batches: which whole rows may stand in one forward (`tomfisher.runtime.rules`).
+        """
+        if (road, batches) not in self._plans:
+            size = 1 if batches == SINGLE else self.batch_size
+            self._plans[road, batches] = (
+                plan_whole(self.rows, size, padded=batches == PADDED)
                 if road == WHOLE
-                else plan_shared(self.rows, self.batch_size, pack=road == PACKED)
+                else plan_shared(self.rows, size, pack=road == PACKED)
             )
-        return self._plans[road]
+        return self._plans[road, batches]
 
     @plain_torch()
     def score(self, model: Any, share_prefix: bool | str = "auto", progress: bool = True) -> Scores:
@@ -119,31 +128,40 @@ class ChoiceEvaluator:
         Args:
             model: a causal language model of transformers, on any device, in any dtype.
             share_prefix: compute the tokens that several sequences begin with once (the same numbers up to
-                rounding): rows side by side in one sequence, each token seeing its own beginning alone, where the
-                architecture is known to take such a mask; else from a cache. "auto": where the model keeps nothing
-                but keys and values, and nobody has put hooks, forwards, modules or attention of their own into it
-                (`tomfisher.ablation.intervene` is known); True: there too, or refuse; False: never. Rows are padded
-                on the right: a hook that counts tokens from the end needs `batch_size` 1 as well.
+                rounding): rows side by side in one sequence, each token seeing its own beginning alone; else from a
+                cache. "auto": where the model keeps nothing but keys and values, nobody has put hooks, forwards,
+                modules or attention of their own into it (`tomfisher.ablation.intervene` is known), and the first
+                answers are those of single rows; True: there too, or refuse; False: never. Rows are padded on the
+                right: a hook that counts tokens from the end needs `batch_size` 1 as well.
             progress: show a bar on a terminal.
 
         Returns:
-            `Scores`, records in the order of the stories; `shared_prefix` and `packed` say which road was taken.
+            `Scores`, records in the order of the stories; `shared_prefix`, `packed` and `rules` say how it was run.
 
         Raises:
             ValueError: a story is longer than the model's positions, `share_prefix=True` on a model whose cache
-                cannot be repeated, or the model gives a log-probability that is not finite (the story is named).
+                cannot be repeated, the model breaks a rule that a likelihood rests on (`tomfisher.runtime.rules`), or
+                it gives a log-probability that is not finite (the story is named).
         """
         check_model(model)
+        if share_prefix not in (True, False, "auto"):
+            raise ValueError(f"share_prefix is {share_prefix!r}; it must be 'auto', True or False.")
         self._check_fit(model)
-        road = self._road(model, share_prefix)
-        device = device_of(model)
-        totals = torch.zeros(len(self._owners), dtype=torch.float64)
-        bar = progress_bar(total=len(self.rows), desc="choice", unit="row", enabled=progress)
-        with measuring(model), bar:
-            for batch, cache in execute(model, self.plan(road), self.rows, device):
-                self._read(model, batch, cache, device, totals)
-                bar.update(len(batch.rows))
+        rules = check_rules(model, [row.ids for row in self.rows], self.batch_size)
+        reason, totals = rules.reason, None
+        for road, batches in self._ways(model, share_prefix, rules):
+            found = self._run(model, road, batches, rules, progress)
+            if isinstance(found, Tensor):
+                totals = found
+                break
+            reason = found
+        if totals is None:
+            raise ValueError(
+                f"share_prefix=True, but on {type(model).__name__} {reason}. Use share_prefix='auto' or False."
+            )
+        self._settled[rules, share_prefix] = road, batches
         self._check_finite(model, totals)
+        kept = {**rules.to_dict(), "road": road, "batches": batches, "reason": reason}
         return Scores(
             tuple(self._records(totals.tolist())),
             "choice",
@@ -151,23 +169,61 @@ class ChoiceEvaluator:
             road == PACKED,
             self.normalize,
             self.wording.to_dict(),
+            rules=kept,
         )
 
-    def _road(self, model: Any, share_prefix: bool | str) -> str:
-        if share_prefix not in (True, False, "auto"):
-            raise ValueError(f"share_prefix is {share_prefix!r}; it must be 'auto', True or False.")
-        if share_prefix is False:
-            return WHOLE
-        if self.pack and can_pack(model):
-            return PACKED
-        if can_share(model) and (share_prefix is True or computes_as_made(model)):
-            return STEPS
-        if share_prefix is True:
+    def _ways(self, model: Any, share_prefix: bool | str, rules: Rules) -> list[tuple[str, str]]:
+        """Road and kind of batches, in the order in which they are tried; what was found right is not tried again."""
+        if (found := self._settled.get((rules, share_prefix))) is not None:
+            return [found]
+        sharing = []
+        if share_prefix and rules.padded and not rules.rows.offset:
+            sharing += [PACKED] if self.pack and can_pack(model) else []
+            sharing += (
+                [STEPS] if can_share(model) and (share_prefix is True or computes_as_made(model)) else []
+            )
+        if share_prefix is True and not sharing:
             raise ValueError(
                 f"share_prefix=True, but the cache of {type(model).__name__} holds more than keys and values (or is "
                 "not known to), so it cannot be repeated. Use share_prefix='auto' or False."
             )
-        return WHOLE
+        whole = [] if share_prefix is True else BATCHES[BATCHES.index(rules.batches) :]
+        return [(road, PADDED) for road in sharing] + [(WHOLE, batches) for batches in whole]
+
+    def _run(self, model: Any, road: str, batches: str, rules: Rules, progress: bool) -> Tensor | str:
+        """Log-probabilities of all answers; or why this way is not right on this model, seen on its first batches."""
+        device = device_of(model)
+        totals = torch.zeros(len(self._owners), dtype=torch.float64)
+        tried = {(0, False)} if batches == SINGLE else set()
+        bar = progress_bar(total=len(self.rows), desc="choice", unit="row", enabled=progress)
+        try:
+            with measuring(model), bar:
+                for batch, cache in execute(model, self.plan(road, batches), self.rows, device):
+                    self._read(model, batch, cache, device, totals)
+                    kind = bool(batch.past), any(len(pack.paths) > 1 for pack in batch.packs)
+                    if kind not in tried:
+                        apart = self._apart(model, batch, device, totals)
+                        if apart > rules.tolerance:
+                            return f"answers differ by {apart:.2g} nats from those of single rows"
+                        tried.add(kind)
+                    bar.update(len(batch.rows))
+        except Exception as error:
+            if road == WHOLE or tried or is_out_of_memory(error):
+                raise
+            return f"it raises {type(error).__name__}: {error}"
+        return totals
+
+    def _apart(self, model: Any, batch: Batch, device: torch.device, totals: Tensor) -> float:
+        """How far answers in a batch are from those read off single rows, in nats per token, of two of its rows."""
+        rows = sorted(batch.rows, key=lambda r: len(self.rows[r].ids))
+        alone, tokens = torch.zeros_like(totals), torch.zeros_like(totals)
+        for r in {rows[0], rows[-1]}:
+            ids = self.rows[r].ids
+            self._read(model, Batch((Pack(ids, {r: range(len(ids))}),), 0, (-1,)), None, device, alone)
+            for number, _, _ in self._reads[r]:
+                tokens[number] += 1
+        read = tokens > 0
+        return difference(totals[read] / tokens[read], alone[read] / tokens[read])
 
     def _read(self, model: Any, batch: Batch, cache: Any, device: torch.device, totals: Tensor) -> None:
         """Run one batch and add the log-probabilities of its answer tokens to `totals`."""

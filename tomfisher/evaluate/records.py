@@ -101,6 +101,7 @@ class Scores:
         normalize: how the choices were compared: see `tomfisher.evaluate.normalize`.
         wording: how the questions were put: see `tomfisher.tasks.wording.Wording`.
         max_new_tokens: how many tokens were written for every answer, or None where none were.
+        rules: how the model was run and why (`tomfisher.runtime.rules`), or None where it is not known.
     """
 
     records: tuple[Record, ...]
@@ -110,6 +111,7 @@ class Scores:
     normalize: str = TOTAL
     wording: dict[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
+    rules: dict[str, Any] | None = field(default=None, compare=False)
 
     def normalized(self, normalize: str) -> Scores:
         """The same log-probabilities, with the choices compared in another way.
@@ -163,6 +165,7 @@ class Scores:
             "normalize": self.normalize,
             "wording": self.wording,
             "max_new_tokens": self.max_new_tokens,
+            "rules": self.rules,
             "records": [asdict(record) for record in self.records],
         }
 
@@ -177,6 +180,7 @@ class Scores:
             data.get("normalize", TOTAL),
             data.get("wording", {}),
             data.get("max_new_tokens"),
+            data.get("rules"),
         )
 
 

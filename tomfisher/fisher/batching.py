@@ -52,7 +52,7 @@ def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
 
 
 def plan_batches(
-    lengths: Sequence[int], tokens_per_batch: int, max_samples: int | None = None
+    lengths: Sequence[int], tokens_per_batch: int, max_samples: int | None = None, padded: bool = True
 ) -> list[list[int]]:
     """Group sample indices so that `B * T` stays within the budget, longest samples first.
 
@@ -63,6 +63,7 @@ def plan_batches(
         lengths: tokens of each sample.
         tokens_per_batch: upper bound of `B * T`.
         max_samples: upper bound of B.
+        padded: whether samples of different lengths may stand in one batch.
 
     Returns:
         Lists of indices into `lengths`; every index occurs once.
@@ -75,7 +76,8 @@ def plan_batches(
         current = batches[-1] if batches else []
         longest = lengths[current[0]] if current else 0
         full = max_samples is not None and len(current) >= max_samples
-        if current and not full and (len(current) + 1) * longest <= tokens_per_batch:
+        alike = padded or lengths[index] == longest
+        if current and alike and not full and (len(current) + 1) * longest <= tokens_per_batch:
             current.append(index)
         else:
             batches.append([index])

@@ -27,6 +27,7 @@ from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
 from tomfisher.runtime.forward import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
+from tomfisher.runtime.rules import SINGLE, Rules, check_rules
 from tomfisher.sample import Sample, digest
 
 
@@ -77,7 +78,8 @@ def fisher_diagonal(
     Raises:
         TypeError: a sample is no `Sample`.
         ValueError: no samples, an unknown option, ids outside the vocabulary, a sample longer than the
-            model's context, or nothing selected.
+            model's context, nothing selected, or a model that breaks a rule that a likelihood rests on
+            (`tomfisher.runtime.rules`); what it allows is in `.metadata["rules"]`.
         NotImplementedError: the implementation asked for does not exist here.
         FloatingPointError: a loss or gradient is not finite; names the sample and the tensor.
         MemoryError: one sample alone does not fit.
@@ -91,8 +93,9 @@ def fisher_diagonal(
     linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
+    rules = check_rules(model, [sample.input_ids for sample in samples], len(samples))
     roads = find_roads(model, selection, samples, reduction)
-    run = _Run(model, selection, roads, samples, labels, reduction, impl, seed)
+    run = _Run(model, selection, roads, samples, labels, reduction, impl, seed, rules)
     run.all_batches(tokens_per_batch, progress)
     result = FisherDiagonal(
         run.F,
@@ -113,6 +116,7 @@ def fisher_diagonal(
             "model": identify(model, getattr(model.config, "_name_or_path", "")),
             "data_sha256": digest(samples),
             "implementations": run.implementations,
+            "rules": rules.to_dict(),
             "versions": versions(),
         },
     )
@@ -134,9 +138,11 @@ class _Run:
         reduction: Reduction,
         impl: ops.Impl,
         seed: int,
+        rules: Rules,
     ) -> None:
         self.model, self.selection, self.roads, self.samples = model, selection, roads, samples
         self.labels, self.reduction, self.impl, self.seed = labels, reduction, impl, seed
+        self.rules = rules
         self.F = {
             name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in selection.items()
         }
@@ -159,7 +165,7 @@ class _Run:
         """Every sample once; the budget halves for good whenever memory runs out."""
         budget = token_budget(tokens_per_batch, self.model, device_of(self.model))
         # a parameter on the fallback road needs the gradient of one sample alone
-        most = 1 if self.roads.fallback else None
+        most = 1 if self.roads.fallback or self.rules.batches == SINGLE else None
         queue = self._batches(range(len(self.samples)), budget, most)
         trainable = tuple(self.selection[n] for n in self.roads.fallback)
         total = sum(len(s) for s in self.samples)
@@ -193,7 +199,9 @@ class _Run:
 
     def _batches(self, indices: Sequence[int], budget: int, most: int | None) -> list[list[int]]:
         lengths = [len(self.samples[i]) for i in indices]
-        return [[indices[i] for i in batch] for batch in plan_batches(lengths, budget, most)]
+        return [
+            [indices[i] for i in batch] for batch in plan_batches(lengths, budget, most, self.rules.padded)
+        ]
 
     def _one_batch(self, batch: Batch, skip: set[str]) -> None:
         self._running = self._called(batch.indices[0])

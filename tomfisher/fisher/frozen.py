@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tomfisher.models.onednn import by_onednn
+from tomfisher.runtime.frequencies import fresh_frequencies
 
 
 @contextmanager
@@ -37,6 +38,7 @@ def frozen(model: nn.Module, trainable: tuple[nn.Parameter, ...] = ()) -> Iterat
         for parameter in trainable:
             parameter.requires_grad_(True)
         stack.enter_context(by_onednn(model))
+        stack.enter_context(fresh_frequencies(model))
         for layer in model.modules():
             if getattr(layer, "gradient_checkpointing", False) and _is_decoder_layer(layer):
                 stack.callback(_checkpointed(layer))

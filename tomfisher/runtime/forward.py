@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,24 @@ def measuring(model: nn.Module) -> Iterator[None]:
 
 def device_of(model: Any) -> torch.device:
     """The device that token ids have to be on; that of the computation where accelerate offloads the embedding."""
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    embeddings = embedding_of(model)
     hook: Any = getattr(embeddings, "_hf_hook", None)
     if getattr(hook, "offload", False):
         return torch.device(hook.execution_device)
     return next((embeddings if embeddings is not None else model).parameters()).device
+
+
+def embedding_of(model: Any) -> nn.Module | None:
+    """The module that turns token ids into vectors, or None where the model names none."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return (
+        embeddings
+        if isinstance(embeddings, nn.Module) and any(True for _ in embeddings.parameters())
+        else None
+    )
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -69,14 +83,27 @@ class Rows:
     kept: bool = True
 
 
-def logits_at(model: Any, ids: Tensor, keep: Tensor, rows: Rows = Rows(), **arguments: Any) -> Tensor:
+# What `tomfisher.runtime.rules` found out about a model; the rows of others are taken to be their tokens'.
+_ROWS: weakref.WeakKeyDictionary[Any, Rows] = weakref.WeakKeyDictionary()
+
+
+def rows_of(model: Any) -> Rows:
+    """Where this model puts the logits of its tokens, as far as it was asked."""
+    return _ROWS.get(model, Rows())
+
+
+def set_rows(model: Any, rows: Rows) -> None:
+    """Remember where this model puts the logits of its tokens, for `logits_at`."""
+    _ROWS[model] = rows
+
+
+def logits_at(model: Any, ids: Tensor, keep: Tensor, **arguments: Any) -> Tensor:
     """Logits at some positions, in the model's dtype.
 
     Args:
         model: a causal language model of transformers.
         ids: `[B, T]`.
         keep: positions, `[K]`.
-        rows: where the model puts them (`tomfisher.runtime.rules`).
         **arguments: for the model's forward.
 
     Returns:
@@ -85,6 +112,7 @@ def logits_at(model: Any, ids: Tensor, keep: Tensor, rows: Rows = Rows(), **argu
     Raises:
         ValueError: the model gives another number of rows than it was found to give.
     """
+    rows = rows_of(model)
     if accepts(model, "use_cache"):
         arguments.setdefault("use_cache", False)
     kept = rows.kept and accepts(model, "logits_to_keep")

@@ -24,17 +24,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as registry
 
-from tomfisher.runtime.forward import Rows, accepts, device_of, logits_at, measuring, pad
+from tomfisher.runtime.forward import (
+    Rows,
+    accepts,
+    device_of,
+    embedding_of,
+    logits_at,
+    measuring,
+    pad,
+    rows_of,
+    set_rows,
+)
 from tomfisher.runtime.weights import WeightBits
 
-PADDED, EQUAL, SINGLE = "padded batches", "batches of equal lengths", "single rows"
+BATCHES = PADDED, EQUAL, SINGLE = ("padded batches", "batches of equal lengths", "single rows")
 SLACK = 4.0  # times rounding
 # Cuts for the questions that no length decides, positions compared, and tokens of the batch that is tried.
 SHORT, POSITIONS, BATCH_TOKENS = 24, 16, 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rules:
     """What a model was found to do, and the way of running it that follows.
 
@@ -55,6 +66,11 @@ class Rules:
     differences: Mapping[str, float] = field(default_factory=dict)
     lengths: tuple[int, int] = (0, 0)
     reason: str = ""
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows of any length may stand in one forward."""
+        return self.batches == PADDED
 
     @property
     def tolerance(self) -> float:
@@ -98,6 +114,7 @@ def check_rules(model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: i
     for answer, asked in known:
         covers = answer.lengths[0] <= lengths[0] and lengths[1] <= answer.lengths[1]
         if covers and (rows <= asked or answer.batches == SINGLE):
+            set_rows(model, answer.rows)
             return answer
     rules = _asked(model, texts, rows)
     known.append((rules, rows))
@@ -136,7 +153,12 @@ _ANSWERS: weakref.WeakKeyDictionary[nn.Module, dict[int, list[tuple[Rules, int]]
 
 def _fingerprint(model: Any) -> int:
     """A hash of everything but values that a forward depends on."""
-    parts: list[Any] = [str(getattr(model, "config", None)), str(getattr(model, "active_adapter", None))]
+    everywhere = (*registry._global_forward_hooks, *registry._global_forward_pre_hooks)
+    parts: list[Any] = [
+        everywhere,
+        str(getattr(model, "config", None)),
+        str(getattr(model, "active_adapter", None)),
+    ]
     for module in model.modules():
         hooks = (*module._forward_hooks, *module._forward_pre_hooks)
         parts.append((id(module), type(module), hooks, id(module.__dict__.get("forward"))))
@@ -162,19 +184,19 @@ class _Questions:
     def ask(self, rows: int) -> Rules:
         """All questions, in the order in which the answers need each other."""
         whole = self._whole(self.short)
-        self.rows = Rows(max(0, len(whole) - len(self.short)), kept=False)
+        self.offset = max(0, len(whole) - len(self.short))
         if len(whole) < len(self.short):
             self._refuse("rows", f"{len(self.short)} tokens give {len(whole)} rows of logits", _WAY["rows"])
         repeats = self._again("repeats", whole, self._whole(self.short), _WAY["random"])
         self.rounding = self._rounding(whole)
         self._causal_in_short(whole)
-        self.rows = Rows(self.rows.offset, self._kept(whole))
+        set_rows(self.model, Rows(self.offset, self._kept(whole)))
         middle, longest = self._at(self.middle), self._at(self.longest)
         self._causal_in_longest(longest)
         batches, reason = self._batches(longest, rows)
         repeats &= self._again("keeps nothing", middle, self._at(self.middle), _WAY["state"])
         lengths = len(self.shortest), len(self.longest)
-        return Rules(batches, self.rows, repeats, self.rounding, self.found, lengths, reason)
+        return Rules(batches, rows_of(self.model), repeats, self.rounding, self.found, lengths, reason)
 
     def _refuse(self, rule: str, fault: str, way: str) -> None:
         raise ValueError(f'{type(self.model).__name__} breaks the rule "{rule}": {fault}. {way}')
@@ -195,7 +217,7 @@ class _Questions:
     def _at(self, *texts: list[int], where: list[int] | None = None) -> Tensor:
         """Log-probabilities `[2, K, V]` of the first and the last text of a forward, at some positions."""
         keep = torch.tensor(where or _positions(len(texts[0])), device=self.device)
-        logits = logits_at(self.model, pad(texts, self.device), keep, self.rows)
+        logits = logits_at(self.model, pad(texts, self.device), keep)
         return _logprobs(logits[[0, -1]])
 
     def _changed(self, ids: list[int], start: int) -> list[int]:
@@ -204,19 +226,19 @@ class _Questions:
         following = dict(zip(pool, [*pool[1:], pool[0]], strict=True))
         return ids[:start] + [following[token] for token in ids[start:]]
 
-    def _note(self, rule: str, difference: float) -> float:
-        self.found[rule] = max(difference, self.found.get(rule, 0.0))
-        return difference
+    def _note(self, rule: str, nats: float) -> float:
+        self.found[rule] = max(nats, self.found.get(rule, 0.0))
+        return nats
 
     def _again(self, rule: str, before: Tensor, after: Tensor, way: str) -> bool:
         """Whether the same call gave the same bits; refused where it is not even rounding."""
-        difference = self._note(rule, _difference(before, after))
+        nats = self._note(rule, difference(before, after))
         exact = self.device.type == "cpu"
         unit = torch.finfo(torch.float32).eps if exact else _unit(self.model)
-        if difference > SLACK * unit * _size(before):
-            fault = f"the same call gave log-probabilities that differ by {difference:.2g} nats"
+        if nats > SLACK * unit * _size(before):
+            fault = f"the same call gave log-probabilities that differ by {nats:.2g} nats"
             self._refuse("the same call gives the same numbers", fault, way)
-        return difference == 0
+        return nats == 0
 
     def _rounding(self, whole: Tensor) -> float:
         """What one rounding unit in the embeddings does to a log-probability, at least that of float32."""
@@ -231,38 +253,41 @@ class _Questions:
             sign = torch.randint(0, 2, output.shape, generator=generator).mul_(2).sub_(1)
             return output * (1 + unit * sign.to(output))
 
-        handle = self.model.get_input_embeddings().register_forward_hook(disturb)
+        embedding = embedding_of(self.model)
+        if embedding is None:
+            return unit * _size(whole)
+        handle = embedding.register_forward_hook(disturb)
         try:
-            moved = _difference(whole, self._whole(self.short))
+            moved = difference(whole, self._whole(self.short))
         finally:
             handle.remove()
         return max(moved, (torch.finfo(torch.float32).eps if seen else unit) * _size(whole))
 
-    def _rounds(self, difference: float) -> bool:
-        return difference <= SLACK * self.rounding
+    def _rounds(self, nats: float) -> bool:
+        return nats <= SLACK * self.rounding
 
     def _causal_in_short(self, whole: Tensor) -> None:
         """Changing the tokens from j on changes the rows from j on, and none before."""
         for start in {1, len(self.short) - 1} - {0} if len(self.short) > 1 else ():
             changed = self._whole(self._changed(self.short, start))
-            border = self.rows.offset + start
-            self._check_causal(_difference(whole[:border], changed[:border]), start)
-            if self.rows.offset and self._rounds(_difference(whole[border], changed[border])):
+            border = self.offset + start
+            self._check_causal(difference(whole[:border], changed[:border]), start)
+            if self.offset and self._rounds(difference(whole[border], changed[border])):
                 fault = f"{len(self.short)} tokens give {len(whole)} rows of logits, and not the last {len(self.short)}"
                 self._refuse("rows", f"{fault} are theirs", _WAY["rows"])
-        if self.rows.offset and len(self.short) == 1:
+        if self.offset and len(self.short) == 1:
             self._refuse("rows", f"1 token gives {len(whole)} rows of logits", _WAY["rows"])
 
     def _causal_in_longest(self, longest: Tensor) -> None:
         half = len(self.longest) // 2
         before = [i for i, position in enumerate(_positions(len(self.longest))) if position < half]
         changed = self._at(self._changed(self.longest, half))
-        self._check_causal(_difference(longest[:, before], changed[:, before]), half)
+        self._check_causal(difference(longest[:, before], changed[:, before]), half)
 
-    def _check_causal(self, difference: float, start: int) -> None:
-        if not self._rounds(self._note("causal", difference)):
+    def _check_causal(self, nats: float, start: int) -> None:
+        if not self._rounds(self._note("causal", nats)):
             fault = f"other tokens from position {start} on change the log-probabilities before it"
-            self._refuse("causal", f"{fault} by {difference:.2g} nats", _WAY["causal"])
+            self._refuse("causal", f"{fault} by {nats:.2g} nats", _WAY["causal"])
 
     def _kept(self, whole: Tensor) -> bool:
         """Whether `logits_to_keep` gives the rows that stand in all logits."""
@@ -270,11 +295,11 @@ class _Questions:
             return False
         where = _positions(len(self.short))
         keep = torch.tensor(where, device=self.device)
-        ids, rows = pad([self.short], self.device), Rows(self.rows.offset)
+        ids = pad([self.short], self.device)
         arguments = {"use_cache": False} if accepts(self.model, "use_cache") else {}
-        logits = self.model(input_ids=ids, logits_to_keep=keep + rows.offset, **arguments).logits
+        logits = self.model(input_ids=ids, logits_to_keep=keep + self.offset, **arguments).logits
         return logits.shape[1] == len(keep) and self._rounds(
-            _difference(_logprobs(logits)[0], whole[keep + rows.offset])
+            difference(_logprobs(logits)[0], whole[keep + self.offset])
         )
 
     def _batches(self, longest: Tensor, rows: int) -> tuple[str, str]:
@@ -282,15 +307,13 @@ class _Questions:
         step = max(1, len(self.texts) // max(1, rows - 1))
         others = self.texts[1:-1][::step][: rows - 2]
         last = self.shortest if len(self.texts) > 1 else self._changed(self.longest, 0)
-        difference = self._beside([self.longest, *others, last], longest)
-        if self._rounds(self._note(PADDED, difference)):
+        nats = self._beside([self.longest, *others, last], longest)
+        if self._rounds(self._note(PADDED, nats)):
             return PADDED, ""
-        reason = (
-            f"beside other texts, padded, log-probabilities differ by {difference:.2g} nats from those alone"
-        )
+        reason = f"beside other texts, padded, log-probabilities differ by {nats:.2g} nats from those alone"
         if len(last) < len(self.longest):
-            difference = max(self._beside_equals(text) for text in (self.shortest, self.longest))
-            if self._rounds(self._note(EQUAL, difference)):
+            nats = max(self._beside_equals(text) for text in (self.shortest, self.longest))
+            if self._rounds(self._note(EQUAL, nats)):
                 return EQUAL, reason
         return SINGLE, reason
 
@@ -300,9 +323,9 @@ class _Questions:
         own, short = _positions(len(texts[0])), _positions(len(last))
         where = sorted({*own, *short})
         together = self._at(*texts, where=where)
-        found = _difference(together[0, [where.index(p) for p in own]], longest[0])
+        found = difference(together[0, [where.index(p) for p in own]], longest[0])
         alone = self._at(last)[0]
-        found = max(found, _difference(together[-1, [where.index(p) for p in short]], alone))
+        found = max(found, difference(together[-1, [where.index(p) for p in short]], alone))
         healthy = bool(alone.isfinite().any(-1).all())
         padding = together[-1, [i for i, p in enumerate(where) if p >= len(last)]]
         # NaN in the padding has no place in a log-probability, but in a gradient
@@ -312,7 +335,7 @@ class _Questions:
         """How far a text beside others of its length is from where it is alone."""
         others = [self._changed(text, i % len(text)) for i in range(max(1, BATCH_TOKENS // len(text) - 1))]
         where = _positions(len(text))
-        return _difference(self._at(*others, text, where=where)[-1], self._at(text)[0])
+        return difference(self._at(*others, text, where=where)[-1], self._at(text)[0])
 
 
 _WAY = {
@@ -337,8 +360,8 @@ def _logprobs(logits: Tensor) -> Tensor:
     return logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
-    """Largest difference; 0 where both are the same infinity or NaN, infinite where only one is."""
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two tensors; 0 where both are the same infinity or NaN, infinite where only one is."""
     if not a.numel():
         return 0.0
     apart = (a - b).abs()

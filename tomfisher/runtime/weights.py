@@ -36,7 +36,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         passing = module._non_persistent_buffers_set
         own = {**module._parameters, **{n: b for n, b in module._buffers.items() if n not in passing}}
         for name, tensor in own.items():
-            if tensor is None:
+            if tensor is None or tensor.is_meta:  # offloaded: the values are elsewhere
                 continue
             where = (
                 tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else id(tensor),
