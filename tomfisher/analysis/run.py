@@ -14,6 +14,7 @@ from tomfisher.models.families import Architecture, UnsupportedModel
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import accepts, device_of, measuring, pad
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
+from tomfisher.runtime.rules import SINGLE, Rules, check_rules
 
 TOKENS_PER_BATCH = 4096
 
@@ -67,11 +68,14 @@ def run(
     batch: list[int] = []
 
     def look(layer: int, inputs: QueryKey) -> None:
+        _check_extent(inputs, max(len(rows[i]) for i in batch))
         seen.add(layer)
         for collector in collectors:
             collector.look(layer, inputs, [len(rows[i]) for i in batch], batch)
 
-    batches = plan_batches([len(row) for row in rows], tokens_per_batch)
+    rules = ask(model, rows, tokens_per_batch)
+    most = 1 if rules.batches == SINGLE else None
+    batches = plan_batches([len(row) for row in rows], tokens_per_batch, most, rules.padded)
     bar = progress_bar(total=len(rows), desc=what, unit="prompt", enabled=progress)
     with bar, watching(architecture, look), measuring(model):
         for batch in batches:
@@ -84,6 +88,21 @@ def run(
                 )
             bar.update(len(batch))
     return [len(row) for row in rows]
+
+
+def ask(model: Any, prompts: Sequence[Sequence[int] | Tensor], tokens_per_batch: int) -> Rules:
+    """What the model says to the rules on these prompts, and the batches that follow (`tomfisher.runtime.rules`)."""
+    return check_rules(model, prompts, tokens_per_batch // max(map(len, prompts)))
+
+
+def _check_extent(inputs: QueryKey, length: int) -> None:
+    """Refuse queries and keys that are not one for each token: of virtual tokens in front, or a cache."""
+    for what, tensor in (("queries", inputs.q), ("keys", inputs.k)):
+        if tensor.shape[2] != length:
+            raise UnsupportedModel(
+                f"The attention has {tensor.shape[2]} {what} for {length} tokens: there are others in front, such as "
+                "the virtual tokens of prompt or prefix tuning, and no measure here knows them."
+            )
 
 
 def _checked(model: Any, prompts: Sequence[Sequence[int] | Tensor]) -> list[list[int]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from tomfisher.runtime.gate import (
     position_limit,
     why_not_finite,
 )
+from tomfisher.runtime.rules import SINGLE, check_rules
 from tomfisher.tokens import encode_parts
 
 BATCH_SIZE = 4
@@ -39,6 +41,7 @@ class Perplexity:
         num_tokens: tokens scored.
         num_words: words of the original text (split at white space) in the scored part.
         nll: negative log-likelihood of all scored tokens, in nats.
+        rules: how the model was run and why (`tomfisher.runtime.rules`), or None where it is not known.
     """
 
     token: float
@@ -47,8 +50,9 @@ class Perplexity:
     num_tokens: int
     num_words: int
     nll: float
+    rules: dict[str, Any] | None = field(default=None, compare=False)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """All figures by name, fit for JSON."""
         return asdict(self)
 
@@ -134,7 +138,8 @@ def perplexity(
         `Perplexity`.
 
     Raises:
-        ValueError: a setting out of range, a text with nothing to score, or a likelihood that is not finite.
+        ValueError: a setting out of range, a text with nothing to score, a likelihood that is not finite, or a
+            model that breaks a rule that a likelihood rests on (`tomfisher.runtime.rules`).
     """
     stride = window if stride is None else stride
     _check_settings(window, stride, max_tokens, batch_size)
@@ -145,12 +150,12 @@ def perplexity(
     windows = [w for i, doc in enumerate(documents) for w in _windows(i, doc, window, stride)]
     windows.sort(key=lambda w: (-w.length, w.end - w.first, w.document, w.start))
     check_length(model, windows[0].length, "A window", f"Use window={position_limit(model)} or less.")
+    rules = check_rules(model, [_inputs(documents, w) for w in windows], batch_size)
     tokens = sum(doc.tokens for doc in documents)
     total, device = 0.0, device_of(model)
     bar = progress_bar(total=tokens, desc="perplexity", unit="token", enabled=progress)
     with measuring(model), bar:
-        for i in range(0, len(windows), batch_size):
-            batch = windows[i : i + batch_size]
+        for batch in _batches(windows, 1 if rules.batches == SINGLE else batch_size, rules.padded):
             total += _batch_nll(model, documents, batch, device)
             bar.update(sum(w.end - w.first for w in batch))
     words, size = sum(doc.words for doc in documents), sum(doc.size for doc in documents)
@@ -165,16 +170,28 @@ def perplexity(
         num_tokens=tokens,
         num_words=words,
         nll=total,
+        rules=rules.to_dict(),
     )
+
+
+def _batches(windows: Sequence[_Window], size: int, padded: bool) -> Iterator[Sequence[_Window]]:
+    """Windows sorted by length in batches; of one length where nothing may be padded."""
+    groups = [windows] if padded else [list(g) for _, g in itertools.groupby(windows, lambda w: w.length)]
+    for group in groups:
+        for i in range(0, len(group), size):
+            yield group[i : i + size]
+
+
+def _inputs(documents: Sequence[_Document], window: _Window) -> list[int]:
+    document = documents[window.document]
+    return document.begin + document.ids[window.start : window.end]
 
 
 def _batch_nll(
     model: Any, documents: Sequence[_Document], batch: Sequence[_Window], device: torch.device
 ) -> float:
     """Negative log-likelihood in nats of the tokens that these windows score."""
-    inputs = pad(
-        [documents[w.document].begin + documents[w.document].ids[w.start : w.end] for w in batch], device
-    )
+    inputs = pad([_inputs(documents, w) for w in batch], device)
     begin = min(w.skipped for w in batch)
     keep = torch.arange(begin, inputs.shape[1], device=device)
     logits = logits_at(model, inputs, keep)

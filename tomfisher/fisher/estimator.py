@@ -93,10 +93,11 @@ def fisher_diagonal(
     linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
-    rules = check_rules(model, [sample.input_ids for sample in samples], len(samples))
+    budget = token_budget(tokens_per_batch, model, device_of(model))
+    rules = check_rules(model, [sample.input_ids for sample in samples], budget // max(map(len, samples)))
     roads = find_roads(model, selection, samples, reduction)
     run = _Run(model, selection, roads, samples, labels, reduction, impl, seed, rules)
-    run.all_batches(tokens_per_batch, progress)
+    run.all_batches(budget, progress)
     result = FisherDiagonal(
         run.F,
         num_samples=len(samples),
@@ -161,9 +162,8 @@ class _Run:
                 used[f"{op}@{device.type}"] = ops.resolve(op, self.impl, device)[0]
         return used
 
-    def all_batches(self, tokens_per_batch: int | str, progress: bool) -> None:
+    def all_batches(self, budget: int, progress: bool) -> None:
         """Every sample once; the budget halves for good whenever memory runs out."""
-        budget = token_budget(tokens_per_batch, self.model, device_of(self.model))
         # a parameter on the fallback road needs the gradient of one sample alone
         most = 1 if self.roads.fallback or self.rules.batches == SINGLE else None
         queue = self._batches(range(len(self.samples)), budget, most)

@@ -47,4 +47,6 @@ def _reset(module: Any, _: Any) -> None:
     for name in buffers:
         original = getattr(module, name.replace("inv_freq", "original_inv_freq"), None)
         if original is not None:
-            module.register_buffer(name, original.to(module._buffers[name].device), persistent=False)
+            module.register_buffer(
+                name, original.to(module._buffers[name].device, copy=True), persistent=False
+            )

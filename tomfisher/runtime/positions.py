@@ -137,7 +137,10 @@ class _Lookups(TorchFunctionMode):
 
     def _note(self, ids: Tensor, weight: Tensor) -> None:
         places = ids.reshape(-1)[-_PROBE_TOKENS:].tolist()
-        if places == list(range(places[0], places[0] + _PROBE_TOKENS)):
+        rising = places == list(range(places[0], places[0] + _PROBE_TOKENS))
+        if (
+            rising and places[-1] < len(weight) - 1
+        ):  # a table taken whole: the virtual tokens of prompt tuning
             self.positions.append(weight.shape[0] - places[0])
 
 

@@ -42,7 +42,7 @@ from tomfisher.runtime.weights import WeightBits
 BATCHES = PADDED, EQUAL, SINGLE = ("padded batches", "batches of equal lengths", "single rows")
 SLACK = 4.0  # times rounding
 # Cuts for the questions that no length decides, positions compared, and tokens of the batch that is tried.
-SHORT, POSITIONS, BATCH_TOKENS = 24, 16, 1024
+SHORT, POSITIONS, BATCH_TOKENS = 24, 16, 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,14 +268,19 @@ class _Questions:
 
     def _causal_in_short(self, whole: Tensor) -> None:
         """Changing the tokens from j on changes the rows from j on, and none before."""
-        for start in {1, len(self.short) - 1} - {0} if len(self.short) > 1 else ():
+        length = len(self.short)
+        for start in sorted({1, length - 1}) if length > 1 else ():
             changed = self._whole(self._changed(self.short, start))
             border = self.offset + start
-            self._check_causal(difference(whole[:border], changed[:border]), start)
-            if self.offset and self._rounds(difference(whole[border], changed[border])):
-                fault = f"{len(self.short)} tokens give {len(whole)} rows of logits, and not the last {len(self.short)}"
-                self._refuse("rows", f"{fault} are theirs", _WAY["rows"])
-        if self.offset and len(self.short) == 1:
+            before = difference(whole[:border], changed[:border])
+            moved = not self._rounds(difference(whole[border], changed[border]))
+            if self.offset and not (self._rounds(before) and moved):
+                fault = (
+                    f"{length} tokens give {len(whole)} rows of logits, and the last {length} are not theirs"
+                )
+                self._refuse("rows", fault, _WAY["rows"])
+            self._check_causal(before, start)
+        if self.offset and length == 1:
             self._refuse("rows", f"1 token gives {len(whole)} rows of logits", _WAY["rows"])
 
     def _causal_in_longest(self, longest: Tensor) -> None:

@@ -1,0 +1,337 @@
+"""The rules are asked of the model: a broken one is worked around with the right numbers, or refused by name."""
+
+from __future__ import annotations
+
+import random
+
+import peft
+import pytest
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import tomfisher
+from tomfisher.runtime.rules import EQUAL, PADDED, SINGLE, check_rules
+from tomfisher.sample import Sample
+from tomfisher.tasks.story import Story
+
+WORDS = [f"w{i}" for i in range(60)]
+TINY = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+LLAMA = {**TINY, **HEADS, "max_position_embeddings": 128}
+LENGTHS = (40, 10, 12, 30, 9, 12, 10)
+
+
+def llama(**settings):
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**{**LLAMA, **settings}))
+
+
+def within(layer):
+    """A Llama with a module of ours between its last norm and its head."""
+
+    def build():
+        model = llama()
+        model.model.norm = nn.Sequential(model.model.norm, layer())
+        return model
+
+    return build
+
+
+class Statistics(nn.Module):
+    """Normalises by the statistics of the whole batch, of later tokens as well."""
+
+    def forward(self, x):
+        return (x - x.mean((0, 1))) / x.std((0, 1))
+
+
+class Mean(nn.Module):
+    """Adds the mean over the rows, position by position."""
+
+    def forward(self, x):
+        return x + x.mean(0)
+
+
+class Capacity(nn.Module):
+    """One expert takes as many tokens of a forward as there is room for; the rest pass by."""
+
+    def __init__(self, room=0.6):
+        super().__init__()
+        self.room = room
+        self.expert = nn.Linear(16, 16)
+
+    def forward(self, x):
+        tokens = x.reshape(-1, x.shape[-1])
+        taken = (tokens[:, 0] > -1).cumsum(0) <= len(tokens) * self.room
+        return (tokens + 3 * self.expert(tokens) * taken[:, None]).view_as(x)
+
+
+class Length(nn.Module):
+    """Scales by the length of the row, padding counted."""
+
+    def forward(self, x):
+        return x * (x.shape[1] / 20) ** 0.5
+
+
+class Noise(nn.Module):
+    """A dropout that nobody can switch off."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.05, training=True)
+
+
+class OwnWeight(nn.Module):
+    """Keeps a running mean in a weight, where autograd and version counters do not see it."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(16))
+
+    def forward(self, x):
+        self.mean.data.lerp_(x.mean((0, 1)), 0.1)
+        return x
+
+
+class OwnBuffer(OwnWeight):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.register_buffer("mean", torch.zeros(16))
+
+
+class Longest(nn.Module):
+    """Keeps the length of the longest text so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.longest = 0
+
+    def forward(self, x):
+        self.longest = max(self.longest, x.shape[1])
+        return x * self.longest
+
+
+class Ahead(nn.Module):
+    """Sees the next token, as a convolution that is off by one does."""
+
+    def forward(self, x):
+        return x + torch.nn.functional.pad(x[:, 1:], (0, 0, 0, 1))
+
+
+class FewerRows(tf.LlamaForCausalLM):
+    """Gives the logits of the tokens that have a next one."""
+
+    def forward(self, input_ids=None, **kwargs):
+        out = super().forward(input_ids=input_ids, use_cache=False)
+        out.logits = out.logits[:, :-1]
+        return out
+
+
+class RowsBehind(tf.LlamaForCausalLM):
+    """Gives rows behind those of the tokens."""
+
+    def forward(self, input_ids=None, **kwargs):
+        out = super().forward(input_ids=input_ids, use_cache=False)
+        out.logits = nn.functional.pad(out.logits, (0, 0, 0, 2))
+        return out
+
+
+def phi3_longrope():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 2}
+    rope |= {"long_factor": [2.0, 8.0], "original_max_position_embeddings": 16, "factor": 8.0}
+    settings = {**LLAMA, "original_max_position_embeddings": 16, "rope_parameters": rope, "pad_token_id": 0}
+    return tf.Phi3ForCausalLM(tf.Phi3Config(**settings))
+
+
+def dynamic_ntk():
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = llama(max_position_embeddings=16, rope_parameters=rope)
+    model.config.max_position_embeddings = 128  # the frequencies are scaled from 16 on, texts may be longer
+    model.model.rotary_emb.config = llama(max_position_embeddings=16, rope_parameters=rope).config
+    return model
+
+
+def prompt_tuning():
+    return peft.get_peft_model(llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+
+
+def prefix_tuning():
+    return peft.get_peft_model(llama(), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+
+
+def bert():
+    settings = {**TINY, "num_attention_heads": 4, "initializer_range": 0.3, "max_position_embeddings": 128}
+    return tf.BertLMHeadModel(tf.BertConfig(**settings))
+
+
+RIGHT = {
+    "plain": (llama, PADDED),
+    "prompt tuning": (prompt_tuning, PADDED),
+    "prefix tuning": (prefix_tuning, PADDED),
+    "longrope": (phi3_longrope, EQUAL),
+    "dynamic ntk": (dynamic_ntk, EQUAL),
+    "length": (within(Length), EQUAL),
+    "capacity": (within(Capacity), SINGLE),
+    "mean": (within(Mean), SINGLE),
+}
+REFUSED = {
+    "statistics": (within(Statistics), "causal"),
+    "bert": (bert, "causal"),
+    "ahead": (within(Ahead), "causal"),
+    "noise": (within(Noise), "the same call gives the same numbers"),
+    "longest": (within(Longest), "the same call gives the same numbers"),
+    "own weight": (within(OwnWeight), "a forward leaves the weights as they are"),
+    "own buffer": (within(OwnBuffer), "a forward leaves the weights as they are"),
+    "fewer rows": (lambda: FewerRows(tf.LlamaConfig(**LLAMA)), "rows"),
+    "rows behind": (lambda: RowsBehind(tf.LlamaConfig(**LLAMA)), "rows"),
+}
+
+
+def texts(seed=0):
+    draw = random.Random(seed)
+    return [[draw.randrange(4, 64) for _ in range(n)] for n in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
+    fast = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def in_words(ids):
+    return " ".join(WORDS[i - 4] for i in ids)
+
+
+def stories():
+    draw, found = random.Random(1), []
+    for i, ids in enumerate(texts()):
+        choices = (*draw.sample(WORDS, 2), f"{draw.choice(WORDS)} {draw.choice(WORDS)}")
+        found.append(Story(in_words(ids), "", choices, 0, "c", 1, f"q{i}", "{story}"))
+    return found
+
+
+def made(build):
+    torch.manual_seed(0)
+    return build().eval()
+
+
+def alone(model, ids):
+    """Log-probabilities `[T, V]` of the tokens' own rows, of one text in a forward of its own, as just loaded."""
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached"):
+            module.max_seq_len_cached = module.original_max_seq_len
+            module.register_buffer("inv_freq", module.original_inv_freq.clone(), persistent=False)
+    logits = model(input_ids=torch.tensor([ids])).logits[0]
+    return logits[-len(ids) :].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_the_way_that_is_right_is_found_and_recorded(kind):
+    build, batches = RIGHT[kind]
+    rules = check_rules(made(build), texts(), rows=6)
+    assert rules.batches == batches and rules.repeats
+    assert rules.rows.offset == (5 if kind == "prompt tuning" else 0)
+    assert (rules.reason != "") == (batches != PADDED)
+    said = rules.to_dict()
+    assert said["lengths"] == [9, 40] and said["batches"] == batches
+    assert said["differences"][batches if batches != SINGLE else "causal"] <= rules.tolerance
+
+
+@pytest.mark.parametrize("share", ["auto", False])
+@pytest.mark.parametrize("kind", RIGHT)
+def test_answers_are_those_of_single_rows(kind, share, tokenizer):
+    build, batches = RIGHT[kind]
+    model, questions = made(build), stories()
+    found = tomfisher.evaluate.ChoiceEvaluator(tokenizer, questions, 4).score(model, share, progress=False)
+    for story, record in zip(questions, found.records, strict=True):
+        prompt = tokenizer(story.prompt)["input_ids"]
+        for choice, logprob in zip(story.choices, record.logprobs, strict=True):
+            answer = tokenizer(choice)["input_ids"]
+            with torch.no_grad():
+                rows = alone(model, (prompt + answer)[:-1])[len(prompt) - 1 :]
+            assert logprob == pytest.approx(rows[range(len(answer)), answer].sum().item(), abs=2e-4)
+    assert found.rules["batches"] == batches and found.packed == (share == "auto" and kind == "plain")
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_perplexity_is_that_of_single_windows(kind, tokenizer):
+    build, batches = RIGHT[kind]
+    model, documents = made(build), texts()
+    found = tomfisher.evaluate.perplexity(model, tokenizer, list(map(in_words, documents)), progress=False)
+    nll = 0.0
+    with torch.no_grad():
+        for ids in documents:
+            nll -= alone(model, ids[:-1])[range(len(ids) - 1), ids[1:]].sum().item()
+    assert found.nll == pytest.approx(nll, abs=2e-3)
+    assert found.rules["batches"] == batches
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_the_fisher_is_that_of_single_samples(kind):
+    build, batches = RIGHT[kind]
+    model = made(build)
+    samples = [Sample(torch.tensor(ids), torch.tensor(ids)) for ids in texts()]
+    F = tomfisher.fisher_diagonal(model, samples, params="*.0.*proj.weight", progress=False)
+    assert F.metadata["rules"]["batches"] == batches
+    parameters = {name: model.get_parameter(name).requires_grad_(True) for name in F}
+    expected = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for sample in samples:
+        ids = sample.input_ids
+        loss = cross_entropy(alone(model, ids.tolist())[:-1], ids[1:])
+        for name, g in zip(F, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+            expected[name] += g**2
+    for name in F:
+        assert (F[name] - expected[name]).abs().max() <= 2e-4 * expected[name].abs().max(), (
+            name,
+            F.roads[name],
+        )
+
+
+RUNS = {
+    "fisher": lambda model, tokenizer: tomfisher.fisher_diagonal(
+        model, [Sample(torch.tensor(ids), torch.tensor(ids)) for ids in texts()], params="all", progress=False
+    ),
+    "choice": lambda model, tokenizer: tomfisher.evaluate.score(model, tokenizer, stories(), progress=False),
+    "perplexity": lambda model, tokenizer: tomfisher.evaluate.perplexity(
+        model, tokenizer, list(map(in_words, texts())), progress=False
+    ),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_broken_rule_is_named(kind, run, tokenizer):
+    build, rule = REFUSED[kind]
+    with pytest.raises(ValueError, match=f'breaks the rule "{rule}'):
+        RUNS[run](made(build), tokenizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rounding_breaks_no_rule(family, dtype, tiny_config):
+    for spread in (0.02, 0.3):
+        config = tiny_config(family)
+        config.initializer_range = spread
+        model = tf.AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        rules = check_rules(model, [[t % 53 for t in ids] for ids in texts()], rows=8)
+        assert rules.batches == PADDED and rules.repeats and rules.rounding > 0, rules
+
+
+def test_a_sweep_asks_once_and_another_computation_anew():
+    model, calls = made(llama), []
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    first = check_rules(model, texts(), rows=4)
+    asked = len(calls)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0] = 0  # as a mask does
+    assert check_rules(model, texts(), rows=4) is first
+    assert check_rules(model, texts()[2:4], rows=2) is first  # between the shortest and the longest
+    assert len(calls) == asked
+    assert check_rules(model, [*texts(), [5] * 60], rows=4) is not first
+    handle = model.model.norm.register_forward_hook(lambda m, a, out: out + out.mean(0))
+    assert check_rules(model, texts(), rows=4).batches == SINGLE
+    handle.remove()
+    assert check_rules(model, texts(), rows=4) is first
