@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -95,15 +97,26 @@ class ChoiceEvaluator:
             spans += [(tuple(common), tuple(answer)) for answer in answers]
             self._owners += [index] * len(answers)
         self._num_tokens = [len(after) for _, after in spans]
-        self.rows, self._row_of = _merge([prompt + answer[:-1] for prompt, answer in spans], spans)
+        self._spans = spans
+        self._lay_out(merge=True)
         warn_of_unknown_tokens(tokenizer, [row.ids for row in self.rows], "the questions")
-        # (answer number, position, target id) to read off each row
+        self._settled: dict[tuple[Rules, bool | str], tuple[str, str]] = {}
+
+    def _lay_out(self, merge: bool) -> None:
+        """Rows, and what is read off each: (answer number, position, target id)."""
+        self.rows, self._row_of = _merge(self._spans, merge)
         self._reads: list[list[tuple[int, int, int]]] = [[] for _ in self.rows]
-        for number, (before, tokens) in enumerate(spans):
+        for number, (before, tokens) in enumerate(self._spans):
             reads = self._reads[self._row_of[number]]
             reads += [(number, len(before) - 1 + i, token) for i, token in enumerate(tokens)]
         self._plans: dict[tuple[str, str], Plan] = {}
-        self._settled: dict[tuple[Rules, bool | str], tuple[str, str]] = {}
+
+    @functools.cached_property
+    def _unmerged(self) -> ChoiceEvaluator:
+        """The same, but no answer is read off a longer row: for models where numbers depend on a row's length."""
+        other = copy.copy(self)
+        other._lay_out(merge=False)
+        return other
 
     def plan(self, road: str, batches: str = PADDED) -> Plan:
         """The forwards that a call of `score` runs, made once.
@@ -147,10 +160,11 @@ class ChoiceEvaluator:
         if share_prefix not in (True, False, "auto"):
             raise ValueError(f"share_prefix is {share_prefix!r}; it must be 'auto', True or False.")
         self._check_fit(model)
-        rules = check_rules(model, [row.ids for row in self.rows], self.batch_size)
+        rules = check_rules(model, [prompt + answer[:-1] for prompt, answer in self._spans], self.batch_size)
         reason, totals = rules.reason, None
         for road, batches in self._ways(model, share_prefix, rules):
-            found = self._run(model, road, batches, rules, progress)
+            laid_out = self if batches == PADDED else self._unmerged
+            found = laid_out._run(model, road, batches, rules, progress)
             if isinstance(found, Tensor):
                 totals = found
                 break
@@ -330,14 +344,13 @@ def check_stories(stories: Sequence[Any]) -> None:
         seen.add(story.id)
 
 
-def _merge(
-    inputs: list[tuple[int, ...]], spans: list[tuple[tuple[int, ...], tuple[int, ...]]]
-) -> tuple[list[Row], list[int]]:
-    """Distinct rows for the inputs; an input that another one begins with is read off the longer one."""
+def _merge(spans: list[tuple[tuple[int, ...], tuple[int, ...]]], merge: bool) -> tuple[list[Row], list[int]]:
+    """Distinct rows, and which one each answer is read off: with `merge` one that begins with all it needs."""
+    inputs = [prompt + answer[:-1] for prompt, answer in spans]
     longest: dict[tuple[int, ...], tuple[int, ...]] = {}
     following: tuple[int, ...] = ()
     for ids in sorted(set(inputs), reverse=True):
-        following = following if following[: len(ids)] == ids else ids
+        following = following if merge and following[: len(ids)] == ids else ids
         longest[ids] = following
     first: dict[tuple[int, ...], int] = {}
     for ids, (prompt, _) in zip(inputs, spans, strict=True):
