@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -64,13 +65,13 @@ def test_every_example_in_every_help_parses():
     texts = [cli.EXAMPLES, *(command.epilog or "" for command in subcommands().values())]
     lines = re.sub(r"\\\n +", "", "\n".join(texts)).splitlines()
     examples = [
-        line.strip().split("   ")[0].split() for line in lines if line.strip().startswith("tomfisher ")
+        shlex.split(line.strip().split("   ")[0]) for line in lines if line.strip().startswith("tomfisher ")
     ]
     assert {words[1] for words in examples} >= set(COMMANDS)
     for words in examples:
         if words[1] in ("COMMAND", "--help"):
             continue
-        args = parser.parse_args([word.strip("'") for word in words[1:]])
+        args = parser.parse_args(words[1:])
         assert callable(args.execute), words
 
 

@@ -38,6 +38,22 @@ def test_command_line_wins_over_yaml_wins_over_preset_wins_over_defaults(tmp_pat
     assert config.scope == "tensor"
 
 
+def test_how_prompts_are_put_is_read_from_yaml_as_it_is_meant(tmp_path):
+    file = tmp_path / "c.yaml"
+    for text, gap, bos in (("gap: none\nbos: no", "none", "no"), ('gap: ""\nbos: "yes"', "", "yes")):
+        file.write_text(f"model: m\n{text}\n")  # YAML 1.1 reads no as false
+        config = Config.from_dict(read_yaml(file))
+        assert (config.gap, config.bos) == (gap, bos)
+        assert Config.from_dict(yaml.safe_load(config.to_yaml())) == config
+    config = Config(model="m", chat_template=True, system_prompt="Be short.")
+    assert config.wording() == {
+        "gap": "auto",
+        "bos": "auto",
+        "chat_template": True,
+        "system": "Be short.",
+    }
+
+
 def test_unknown_key_names_the_nearest_setting():
     with pytest.raises(ValueError, match=r"unknown setting 'kappa'\. Did you mean 'kappas'"):
         Config.from_dict({"model": "m", "kappa": 1e-4})
@@ -58,6 +74,11 @@ def test_unknown_key_names_the_nearest_setting():
         ({"model": "m", "n_task": 1.5}, "n_task must be a whole number"),
         ({"model": "m", "trust_remote_code": "yes"}, "trust_remote_code must be true or false"),
         ({"model": "m", "supervise": "first"}, "supervise must be one of answer, last, all"),
+        ({"model": "m", "gap": "so"}, "gap must be auto, space, none, newline or a text without letters"),
+        ({"model": "m", "bos": "maybe"}, "bos must be one of auto, yes, no"),
+        ({"model": "m", "normalize": "words"}, "normalize must be one of total, token, character, byte"),
+        ({"model": "m", "system_prompt": "Be short."}, "needs the chat template"),
+        ({"model": "m", "max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"model": "m", "fill": "median"}, "fill must be mean, zero, noise"),
         ({"model": "m", "random_seeds": -1}, "random_seeds must be 0 or more"),
         ({"model": "m", "control_length": 1}, "control_length must be at least 2"),

@@ -169,7 +169,7 @@ def _internals(loaded: LoadedModel, inputs: Inputs) -> Internals:
 
     texts = list(dict.fromkeys(story.prompt for story in inputs.task_stories))[:PROMPTS]
     length = inputs.config.max_length or position_limit(loaded.model)
-    samples = encode(loaded.tokenizer, texts, supervise="all", max_length=length)
+    samples = encode(loaded.tokenizer, texts, supervise="all", max_length=length, **inputs.config.wording())
     return measure_internals(loaded.model, [sample.input_ids for sample in samples])
 
 

@@ -20,6 +20,7 @@ from tomfisher.cli.common import (
     refuse_existing,
     save_then_print,
     setting,
+    wording,
 )
 from tomfisher.progress import note
 
@@ -37,6 +38,7 @@ PROFILE_TITLES = {
 HEAD_COLUMNS = ("layer", "part", "head", "pairs", "masked", "found", "expected", "fold", "p_corrected")
 OVERLAP_TITLE = "Overlap of masks, beside random masks of the same counts"
 PROFILE = "profile"
+PROMPT_FIELDS = ("bos", "chat_template", "system_prompt")
 LARGEST = 5
 
 
@@ -78,6 +80,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--compare_masks", nargs="+", default=[], metavar="FILE", help="masks of one model: what they share"
     )
+    add_settings(parser, *PROMPT_FIELDS)
     add_settings(parser, "fill", "compat", "seed")
     parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 [bf16 on CUDA, else fp32]")
     parser.add_argument("--output_path", help="write everything, per layer and head, to this JSON file")
@@ -219,7 +222,8 @@ def _prompts(args: argparse.Namespace, loaded: Any, texts: Sequence[str]) -> lis
     from tomfisher.tasks.encode import encode
 
     length = args.max_length or position_limit(loaded.model)
-    return [s.input_ids for s in encode(loaded.tokenizer, texts, supervise="all", max_length=length)]
+    samples = encode(loaded.tokenizer, texts, supervise="all", max_length=length, **wording(args))
+    return [sample.input_ids for sample in samples]
 
 
 def _perturbation(args: argparse.Namespace, loaded: Any, mask: Any) -> Any:

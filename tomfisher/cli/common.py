@@ -16,6 +16,13 @@ from tomfisher.progress import note
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 MODEL_FIELDS = ("model", "device", "trust_remote_code", "revision")
+WORDING_FIELDS = ("gap", "bos", "chat_template", "system_prompt")
+TASK_FIELDS = (
+    *("task", "control", "limit", "method", "normalize"),
+    *("max_new_tokens", "temperature", "top_p", "repetitions"),
+    *WORDING_FIELDS,
+)
+PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
 
 
 def add_command(
@@ -93,6 +100,12 @@ def setting(args: argparse.Namespace, name: str) -> Any:
     if choices and value is not None and value not in choices:
         raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {value!r}.")
     return value
+
+
+def wording(args: argparse.Namespace) -> dict[str, Any]:
+    """How prompts are put, as `tomfisher.encode` takes it, of a command that is not a whole study."""
+    values = {name: setting(args, name) for name in WORDING_FIELDS if name != "system_prompt"}
+    return {**values, "system": setting(args, "system_prompt")}
 
 
 def load_named_model(args: argparse.Namespace, dtype: str = "fp32") -> Any:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tomfisher import testbed
 from tomfisher.cli.common import (
     MODEL_FIELDS,
+    PERPLEXITY_FIELDS,
+    TASK_FIELDS,
     add_command,
     add_overwrite,
     add_settings,
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from tomfisher.experiment.measure import Measure
     from tomfisher.masks import SparseMask
 
-TASK_FIELDS = ("task", "control", "limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions")
-PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
 
 CONTROL = "measure the perplexity on this text too: built-in corpus, .txt, JSON/JSONL or datasets id [none]"
 
@@ -43,6 +43,9 @@ def add_parser(subparsers: Any) -> None:
             "      --mask runs/demo-testbed/masks/task-control-0.003.safetensors --output_path evaluation.json",
             "tomfisher evaluate --model ./my-model --task my_task.jsonl --method generate --repetitions 5 \\\n"
             "      --temperature 0.6 --top_p 0.9",
+            "tomfisher evaluate --model smollm2-135m --task false-belief --limit 160 --chat_template \\\n"
+            "      --system_prompt 'Complete the story with one word.'",
+            "tomfisher evaluate --model ./my-model --task my_task.jsonl --gap none --bos yes --normalize byte",
         ),
     )
     names = (*MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS)

@@ -9,6 +9,8 @@ from typing import Any
 
 from tomfisher.cli.common import (
     MODEL_FIELDS,
+    PERPLEXITY_FIELDS,
+    TASK_FIELDS,
     add_command,
     add_overwrite,
     add_settings,
@@ -21,8 +23,6 @@ from tomfisher.cli.common import (
 )
 from tomfisher.progress import note
 
-TASK_FIELDS = ("task", "control", "limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions")
-PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
 RUN_FIELDS = (*MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS, "max_length", "supervise", "fill", "seed")
 WIDTH = 110
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tomfisher.cli.common import (
     MODEL_FIELDS,
+    WORDING_FIELDS,
     add_command,
     add_overwrite,
     add_settings,
@@ -14,6 +15,7 @@ from tomfisher.cli.common import (
     load_named_model,
     refuse_existing,
     setting,
+    wording,
 )
 from tomfisher.progress import note
 
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from tomfisher.models import LoadedModel
     from tomfisher.sample import Sample
 
-DATA = ("task", "n_task", "control", "n_control", "control_length", "max_length", "supervise", "seed")
+DATA = (
+    *("task", "n_task", "control", "n_control", "control_length", "max_length", "supervise", "seed"),
+    *WORDING_FIELDS,
+)
 RUN = ("labels", "reduction", "params", "tokens_per_batch", "fisher_dtype")
 
 HELPS = {
@@ -31,6 +36,7 @@ HELPS = {
     "n_control": "samples of --control [100]",
     "control_length": "tokens per sample of --control [128]",
     "max_length": "cut samples of --task or --texts to this many tokens [the model's context]",
+    "chat_template": "put every prompt, or text of --texts, as the user's turn of the tokenizer's chat template",
     "supervise": "supervised tokens of a sample [answer; of --texts: all]",
 }
 
@@ -47,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher fisher --model smollm2-135m --task false-belief --output_path stores/task",
             "tomfisher fisher --model smollm2-135m --control python-reference --output_path stores/control",
             "tomfisher fisher --model ./my-model --texts prompts.jsonl --supervise last --output_path stores/mine",
+            "tomfisher fisher --model smollm2-135m --task false-belief --chat_template --output_path stores/chat",
             "tomfisher fisher --model testbed-llama --task testbed --labels sampled --params all --output_path s",
         ),
     )
@@ -113,7 +120,8 @@ def samples_of(args: argparse.Namespace, loaded: LoadedModel) -> list[Sample]:
         raise ValueError(f"Name the samples by exactly one of --task, --control and --texts, got {named}.")
     if args.texts is not None:
         supervise = getattr(args, "supervise", "all")
-        return encode(loaded.tokenizer, read_texts(args.texts), supervise, setting(args, "max_length"))
+        texts, length = read_texts(args.texts), setting(args, "max_length")
+        return encode(loaded.tokenizer, texts, supervise, length, **wording(args))
     settings = {name: value for name, value in given_settings(args).items() if name in (*DATA, "model")}
     return Inputs(Config(**settings)).samples(given[0], loaded)
 

@@ -29,8 +29,8 @@ def _setting(
 ) -> Any:
     """A dataclass field with what the command line and the YAML reader need to know about it.
 
-    `kind` is "str", "int", "float", "bool", "floats" or "auto or int"; without it, the default's type.
-    A nullable setting may be none.
+    `kind` is "str", "int", "float", "bool", "floats", "auto or int" or "word"; without it, the default's type. A word
+    is a text for which YAML may read true or false, such as yes and no. A nullable setting may be none.
     """
     kind = kind or type(default).__name__
     optional = nullable or default is None
@@ -77,6 +77,23 @@ class Config:
     reduction: Literal["mean", "sum"] = _setting(
         "mean", "per-sample loss over its tokens", choices=("mean", "sum")
     )
+    gap: str = _setting(
+        "auto",
+        "between prompt and answer: auto (a story's own, else one space where the writing has spaces), space, none, "
+        "newline or punctuation",
+    )
+    bos: str = _setting(
+        "auto",
+        "begin-of-sequence token before questions, samples and windows of text; auto: as the tokenizer does",
+        kind="word",
+        choices=("auto", "yes", "no"),
+    )
+    chat_template: bool = _setting(
+        False, "put every prompt as the user's turn of the tokenizer's chat template"
+    )
+    system_prompt: str | None = _setting(
+        None, "with --chat_template: the text of the system's turn", kind="str"
+    )
     params: str = _setting(
         "decoder-linear", "parameters: decoder-linear, attention-qk, all or comma-separated globs"
     )
@@ -107,7 +124,15 @@ class Config:
     )
     limit: int | None = _setting(320, "evaluation questions; none: all", kind="int", nullable=True)
     method: str = _setting("choice", "how a question is answered", choices=("choice", "generate"))
-    max_new_tokens: int = _setting(5, "generate: tokens per answer")
+    normalize: str = _setting(
+        "total",
+        "choice: compare total log-probabilities, or those per token, character or byte (lm-eval: acc, -, acc_norm, "
+        "acc_bytes)",
+        choices=("total", "token", "character", "byte"),
+    )
+    max_new_tokens: int | None = _setting(
+        None, "generate: tokens per answer [the longest choice's and 3 more, at least 5]", kind="int"
+    )
     temperature: float = _setting(0.0, "generate: sampling temperature, 0 is greedy")
     top_p: float = _setting(1.0, "generate: nucleus size")
     repetitions: int = _setting(1, "generate: answers per question")
@@ -169,6 +194,15 @@ class Config:
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
+    def wording(self) -> dict[str, Any]:
+        """How prompts are put, as `tomfisher.encode` and `tomfisher.evaluate` take it."""
+        return {
+            "gap": self.gap,
+            "bos": self.bos,
+            "chat_template": self.chat_template,
+            "system": self.system_prompt,
+        }
+
     def to_yaml(self) -> str:
         """The text of `config.yaml`; `Config.from_dict(yaml.safe_load(text))` gives an equal config."""
         body = yaml.safe_dump(self.to_dict(), default_flow_style=None, sort_keys=False, allow_unicode=True)
@@ -208,6 +242,12 @@ def _read_str(value: Any) -> str:
     return str(value)
 
 
+def _read_word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _read_str(value)
+
+
 def _read_floats(value: Any) -> tuple[float, ...]:
     if isinstance(value, (int, float)):
         value = [value]
@@ -221,6 +261,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "float": float,
     "bool": _read_bool,
     "floats": _read_floats,
+    "word": _read_word,
     "auto or int": lambda value: "auto" if value == "auto" else _read_int(value),
 }
 _WORDS = {
@@ -229,6 +270,7 @@ _WORDS = {
     "float": "a number",
     "bool": "true or false",
     "floats": "numbers such as 1e-5,1e-4",
+    "word": "a word",
     "auto or int": "'auto' or a whole number",
 }
 
@@ -310,6 +352,14 @@ def _check(config: Config) -> None:
         if choices and value is not None and value not in choices:
             raise ValueError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}.")
     _check_counts(config)
+    _check_wording(config)
+
+
+def _check_wording(config: Config) -> None:
+    """Refuse what `tomfisher.tasks.wording.Wording` does, in its words."""
+    from tomfisher.tasks.wording import Wording
+
+    Wording(**config.wording())
 
 
 def _check_counts(config: Config) -> None:

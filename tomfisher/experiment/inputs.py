@@ -14,6 +14,7 @@ from tomfisher.files import sha256_of_text
 from tomfisher.models.load import LoadedModel
 from tomfisher.runtime.gate import position_limit
 from tomfisher.sample import Sample
+from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.story import Story, scene_of
 
 _HELD = {
@@ -85,13 +86,20 @@ class Inputs:
         config = self.config
         if which == "task":
             length = config.max_length or position_limit(loaded.model)
-            return encode(loaded.tokenizer, self.task_stories, supervise=config.supervise, max_length=length)
+            return encode(
+                loaded.tokenizer,
+                self.task_stories,
+                supervise=config.supervise,
+                max_length=length,
+                **config.wording(),
+            )
         return corpus.windows(
             loaded.tokenizer,
             self._control[0],
             length=config.control_length,
             n=config.n_control,
             seed=config.seed,
+            bos=config.bos,
         )
 
     def hashes(self) -> dict[str, str]:
@@ -129,6 +137,15 @@ def _guess(stories: list[Story]) -> float | None:
 
 
 def stories_sha256(stories: Sequence[Story]) -> str:
-    """SHA-256 of what is told, asked and answered, in order."""
-    parts = ((story.id, story.prompt, *story.choices, str(story.answer)) for story in stories)
+    """SHA-256 of what is told, asked and answered, in order; of a gap only where a story says one."""
+    parts = (
+        (
+            story.id,
+            story.prompt,
+            *((story.gap,) if story.gap != AUTO else ()),
+            *story.choices,
+            str(story.answer),
+        )
+        for story in stories
+    )
     return sha256_of_text(*(text for part in parts for text in part))

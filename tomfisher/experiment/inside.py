@@ -191,7 +191,9 @@ class Inside:
 
         texts = [story.prompt for story in inputs.questions[: self.config.analysis_prompts]]
         length = position_limit(self.loaded.model)
-        samples = encode(self.loaded.tokenizer, texts, supervise="all", max_length=length)
+        samples = encode(
+            self.loaded.tokenizer, texts, supervise="all", max_length=length, **self.config.wording()
+        )
         return [sample.input_ids for sample in samples]
 
     def _analyze(self) -> Analysis:

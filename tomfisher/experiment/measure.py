@@ -40,10 +40,14 @@ class Measure:
         self.loaded = loaded
         self.progress = progress
         self.window = perplexity_window(config, loaded.model)
-        self._options: dict[str, Any] = {} if config.batch_size is None else {"batch_size": config.batch_size}
+        self._options: dict[str, Any] = config.wording()
+        if config.batch_size is not None:
+            self._options["batch_size"] = config.batch_size
         self._choice: ChoiceEvaluator | None = None
         if config.method == "choice":
-            self._choice = ChoiceEvaluator(loaded.tokenizer, inputs.questions, pack=pack, **self._options)
+            self._choice = ChoiceEvaluator(
+                loaded.tokenizer, inputs.questions, pack=pack, normalize=config.normalize, **self._options
+            )
 
     def __call__(self) -> tuple[Scores, Perplexity]:
         """Scores and perplexity of the model in its present state."""
@@ -79,6 +83,7 @@ class Measure:
             stride=config.perplexity_stride,
             max_tokens=config.perplexity_tokens,
             progress=self.progress,
+            bos=config.bos,
         )
 
     def describe(self) -> str:

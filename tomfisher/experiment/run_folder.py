@@ -35,7 +35,16 @@ FREE = ("output_path", *LOOK)  # no result depends on them
 AFTER_FISHER = frozenset(  # settings that no Fisher store depends on
     (
         *("eval_dtype", "kappas", "scope", "fill", "compat", "random_seeds", "random_kappas"),
-        *("limit", "method", "max_new_tokens", "temperature", "top_p", "repetitions", "batch_size"),
+        *(
+            "limit",
+            "method",
+            "normalize",
+            "max_new_tokens",
+            "temperature",
+            "top_p",
+            "repetitions",
+            "batch_size",
+        ),
         *("perplexity_tokens", "perplexity_window", "perplexity_stride"),
     )
 )

@@ -73,7 +73,8 @@ def training_samples(
         stories = _balanced(config, n_train + n_validation) if balanced else inputs.task_stories
     parts = cut(stories, n_train / (n_train + n_validation))
     train, validation = (
-        encode(loaded.tokenizer, part, supervise=config.supervise, max_length=length) for part in parts
+        encode(loaded.tokenizer, part, supervise=config.supervise, max_length=length, **config.wording())
+        for part in parts
     )
     return TrainingSamples(train, validation, stories_sha256(stories))
 

@@ -16,6 +16,13 @@ from tomfisher.report.sections import Section
 from tomfisher.report.tables import ABSENT, Table, interval, p_value
 
 _SETTINGS = ("method", "max_new_tokens", "temperature", "top_p", "repetitions")
+_LATER_SETTINGS = {  # which configs of older versions lack, and what they did
+    "normalize": "total",
+    "gap": "auto",
+    "bos": "auto",
+    "chat_template": False,
+    "system_prompt": None,
+}
 
 
 def incomparable(first: RunData, second: RunData) -> list[str]:
@@ -42,8 +49,8 @@ def incomparable(first: RunData, second: RunData) -> list[str]:
         )
     elif questions[0] != questions[1] and first.task == second.task:
         reasons.append("The questions themselves differ (another number, split or version).")
-    for name in _SETTINGS:
-        ours, theirs = first.config.get(name), second.config.get(name)
+    for name in (*_SETTINGS, *_LATER_SETTINGS):
+        ours, theirs = (run.config.get(name, _LATER_SETTINGS.get(name)) for run in (first, second))
         if ours != theirs:
             reasons.append(f"The setting {name} differs ({shown(ours)} and {shown(theirs)}).")
     return reasons
