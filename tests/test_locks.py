@@ -68,3 +68,19 @@ def test_a_system_without_fcntl_imports_and_locks_with_a_warning(tmp_path) -> No
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "worked\n" and "cannot be locked (this system has no fcntl)" in done.stderr
+
+
+def test_a_lock_may_be_waited_for_and_lie_elsewhere(tmp_path) -> None:
+    """Two processes that make the same cached folder."""
+    file, made = tmp_path / "lock", tmp_path / "made"
+    code = (
+        "import sys, pathlib; from tomfisher.locks import locked\n"
+        f"made = pathlib.Path({str(made)!r})\n"
+        f"print('asks', flush=True)\n"
+        f"with locked(made, {str(file)!r}, wait=True): print(made.exists())"
+    )
+    with locks.locked(made, file, wait=True):
+        other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None and other.stdout.readline() == "asks\n"
+        made.mkdir()
+    assert other.communicate()[0] == "True\n" and list(made.iterdir()) == []

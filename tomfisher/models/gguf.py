@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tomfisher.files import atomic_path, sha256_of_file
+from tomfisher.locks import locked
 from tomfisher.models.gguf_check import check_copy
 from tomfisher.models.gguf_file import merge, named_parts, parts_of
 from tomfisher.models.loading_errors import explained
@@ -61,7 +60,9 @@ def dense_folder(gguf_file: str | os.PathLike[str]) -> Path:
     _require("gguf", "accelerate")
     parts = parts_of(file)
     folder, source = _place_of(parts)
-    with _alone(folder):
+    locks = cache_directory() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with locked(folder, locks / folder.name, wait=True):
         if not _holds(folder, source):  # another process may have made it meanwhile
             with atomic_path(folder) as temporary:
                 _convert(parts, temporary)
@@ -106,22 +107,6 @@ def _holds(folder: Path, source: dict[str, str]) -> bool:
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False  # there is none, or it is damaged: it is made again
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, where the system has locks; without one, the last process to finish wins."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    locks = cache_directory() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / folder.name).open("w") as handle:
-        with contextlib.suppress(OSError):  # a network file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _convert(parts: list[Path], folder: Path) -> None:
