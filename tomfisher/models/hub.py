@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-PATIENCE = 4.0  # seconds until a silent hub counts as unreachable
+PATIENCE = 3.0  # seconds until a silent hub counts as unreachable
 
 
 def why_unreachable() -> str | None:
@@ -23,6 +26,29 @@ def why_unreachable() -> str | None:
     asking.join(PATIENCE)
     found = answer[0] if answer else f"no answer in {PATIENCE:g} s"
     return None if found is None else f"{constants.ENDPOINT}: {found}"
+
+
+@contextlib.contextmanager
+def cache_only() -> Iterator[None]:
+    """Keep everything that uses the hub to its cache; not every part of transformers passes `local_files_only` on."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def commit_of(location: str, revision: str | None) -> str | None:
+    """The commit whose files the cache holds of a repository at a revision; None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(location).is_dir():
+        return None
+    found = try_to_load_from_cache(location, "config.json", revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def unreachable_sentence(source: str, why: str) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tomfisher.models import builtin
-from tomfisher.models.gguf import dense_folder, recorded
-from tomfisher.models.pretrained import check_kind, place_of, read_model, read_tokenizer
+from tomfisher.models import hub
+from tomfisher.models.adapters import adapter_in, merge
+from tomfisher.models.bases import adapter_folder, base_of
+from tomfisher.models.gguf import recorded
+from tomfisher.models.locate import OTHERWISE, locate
+from tomfisher.models.pretrained import Place, check_kind, place_of, read_model, read_tokenizer
 from tomfisher.torch_state import plain_torch
 
 DTYPES: dict[str, torch.dtype] = {
@@ -73,16 +75,12 @@ def load_model(
     """
     place = resolve_device(device)
     precision = "auto" if dtype == "checkpoint" else resolve_dtype(dtype, place)
-    location = _locate(source)
-    otherwise = f"Give a hub id, a local folder, a .gguf file, or one of: {', '.join(builtin.BUILTIN)}."
-    origin = place_of(source, location, otherwise, trust_remote_code, revision)
-    check_kind(origin)
-    tokenizer = read_tokenizer(origin)
+    origin = place_of(source, locate(source), OTHERWISE, trust_remote_code, revision)
+    model, tokenizer, loading = _read(origin, precision)
     _set_pad_token(tokenizer, source)
-    model, loading = read_model(origin, precision)
     model = model.to(place).eval()
-    loading |= recorded(location)
     identity = identify(model, source)
+    identity["revision"] = identity["revision"] or hub.commit_of(origin.location, revision)
     return LoadedModel(model, tokenizer, source, identity | ({"loading": loading} if loading else {}))
 
 
@@ -165,29 +163,25 @@ def _fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _locate(source: str) -> str:
-    """The folder behind a built-in name, a path or a GGUF file; anything else is taken as a hub id."""
-    if source in builtin.BUILTIN:
-        return str(builtin.BUILTIN[source].folder())
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        return str(dense_folder(path))
-    names = ", ".join(builtin.BUILTIN)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(
-                f"Model folder {source!r} has no config.json. Give a folder that save_pretrained wrote."
-            )
-        return str(path)
-    if path.exists():
-        raise ValueError(
-            f"Model {source!r} is a file, but no .gguf. Give its folder, a hub id, or one of: {names}."
-        )
-    if (meant := builtin.near_miss(source)) is not None:
-        raise ValueError(f"Unknown model {source!r}. Did you mean {meant!r}? Built-in names: {names}.")
-    if source.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf":
-        raise ValueError(f"Model {source!r}: there is no such file or folder. Built-in names: {names}.")
-    return source
+def _read(place: Place, dtype: torch.dtype | str) -> tuple[Any, Any, dict[str, Any]]:
+    """Model, tokenizer, and what is worth recording about the load; an adapter is merged into its model."""
+    folder = adapter_folder(place)
+    adapter = None if folder is None else adapter_in(folder, place.source)
+    if adapter is None:
+        return _read_plain(place, dtype)
+    with base_of(adapter, place) as base:
+        model, tokenizer, loading = _read_plain(base, dtype)
+    if adapter.has_tokenizer():
+        tokenizer = read_tokenizer(place._replace(location=str(adapter.folder)))
+    model, merging = merge(model, adapter, place.source)
+    return model, tokenizer, loading | merging
+
+
+def _read_plain(place: Place, dtype: torch.dtype | str) -> tuple[Any, Any, dict[str, Any]]:
+    check_kind(place)
+    tokenizer = read_tokenizer(place)
+    model, loading = read_model(place, dtype)
+    return model, tokenizer, loading | recorded(place.location)
 
 
 def _set_pad_token(tokenizer: Any, source: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +36,13 @@ class Place(NamedTuple):
     otherwise: str
     unreachable: str | None = None
 
-    def explained(self, part: str) -> contextlib.AbstractContextManager[None]:
-        """Errors of reading one part of it, as one paragraph."""
-        return explained(part, self.source, self.otherwise, self.unreachable)
+    @contextlib.contextmanager
+    def explained(self, part: str) -> Iterator[None]:
+        """Read one part of it: errors become one paragraph, and a hub that does not answer is not asked again."""
+        with explained(part, self.source, self.otherwise, self.unreachable), contextlib.ExitStack() as stack:
+            if self.unreachable is not None:
+                stack.enter_context(hub.cache_only())
+            yield
 
 
 def place_of(
