@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from tomfisher.text_files import check_text
+
 BOS = ("auto", "yes", "no")
 TOLERATED_UNKNOWN = 0.1
 
@@ -164,6 +166,7 @@ def _encode(
     tokenizer: Any, text: str, with_offsets: bool
 ) -> tuple[list[int], list[int], list[tuple[int, int]] | None]:
     """Give ids, flags of added special tokens, and character offsets where the tokenizer has them."""
+    check_text(text, "The text")
     with_offsets = with_offsets and bool(getattr(tokenizer, "is_fast", False))
     encoded = tokenizer(
         text, return_offsets_mapping=with_offsets, return_special_tokens_mask=True, verbose=False

@@ -416,5 +416,5 @@ def test_any_other_text_is_one(text: str) -> None:
 
 
 def test_no_string_is_no_text() -> None:
-    with pytest.raises(TypeError, match="This must be a string, got bytes"):
+    with pytest.raises(TypeError, match="This must be a string, got a value of type bytes"):
         check_text(b"abc", "This")

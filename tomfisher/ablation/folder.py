@@ -16,6 +16,7 @@ from tomfisher.ablation.results import AblationPoint, Ablations, point_from
 from tomfisher.experiment.run_folder import RunFolder
 from tomfisher.files import atomic_path
 from tomfisher.locks import locked
+from tomfisher.text_files import read_json
 
 OWN_FILES = ("inputs.json", "ablations.json", "ablations.csv")
 POINTS = "points"
@@ -87,7 +88,7 @@ class AblationFolder(MutableMapping[str, tuple[AblationPoint, dict[str, Any]]]):
         if not file.is_file():
             raise KeyError(key)
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = read_json(file)
             point = point_from(data["point"])
             if point.key != key:
                 raise ValueError(f"it holds point {point.key}")

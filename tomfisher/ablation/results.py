@@ -16,6 +16,7 @@ from tomfisher.experiment.results import CSV_COLUMNS, Point
 from tomfisher.experiment.table import align
 from tomfisher.experiment.verdict import holm
 from tomfisher.files import atomic_path
+from tomfisher.text_files import read_json
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,10 @@ class Ablations:
         """
         file = Path(path) / "ablations.json" if Path(path).is_dir() else Path(path)
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = read_json(file)
             baseline, *points = (point_from(entry) for entry in (data["baseline"], *data["points"]))
             return cls(baseline, tuple(points), dict(data["left_out"]), dict(data["provenance"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{file} is no ablations.json of tomfisher ({error}). Run `tomfisher ablate` again."
             ) from error

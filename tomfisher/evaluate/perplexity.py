@@ -18,6 +18,7 @@ from tomfisher.runtime.gate import (
     check_length,
     check_model,
     check_targets,
+    check_text,
     plain_torch,
     position_limit,
     why_not_finite,
@@ -236,11 +237,8 @@ def _encode(tokenizer: Any, text: Any, max_tokens: int | None, bos: str) -> list
     texts = getattr(text, "documents", text)
     left = math.inf if max_tokens is None else max_tokens
     documents = []
-    for entry in [texts] if isinstance(texts, str) else texts:
-        if not isinstance(entry, str):
-            raise TypeError(
-                f"perplexity got a document of type {type(entry).__name__}; each must be a string."
-            )
+    for number, entry in enumerate([texts] if isinstance(texts, str) else texts):
+        check_text(entry, f"Document {number}")
         if left <= 0:
             break
         if entry and (document := _document(tokenizer, entry, left, bos)) is not None:

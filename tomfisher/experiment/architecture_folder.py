@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tomfisher import provenance
 from tomfisher.experiment.architectures import Outcome, outcome, read_inside, render
 from tomfisher.experiment.config import ARCHITECTURES as PRESET
 from tomfisher.experiment.equal_kappa import common_kappas, row_at
 from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, Results
 from tomfisher.files import atomic_path
+from tomfisher.text_files import read_json, read_yaml
 
 OWN_FILES = (*(f"{PRESET}.{suffix}" for suffix in ("json", "csv", "txt")), "report.html")
 OWN_FIGURES = tuple(f"figures/{PRESET}.{suffix}" for suffix in ("svg", "png"))
@@ -63,8 +62,8 @@ def _studies(path: Path) -> list[str]:
 
 def _model(run: Path) -> str | None:
     try:
-        return str(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"])
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        return str(read_yaml(run / "config.yaml")["model"])
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -104,7 +103,7 @@ def read(path: str | os.PathLike[str]) -> Architectures:
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / f"{PRESET}.json").read_text(encoding="utf-8"))
+        found = read_json(folder / f"{PRESET}.json")
         return {key: found[key] for key in ("command", "versions", "finished")}
     except _DAMAGED:
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from tomfisher.experiment.results import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CO
 from tomfisher.experiment.study import Experiment
 from tomfisher.experiment.table import align, rise
 from tomfisher.experiment.verdict import holm, judge
+from tomfisher.text_files import read_json
 
 FAMILIES = ("contents", "transfer", "second-order")
 GROUPS = {"qk": "q and k", "vo": "v and o", "mlp": "MLP", "mixer": "mixer"}
@@ -157,7 +157,7 @@ def read_inside(run: str | os.PathLike[str]) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(read_json(file))
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}). Delete it and run the same command again.") from None
 

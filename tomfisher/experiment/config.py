@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tomfisher import testbed
+from tomfisher import testbed, text_files
 
 HEADER = "# Re-run this study: tomfisher run --config config.yaml"
 DEFAULT_TEXTS = {"task": "false-belief", "control": "python-reference"}
@@ -280,13 +280,10 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML, no mapping, or an unknown key.
+        ValueError: not YAML, no mapping, a key given twice, or an unknown one.
     """
     file = Path(path)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is no YAML: {error}. Write one `key: value` per line.") from error
+    values = text_files.read_yaml(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold `key: value` lines, got {type(values).__name__}.")
     refuse_unknown(values, str(file))

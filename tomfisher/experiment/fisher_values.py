@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tomfisher.text_files import read_json
 
 if TYPE_CHECKING:
     from tomfisher.masks import Ranking
@@ -43,7 +44,7 @@ def described(rankings: Mapping[str, Ranking], kappas: Sequence[float]) -> dict[
 def is_whole(file: Path) -> bool:
     """Whether a file holds what `described` gives of both Fisher diagonals; a damaged one does not."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         return all(found[which]["tensors"] for which in ("task", "control"))
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, TASK_CONTROL, Results
 from tomfisher.experiment.verdict import judge
 from tomfisher.progress import progress_bar
+from tomfisher.text_files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,7 @@ def inputs_of(
 def is_current(file: Path, inputs: Mapping[str, Any]) -> bool:
     """Whether a file holds an analysis of these inputs; a damaged or foreign one does not."""
     try:
-        return bool(json.loads(file.read_text(encoding="utf-8"))["inputs"] == inputs)
+        return bool(read_json(file)["inputs"] == inputs)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

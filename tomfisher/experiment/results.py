@@ -13,6 +13,7 @@ from typing import Any, TextIO, TypeVar
 from tomfisher.evaluate.records import ALL, GroupScore, Record, Scores
 from tomfisher.evaluate.scenes import sign_flip_test
 from tomfisher.files import atomic_path
+from tomfisher.text_files import read_json
 
 HEADLINE = "false-belief"
 BASELINE, TASK_CONTROL, CONTROL_ONLY, RANDOM = "none", "task-control", "control-only", "random"
@@ -119,8 +120,8 @@ class Results:
         """
         file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
         try:
-            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            return cls.from_dict(read_json(file))
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{file} is no results.json of tomfisher ({error}). Run the study again."
             ) from error

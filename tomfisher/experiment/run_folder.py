@@ -11,12 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tomfisher.experiment.config import HEADER, PERPLEXITY_WINDOW, Config
 from tomfisher.experiment.results import Point
 from tomfisher.files import atomic_path
 from tomfisher.locks import locked
+from tomfisher.text_files import read_json, read_yaml
 
 OWN_FILES = (
     "inputs.json",
@@ -133,7 +132,7 @@ class RunFolder:
     def pinned(self) -> dict[str, Any]:
         """The facts recorded so far."""
         file = self.path / "inputs.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+        return dict(read_json(file)) if file.is_file() else {}
 
     def store_path(self, which: str) -> Path:
         """Where the Fisher store "task" or "control" lies."""
@@ -153,7 +152,7 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = read_json(file)
             point = Point(**data["point"])
             if point.key != key:
                 raise ValueError(f"it holds point {point.key}")
@@ -250,8 +249,12 @@ def _clear_extras(folder: Path, patterns: Iterable[str]) -> None:
 def _read_settings(file: Path) -> dict[str, Any]:
     """The folder's settings, defaults filled in, so that a config of an older version still compares."""
     try:
-        return Config.from_dict(yaml.safe_load(file.read_text(encoding="utf-8"))).to_dict()
-    except (yaml.YAMLError, TypeError) as error:
+        settings = read_yaml(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}). Use --overwrite to start again.") from error
+    try:
+        return Config.from_dict(settings).to_dict()
+    except TypeError as error:
         raise ValueError(f"{file} is damaged ({error}). Use --overwrite to start again.") from error
 
 

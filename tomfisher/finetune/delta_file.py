@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tomfisher.files import atomic_path, write_tensors
+from tomfisher.text_files import StrictDecoder
 
 FORMAT = "tomfisher-delta"
 VERSION = 1
@@ -81,7 +82,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     if about.get("checksum") != _checksum(tensors, text):
         raise ValueError(f"{os.fspath(path)} is damaged: its checksum differs. Train again.")
     try:
-        header = json.loads(text)
+        header = StrictDecoder(finite=False).decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{os.fspath(path)} is damaged: unreadable header. Train again.") from error
     if not isinstance(header, dict):

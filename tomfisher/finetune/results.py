@@ -12,6 +12,7 @@ from typing import Any
 
 from tomfisher.experiment.results import HEADLINE
 from tomfisher.files import atomic_path
+from tomfisher.text_files import read_json
 
 UNTOUCHED, START, MASKED, RANDOM, LORA = "untouched", "start", "masked", "random", "lora"
 CSV_COLUMNS = [
@@ -123,8 +124,8 @@ class Comparison:
         """
         file = Path(path) / "finetune.json" if Path(path).is_dir() else Path(path)
         try:
-            return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            return cls.from_dict(read_json(file))
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is no finetune.json of tomfisher ({error}). Train again.") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:

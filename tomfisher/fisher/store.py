@@ -16,6 +16,7 @@ from tomfisher.files import atomic_path, sha256_of_file, write_tensors
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.shards import Span, read_spans
 from tomfisher.progress import progress_bar
+from tomfisher.text_files import read_json
 
 FORMAT = 1
 INDEX = "model.safetensors.index.json"
@@ -182,7 +183,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file} is missing, so {file.parent} is no complete Fisher store. {_AGAIN}")
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
     except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{file} is no valid JSON ({error}). {_AGAIN}") from error
     if not isinstance(content, dict):

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tomfisher.files import atomic_path, write_tensors
+from tomfisher.text_files import StrictDecoder
 
 FORMAT = "tomfisher-mask"
 VERSION = 1
@@ -89,7 +90,7 @@ def _header(path: str | os.PathLike[str], metadata: dict[str, str]) -> dict[str,
             f"this tomfisher reads {VERSION}. Update tomfisher."
         )
     try:
-        header = json.loads(metadata["mask"])
+        header = StrictDecoder(finite=False).decode(metadata["mask"])
     except (KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{os.fspath(path)} is damaged: unreadable header. Make the mask again.") from error
     if not isinstance(header, dict):

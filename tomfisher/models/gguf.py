@@ -18,6 +18,7 @@ from tomfisher.models.gguf_file import merge, named_parts, parts_of
 from tomfisher.models.loading_errors import explained
 from tomfisher.models.loading_report import check_complete
 from tomfisher.models.quiet import quiet_unless_terminal, report_kept
+from tomfisher.text_files import read_json
 
 RECORD = "tomfisher.json"
 LONGEST_STEM = 100
@@ -80,7 +81,7 @@ def _place_of(parts: list[Path]) -> tuple[Path, dict[str, str]]:
 def recorded(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What a result records of a dense folder: `gguf`, the SHA-256 of each file it was made from; else nothing."""
     record = Path(folder) / RECORD
-    return {"gguf": json.loads(record.read_text(encoding="utf-8"))["gguf"]} if record.is_file() else {}
+    return {"gguf": read_json(record)["gguf"]} if record.is_file() else {}
 
 
 def _require(*modules: str) -> None:
@@ -101,7 +102,7 @@ def _write_record(folder: Path, source: dict[str, str]) -> None:
 def _holds(folder: Path, source: dict[str, str]) -> bool:
     """Whether a folder is the whole and undamaged copy of these files."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / RECORD)
         return bool(record["gguf"] == source) and all(
             sha256_of_file(folder / name) == digest for name, digest in record["files"].items()
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tomfisher.evaluate.records import Scores
@@ -14,6 +13,7 @@ from tomfisher.report.data import Missing, RunData
 from tomfisher.report.provenance import shown
 from tomfisher.report.sections import Section
 from tomfisher.report.tables import ABSENT, Table, interval, p_value
+from tomfisher.text_files import read_json
 
 _SETTINGS = ("method", "max_new_tokens", "temperature", "top_p", "repetitions")
 _LATER_SETTINGS = {  # which configs of older versions lack, and what they did
@@ -146,7 +146,7 @@ def _paired_test(first: RunData, second: RunData, key: str, condition: str) -> f
 
 
 def _scores(run: RunData, key: str) -> Scores:
-    data: dict[str, Any] = json.loads((run.path / "points" / f"{key}.json").read_text(encoding="utf-8"))
+    data: dict[str, Any] = read_json(run.path / "points" / f"{key}.json")
     return Scores.from_dict(data["scores"])
 
 

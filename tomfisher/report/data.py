@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tomfisher import text_files
 from tomfisher.experiment.architecture_folder import Architectures, above, is_folder, read
 from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
 from tomfisher.experiment.verdict import Verdict, holm, judge
@@ -198,18 +198,16 @@ def _points(path: Path) -> list[Point]:
     found = []
     for file in sorted((path / "points").glob("*.json")):
         try:
-            found.append(Point(**json.loads(file.read_text(encoding="utf-8"))["point"]))
+            found.append(Point(**text_files.read_json(file)["point"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        settings = text_files.read_yaml(path / "config.yaml")
+    except (OSError, ValueError):
         return {}
     return settings if isinstance(settings, dict) else {}
 

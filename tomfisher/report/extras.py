@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tomfisher import text_files
 from tomfisher.masks.store import recorded_checksum
 
 AGAIN = {
@@ -63,7 +63,7 @@ def read_json(file: Path) -> tuple[Any, str | None]:
     if not file.is_file():
         return None, None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = text_files.read_json(file)
     except (OSError, ValueError) as error:
         return None, f"{file.name} cannot be read ({error})"
     if not isinstance(content, dict):

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tomfisher.runtime.positions import check_length, position_limit
 from tomfisher.sample import IGNORED, Sample
+from tomfisher.text_files import check_text
 from tomfisher.torch_state import plain_torch, seeded
 
 __all__ = [
@@ -155,30 +156,6 @@ def check_samples(model: Any, samples: Sequence[Any]) -> None:
     longest = max(range(len(samples)), key=lambda index: len(samples[index]))
     way_out = "Shorten the samples: max_length of encode, --max_length or --control_length."
     check_length(model, len(samples[longest]), called(longest), way_out)
-
-
-def check_text(text: Any, what: str) -> None:
-    """Refuse what is no text: no string, or one with half a surrogate pair, which no encoding can write.
-
-    Args:
-        text: a string.
-        what: what the message calls it.
-
-    Raises:
-        TypeError: it is no string.
-        ValueError: it holds a lone surrogate.
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"{what} must be a string, got {type(text).__name__}.")
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} is no text: character {error.start} is {text[error.start]!a}, half of a surrogate pair, behind "
-            f"{text[max(0, error.start - 20) : error.start]!a}. Read the text with the encoding it was written in."
-        ) from None
 
 
 def why_not_finite(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ from tomfisher.sample import IGNORED, Sample
 from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.story import Story
 from tomfisher.tasks.wording import Wording
+from tomfisher.text_files import check_text
 from tomfisher.tokens import leading_specials
 from tomfisher.torch_state import plain_torch
 
@@ -95,6 +96,7 @@ def _encode_one(
 ) -> tuple[list[int], int]:
     """Give the ids of one text and how many of the last ones are supervised."""
     written, answer, own = _parts(text, index)
+    check_text(written + (answer or ""), f"Text {index}")
     if not written.strip():
         raise ValueError(f"Text {index} is empty. Remove it, or give it a prompt.")
     if supervise == "answer" and answer is None:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tomfisher.text_files import StrictDecoder, read_text
+
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_STRICT = StrictDecoder()
 
 
 @dataclass(frozen=True)
@@ -54,24 +57,12 @@ def read_text_file(path: str | os.PathLike[str]) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a folder, not UTF-8, or holds nothing but white space.
+        ValueError: it is a folder, no UTF-8 text, or holds nothing but white space.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, but a file is needed. Give the path of one file in it.")
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file. Check the path (relative to {Path.cwd()}).")
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: byte {error.start} is not UTF-8 ({error.reason}). Save the file as UTF-8."
-        ) from None
+    text = read_text(path)
     if not text.strip():
         raise ValueError(f"{path} is empty. Put at least one text or record in it.")
-    return text.replace("\r\n", "\n")
+    return text
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
@@ -85,7 +76,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not UTF-8, empty, or no valid JSON: with file, line and reason.
+        ValueError: no UTF-8 text, empty, or no valid JSON (`StrictDecoder`): with file, line and reason.
     """
     source = _Source(str(path), read_text_file(path))
     records = source.records()
@@ -107,7 +98,7 @@ class _Source:
         if self.text[start] == "[":
             return list(self.array(start))
         try:
-            return self.whole(json.loads(self.text))
+            return self.whole(_STRICT.decode(self.text))
         except json.JSONDecodeError as error:
             first_line = self.text[start:].split("\n", 1)[0]
             if Path(self.path).suffix.lower() == ".json" and not _is_json(first_line):
@@ -124,13 +115,12 @@ class _Source:
 
     def array(self, start: int, of: str = "") -> Iterator[Record]:
         """Decode the list that begins at `start`, one entry at a time."""
-        decoder = json.JSONDecoder()
         at, number = self.skip(start + 1), 0
         while self.text[at : at + 1] not in ("]", ""):
             number += 1
             where = f"{self.place(at)}, record {number}{of}"
             try:
-                value, end = decoder.raw_decode(self.text, at)
+                value, end = _STRICT.raw_decode(self.text, at)
             except json.JSONDecodeError as error:
                 raise self.syntax(error, f", record {number}{of}") from None
             yield Record(value, where, number)
@@ -153,7 +143,7 @@ class _Source:
         for number, (index, line) in enumerate(filled, 1):
             where = f"{self.path}, line {index}"
             try:
-                yield Record(json.loads(line), where, number)
+                yield Record(_STRICT.decode(line), where, number)
             except json.JSONDecodeError as error:
                 raise ValueError(
                     f"{where}, column {error.colno}: not valid JSON ({error.msg}). "
@@ -162,14 +152,13 @@ class _Source:
 
     def value_start(self, key: str) -> int:
         """Where the value of a top-level key begins in a valid JSON object."""
-        decoder = json.JSONDecoder()
         at = self.skip(self.text.index("{") + 1)
         while True:
-            name, at = decoder.raw_decode(self.text, at)
+            name, at = _STRICT.raw_decode(self.text, at)
             at = self.skip(at, " \t\r\n:")
             if name == key:
                 return at
-            _, at = decoder.raw_decode(self.text, at)
+            _, at = _STRICT.raw_decode(self.text, at)
             at = self.skip(at, " \t\r\n,")
 
     def syntax(self, error: json.JSONDecodeError, record: str = "") -> ValueError:
@@ -188,7 +177,7 @@ class _Source:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        _STRICT.decode(text)
     except json.JSONDecodeError:
         return False
     return True

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from tomfisher.tasks.gap import AUTO, check_gap, gap_text
+from tomfisher.text_files import check_text
 
 COMPLETE_THE_STORY = "Complete the following story: {story} {question}"
 SECOND_ORDER = "second-order"
@@ -60,6 +61,8 @@ class Story:
 
     def __post_init__(self) -> None:
         what = f"Story {self.id!r}"
+        for text in (self.story, self.question, *self.choices, self.condition, self.id, self.template):
+            check_text(text, f"A field of story {self.id!a}")
         if not self.id or not self.condition:
             raise ValueError(f"{what}: id and condition must not be empty. Give both a name.")
         words = [choice.strip() for choice in self.choices]
