@@ -135,9 +135,12 @@ def test_a_symbolic_link_stays_and_what_it_names_is_written(tmp_path, exists) ->
 def test_devices_and_pipes_are_no_results(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/null")
-    for place in ("/dev/null", tmp_path / "pipe", tmp_path / "link"):
-        with pytest.raises(ValueError, match="a device or a pipe"):
-            check_writable(place)
+    reader, writer = os.pipe()
+    for place in ("/dev/null", tmp_path / "pipe", tmp_path / "link", f"/dev/fd/{writer}"):
+        for folder in (False, True):
+            with pytest.raises(ValueError, match="a device or a pipe"):
+                check_writable(place, folder)
+    os.close(reader), os.close(writer)
     assert not os.path.isfile("/dev/null")
 
 

@@ -94,6 +94,10 @@ def check_writable(path: str | os.PathLike[str], folder: bool = False, replaced:
 
 def _refuse_kind(shown: str, target: Path, folder: bool) -> None:
     """Refuse a path with a file where a folder has to be, or with what is neither file nor folder at its end."""
+    if os.path.exists(shown) and not os.path.isfile(shown) and not os.path.isdir(shown):
+        raise ValueError(
+            f"{shown} is a device or a pipe, which cannot be replaced by a finished file. Give another --output_path."
+        )
     blocking = next(
         (p for p in (target, *target.parents) if os.path.exists(p) and not os.path.isdir(p)), None
     )
@@ -101,10 +105,6 @@ def _refuse_kind(shown: str, target: Path, folder: bool) -> None:
         named = shown if blocking == target else os.path.relpath(blocking)
         named = os.fspath(blocking) if named.startswith("..") else named
         raise ValueError(f"{named} is a file, not a folder. Give another --output_path.")
-    if blocking is not None and not blocking.is_file():
-        raise ValueError(
-            f"{shown} is a device or a pipe, which cannot be replaced by a finished file. Give another --output_path."
-        )
     if not folder and os.path.isdir(target):
         raise ValueError(f"{shown} is a folder, not a file. Give another --output_path.")
 
