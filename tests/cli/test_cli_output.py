@@ -291,3 +291,26 @@ def test_streams_come_back_after_an_error(monkeypatch, capsys):
         print("printed")
         raise RuntimeError("work")
     assert (sys.stdout, sys.stderr) == before and capsys.readouterr().out == "printed\n"
+
+
+def test_a_report_that_fails_hides_no_results(study, inputs, monkeypatch, capsys):
+    def fails(run: str) -> None:
+        raise OSError(28, "No space left on device", str(Path(run) / "report.html"))
+
+    monkeypatch.setattr("tomfisher.report.write", fails)
+    assert main(["run", *study_flags(inputs), "--output_path", str(study)]) == 2
+    printed = capsys.readouterr()
+    assert f"Results: {study}/results.json" in printed.out and "Report:" not in printed.out
+    assert "the disk is full (writing" in printed.err
+
+
+@pytest.mark.parametrize("name", ["record.png", "record.json"])
+def test_a_benchmark_whose_plot_has_no_place_does_not_begin(name, tmp_path, monkeypatch, capsys):
+    from tomfisher.benchmarks import bench_topk
+
+    monkeypatch.setattr(bench_topk, "run", lambda args: pytest.fail("it began to work"))
+    if name == "record.json":
+        (tmp_path / "record.png").mkdir()
+    assert main(["bench", "topk", "--output_path", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert ("is the plot's name" if name == "record.png" else "record.png is a folder, not a file") in said

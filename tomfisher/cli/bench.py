@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from tomfisher.cli.common import add_command, kappa
+from tomfisher.files import check_writable
 from tomfisher.progress import note
 
 BENCHMARKS = {
@@ -63,19 +64,33 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.benchmarks.harness import save
 
     module: ModuleType = importlib.import_module(f"tomfisher.benchmarks.bench_{args.benchmark}")
+    picture = _picture(args.output_path) if hasattr(module, "plot") else None
     result = module.run(args)
     if not result:
         return 0
     try:
         if args.output_path:
             save(result, args.output_path)
-            if hasattr(module, "plot"):
-                module.plot(result, Path(args.output_path).with_suffix(".png"))
+            if picture is not None:
+                module.plot(result, picture)
     finally:  # where it could not be written, the print is what is left
         print(module.report(result))
     if args.output_path:
         note(f"written to {args.output_path}")
     return 0
+
+
+def _picture(output_path: str | None) -> Path | None:
+    """Where the plot beside a record goes; None without a record."""
+    if output_path is None:
+        return None
+    picture = Path(output_path).with_suffix(".png")
+    if picture == Path(output_path):
+        raise ValueError(
+            f"{output_path} is the plot's name; the record is JSON. Give --output_path NAME.json."
+        )
+    check_writable(picture)
+    return picture
 
 
 def _without_name(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:

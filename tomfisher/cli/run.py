@@ -57,12 +57,14 @@ def run_study(config: Any, overwrite: bool) -> int:
     from tomfisher.experiment.table import render
 
     results = Experiment(config, overwrite=overwrite).run()
-    page = report.write(config.output_path)
-    print(f"{config.model}: {config.task} against {config.control}\n")
-    print(f"{render(results)}\n")
-    for sentence in judge(results).sentences:
-        print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
-    print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
+    try:
+        page = report.write(config.output_path)
+    finally:  # the results are there whether or not there can be a report
+        print(f"{config.model}: {config.task} against {config.control}\n")
+        print(f"{render(results)}\n")
+        for sentence in judge(results).sentences:
+            print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+        print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
     print(f"Report:  {page}")
     print(f"Again:   tomfisher run --config {config.output_path}/config.yaml")
     return 0
