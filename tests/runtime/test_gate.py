@@ -114,10 +114,28 @@ def test_negative_ids_are_refused(ids: Any) -> None:
         check_ids(llama(), [ids], "Text")
 
 
-@pytest.mark.parametrize("ids", [[1.0, 2.0], torch.tensor([1.0]), [True, False], torch.tensor([True])])
-def test_ids_that_are_no_integers_are_refused(ids: Any) -> None:
-    with pytest.raises(TypeError, match=r"Text 0 holds ids of torch\.(float32|bool); token ids are integers"):
+@pytest.mark.parametrize(
+    ("ids", "kind"),
+    [
+        ([1.0, 2.0], "float"),
+        (torch.tensor([1.0]), r"torch\.float32"),
+        ([True, False], "bool"),
+        (torch.tensor([True]), r"torch\.bool"),
+        (["a"], "str"),
+        ("ab", "str"),
+        ([[1]], "list"),
+        ([None], "NoneType"),
+        ([torch.tensor(1.0)], r"torch\.float32"),
+    ],
+)
+def test_ids_that_are_no_integers_are_refused(ids: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=rf"Text 0 holds ids of {kind}; token ids are integers"):
         check_ids(llama(), [ids], "Text")
+
+
+def test_a_matrix_of_ids_is_no_text() -> None:
+    with pytest.raises(ValueError, match=r"Text 0 has ids of shape \(2, 3\)"):
+        check_ids(llama(), [torch.ones(2, 3, dtype=torch.int64)], "Text")
 
 
 def test_ids_of_any_integer_kind_are_taken() -> None:
@@ -274,6 +292,7 @@ def test_a_model_without_positions_has_no_limit() -> None:
             TypeError,
             "has an encoder and a decoder",
         ),
+        (lambda: llama().model, TypeError, "LlamaModel has no output layer"),
         (lambda: llama().to("meta"), ValueError, "are on the meta device: they hold no values"),
     ],
 )

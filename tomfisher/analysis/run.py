@@ -107,6 +107,10 @@ def _check_extent(inputs: QueryKey, length: int) -> None:
 
 def _checked(model: Any, prompts: Sequence[Sequence[int] | Tensor]) -> list[list[int]]:
     """Prompts as lists of ids; refuses none, one of fewer than two tokens, and one beyond the positions."""
+    if any(isinstance(prompt, int) for prompt in prompts):
+        raise TypeError(
+            "prompts must be a list of texts, each a list of token ids, got ids alone. Pass [ids]."
+        )
     rows = [p.tolist() if isinstance(p, Tensor) else list(p) for p in prompts]
     if not rows:
         raise ValueError("There are no prompts to analyse. Give at least one list of token ids.")

@@ -32,7 +32,7 @@ def perplexity_window(config: Config, model: Any) -> int:
             )
     elif limit is not None and min(window, config.perplexity_tokens) > limit:
         raise ValueError(
-            f"--perplexity_window {window} is larger than the model's context of {limit} tokens "
-            f"(max_position_embeddings of its config). Give --perplexity_window {limit} or less, or leave it out."
+            f"--perplexity_window {window} is larger than the model's context of {limit} tokens. "
+            f"Give --perplexity_window {limit} or less, or leave it out."
         )
     return window

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -56,6 +57,11 @@ def check_model(model: Any) -> None:
         raise TypeError(
             f"{type(model).__name__} has an encoder and a decoder, which take two texts. "
             "Use a causal (decoder-only) language model."
+        )
+    if getattr(model, "base_model", None) is model and _output_rows(model) is None:
+        raise TypeError(
+            f"{type(model).__name__} has no output layer, so it predicts nothing. Load the whole model: "
+            "transformers.AutoModelForCausalLM.from_pretrained."
         )
     if (missing := _on_meta(model)) and not _is_offloaded(model):
         raise ValueError(
@@ -188,19 +194,26 @@ def _called(what: str | Named, i: int) -> str:
 
 def _extremes(sequence: Any, what: str | Named, i: int) -> tuple[int, int]:
     """Smallest and largest id; (0, 0) where there is none."""
-    if not isinstance(sequence, Tensor):
-        sequence = list(sequence)
-        if all(type(entry) is int for entry in sequence):
-            return min(sequence, default=0), max(sequence, default=0)
-        sequence = torch.as_tensor(sequence)
-    if sequence.is_floating_point() or sequence.is_complex() or sequence.dtype == torch.bool:
-        raise TypeError(
-            f"{_called(what, i)} holds ids of {sequence.dtype}; token ids are integers. Encode the text again."
-        )
-    if sequence.numel() == 0:
-        return 0, 0
-    low, high = torch.aminmax(sequence)
-    return int(low), int(high)
+    if isinstance(sequence, Tensor):
+        if sequence.ndim != 1:
+            shape = tuple(sequence.shape)
+            raise ValueError(f"{_called(what, i)} has ids of shape {shape}; one text is one vector of ids.")
+        if sequence.is_floating_point() or sequence.is_complex() or sequence.dtype == torch.bool:
+            raise _no_integers(_called(what, i), sequence.dtype)
+        return (int(sequence.min()), int(sequence.max())) if sequence.numel() else (0, 0)
+    ids = list(sequence)
+    for entry in ids:
+        if type(entry) is not int and (
+            isinstance(entry, (bool, np.bool_)) or not hasattr(entry, "__index__")
+        ):
+            raise _no_integers(_called(what, i), type(entry).__name__)
+        if isinstance(entry, Tensor) and (entry.ndim or entry.is_floating_point()):
+            raise _no_integers(_called(what, i), entry.dtype)
+    return int(min(ids, default=0)), int(max(ids, default=0))
+
+
+def _no_integers(called: str, kind: object) -> TypeError:
+    return TypeError(f"{called} holds ids of {kind}; token ids are integers. Encode the text again.")
 
 
 def _embedding_rows(model: Any) -> int | None:
