@@ -6,7 +6,14 @@ import unicodedata
 
 import pytest
 
-from tomfisher.writing import begins_with, first_word, fold, gap_between, is_spaceless
+from tomfisher.writing import (
+    begins_with,
+    first_word,
+    fold,
+    gap_between,
+    is_spaceless,
+    join_spaceless,
+)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +120,7 @@ def test_only_scripts_without_spaces_go_on_behind_a_word(written: str, word: str
 def test_punctuation_and_digits_belong_to_no_script() -> None:
     assert not any(is_spaceless(c) for c in "。：5aф한")
     assert all(is_spaceless(c) for c in "篮ひカーไກកမ")
+
+
+def test_spaces_that_a_tokenizer_puts_between_characters_are_taken_out() -> None:
+    assert join_spaceless("箱 の 中 。 a b 書 c") == "箱の中 。 a b 書 c"

@@ -75,6 +75,15 @@ def first_word(text: str) -> str:
     return word[:end].lower()
 
 
+def join_spaceless(text: str) -> str:
+    """The text without the spaces between letters of scripts that have none, which some tokenizers put there."""
+    return "".join(
+        c
+        for i, c in enumerate(text)
+        if c != " " or not (0 < i < len(text) - 1 and is_spaceless(text[i - 1]) and is_spaceless(text[i + 1]))
+    )
+
+
 def fold(word: str) -> str:
     """A form that is equal for words which differ only in case, compatibility forms or invisible characters.
 

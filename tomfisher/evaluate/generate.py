@@ -18,7 +18,7 @@ from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import device_of, measuring
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
 from tomfisher.tasks.wording import Wording
-from tomfisher.writing import begins_with, first_word, fold
+from tomfisher.writing import begins_with, first_word, fold, join_spaceless
 
 BATCH_SIZE = 32
 FEWEST_TOKENS = 5  # what is written at least where nothing is said: the paper's
@@ -109,7 +109,7 @@ def score_generate(
             for job, text in zip(
                 batch, _complete(model, tokenizer, [prompts[i] for i, _ in batch], draw), strict=True
             ):
-                words[job] = first_word(text)
+                words[job] = _word(text)
             bar.update(len(batch))
     records = [
         _record(story, questions[i], [words[i, r] for r in range(times)]) for i, story in enumerate(chosen)
@@ -234,17 +234,28 @@ def _question(tokenizer: Any, story: Any, wording: Wording) -> _Question:
         ids, answers = wording.branch(tokenizer, prompt, story.choices, gap_of(story))
     except ValueError as error:
         raise ValueError(f"Story {story.id!r}: {error}") from None
-    back = [first_word(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+    back = [_given_back(tokenizer, answer) for answer in answers]
     # a choice whose first token begins within the prompt is written with that part of it
     apart = not tokenizer.decode(
         wording.encode(tokenizer, prompt)[len(ids) :], skip_special_tokens=True
     ).strip()
-    written = [first_word(choice) if apart else "" for choice in story.choices]
+    written = [_word(choice) if apart else "" for choice in story.choices]
     targets = [
         tuple(dict.fromkeys(word for word in pair if word)) for pair in zip(written, back, strict=True)
     ]
     _check_targets(story, targets)
     return _Question(ids, list(map(len, answers)), targets)
+
+
+def _word(text: str) -> str:
+    return first_word(join_spaceless(text))
+
+
+def _given_back(tokenizer: Any, ids: list[int]) -> str:
+    """The first word of what the tokenizer makes of some ids; `""` where one of them is its unknown token."""
+    if getattr(tokenizer, "unk_token_id", None) in ids:
+        return ""
+    return _word(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _check_targets(story: Any, targets: list[tuple[str, ...]]) -> None:
@@ -297,8 +308,7 @@ def _reachable(tokenizer: Any, question: _Question, story: Any, wording: Wording
     answer = story.choices[story.answer]
     for text in (answer, answer.lower(), answer.capitalize()):
         _, ids = wording.split(tokenizer, wording.prompt(tokenizer, story.prompt), text, gap_of(story))
-        back = tokenizer.decode(ids, skip_special_tokens=True)
-        if question.chosen(first_word(back))[0] == story.answer:
+        if question.chosen(_given_back(tokenizer, ids))[0] == story.answer:
             return True
     return False
 
