@@ -38,7 +38,7 @@ class Measure:
             condition = "contents/false-belief" if i % 2 else "contents/open"
             records.append(Record(f"s{i}", condition, condition, f"c{i}", "belief", right, "x"))
         loss = mean_loss(self.model, self.samples)
-        return Scores(tuple(records)), SimpleNamespace(token=2.718281828**loss, word=100.0)
+        return Scores(tuple(records)), SimpleNamespace(token=2.718281828**loss, word=100.0, rules=None)
 
 
 PLAN = Plan(steps=25, learning_rates=(1e-6, 2e-2), batch_size=5, random_masks=2, seed=3)

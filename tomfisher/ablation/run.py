@@ -113,6 +113,7 @@ def ablate_run(
             progress=progress,
         )
         origin = {**_provenance(config, chosen, loaded, inputs, started), "scan": scan, "packed": False}
+        origin["rules"] = measure.rules
         earlier = kept.earlier()
         result = Ablations(found.baseline, found.points, found.left_out, origin).after(earlier)
         result.save(kept.path)

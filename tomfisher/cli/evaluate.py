@@ -123,7 +123,7 @@ def _state(measure: Measure, with_perplexity: bool, baseline: dict[str, Any] | N
     state: dict[str, Any] = {"conditions": conditions_of(scores, before), "scores": scores.to_dict()}
     if with_perplexity:
         found = measure.perplexity()
-        state |= {"perplexity": found.token, "word_perplexity": found.word}
+        state |= {"perplexity": found.token, "word_perplexity": found.word, "perplexity_rules": found.rules}
     return state
 
 

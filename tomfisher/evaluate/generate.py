@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tomfisher.evaluate._continue import writes_with_cache
 from tomfisher.evaluate.choice import check_stories, gap_of, make_record
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import device_of, measuring
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
+from tomfisher.runtime.rules import SINGLE, check_rules
 from tomfisher.tasks.wording import Wording
 from tomfisher.writing import begins_with, first_word, fold, join_spaceless
 
@@ -80,7 +82,8 @@ def score_generate(
 
     Raises:
         ValueError: a setting out of range, an unusable story, a choice that begins with the answer's first word,
-            a prompt without tokens or too long for the model, or logits that are NaN (the story is named).
+            a prompt without tokens or too long for the model, logits that are NaN (the story is named), or a model
+            that breaks a rule (`tomfisher.runtime.rules`).
     """
     _check_settings(batch_size, temperature, top_p, repetitions, max_new_tokens)
     chosen = tuple(stories)
@@ -97,6 +100,9 @@ def score_generate(
     check_length(
         model, len(prompts[longest]) + max_new_tokens - 1, f"Story {chosen[longest].id!r} with its completion"
     )
+    written = [*prompts[longest], *prompts[longest][-1:] * (max_new_tokens - 1)]
+    rules = check_rules(model, [*prompts, written], batch_size)
+    batch_size = 1 if rules.batches == SINGLE else batch_size
     times = repetitions if temperature > 0 else 1
     jobs = sorted(
         ((i, r) for i in range(len(chosen)) for r in range(times)), key=lambda j: len(prompts[j[0]])
@@ -104,6 +110,8 @@ def score_generate(
     words: dict[tuple[int, int], str] = {}
     bar = progress_bar(total=len(jobs), desc="generate", unit="completion", enabled=progress)
     with measuring(model), _own_settings(model, tokenizer, max_new_tokens), bar:
+        cached = max_new_tokens > 1 and writes_with_cache(model, prompts[longest], rules)
+        model.generation_config.use_cache = cached
         for batch in _equal_lengths(jobs, prompts, batch_size):
             draw = _Draw(model, [(chosen[i].id, r) for i, r in batch], temperature, top_p, seed)
             for job, text in zip(
@@ -114,7 +122,13 @@ def score_generate(
     records = [
         _record(story, questions[i], [words[i, r] for r in range(times)]) for i, story in enumerate(chosen)
     ]
-    return Scores(tuple(records), "generate", wording=wording.to_dict(), max_new_tokens=max_new_tokens)
+    return Scores(
+        tuple(records),
+        "generate",
+        wording=wording.to_dict(),
+        max_new_tokens=max_new_tokens,
+        rules={**rules.to_dict(), "cached": cached},
+    )
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,8 @@ def _own_settings(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[N
     """Greedy search without any penalty, filter or cache choice that the model's own settings may hold."""
     from transformers import GenerationConfig
 
+    # a wrapper such as peft's hands its own settings on to the model inside
+    holders = [(m, m.generation_config) for m in model.modules() if "generation_config" in vars(m)]
     theirs = model.generation_config
     ends = theirs.eos_token_id if theirs is not None else None
     ends = ends if ends is not None else getattr(tokenizer, "eos_token_id", None)
@@ -210,7 +226,9 @@ def _own_settings(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[N
     try:
         yield
     finally:
-        model.generation_config = theirs
+        vars(model).pop("generation_config", None)
+        for module, settings in holders:
+            module.generation_config = settings
 
 
 def _equal_lengths(

@@ -40,6 +40,7 @@ class Measure:
         self.loaded = loaded
         self.progress = progress
         self.window = perplexity_window(config, loaded.model)
+        self.rules: dict[str, Any] = {}
         self._options: dict[str, Any] = config.wording()
         if config.batch_size is not None:
             self._options["batch_size"] = config.batch_size
@@ -50,8 +51,10 @@ class Measure:
             )
 
     def __call__(self) -> tuple[Scores, Perplexity]:
-        """Scores and perplexity of the model in its present state."""
-        return self.score(), self.perplexity()
+        """Scores and perplexity of the model in its present state; `rules` says how it was run the first time."""
+        scores, perplexity = self.score(), self.perplexity()
+        self.rules = self.rules or {"questions": scores.rules, "perplexity": perplexity.rules}
+        return scores, perplexity
 
     def score(self) -> Scores:
         """Answers to all questions."""

@@ -44,6 +44,7 @@ from tomfisher.models.load import (
     resolve_dtype,
 )
 from tomfisher.progress import note, progress_bar
+from tomfisher.runtime.rules import way_of
 from tomfisher.tokens import warn_of_unknown_tokens
 from tomfisher.torch_state import plain_torch
 
@@ -190,6 +191,8 @@ class Experiment:
         for plan in progress_bar(pending, desc="points", unit="point", enabled=self._progress):
             with self._perturbed(folder, loaded.model, plan, rankings) as nnz:
                 scores, perplexity = measure()
+            if "rules" not in folder.pinned():
+                folder.pin(rules=measure.rules)
             if plan.mask != BASELINE and baseline is None:
                 baseline = _saved_scores(folder, scores)
             point = Point(
@@ -370,6 +373,7 @@ class Experiment:
                 "perplexity_window": pinned.get("perplexity_window", config.perplexity_window),
                 **pinned["resolved"],
             },
+            "rules": pinned.get("rules"),
             "seeds": {"study": config.seed, "random": [config.seed + i for i in range(config.random_seeds)]},
             "time": {"started": pinned["started"], "finished": provenance.now()},
         }
@@ -404,6 +408,7 @@ def _said(F: FisherDiagonal) -> dict[str, Any]:
         "roads": dict(roads),
         "implementations": F.implementations,
         "data_sha256": F.metadata.get("data_sha256"),
+        "rules": way_of(F.metadata.get("rules")),
     }
 
 

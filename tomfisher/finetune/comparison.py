@@ -18,6 +18,7 @@ from tomfisher.finetune.results import LORA, MASKED, RANDOM, START, UNTOUCHED, C
 from tomfisher.finetune.training import check_learning_rate, mean_loss
 from tomfisher.masks import SparseMask
 from tomfisher.perturbation import perturb
+from tomfisher.runtime.rules import check_rules
 from tomfisher.sample import Sample
 from tomfisher.torch_state import plain_torch
 
@@ -112,6 +113,7 @@ class _Run:
             "progress": progress,
         }
         self.states: list[State] = []
+        self.rules: dict[str, Any] = {}
         self.notes: list[str] = []
         self.scores: dict[str, Scores] = {}
         self.delta: Delta | None = None
@@ -119,6 +121,7 @@ class _Run:
     def add(self, name: str, **facts: Any) -> None:
         """Measure the model as it is now."""
         scores, perplexity = self.measure()
+        self.rules = self.rules or {"questions": scores.rules, "perplexity": perplexity.rules}
         defaults: dict[str, Any] = {
             "seed": None,
             "trainable": 0,
@@ -242,6 +245,7 @@ def compare(
         raise ValueError("There are no validation samples to choose the learning rate on. Pass at least one.")
     if plan.lora:
         require_peft()
+    training = check_rules(model, [sample.input_ids for sample in train], plan.batch_size)
     run = _Run(model, train, validation, measure, plan, say, progress)
     say("measuring the untouched model")
     run.add(UNTOUCHED)
@@ -257,6 +261,7 @@ def compare(
         "mask": {**mask.describe(), "sha256": mask.sha256},
         "damage": None if damage is None else {"mask": damage.mask.describe(), "fill": str(damage.fill)},
         "samples": {"train": len(train), "validation": len(validation)},
+        "rules": {**run.rules, "training": training.to_dict()},
     }
     return Comparison(tuple(run.states), tuple(run.notes), provenance), run.delta
 

@@ -14,6 +14,7 @@ from tomfisher.fisher.objective import check_losses, sample_losses
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import measuring
 from tomfisher.runtime.gate import check_samples, plain_torch
+from tomfisher.runtime.rules import SINGLE, Rules, check_rules
 from tomfisher.sample import Sample
 
 VALIDATION_TOKENS = 2048
@@ -49,29 +50,35 @@ def train(
 
     Raises:
         FloatingPointError: a loss or a gradient is NaN or infinite; the step and the sample are named.
-        ValueError: no samples, or a setting out of range.
+        ValueError: no samples, a setting out of range, or a model that breaks a rule that a likelihood rests on
+            (`tomfisher.runtime.rules`).
     """
     _check(samples, steps, batch_size)
     check_samples(model, samples)
+    rules = check_rules(model, [sample.input_ids for sample in samples], batch_size)
     order = batch_order(len(samples), batch_size, steps, seed)
     losses: list[float] = []
     with progress_bar(total=steps, desc=label, unit="step", enabled=progress) as bar:
         for step, chosen in enumerate(order, 1):
             optimizer.zero_grad(set_to_none=True)
-            batch = collate(samples, chosen)
-            each = sample_losses(model, batch, "empirical", "mean", seed)
-            names = [samples[i].called(f"sample {i}") for i in chosen]
-            try:
-                check_losses(model, each, names)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"Training diverged at step {step} of {steps}. {error}") from error
-            loss = each.mean()
-            loss.backward()
+            loss = 0.0
+            for part in _parts(samples, chosen, rules):
+                each = sample_losses(model, collate(samples, part), "empirical", "mean", seed)
+                names = [samples[i].called(f"sample {i}") for i in part]
+                try:
+                    check_losses(model, each, names)
+                except FloatingPointError as error:
+                    raise FloatingPointError(
+                        f"Training diverged at step {step} of {steps}. {error}"
+                    ) from error
+                mean = each.sum() / len(chosen)
+                mean.backward()
+                loss += mean.item()
             _check_gradients(optimizer, step, steps)
             optimizer.step()
             if after_step is not None:
                 after_step()
-            losses.append(loss.item())
+            losses.append(loss)
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
             bar.update(1)
     optimizer.zero_grad(set_to_none=True)
@@ -101,11 +108,23 @@ def batch_order(count: int, batch_size: int, steps: int, seed: int) -> list[list
 def mean_loss(model: nn.Module, samples: Sequence[Sample]) -> float:
     """Mean over the samples of each sample's mean token loss, in nats; infinite or NaN if the model is broken."""
     total = 0.0
+    lengths = [len(sample) for sample in samples]
+    rules = check_rules(model, [sample.input_ids for sample in samples], VALIDATION_TOKENS // max(lengths))
+    most = 1 if rules.batches == SINGLE else None
     with measuring(model):
-        for chosen in plan_batches([len(sample) for sample in samples], VALIDATION_TOKENS):
+        for chosen in plan_batches(lengths, VALIDATION_TOKENS, most, rules.padded):
             batch = collate(samples, chosen)
             total += float(sample_losses(model, batch, "empirical", "mean", 0).double().sum())
     return total / len(samples)
+
+
+def _parts(samples: Sequence[Sample], chosen: list[int], rules: Rules) -> list[list[int]]:
+    """The samples of a step in the forwards that the model's rules allow: one, if they may be padded."""
+    if rules.padded:
+        return [chosen]
+    lengths = [len(samples[i]) for i in chosen]
+    most = 1 if rules.batches == SINGLE else None
+    return [[chosen[i] for i in part] for part in plan_batches(lengths, sum(lengths), most, padded=False)]
 
 
 def _check(samples: Sequence[Sample], steps: int, batch_size: int) -> None:

@@ -20,6 +20,7 @@ from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.models.onednn import concerns
 from tomfisher.runtime.forward import device_of
+from tomfisher.runtime.rules import SINGLE, check_rules
 from tomfisher.sample import Sample
 from tomfisher.torch_state import plain_torch
 
@@ -93,12 +94,14 @@ def plan_fisher(
     """
     samples = list(samples)
     selection = select_parameters(model, params)
-    linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
-    roads = find_roads(model, selection, samples)
     device = device_of(model)
     budget = token_budget(tokens_per_batch, model, device)
+    rules = check_rules(model, [sample.input_ids for sample in samples], budget // max(map(len, samples)))
+    linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
+    roads = find_roads(model, selection, samples)
     lengths = [len(s) for s in samples]
-    batches = plan_batches(lengths, budget, 1 if roads.fallback else None)
+    most = 1 if roads.fallback or rules.batches == SINGLE else None
+    batches = plan_batches(lengths, budget, most, rules.padded)
     largest = max(lengths[b[0]] * len(b) for b in batches)
     used = {"squared_gradient_": roads.captured, "square_accumulate_": roads.fallback}
     return FisherPlan(

@@ -17,6 +17,7 @@ bfloat16, on 17 architectures).
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -143,6 +144,8 @@ def _check_unchanged(model: Any, bits: WeightBits) -> None:
         )
 
 
+_NEW = itertools.count()
+
 # Remembered per model object. What the rules say is a property of the computation, not of the values of the weights:
 # it may change with the modules, their hooks and forwards, the config (rotary scaling, attention implementation),
 # dtype and device, and with the lengths and the number of rows; not with a mask's few overwritten entries.
@@ -161,9 +164,24 @@ def _fingerprint(model: Any) -> int:
     ]
     for module in model.modules():
         hooks = (*module._forward_hooks, *module._forward_pre_hooks)
-        parts.append((id(module), type(module), hooks, id(module.__dict__.get("forward"))))
+        parts.append((id(module), type(module), hooks, _replaced_forward(module)))
         parts += [(p.dtype, p.device) for p in module._parameters.values() if p is not None]
     return hash(tuple(parts))
+
+
+def _replaced_forward(module: nn.Module) -> object:
+    """None for a forward of the module's class; something new each time for one that may be anything."""
+    forward = module.__dict__.get("forward")
+    if forward is None or str(getattr(forward, "__module__", "")).startswith("tomfisher."):
+        return None
+    return "accelerate" if hasattr(module, "_hf_hook") else next(_NEW)
+
+
+def way_of(rules: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Of a record of rules what says how a model was run, without the numbers that were measured."""
+    if rules is None:
+        return None
+    return {key: rules[key] for key in ("road", "batches", "rows", "repeats", "cached") if key in rules}
 
 
 class _Questions:
