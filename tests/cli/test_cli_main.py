@@ -4,13 +4,14 @@ import errno
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from tomfisher import FisherDiagonal
+from tomfisher import FisherDiagonal, testbed
 from tomfisher.cli import analyze
 from tomfisher.cli import main as cli
 from tomfisher.cli.main import build_parser, explain, main
@@ -241,3 +242,27 @@ def test_a_testbed_model_is_asked_in_its_own_language_and_that_is_said(monkeypat
     assert main([command, "--model", "testbed2-mpt", "--task", "irony", "--control", "c.txt"]) == 2
     assert "language" not in capsys.readouterr().err
     assert seen == [("testbed2", "testbed"), ("irony", "c.txt")]
+
+
+LOADING = {
+    "run": [],
+    "plan": [],
+    "evaluate": [],
+    "fisher": ["--task", "testbed", "--output_path", "F"],
+    "analyze": [],
+}
+
+
+@pytest.mark.parametrize("command", list(LOADING))
+@pytest.mark.parametrize("spoilt", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_every_command_that_loads_explains_a_model_that_cannot_be_loaded(
+    tmp_path, monkeypatch, capsys, command, spoilt
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(testbed.shipped(), "model")
+    (tmp_path / "model" / spoilt).write_text("{")
+    assert main([command, "--model", "./model", *LOADING[command]]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("tomfisher: Cannot load the")
+    assert "./model" in said
+    assert len(said) < 1000

@@ -16,7 +16,7 @@ writer_of = pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
 
 HIDDEN, INNER, LAYERS, HEADS, KEY_HEADS = 64, 128, 3, 4, 2
-TOKENS = [*(chr(code) for code in range(97, 123)), "ab", "<|endoftext|>"]
+TOKENS = [*(chr(code) for code in range(97, 123)), "ab", "cd", "<|endoftext|>"]
 IDS = torch.arange(3, 20)[None]
 
 
@@ -60,7 +60,8 @@ def write(path, values, split=None, described=True, packed=None):
         w.add_tokenizer_pre("gpt-2")
         w.add_token_list(TOKENS)
         w.add_token_types([1] * (len(TOKENS) - 1) + [3])
-        w.add_token_merges(["a b"])
+        w.add_token_merges(["a b", "c d"])
+        w.add_bos_token_id(len(TOKENS) - 1)
         w.add_eos_token_id(len(TOKENS) - 1)
     if split:
         w.add_uint16("split.no", split[0])

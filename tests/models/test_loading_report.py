@@ -9,6 +9,7 @@ import transformers as tf
 from safetensors.torch import load_file
 
 from tomfisher.models import load_model
+from tomfisher.models.loading_report import check_complete
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 IDS = torch.arange(8)[None]
@@ -231,3 +232,11 @@ def test_layers_that_predict_further_tokens_are_left_out(saved):
     )
     with pytest.warns(UserWarning, match="left out"):
         loads_as(folder, model)
+
+
+def test_weights_without_values_are_refused():
+    with torch.device("meta"):
+        model = llama()
+    info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+    with pytest.raises(ValueError, match="weights have no values"):
+        check_complete(model, info, "m")

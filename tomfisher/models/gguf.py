@@ -80,8 +80,9 @@ def _place_of(parts: list[Path]) -> tuple[Path, dict[str, str]]:
 
 def recorded(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What a result records of a dense folder: `gguf`, the SHA-256 of each file it was made from; else nothing."""
-    record = Path(folder) / RECORD
-    return {"gguf": read_json(record)["gguf"]} if record.is_file() else {}
+    if not Path(folder).is_relative_to(cache_directory()):
+        return {}
+    return {"gguf": read_json(Path(folder) / RECORD)["gguf"]}
 
 
 def _require(*modules: str) -> None:
