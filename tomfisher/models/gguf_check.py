@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,12 @@ class Values(NamedTuple):
 
 
 # what llama.cpp stores otherwise than by reordering, undone: norms around zero as w + 1, A_log as -exp(A_log)
-_UNDO: tuple[Callable[[Tensor], Tensor], ...] = (lambda stored: stored - 1, lambda stored: (-stored).log())
+# (by the logarithm of PyTorch or of NumPy, which differ in the last bit)
+_UNDO: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda stored: stored - 1,
+    lambda stored: (-stored).log(),
+    lambda stored: torch.from_numpy(np.log(np.abs(stored.numpy()))),
+)
 
 
 def check_copy(parts: list[Path], folder: Path) -> None:
