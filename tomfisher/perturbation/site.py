@@ -56,7 +56,7 @@ class Place:
             and all(len(target.names) == 1 for target in self.targets)
         )
 
-    @property
+    @cached_property
     def entries(self) -> list[Entries]:
         """The masked entries, to read what stands there."""
         return [Entries(target.label, target.view, target.index) for target in self.targets]
@@ -74,6 +74,7 @@ class Place:
     def let_go(self) -> None:
         """Hold the model's own tensors instead of views, which would keep memory that the model replaces."""
         self.targets = [replace(t, view=w) for t, w in zip(self.targets, self._weights, strict=True)]
+        self.__dict__.pop("entries", None)
         self.group.tensors = self._weights
 
 

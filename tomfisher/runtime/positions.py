@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tomfisher.models.structure import layer_index
-from tomfisher.runtime.forward import device_of, measuring
+from tomfisher.runtime.forward import accepts, device_of, measuring
 from tomfisher.torch_state import plain_torch
 
 # as configs call it; `attribute_map` leads most others to the first
@@ -153,7 +153,8 @@ def _asked(model: Any) -> int | None:
             stack.callback(layer.register_forward_pre_hook(_stop).remove)
         stack.enter_context(suppress(_Enough))
         with plain_torch(), measuring(model), lookups:
-            model(input_ids=torch.full((1, _PROBE_TOKENS), _plain_id(model), device=device_of(model)))
+            ids = torch.full((1, _PROBE_TOKENS), _plain_id(model), device=device_of(model))
+            model(input_ids=ids, **({"use_cache": False} if accepts(model, "use_cache") else {}))
     return min(lookups.positions, default=None)
 
 
