@@ -14,6 +14,7 @@ from torch import nn
 
 import tomfisher
 from tomfisher import analysis, finetune
+from tomfisher.fisher.plan import plan_fisher
 from tomfisher.masks import SparseMask
 from tomfisher.runtime.gate import (
     check_ids,
@@ -65,6 +66,7 @@ def mask() -> SparseMask:
 Call = Callable[[Any, Any, str, list[int]], Any]
 CALLS: dict[str, Call] = {
     "fisher_diagonal": lambda m, t, text, ids: tomfisher.fisher_diagonal(m, [sample(ids)], progress=False),
+    "plan_fisher": lambda m, t, text, ids: plan_fisher(m, [sample(ids)]),
     "choice": lambda m, t, text, ids: tomfisher.evaluate.score(m, t, [story(text)], progress=False),
     "generate": lambda m, t, text, ids: tomfisher.evaluate.score(
         m, t, [story(text)], method="generate", progress=False
@@ -324,7 +326,7 @@ def offloaded(kind: str, folder: Path) -> Any:
 
 
 OFFLOADED = ["cpu", "disk", "part", "whole"]
-WRITES = ["fisher_diagonal", "finetune_masked", "finetune_lora"]
+WRITES = ["fisher_diagonal", "plan_fisher", "finetune_masked", "finetune_lora"]
 
 
 @pytest.mark.parametrize("kind", OFFLOADED)

@@ -107,6 +107,7 @@ def batch_order(count: int, batch_size: int, steps: int, seed: int) -> list[list
 @plain_torch()
 def mean_loss(model: nn.Module, samples: Sequence[Sample]) -> float:
     """Mean over the samples of each sample's mean token loss, in nats; infinite or NaN if the model is broken."""
+    check_samples(model, samples)
     total = 0.0
     lengths = [len(sample) for sample in samples]
     rules = check_rules(model, [sample.input_ids for sample in samples], VALIDATION_TOKENS // max(lengths))

@@ -20,9 +20,9 @@ from tomfisher.fisher.roads import Roads, find_roads
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.models.onednn import concerns
 from tomfisher.runtime.forward import device_of
+from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
 from tomfisher.runtime.rules import SINGLE, check_rules
 from tomfisher.sample import Sample
-from tomfisher.torch_state import plain_torch
 
 # forward and input gradients are two matrix products per weight, the captured gradient is a third
 _CAPTURED_SHARE = 1.5
@@ -91,8 +91,14 @@ def plan_fisher(
 
     Returns:
         FisherPlan; memory is arithmetic, time an extrapolation.
+
+    Raises:
+        TypeError: as for `fisher_diagonal`.
+        ValueError: as for `fisher_diagonal`.
     """
+    check_trainable(model, "A Fisher diagonal")
     samples = list(samples)
+    check_samples(model, samples)
     selection = select_parameters(model, params)
     device = device_of(model)
     budget = token_budget(tokens_per_batch, model, device)

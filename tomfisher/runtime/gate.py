@@ -145,8 +145,10 @@ def check_samples(model: Any, samples: Sequence[Any]) -> None:
 
     Raises:
         TypeError: one is no `Sample`.
-        ValueError: the sample is named.
+        ValueError: the sample is named; or there is none.
     """
+    if not samples:
+        raise ValueError("There are no samples. Pass at least one.")
     for index, sample in enumerate(samples):
         if not isinstance(sample, Sample):
             raise TypeError(
