@@ -104,6 +104,15 @@ def test_a_model_in_the_cache_loads_without_the_hub(endpoint, cached, caplog, re
     assert loaded.identity["revision"] == COMMIT
 
 
+@pytest.mark.parametrize("name", ["a b", "org/a/b", "org/..name"])
+def test_a_name_that_no_hub_could_have_is_one_line(monkeypatch, capsys, name):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main(["evaluate", "--model", name]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert repr(name) in lines[0]
+
+
 @pytest.mark.parametrize("endpoint", ["refusing"], indirect=True)
 @pytest.mark.parametrize("absent", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_model_partly_in_the_cache_is_not_loaded(endpoint, cached, tmp_path, absent):

@@ -122,6 +122,27 @@ def test_a_config_of_another_model_is_refused(saved, values, message):
         load_model(folder.name, device="cpu")
 
 
+@pytest.mark.parametrize("build", [llama, gpt2], ids=["llama", "gpt2"])
+def test_layers_of_a_checkpoint_without_head_are_not_dropped_either(saved, build):
+    model = build()
+    body = model.base_model_prefix
+    layers = {"llama": "layers", "gpt2": "h"}[model.config.model_type]
+    folder = saved(model)
+
+    def bare(weights):
+        return {key.removeprefix(f"{body}."): value for key, value in weights.items()}
+
+    def longer(weights):
+        last = {key: value for key, value in weights.items() if f"{layers}.1." in key}
+        return {**weights, **{k.replace(f"{layers}.1.", f"{layers}.2."): v.clone() for k, v in last.items()}}
+
+    folder.edit_weights(bare)
+    loads_as(folder, model)
+    folder.edit_weights(longer)
+    with pytest.raises(ValueError, match="no place for"):
+        load_model(folder.name, device="cpu")
+
+
 DROPPED = {
     "a bias of a layer": "model.layers.0.self_attn.q_proj.bias",
     "a norm within a layer": "model.layers.1.self_attn.q_norm.weight",

@@ -19,7 +19,7 @@ _NOT = ("*/*",)
 def adapter_folder(place: Place) -> Path | None:
     """The folder that may hold an adapter: the place itself, or what its hub repository has of one; else None."""
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     folder = Path(place.location)
     if folder.is_dir():
@@ -28,10 +28,8 @@ def adapter_folder(place: Place) -> Path | None:
     with place.explained("the adapter"):
         try:
             hf_hub_download(place.location, SETTINGS, revision=revision, local_files_only=local)
-        except (
-            EntryNotFoundError,
-            RepositoryNotFoundError,
-        ):  # no adapter; whatever else is wrong, transformers says
+        except (HfHubHTTPError, EntryNotFoundError, HFValidationError):
+            # there is none; whatever else is wrong with name or revision, reading the config says
             return None
         found = snapshot_download(
             place.location,

@@ -33,6 +33,9 @@ _WAYS_OUT = (
     (r"not enough memory|can't allocate memory", "Use a smaller --dtype, or a machine with more memory."),
 )
 
+# where transformers begins to list everything it knows
+_LISTS = r",? ?(?:Model type should be one of|or contain one of the following strings)"
+
 
 @contextlib.contextmanager
 def explained(part: str, source: str, otherwise: str, unreachable: str | None = None) -> Iterator[None]:
@@ -73,7 +76,7 @@ def way_out(error: BaseException, otherwise: str) -> str:
 
 def _sentence(error: BaseException) -> str:
     """The message in one line of bounded length, with the error's class where the message alone says little."""
-    text = " ".join(str(error).split())
+    text = re.split(_LISTS, " ".join(str(error).split()))[0]
     if isinstance(error, RecursionError):
         text = "it is nested too deeply, or refers to itself."
     if len(text) > LONGEST:

@@ -61,7 +61,9 @@ def check_complete(
     missing = sorted(info["missing_keys"])
     reshaped = sorted(info["mismatched_keys"], key=lambda entry: str(entry[0]))
     if missing or reshaped:
-        raise ValueError(_incomplete(source, total, missing, reshaped, way_out))
+        raise ValueError(
+            _incomplete(source, total, missing, reshaped, sorted(info["unexpected_keys"]), way_out)
+        )
     empty = [name for name, tensor in _tensors(model) if tensor.is_meta]
     if empty:
         raise ValueError(
@@ -69,14 +71,15 @@ def check_complete(
             "Load it without offloading and without a device map."
         )
     unexpected = set(info["unexpected_keys"])
-    dropped = sorted(key for key in unexpected if _of_decoder(key, model))
+    modules = _Modules(model)
+    dropped = sorted(key for key in unexpected if modules.own(key))
     if dropped:
         raise ValueError(
             f"Model {source!r}: its files hold {len(dropped)} weights that the model has no place for, "
             f"{first_of(dropped)}. config.json describes fewer layers or other modules than the checkpoint has, so "
             f"the model would not be the one that was saved. {way_out or 'Use the config.json that belongs to it.'}"
         )
-    left = sorted(key for key in unexpected if not _is_table(key, model))
+    left = sorted(key for key in unexpected if not modules.is_table(key))
     if left:
         warnings.warn(
             f"The files of {source!r} hold {len(left)} weights that are no part of its text model, {first_of(left)}; "
@@ -97,6 +100,7 @@ def _incomplete(
     total: int,
     missing: list[str],
     reshaped: list[tuple[str, Iterable[int], Iterable[int]]],
+    unexpected: list[str],
     way_out: str | None,
 ) -> str:
     parts = []
@@ -113,7 +117,8 @@ def _incomplete(
         )
         tie = 'If the head is the embedding itself, set "tie_word_embeddings": true in config.json.'
         way_out = tie if head else "Complete the files, or use the config.json that belongs to these weights."
-    return f"Model {source!r} is not whole: {'; and '.join(parts)}. They would be random. {way_out}"
+    others = f" The files hold {len(unexpected)} others, such as {unexpected[0]}." if unexpected else ""
+    return f"Model {source!r} is not whole: {'; and '.join(parts)}. They would be random.{others} {way_out}"
 
 
 def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
@@ -121,33 +126,44 @@ def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
     yield from model.named_buffers()
 
 
-def _of_decoder(key: str, model: nn.Module) -> bool:
-    """Whether an unexpected key belongs to a list of layers, or to a module, that the model has."""
-    if _is_table(key, model) or _predicts_further_tokens(key, model):
-        return False
-    modules = dict(model.named_modules())
-    lists = {name for name, module in modules.items() if isinstance(module, nn.ModuleList)}
-    parts = key.split(".")
-    if any(".".join(parts[:i]) in lists and parts[i].isdigit() for i in range(1, len(parts) - 1)):
-        return True
-    parent = modules.get(".".join(parts[:-1]))
-    holds_layers = parent is not None and any(isinstance(m, nn.ModuleList) for m in parent.modules())
-    return parent is not None and not holds_layers
+class _Modules:
+    """The modules of a model by name, asked about keys that a checkpoint has and the model has not."""
 
+    def __init__(self, model: Any) -> None:
+        self.prefix = f"{model.base_model_prefix}." if getattr(model, "base_model_prefix", "") else ""
+        self.by_name = dict(model.named_modules())
+        self.lists = {name for name, module in self.by_name.items() if isinstance(module, nn.ModuleList)}
+        config = model.config.get_text_config()
+        self.layers = getattr(config, "num_hidden_layers", None) or 0
+        self.further = getattr(config, "num_nextn_predict_layers", None) or 0
 
-def _is_table(key: str, model: nn.Module) -> bool:
-    """Whether a key is a fixed table that old checkpoints hold: rotary frequencies, causal masks, positions."""
-    if _TABLES.search(key):
-        return True
-    if not _MASKS.search(key):
-        return False
-    parent = dict(model.named_modules()).get(key.rpartition(".")[0])
-    return parent is not None and any(True for _ in parent.children())  # of a linear layer it is a bias
+    def own(self, key: str) -> bool:
+        """Whether a key belongs to a list of layers, or to a module, that the model has."""
+        if self.is_table(key) or self._predicts_further_tokens(key):
+            return False
+        return any(self._in_layers(name) or self._in_module(name) for name in self._spellings(key))
 
+    def is_table(self, key: str) -> bool:
+        """Whether a key is a fixed table that old checkpoints hold: rotary frequencies, causal masks, positions."""
+        if _TABLES.search(key):
+            return True
+        parents = (self.by_name.get(name.rpartition(".")[0]) for name in self._spellings(key))
+        # a bias of a module called attention is the mask if that module is no linear layer
+        return bool(_MASKS.search(key)) and any(p is not None and any(p.children()) for p in parents)
 
-def _predicts_further_tokens(key: str, model: Any) -> bool:
-    """Whether a key is of the layers behind the last one, which predict further tokens and no model here runs."""
-    config = model.config.get_text_config()
-    more = getattr(config, "num_nextn_predict_layers", None) or 0
-    found = re.search(r"\.layers\.(\d+)\.", key)
-    return bool(found and 0 <= int(found[1]) - config.num_hidden_layers < more)
+    def _spellings(self, key: str) -> tuple[str, ...]:
+        """A checkpoint may be of the model without its head, whose names lack the first part."""
+        return (key, f"{self.prefix}{key}") if self.prefix else (key,)
+
+    def _in_layers(self, name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:i]) in self.lists and parts[i].isdigit() for i in range(1, len(parts) - 1))
+
+    def _in_module(self, name: str) -> bool:
+        parent = self.by_name.get(name.rpartition(".")[0])
+        return parent is not None and not any(isinstance(m, nn.ModuleList) for m in parent.modules())
+
+    def _predicts_further_tokens(self, key: str) -> bool:
+        """Whether a key is of the layers behind the last one, which predict further tokens and no model here runs."""
+        found = re.search(r"(^|\.)layers\.(\d+)\.", key)
+        return found is not None and 0 <= int(found[2]) - self.layers < self.further

@@ -100,6 +100,10 @@ def read_model(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, A
         ModuleNotFoundError: a package that it needs is missing.
     """
     model, info = _load(place, dtype, {})
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"Model {place.source!r}: transformers put an adapter beside its weights. Load it from a folder of its own."
+        )
     recorded: dict[str, Any] = {}
     if renaming := wrapper_renaming(info):
         model, info = _load(place, dtype, renaming)
