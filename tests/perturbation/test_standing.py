@@ -171,3 +171,17 @@ def test_the_undo_of_a_training_looks_too(failing: bool) -> None:
     assert model[0].weight.view(-1)[4] == 7.0
     now.view(-1)[4] = before[name].view(-1)[4]
     assert torch.equal(now, before[name])
+
+
+def test_where_what_was_written_cannot_be_kept_nothing_stays_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(entries: object) -> Tensor:
+        raise MemoryError
+
+    model = model_of()
+    before = bits(model)
+    monkeypatch.setattr("tomfisher.perturbation.session.standing", out_of_memory)
+    perturbation = perturb(model, mask_of(model), fill="zero")
+    with pytest.raises(MemoryError):
+        perturbation.apply()
+    assert not perturbation.applied
+    assert all(torch.equal(bits(model)[name], value) for name, value in before.items())

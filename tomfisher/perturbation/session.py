@@ -127,6 +127,7 @@ class Perturbation:
         places = list(zip(site.places, before, strict=True))
         written = write_fill(self.fill, places, self._sums, self._seed, self._compat, self._impl)
         try:
+            seen = [standing(place.entries) for place in site.places]
             stack.push(self, site.keys)
         except BaseException:
             restore(written, self._impl)
@@ -134,7 +135,6 @@ class Perturbation:
         after = [States(len(place.targets)) for place in site.places]
         for place, states in zip(site.places, after, strict=True):
             self._sums.mark_group(place.group, states)
-        seen = [standing(place.entries) for place in site.places]
         self._log = _Applied(site, written, before, after, seen)
 
     def undo(self) -> None:
