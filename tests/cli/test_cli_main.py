@@ -95,7 +95,7 @@ def test_help_needs_no_torch():
         (["run", "--model", "m", "--kappas", "2"], "kappa must lie strictly between 0 and 1"),
         (["run"], "model is not given"),
         (["run", "--preset", "demo"], "Presets: demo-testbed, demo-smollm2"),
-        (["run", "--config", "no/such.yaml"], "no file or folder 'no/such.yaml'"),
+        (["run", "--config", "no/such.yaml"], "no/such.yaml: there is no such file"),
         (["run", "--model", "m", "--n_task", "few"], "n_task must be a whole number"),
         (["run", "--model", "m", "--labels", "true"], "labels must be one of empirical, sampled"),
         (["evaluate", "--model", "smollm2-135"], "Did you mean 'smollm2-135m'"),
