@@ -104,6 +104,28 @@ def test_a_large_data_set_is_cut_and_that_is_said(monkeypatch: pytest.MonkeyPatc
         assert len(corpus.load("c4:en:train").documents) == 20_000
 
 
+def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    seen = []
+
+    class Rows:
+        def __iter__(self) -> Any:
+            seen.append(constants.HF_HUB_OFFLINE)
+            return iter([{"text": "one"}])
+
+    fake_datasets(monkeypatch, Rows())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for why in (None, "no answer"):
+        monkeypatch.setattr("tomfisher.models.hub.why_unreachable", lambda why=why: why)
+        assert corpus.load("c4:en:train").documents == ["one"]
+    assert seen == [False, True]
+    assert not constants.HF_HUB_OFFLINE
+    fake_datasets(monkeypatch, ConnectionError("offline"))
+    with pytest.raises(OSError, match="the Hugging Face hub cannot be reached: no answer"):
+        corpus.load("c4:en:train")
+
+
 def test_no_network_and_no_package_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_datasets(monkeypatch, ConnectionError("offline"))
     with pytest.raises(OSError, match=r"could not be loaded: ConnectionError: offline.*network"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from tomfisher.files import sha256_of_text
+from tomfisher.models import hub
 from tomfisher.sample import Sample
 from tomfisher.tasks.formats import text_of
 from tomfisher.tasks.records import JSON_SUFFIXES, read_records, read_text_file
@@ -197,13 +199,16 @@ def _dataset(label: str, column: str) -> list[str]:
         raise ImportError(f'{label!r} needs the package "datasets". Run: pip install "tomfisher[datasets]"')
     import datasets
 
+    why = hub.why_unreachable()  # one question instead of a screen of retries
     try:
-        stream = datasets.load_dataset(name, config or None, split=part, streaming=True)
-        rows = list(islice(iter(stream), MAX_ROWS + 1))
+        with contextlib.nullcontext() if why is None else hub.cache_only():
+            stream = datasets.load_dataset(name, config or None, split=part, streaming=True)
+            rows = list(islice(iter(stream), MAX_ROWS + 1))
     except Exception as error:
+        reached = "" if why is None else f" (the Hugging Face hub cannot be reached: {why})"
         raise OSError(
-            f"The data set {label!r} could not be loaded: {type(error).__name__}: {error}. Check its name, config "
-            f"and split and the network, or use a text file or {PYTHON_REFERENCE!r}."
+            f"The data set {label!r} could not be loaded: {type(error).__name__}: {error}{reached}. Check its name, "
+            f"config and split and the network, or use a text file or {PYTHON_REFERENCE!r}."
         ) from error
     if len(rows) > MAX_ROWS:
         rows.pop()
