@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -96,6 +97,7 @@ class ChoiceEvaluator:
             common, answers = self.wording.branch(tokenizer, prompt, story.choices, gap_of(story))
             spans += [(tuple(common), tuple(answer)) for answer in answers]
             self._owners += [index] * len(answers)
+        _warn_of_equal(spans, self._owners, self.stories)
         self._num_tokens = [len(after) for _, after in spans]
         self._spans = spans
         self._lay_out(merge=True)
@@ -315,6 +317,24 @@ def make_record(
         answer=story.answer,
         num_tokens=num_tokens,
     )
+
+
+def _warn_of_equal(
+    spans: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], owners: Sequence[int], stories: Sequence[Any]
+) -> None:
+    """Say how many stories have choices of the same tokens, such as two unknown words."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    equal: dict[int, None] = {}
+    for owner, (_, answer) in zip(owners, spans, strict=True):
+        if (owner, answer) in seen:
+            equal[owner] = None
+        seen.add((owner, answer))
+    if equal:
+        warnings.warn(
+            f"{len(equal)} of {len(stories)} stories, such as {stories[next(iter(equal))].id!r}, have choices that are "
+            "the same in this model's tokens, so they cannot be told apart. Use a model that knows their words.",
+            stacklevel=3,
+        )
 
 
 def gap_of(story: Any) -> str:
