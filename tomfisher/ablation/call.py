@@ -20,7 +20,8 @@ class AttentionCall(NamedTuple):
         softcap: c of `c · tanh(score / c)`; None: no cap.
         window: how many last keys, its own included, a query sees; None: all.
         past: tokens before this call, whose keys a cache holds or has held.
-        sinks: `[H]`, the score of a key without a value that stands beside the others (GPT-OSS); None: there is none.
+        sinks: `[H]` or `[B, H, T]`, the score of a key without a value that stands beside the others (GPT-OSS).
+        added: `[1 or B, 1 or H, T, S]`, further numbers that are added to the scores (relative positions).
     """
 
     query: Tensor
@@ -31,6 +32,7 @@ class AttentionCall(NamedTuple):
     window: int | None = None
     past: int = 0
     sinks: Tensor | None = None
+    added: Tensor | None = None
 
     @property
     def dropped(self) -> int:
@@ -98,7 +100,7 @@ class AttentionCall(NamedTuple):
         scores = self.query.to(wide) @ keys.transpose(2, 3) * self.scale
         if self.softcap is not None:
             scores = self.softcap * (scores / self.softcap).tanh()
-        return scores + self.additive()
+        return scores + self.additive() + (0 if self.added is None else self.added)
 
     def with_bias(self, bias: Tensor, index: Tensor) -> AttentionCall:
         """The same call with numbers added to the scores of one key of every row.

@@ -154,7 +154,8 @@ def _get_interface(self: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
             scale = kwargs.get("scaling")
             scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
             window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
-            call = AttentionCall(query, key, attention_mask, scale, softcap, window, sinks=null_key(kwargs))
+            null, added = null_key(kwargs), kwargs.get("position_bias")
+            call = AttentionCall(query, key, attention_mask, scale, softcap, window, sinks=null, added=added)
             for session in sessions:
                 call = session.edit(module, call)
             query, key, attention_mask = call.query, call.key, call.mask

@@ -62,7 +62,8 @@ class OffSink(Intervention):
             own = scores.gather(-1, at)[..., 0]
             rest = scores.scatter(-1, at, -torch.inf).logsumexp(-1)
             if call.sinks is not None:
-                rest = torch.logaddexp(rest, call.sinks.to(rest).view(1, -1, 1))
+                null = call.sinks.to(rest)
+                rest = torch.logaddexp(rest, null if null.ndim > 1 else null[:, None])
             kept, moved = (own.new_tensor(x).log() for x in (self.factor, 1 - self.factor))
             bias = kept + rest - torch.logaddexp(rest, own + moved)
             movable = own.isfinite() & rest.isfinite() & there[:, None, None] & here.to(own.device)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from tomfisher.models.attention_calls import AttentionCall, OwnAttention, inside, watching_interface
+from tomfisher.models.attention_calls import AttentionCall, OwnAttention, Running, inside, watching_interface
 from tomfisher.models.families import Architecture
 from tomfisher.models.queries import QueryKey, query_key
 
@@ -32,7 +32,7 @@ def watching(architecture: Architecture, look: Look) -> Iterator[None]:
         Nothing.
     """
     watcher = _Looking(architecture, look)
-    running: list[nn.Module] = []
+    running: list[Running] = []
     own = [a.module for a in architecture.attention.values() if not a.interface]
     mode = (
         OwnAttention(lambda: running[-1] if running else None, watcher) if own else contextlib.nullcontext()

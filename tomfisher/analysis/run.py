@@ -134,7 +134,8 @@ def supported(x: Tensor) -> Tensor:
 def _forward(model: Any, ids: Tensor) -> None:
     options: dict[str, Any] = {"use_cache": False} if accepts(model, "use_cache") else {}
     if accepts(model, "logits_to_keep"):
-        options["logits_to_keep"] = 1
+        # as a tensor: a number makes Gemma 4 compute its last layers for so many queries only
+        options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
     logits = model(input_ids=ids, **options).logits
     if bool(logits.isnan().any()):
         raise ValueError(

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -135,7 +135,7 @@ class OwnAttention(TorchFunctionMode):
         watcher: what looks.
     """
 
-    def __init__(self, current: Callable[[], nn.Module | None], watcher: Watcher) -> None:
+    def __init__(self, current: Callable[[], Running | None], watcher: Watcher) -> None:
         super().__init__()
         self._current, self._watcher = current, watcher
         self._product: tuple[Tensor, Tensor] | None = None
@@ -143,12 +143,12 @@ class OwnAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        module = self._current()
-        if module is None:
+        running = self._current()
+        if running is None:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "scaled_dot_product_attention":
-            return self._fused(func, module, *args, **kwargs)
+            return self._fused(func, running.module, *args, **kwargs)
         if name == "softmax":
             return self._softmax(func(*args, **kwargs), args[0] if args else kwargs["input"])
         pair = _operands(name, (*args, *kwargs.values()))
@@ -157,10 +157,10 @@ class OwnAttention(TorchFunctionMode):
         if self._soft is not None and self._soft[3].numel() == pair[0].numel():
             query, key, scores, weights = self._soft
             self._soft = None
-            call = _own_call(module, query, key, pair[1], scores, weights)
+            call = _own_call(running, query, key, pair[1], scores, weights)
             self._watcher.enters(call)
             output = func(*args, **kwargs)
-            return self._watcher.leaves(call, output.view(*call.query.shape[:3], -1)).view_as(output)
+            return self._watcher.leaves(call, output.reshape(*call.query.shape[:3], -1)).reshape(output.shape)
         self._product = pair
         return func(*args, **kwargs)
 
@@ -208,25 +208,44 @@ def _operands(name: str, args: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _own_call(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, weights: Tensor
+    running: Running, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, weights: Tensor
 ) -> AttentionCall:
-    """The call with a batch axis of its own, which the scores have where queries do not (BLOOM)."""
-    if scores.ndim == 4:
-        rows = scores.shape[0]
-        query, key, value = (x.unflatten(0, (rows, -1)) if x.ndim == 3 else x for x in (query, key, value))
+    """The call with an axis of its own for the rows of the batch, which some join with the heads (BLOOM)."""
+    query, key, value = (
+        x.unflatten(0, (running.rows, -1)) if x.ndim == 3 else x for x in (query, key, value)
+    )
     shape = (*query.shape[:3], key.shape[2])
     return AttentionCall(
-        module, False, query, key, value, None, scores=scores.reshape(shape), weights=weights.reshape(shape)
+        running.module,
+        False,
+        query,
+        key,
+        value,
+        None,
+        scores=scores.reshape(shape),
+        weights=weights.reshape(shape),
     )
 
 
+class Running(NamedTuple):
+    """A module that is running, and the rows of the batch that it was given."""
+
+    module: nn.Module
+    rows: int
+
+
 @contextlib.contextmanager
-def inside(modules: list[nn.Module], into: list[nn.Module]) -> Iterator[None]:
+def inside(modules: list[nn.Module], into: list[Running]) -> Iterator[None]:
     """Keep `into` the stack of those of the modules that are running, the innermost last."""
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim), None)
+        into.append(Running(module, 1 if given is None else given.shape[0]))
+
     handles: list[Any] = []
     try:
         for module in modules:
-            handles.append(module.register_forward_pre_hook(lambda m, _: into.append(m)))
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             handles.append(module.register_forward_hook(lambda m, _, __: _leave(into, m), always_call=True))
         yield
     finally:
@@ -234,6 +253,6 @@ def inside(modules: list[nn.Module], into: list[nn.Module]) -> Iterator[None]:
             handle.remove()
 
 
-def _leave(stack: list[nn.Module], module: nn.Module) -> None:
-    while stack and stack.pop() is not module:
+def _leave(stack: list[Running], module: nn.Module) -> None:
+    while stack and stack.pop().module is not module:
         pass

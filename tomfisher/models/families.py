@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher.models.decoder import text_decoder
-from tomfisher.models.layers import find_layers, mlp_weights
+from tomfisher.models.layers import layer_lists, mlp_weights
 from tomfisher.models.probe import Made, Probed, probe
 from tomfisher.models.rotary import Rotary, find_rotary, turns
 from tomfisher.models.structure import is_conv1d
@@ -18,7 +18,7 @@ from tomfisher.models.weights_check import NOT_CAUSAL
 from tomfisher.torch_state import plain_torch
 
 __all__ = ["Architecture", "Attention", "Layer", "Projection", "Rotary", "UnsupportedModel", "describe"]
-Position = Literal["rope", "alibi", "relative", "learned", "sinusoidal", "none"]
+Position = Literal["rope", "alibi", "relative", "learned", "sinusoidal", "none", "unknown"]
 Part = Literal["q", "k", "v", "o"]
 
 
@@ -197,14 +197,13 @@ def _ask(model: Any) -> Architecture:
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
     decoder = text_decoder(model)
-    layers = find_layers(decoder, config)
-    if layers is None:
+    lists = layer_lists(decoder, config)
+    if not lists:
         raise UnsupportedModel(
-            f"{type(model).__name__} ({kind}) has no list of as many layers as its config says "
-            f"(num_hidden_layers = {getattr(config, 'num_hidden_layers', None)})."
+            f"{type(model).__name__} ({kind}) has no list of layers (torch.nn.ModuleList) in its text decoder."
         )
     try:
-        probed, positions = probe(model, decoder, list(layers))
+        layers, probed, positions = probe(model, decoder, lists)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -268,8 +267,10 @@ def _attention(model: Any, config: Any, names: dict[int, str], index: int, seen:
     if o is None:
         lacks["o"] = f"No weight of layer {index} was seen to take in what its attention gives."
     rotary = None
-    if turns(seen.query) or turns(seen.key):
-        told = bool(seen.made["q"] and seen.made["k"])
+    if seen.key.shape[2] != seen.query.shape[2]:
+        lacks["rotary"] = f"The attention of layer {index} {seen.wrong}."
+    elif turns(seen.query) or turns(seen.key):
+        told = seen.even or bool(seen.made["q"] and seen.made["k"])
         rotary = find_rotary(model, config, seen.module, [seen.query, seen.key]) if told else None
         if rotary is None:
             lacks["rotary"] = _unturned(index, seen)
@@ -340,6 +341,8 @@ def _position(model: Any, probed: list[Probed], layers: list[Layer], embedded: b
     for p in probed:
         if p.added is not None:
             return p.added
+    if any(layer.attention is not None and "rotary" in layer.attention.lacks for layer in layers):
+        return "unknown"
     if not embedded:
         return "none"
     trained = any(

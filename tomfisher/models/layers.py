@@ -13,17 +13,20 @@ _MLP = re.compile(
 _MIXER = re.compile(r"attn|attention|mamba|mixer|conv|ssm|recurrent|temporal|delta|norm", re.I)
 
 
-def find_layers(decoder: nn.Module, config: Any) -> nn.ModuleList | None:
-    """The list of layers: the one as long as the config says, the first in the module tree; None where there is none.
+def layer_lists(decoder: nn.Module, config: Any) -> list[nn.ModuleList]:
+    """The lists of modules that are as long as the config says there are layers, in the order of the module tree.
+
+    Where there is none (LongCat counts the attentions), all lists.
 
     Args:
         decoder: of the model.
         config: of the decoder.
     """
     count = getattr(config, "num_hidden_layers", None)
-    lists = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    every = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    lists = [m for m in every if len(m) == count] or every
     whole = [found for found in lists if all(any(m.children()) for m in found)]
-    return next(iter(whole or lists), None)
+    return whole or lists
 
 
 def mlp_weights(layer: nn.Module, name: str, attention: nn.Module | None) -> tuple[str, ...]:

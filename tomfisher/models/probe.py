@@ -11,12 +11,19 @@ import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tomfisher.models.attention_calls import AttentionCall, OwnAttention, inside, watching_interface
+from tomfisher.models.attention_calls import (
+    AttentionCall,
+    OwnAttention,
+    Running,
+    inside,
+    watching_interface,
+)
 from tomfisher.models.codes import ROWS, Codes
 from tomfisher.models.queries import is_biased, query_key
 from tomfisher.models.structure import is_linear
@@ -34,6 +41,7 @@ class Probed:
         module: the module.
         interface: whether it goes through transformers' attention interface.
         calls: attentions that it computed in one forward pass.
+        even: whether what it was given was the same at every position.
         query: `[ROWS, H, TOKENS, D]` as it reached attention.
         key: the same of the keys.
         made: "q", "k", "v": the linear maps that make it, each with its output for every dimension of every head,
@@ -47,6 +55,7 @@ class Probed:
     module: nn.Module
     interface: bool
     calls: int = 0
+    even: bool = False
     query: Tensor | None = None
     key: Tensor | None = None
     made: dict[str, list[Made]] = field(default_factory=dict)
@@ -56,44 +65,40 @@ class Probed:
     wrong: str | None = None
 
 
-def probe(model: Any, decoder: nn.Module, layers: Sequence[nn.Module]) -> tuple[list[Probed], bool]:
+def probe(
+    model: Any, decoder: nn.Module, lists: Sequence[nn.ModuleList]
+) -> tuple[nn.ModuleList, list[Probed], bool]:
     """Run a model twice on a few equal tokens: to find its attention modules, then with code words.
 
     Args:
         model: a causal language model of transformers; nothing of it is changed.
         decoder: its text decoder; attention outside it is not looked for.
-        layers: of the decoder.
+        lists: what may be the list of its layers: the first that holds attention is, or the first.
 
     Returns:
-        What each attention module does, in the order of the calls, and whether the first layer's input depends on
-        the position.
+        The layers, what each attention module does, in the order of the calls, and whether the first layer's input
+        depends on the position.
     """
     ids = torch.full((ROWS, TOKENS), _token(model), device=_device(model))
-    finder, positions = _Finder(), [False]
-
-    def first_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point())
-        positions[0] = x.ndim == 3 and not torch.equal(x[:, :1].expand_as(x), x)
-
+    finder = _Finder(lists)
     with _quiet(model):
-        hook = layers[0].register_forward_pre_hook(first_input, with_kwargs=True)
-        try:
-            with finder.watching(decoder):
-                _forward(model, ids[:1])
-        finally:
-            hook.remove()
+        with finder.watching(decoder):
+            _forward(model, ids[:1])
+        layers = finder.layers()
         coded = _Coded(finder.found, layers)
         with coded.watching():
             _forward(model, ids)
-    return list(coded.found.values()), positions[0]
+    return layers, list(coded.found.values()), id(layers[0]) in finder.placed
 
 
 class _Finder:
-    """The first pass: which modules compute attention."""
+    """The first pass: which modules compute attention, and which first layers are given positions."""
 
-    def __init__(self) -> None:
+    def __init__(self, lists: Sequence[nn.ModuleList]) -> None:
         self.found: dict[int, tuple[nn.Module, bool]] = {}
-        self._stack: list[nn.Module] = []
+        self.placed: set[int] = set()
+        self._lists = lists
+        self._stack: list[Running] = []
         self._busy = False  # the interface's function computes with the same PyTorch calls
 
     @contextlib.contextmanager
@@ -101,8 +106,25 @@ class _Finder:
         modules = list(decoder.modules())
         known = {id(module) for module in modules}
         own = OwnAttention(lambda: self._stack[-1] if self._stack and not self._busy else None, self)
-        with inside(modules, self._stack), watching_interface(lambda m: id(m) in known, self), own:
-            yield
+        hooks = [
+            layers[0].register_forward_pre_hook(self._look_at_input, with_kwargs=True)
+            for layers in self._lists
+        ]
+        try:
+            with inside(modules, self._stack), watching_interface(lambda m: id(m) in known, self), own:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _look_at_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _even(args, kwargs) is False:
+            self.placed.add(id(module))
+
+    def layers(self) -> nn.ModuleList:
+        """The list of layers."""
+        holding = (found for found in self._lists if any(id(m) in self.found for m in found.modules()))
+        return next(holding, self._lists[0])
 
     def enters(self, call: AttentionCall) -> None:
         self.found[id(call.module)] = (call.module, call.interface)
@@ -116,12 +138,12 @@ class _Finder:
 class _Coded:
     """The second pass: projections and attention give out code words, which are read where they arrive."""
 
-    def __init__(self, modules: dict[int, tuple[nn.Module, bool]], layers: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: dict[int, tuple[nn.Module, bool]], layers: nn.ModuleList) -> None:
         self.found = {key: Probed(module, interface) for key, (module, interface) in modules.items()}
         self._layers = layers
         self._codes = Codes()
         self._pending: dict[int, Tensor] = {}
-        self._current: list[nn.Module] = []
+        self._current: list[Running] = []
         self._handles: list[Any] = []
 
     @contextlib.contextmanager
@@ -142,9 +164,14 @@ class _Coded:
 
     def _hook(self) -> None:
         for probed in self.found.values():
+            self._handles.append(
+                probed.module.register_forward_pre_hook(partial(_look_even, probed), with_kwargs=True)
+            )
             for module in probed.module.modules():
                 if _maps(module):
                     self._handles.append(module.register_forward_hook(self._codes.speak))
+                elif _is_norm(module):
+                    self._handles.append(module.register_forward_hook(_let_through))
         for layer in self._layers:
             keys = [key for key, p in self.found.items() if any(m is p.module for m in layer.modules())]
             for module in layer.modules() if keys else ():
@@ -159,7 +186,11 @@ class _Coded:
                 given = self._pending.get(key)
                 if given is None or not args or args[0].shape[-1] != given.shape[1:].numel():
                     continue
-                index = Codes.read(args[0].reshape(ROWS, TOKENS, -1)[:, 0], given.shape[1:].numel())
+                if args[0].numel() % (ROWS * args[0].shape[-1]):
+                    continue
+                index = Codes.read(
+                    args[0].reshape(ROWS, -1, args[0].shape[-1])[:, 0], given.shape[1:].numel()
+                )
                 if sorted(index.tolist()) == list(range(len(index))):
                     self.found[key].output = (module, index.argsort().view(given.shape[1:]))
                     del self._pending[key]
@@ -174,6 +205,12 @@ class _Coded:
         probed.query, probed.key = call.query.clone(), call.key.clone()
         for part, x in (("q", call.query), ("k", call.key), ("v", call.value)):
             probed.made[part] = self._codes.makers(x[:, :, 0])
+        if call.query.shape[2] != TOKENS or call.key.shape[2] != TOKENS:
+            probed.wrong = (
+                f"computes attention of {call.query.shape[2]} queries over {call.key.shape[2]} keys where the text has "
+                f"{TOKENS} tokens"
+            )
+            return
         if call.scores is not None:
             probed.scale = fitted_scale(call)
         probed.wrong = wrong_weights(call, probed.scale)
@@ -188,11 +225,34 @@ class _Coded:
         return words.transpose(1, 2).contiguous() if call.interface else words.contiguous()
 
 
+def _look_even(probed: Probed, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    probed.even = _even(args, kwargs) is True
+
+
+def _even(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+    """Whether hidden states `[B, T, C]` are the same at every position; None where none are given."""
+    given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
+    if not given or given[0].ndim != 3:
+        return None
+    first = given[0][:, :1].expand_as(given[0])
+    return bool(torch.allclose(given[0], first, rtol=1e-5, atol=1e-6 * float(first.abs().max())))
+
+
 def _maps(module: nn.Module) -> bool:
     """Whether a module is a linear map, or looks like one: it owns a matrix and nothing below it."""
     weight = getattr(module, "weight", None)
     bare = isinstance(weight, Tensor) and weight.ndim == 2 and not any(True for _ in module.children())
     return is_linear(module) or (bare and not isinstance(module, nn.Embedding))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm of queries or keys, whose bias could turn a sign."""
+    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+
+
+def _let_through(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    same = args and isinstance(output, Tensor) and args[0].shape == output.shape
+    return args[0].to(output.dtype) if same else output
 
 
 @contextlib.contextmanager
@@ -228,5 +288,5 @@ def _forward(model: Any, ids: Tensor) -> None:
     names = inspect.signature(model.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
     if "logits_to_keep" in names:
-        options["logits_to_keep"] = 1
+        options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
     model(input_ids=ids, **options)

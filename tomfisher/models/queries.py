@@ -20,7 +20,8 @@ class QueryKey(NamedTuple):
         window: how many last keys, its own included, a query sees; None: all.
         slopes: ALiBi, float32 `[H]`: `-slope·(t - j)` is added to the scores; None: nothing is.
         softcap: c of `c · tanh(score / c)`, before anything is added; None: no cap.
-        sinks: `[H]`, the score of a key without a value that stands beside the others (GPT-OSS); None: there is none.
+        sinks: `[H]` or `[B, H, T]`, the score of a key without a value that stands beside the others (GPT-OSS); None:
+            there is none.
         bias: `[1 or B, 1 or H, T, T]`, added to the scores, -inf where a key is hidden; it then stands for causality,
             window and slopes. None: these say it all.
     """
@@ -44,7 +45,8 @@ class QueryKey(NamedTuple):
         bias = self.bias
         if bias is not None:
             bias = (bias[rows] if bias.shape[0] > 1 else bias)[..., :length, :length]
-        return self._replace(q=self.q[rows, :, :length], k=self.k[rows, :, :length], bias=bias)
+        sinks = self.sinks if self.sinks is None or self.sinks.ndim == 1 else self.sinks[rows, :, :length]
+        return self._replace(q=self.q[rows, :, :length], k=self.k[rows, :, :length], bias=bias, sinks=sinks)
 
     def head(self, head: int) -> QueryKey:
         """One query head and its key head."""
@@ -54,7 +56,11 @@ class QueryKey(NamedTuple):
             q=self.q[:, head : head + 1],
             k=self.k[:, head // shared : head // shared + 1],
             slopes=None if self.slopes is None else self.slopes[head : head + 1],
-            sinks=None if self.sinks is None else self.sinks[head : head + 1],
+            sinks=None
+            if self.sinks is None
+            else self.sinks[head : head + 1]
+            if self.sinks.ndim == 1
+            else self.sinks[:, head : head + 1],
             bias=bias if bias is None or bias.shape[1] == 1 else bias[:, head : head + 1],
         )
 
@@ -77,7 +83,8 @@ def attention_weights(seen: QueryKey, first: int = 0, last: int | None = None) -
     scores = scores + _added(seen, first, q.shape[2])
     if seen.sinks is None:
         return scores.softmax(-1)
-    beside = seen.sinks.to(scores).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    beside = seen.sinks[None, :, None] if seen.sinks.ndim == 1 else seen.sinks[:, :, first:last]
+    beside = beside.to(scores)[..., None].expand(*scores.shape[:3], 1)
     return torch.cat([scores, beside], dim=-1).softmax(-1)[..., :-1]
 
 
@@ -171,8 +178,9 @@ def query_key(
 
 
 def null_key(options: dict[str, Any]) -> Tensor | None:
-    """The scores `[H]` of a key without a value, among the arguments of a call; None where it has none."""
-    return next((options[name] for name in ("s_aux", "sinks") if options.get(name) is not None), None)
+    """The scores `[H]` or `[B, H, T]` of a key without a value, among the arguments of a call; None: it has none."""
+    found = next((options[name] for name in ("s_aux", "sinks") if options.get(name) is not None), None)
+    return found if found is None or found.ndim < 4 else found[..., 0]
 
 
 def _left_over(call: AttentionCall, scale: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ class Rotary:
         base: the base of the geometric sequence (rope_theta).
         scaling: "default", "llama3", "yarn", ...
         start: the first dimension of a head that is rotated; those before it are not (DeepSeek).
+        backwards: whether pairs turn the other way (NanoChat).
     """
 
     layout: Layout
@@ -34,6 +36,7 @@ class Rotary:
     base: float
     scaling: str
     start: int = 0
+    backwards: bool = False
 
     @property
     def dim(self) -> int:
@@ -47,9 +50,10 @@ class Rotary:
 
     @property
     def pairs(self) -> Tensor:
-        """int64 `[P, 2]`, the two dimensions of a head that each frequency rotates."""
+        """int64 `[P, 2]`, the two dimensions of a head that each frequency rotates, the first towards the second."""
         dims = torch.arange(self.start, self.start + self.dim, device="cpu")
-        return dims.view(-1, 2) if self.layout == "interleaved" else dims.view(2, -1).T
+        pairs = dims.view(-1, 2) if self.layout == "interleaved" else dims.view(2, -1).T
+        return pairs.flip(1) if self.backwards else pairs
 
     def turned(self, x: Tensor) -> Tensor:
         """What stands at position 0 turned to each position, the way a rotary embedding does it.
@@ -71,8 +75,8 @@ class Rotary:
 
 
 def turns(seen: Tensor) -> bool:
-    """Whether queries or keys `[..., T, D]` of equal tokens differ from position to position."""
-    return _distance(seen, seen[..., :1, :].double().expand_as(seen)) > tolerance(seen.dtype)
+    """Whether queries or keys `[..., T, D]` of equal tokens point elsewhere from position to position."""
+    return _distance(seen, seen[..., :1, :].expand_as(seen)) > tolerance(seen.dtype)
 
 
 def find_rotary(model: Any, config: Any, module: nn.Module, seen: list[Tensor]) -> Rotary | None:
@@ -105,7 +109,9 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def _distance(seen: Tensor, expected: Tensor) -> float:
-    return float((seen.double() - expected).abs().max() / seen.double().abs().max().clamp_min(1e-30))
+    """How far apart two tensors `[..., D]` point: a position may scale its query (Llama 4), which turns nothing."""
+    one, other = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (seen, expected))
+    return float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
 
 
 def _candidates(model: Any, config: Any, module: nn.Module, width: int) -> Iterator[Rotary]:
@@ -113,9 +119,8 @@ def _candidates(model: Any, config: Any, module: nn.Module, width: int) -> Itera
     for frequencies, factor, base, scaling in tables:
         dim = 2 * len(frequencies)
         if 0 < dim <= width:
-            for start in dict.fromkeys((0, width - dim)):
-                for layout in LAYOUTS:
-                    yield Rotary(layout, frequencies, factor, base, scaling, start)
+            for backwards, start, layout in product((False, True), dict.fromkeys((0, width - dim)), LAYOUTS):
+                yield Rotary(layout, frequencies, factor, base, scaling, start, backwards)
 
 
 def _tables(model: Any, config: Any, module: nn.Module) -> Iterator[tuple[Tensor, float, float, str]]:
