@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tomfisher.models.decoder import text_decoder
-from tomfisher.models.layers import layer_lists, mlp_weights
+from tomfisher.models.decoder import layer_lists, text_decoder
+from tomfisher.models.mlp import mlp_weights
 from tomfisher.models.probe import Made, Probed, probe
 from tomfisher.models.rotary import Rotary, find_rotary, turns
 from tomfisher.models.structure import is_conv1d
@@ -197,11 +197,11 @@ def _ask(model: Any) -> Architecture:
     config = model.config.get_text_config(decoder=True)
     kind = config.model_type
     decoder = text_decoder(model)
-    lists = layer_lists(decoder, config)
+    count = getattr(config, "num_hidden_layers", None)
+    lists = [list(found.children()) for found in layer_lists(model).values()]
+    lists = [layers for layers in lists if len(layers) == count] or lists
     if not lists:
-        raise UnsupportedModel(
-            f"{type(model).__name__} ({kind}) has no list of layers (torch.nn.ModuleList) in its text decoder."
-        )
+        raise UnsupportedModel(f"{type(model).__name__} ({kind}) has no list of layers in its text decoder.")
     try:
         layers, probed, positions = probe(model, decoder, lists)
     except torch.OutOfMemoryError:
@@ -222,7 +222,7 @@ def _ask(model: Any) -> Architecture:
 
 
 def _by_layer(
-    kind: str, layers: nn.ModuleList, names: dict[int, str], probed: list[Probed]
+    kind: str, layers: list[nn.Module], names: dict[int, str], probed: list[Probed]
 ) -> list[Probed | None]:
     """The attention of each layer; refuses what is not one call to a layer, or not causal."""
     found: list[Probed | None] = []

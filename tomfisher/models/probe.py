@@ -66,8 +66,8 @@ class Probed:
 
 
 def probe(
-    model: Any, decoder: nn.Module, lists: Sequence[nn.ModuleList]
-) -> tuple[nn.ModuleList, list[Probed], bool]:
+    model: Any, decoder: nn.Module, lists: Sequence[list[nn.Module]]
+) -> tuple[list[nn.Module], list[Probed], bool]:
     """Run a model twice on a few equal tokens: to find its attention modules, then with code words.
 
     Args:
@@ -94,7 +94,7 @@ def probe(
 class _Finder:
     """The first pass: which modules compute attention, and which first layers are given positions."""
 
-    def __init__(self, lists: Sequence[nn.ModuleList]) -> None:
+    def __init__(self, lists: Sequence[list[nn.Module]]) -> None:
         self.found: dict[int, tuple[nn.Module, bool]] = {}
         self.placed: set[int] = set()
         self._lists = lists
@@ -121,9 +121,11 @@ class _Finder:
         if _even(args, kwargs) is False:
             self.placed.add(id(module))
 
-    def layers(self) -> nn.ModuleList:
+    def layers(self) -> list[nn.Module]:
         """The list of layers."""
-        holding = (found for found in self._lists if any(id(m) in self.found for m in found.modules()))
+        holding = (
+            layers for layers in self._lists if any(id(m) in self.found for x in layers for m in x.modules())
+        )
         return next(holding, self._lists[0])
 
     def enters(self, call: AttentionCall) -> None:
@@ -138,7 +140,7 @@ class _Finder:
 class _Coded:
     """The second pass: projections and attention give out code words, which are read where they arrive."""
 
-    def __init__(self, modules: dict[int, tuple[nn.Module, bool]], layers: nn.ModuleList) -> None:
+    def __init__(self, modules: dict[int, tuple[nn.Module, bool]], layers: list[nn.Module]) -> None:
         self.found = {key: Probed(module, interface) for key, (module, interface) in modules.items()}
         self._layers = layers
         self._codes = Codes()

@@ -1,9 +1,8 @@
-"""The list of a decoder's layers, and what of a layer is its MLP."""
+"""What of a layer is its MLP."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from torch import nn
 
@@ -11,22 +10,6 @@ _MLP = re.compile(
     r"mlp|ffn|feed_?forward|moe|expert|^fc\d*$|^(intermediate|output)$|^(up|down|gate)_proj$", re.I
 )
 _MIXER = re.compile(r"attn|attention|mamba|mixer|conv|ssm|recurrent|temporal|delta|norm", re.I)
-
-
-def layer_lists(decoder: nn.Module, config: Any) -> list[nn.ModuleList]:
-    """The lists of modules that are as long as the config says there are layers, in the order of the module tree.
-
-    Where there is none (LongCat counts the attentions), all lists.
-
-    Args:
-        decoder: of the model.
-        config: of the decoder.
-    """
-    count = getattr(config, "num_hidden_layers", None)
-    every = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    lists = [m for m in every if len(m) == count] or every
-    whole = [found for found in lists if all(any(m.children()) for m in found)]
-    return whole or lists
 
 
 def mlp_weights(layer: nn.Module, name: str, attention: nn.Module | None) -> tuple[str, ...]:
@@ -37,11 +20,12 @@ def mlp_weights(layer: nn.Module, name: str, attention: nn.Module | None) -> tup
         name: its name.
         attention: its attention module, no part of which is MLP.
     """
-    found = []
+    found: list[str] = []
     for child_name, child in layer.named_children():
         if attention is not None and any(module is attention for module in child.modules()):
-            continue
-        if _is_mlp(child_name, child):
+            if child is not attention and not re.search(r"attn|attention", child_name, re.I):
+                found += mlp_weights(child, f"{name}.{child_name}", attention)  # a block in a block (Zamba)
+        elif _is_mlp(child_name, child):
             found += [f"{name}.{child_name}.{n}" for n, p in child.named_parameters() if p.ndim > 1]
     found += [
         f"{name}.{n}" for n, p in layer.named_parameters(recurse=False) if p.ndim > 1 and _MLP.search(n)
