@@ -56,11 +56,10 @@ class Intervention(ABC):
 
     def heads(self, architecture: Architecture) -> dict[int, Tensor]:
         """Query heads to change, int64, per layer."""
-        layers = architecture.attention
-        if not layers:
-            raise UnsupportedModel(
-                f"{self.name}: {architecture.model_type} has no attention layer, so there are no queries and keys."
-            )
+        try:
+            layers = architecture.attending("query and no key")
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{self.name}: {error}") from error
         if not architecture.interface:
             raise UnsupportedModel(
                 f"{self.name}: {architecture.model_type} computes attention in its own code, not through transformers' "

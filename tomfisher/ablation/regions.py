@@ -89,11 +89,7 @@ def _places(
 ) -> Places:
     if region in ("mlp", "mixer"):
         return dict.fromkeys(_of_layers(architecture, region, names))
-    layers = architecture.attention
-    if not layers:
-        raise UnsupportedModel(
-            f"{architecture.model_type} has no attention layer, so there is no {region!r}."
-        )
+    layers = architecture.attending(repr(region))
     if region == "qk":
         return _joined(_all(a.projection(part)) for a in layers.values() for part in ("q", "k"))
     if region == "vo":

@@ -217,8 +217,7 @@ def mask_profile(
     architecture: Architecture | None = None
     try:
         architecture = describe(model)
-        if not architecture.attention:
-            unavailable["heads"] = f"{architecture.model_type} has no attention layer, so there are no heads."
+        architecture.attending("head")
     except UnsupportedModel as error:
         unavailable["heads"] = str(error)
     parts = count_parts(mask, architecture)

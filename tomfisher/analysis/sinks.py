@@ -134,11 +134,7 @@ class SinkCollector:
         heads: Iterable[Head] = (),
         map_prompts: int = 1,
     ) -> None:
-        layers = architecture.attention
-        if not layers:
-            raise UnsupportedModel(
-                f"{architecture.model_type} has no attention layer, so there is no sink to look at."
-            )
+        layers = architecture.attending("sink to look at")
         for attention in layers.values():
             if "weights" in attention.lacks:
                 raise UnsupportedModel(attention.lacks["weights"])

@@ -105,11 +105,13 @@ class Architecture:
         model_type: of its text decoder's config.
         position: how positions enter.
         layers: in order.
+        unseen: where no layer was seen to attend, the classes of modules that call themselves attention.
     """
 
     model_type: str
     position: Position
     layers: tuple[Layer, ...]
+    unseen: tuple[str, ...] = ()
 
     @property
     def attention(self) -> dict[int, Attention]:
@@ -120,6 +122,24 @@ class Architecture:
     def interface(self) -> bool:
         """Whether all attention runs through transformers' attention interface."""
         return all(attention.interface for attention in self.attention.values())
+
+    def attending(self, what: str) -> dict[int, Attention]:
+        """The layers that have attention, by number.
+
+        Args:
+            what: is asked for, for the error: "sink".
+
+        Raises:
+            UnsupportedModel: there are none.
+        """
+        if self.unseen:
+            raise UnsupportedModel(
+                f"No softmax of products of queries and keys was seen in {self.model_type} "
+                f"({', '.join(self.unseen)}), so there is no {what}."
+            )
+        if not self.attention:
+            raise UnsupportedModel(f"{self.model_type} has no attention layer, so there is no {what}.")
+        return self.attention
 
     @property
     def rotates(self) -> bool:
@@ -218,7 +238,15 @@ def _ask(model: Any) -> Architecture:
         attention = None if seen is None else _attention(model, config, names, index, seen)
         mlp = mlp_weights(layer, names[id(layer)], None if seen is None else seen.module)
         found.append(Layer(index, names[id(layer)], attention, mlp))
-    return Architecture(kind, _position(model, probed, found, positions), tuple(found))
+    unseen = () if probed else tuple(sorted(_named_attention(layers)))
+    position = "unknown" if unseen else _position(model, probed, found, positions)
+    return Architecture(kind, position, tuple(found), unseen)
+
+
+def _named_attention(layers: list[nn.Module]) -> set[str]:
+    """Classes in the layers that have attention in their name."""
+    kinds = {type(module).__name__ for layer in layers for module in layer.modules()}
+    return {kind for kind in kinds if "attention" in kind.lower()}
 
 
 def _by_layer(
