@@ -191,7 +191,7 @@ def test_special_tokens_at_the_end_of_the_prompt_are_left_out(models, bos_tokeni
     monkeypatch.setattr(
         generate,
         "_complete",
-        lambda model, tokenizer, prompts, draw: [seen.extend(prompts)] and ["x"] * len(prompts),
+        lambda model, tokenizer, prompts, draw, cached: [seen.extend(prompts)] and ["x"] * len(prompts),
     )
     score(models("llama"), bos_tokenizer, stories, method="generate")
     assert all(ids[0] == 1 and 2 not in ids for ids in seen)

@@ -291,6 +291,61 @@ def test_the_fisher_is_that_of_single_samples(kind):
         )
 
 
+@pytest.mark.parametrize("kind", RIGHT)
+def test_what_is_written_is_what_single_rows_say(kind, tokenizer):
+    build, batches = RIGHT[kind]
+    model, questions = made(build), stories()[:4]
+    found = tomfisher.evaluate.score(
+        model, tokenizer, questions, "generate", batch_size=3, max_new_tokens=4, progress=False
+    )
+    for story, record in zip(questions, found.records, strict=True):
+        ids = tokenizer(story.prompt)["input_ids"]
+        with torch.no_grad():
+            first = int(alone(model, ids)[-1].argmax())
+        assert record.predicted == tokenizer.decode(first).strip("</>")
+    assert found.rules["batches"] == batches
+    if "tuning" not in kind:
+        assert found.rules["cached"] == (batches == PADDED)  # keys of another length are no keys of this one
+
+
+@pytest.mark.parametrize("kind", ["plain", "longrope", "dynamic ntk", "length", "capacity"])
+def test_the_analysis_is_that_of_single_prompts(kind):
+    build, batches = RIGHT[kind]
+    model, prompts = made(build), texts()
+    found = tomfisher.analysis.analyze(model, prompts, progress=False)
+    assert found.rules["batches"] == batches
+    each = [tomfisher.analysis.attention_sinks(model, [p], progress=False) for p in prompts]
+    weights = torch.tensor([len(p) - 1.0 for p in prompts])
+    for layer, together in enumerate(found.results["sinks"].layers):
+        masses = torch.stack([one.layers[layer].first_mass for one in each])
+        mean = (masses * weights[:, None]).sum(0) / weights.sum()
+        assert torch.allclose(together.first_mass.double(), mean.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [prompt_tuning, prefix_tuning])
+def test_virtual_tokens_are_not_analysed(build):
+    found = tomfisher.analysis.analyze(made(build), texts(), progress=False)
+    assert not found.results and found.unavailable.keys() == {"rope", "sinks"}
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_a_step_of_training_is_that_of_single_samples(kind):
+    build, _ = RIGHT[kind]
+    model = made(build)
+    name = next(n for n, _ in model.named_parameters() if n.endswith("layers.0.mlp.down_proj.weight"))
+    samples = [Sample(torch.tensor(ids), torch.tensor(ids)) for ids in texts()]
+    with torch.no_grad():
+        loss = sum(
+            cross_entropy(alone(model, s.input_ids.tolist())[:-1], s.input_ids[1:]).item() for s in samples
+        )
+    mask = tomfisher.SparseMask({name: torch.arange(5)}, {name: (16, 24)})
+    with tomfisher.finetune.finetune_masked(
+        model, mask, samples, steps=1, batch_size=len(samples), progress=False
+    ) as tuned:
+        assert tuned.losses[0] == pytest.approx(loss / len(samples), abs=2e-5)
+        assert tomfisher.finetune.training.mean_loss(model, samples) == pytest.approx(loss / 7, abs=0.5)
+
+
 RUNS = {
     "fisher": lambda model, tokenizer: tomfisher.fisher_diagonal(
         model, [Sample(torch.tensor(ids), torch.tensor(ids)) for ids in texts()], params="all", progress=False

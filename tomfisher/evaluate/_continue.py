@@ -1,55 +1,81 @@
-"""Does `generate` write what the model's forward says, token after token?"""
+"""Writing on: by `generate` where it writes what the model's forward says, else by the forward itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tomfisher.runtime.forward import device_of, logits_at
 from tomfisher.runtime.rules import Rules, difference
 
 
-def writes_with_cache(model: Any, prompt: Sequence[int], rules: Rules) -> bool:
-    """Whether `generate` may keep keys and values; without them where only that gives the logits of whole rows.
+def generate_is_right(model: Any, prompt: Sequence[int], rules: Rules) -> bool:
+    """Whether `generate`, which keeps keys and values, takes its tokens from the logits of whole rows.
 
-    Two tokens are written behind the prompt, and the logits that they were taken from are compared with those of a
-    forward over all tokens. Where a row's numbers depend on its length, what was kept is of another length.
+    Two tokens are written behind the prompt, and the logits they were taken from are compared with those of forwards
+    over all tokens up to there. It is wrong where a row's numbers depend on its length, and on some wrapped models.
 
     Args:
         model: a causal language model of transformers, in evaluation mode, with its settings for generation.
         prompt: token ids.
         rules: what the model said to the rules.
-
-    Raises:
-        ValueError: `generate` gives other logits in both ways.
     """
-    found = {}
-    for use_cache in (True, False) if rules.padded else (False,):
-        found[use_cache] = _apart(model, prompt, use_cache)
-        if found[use_cache] <= rules.tolerance:
-            return use_cache
-    raise ValueError(
-        f'{type(model).__name__} breaks the rule "generate continues a text": the log-probabilities that it writes by '
-        f"differ by {min(found.values()):.2g} nats from those of its forward. Use method='choice', which needs the "
-        "forward alone."
-    )
-
-
-def _apart(model: Any, prompt: Sequence[int], use_cache: bool) -> float:
+    if not rules.padded:
+        return False
     ids = torch.tensor([list(prompt)], device=device_of(model))
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         min_new_tokens=2,
         max_new_tokens=2,
-        use_cache=use_cache,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    written = torch.stack(out.logits, 1).float().log_softmax(-1)
-    length = ids.shape[1]
-    keep = torch.tensor([length - 1, length], device=ids.device)
-    whole = logits_at(model, out.sequences[:, : length + 1], keep).float().log_softmax(-1)
-    return difference(written, whole.to(written.device))
+    pairs = zip(out.logits, (ids, out.sequences[:, :-1]), strict=True)
+    apart = [
+        difference(_logprobs(written), _logprobs(_next(model, ids)).to(written)) for written, ids in pairs
+    ]
+    return max(apart) <= rules.tolerance
+
+
+def write(
+    model: Any,
+    ids: Tensor,
+    choose: Callable[[Tensor, Tensor], Tensor],
+    max_new_tokens: int,
+    ends: Sequence[int],
+) -> Tensor:
+    """Continue rows of one length, every token from a forward over all before it.
+
+    Args:
+        model: a causal language model of transformers.
+        ids: `[B, T]`.
+        choose: from the ids so far and the logits `[B, V]` of the next token to scores of which the largest is taken.
+        max_new_tokens: tokens to write.
+        ends: ids that end a row; what is behind one is that same token.
+
+    Returns:
+        `[B, T']`, T' at most `T + max_new_tokens`.
+    """
+    ending = torch.tensor(list(ends), dtype=ids.dtype, device=ids.device)
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for _ in range(max_new_tokens):
+        token = choose(ids, _next(model, ids)).argmax(-1).to(ids)
+        token = torch.where(done, ids[:, -1], token)
+        ids = torch.cat([ids, token[:, None]], dim=1)
+        done |= torch.isin(token, ending)
+        if bool(done.all()):
+            break
+    return ids
+
+
+def _next(model: Any, ids: Tensor) -> Tensor:
+    """Logits `[B, V]` of the token behind each row."""
+    return logits_at(model, ids, torch.tensor([ids.shape[1] - 1], device=ids.device))[:, 0]
+
+
+def _logprobs(logits: Tensor) -> Tensor:
+    return logits.float().log_softmax(-1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._continue import writes_with_cache
+from tomfisher.evaluate._continue import generate_is_right, write
 from tomfisher.evaluate.choice import check_stories, gap_of, make_record
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
@@ -110,12 +110,11 @@ def score_generate(
     words: dict[tuple[int, int], str] = {}
     bar = progress_bar(total=len(jobs), desc="generate", unit="completion", enabled=progress)
     with measuring(model), _own_settings(model, tokenizer, max_new_tokens), bar:
-        cached = max_new_tokens > 1 and writes_with_cache(model, prompts[longest], rules)
-        model.generation_config.use_cache = cached
+        cached = max_new_tokens > 1 and generate_is_right(model, prompts[longest], rules)
         for batch in _equal_lengths(jobs, prompts, batch_size):
             draw = _Draw(model, [(chosen[i].id, r) for i, r in batch], temperature, top_p, seed)
             for job, text in zip(
-                batch, _complete(model, tokenizer, [prompts[i] for i, _ in batch], draw), strict=True
+                batch, _complete(model, tokenizer, [prompts[i] for i, _ in batch], draw, cached), strict=True
             ):
                 words[job] = _word(text)
             bar.update(len(batch))
@@ -198,14 +197,20 @@ class _Draw:
         return logprobs + gumbel.to(logprobs)
 
 
-def _complete(model: Any, tokenizer: Any, prompts: list[list[int]], draw: _Draw) -> list[str]:
+def _complete(model: Any, tokenizer: Any, prompts: list[list[int]], draw: _Draw, cached: bool) -> list[str]:
     """Complete prompts of one length; returns the new text of each."""
     from transformers import LogitsProcessorList
 
     ids = torch.tensor(prompts, device=device_of(model))
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([draw])
-    )
+    settings = model.generation_config
+    if cached:
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([draw])
+        )
+    else:
+        ends = settings.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+        out = write(model, ids, draw, settings.max_new_tokens, ends)
     return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
 

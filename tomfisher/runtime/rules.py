@@ -43,7 +43,7 @@ from tomfisher.runtime.weights import WeightBits
 BATCHES = PADDED, EQUAL, SINGLE = ("padded batches", "batches of equal lengths", "single rows")
 SLACK = 4.0  # times rounding
 # Cuts for the questions that no length decides, positions compared, and tokens of the batch that is tried.
-SHORT, POSITIONS, BATCH_TOKENS = 24, 16, 2048
+SHORT, POSITIONS, BATCH_TOKENS = 24, 16, 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class Rules:
 def check_rules(model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: int = 2) -> Rules:
     """Ask a model whether it keeps the rules, with the shortest and the longest text of a run.
 
-    It costs about six forwards of the longest text and one batch of at most `BATCH_TOKENS` tokens (or two rows). The
+    It costs about five forwards of the longest text and one batch of at most `BATCH_TOKENS` tokens (or two rows). The
     answer is remembered for the model as long as nothing changes that it can depend on: a sweep over masks asks once.
 
     Args:
@@ -187,15 +187,15 @@ def way_of(rules: Mapping[str, Any] | None) -> dict[str, Any] | None:
 class _Questions:
     """The forwards that ask, and what they found.
 
-    Questions that no length decides are asked on `short`, a cut of the longest text. `middle` is the second longest:
-    what a model keeps of the longest text shows there, if anywhere.
+    Questions that no length decides are asked on `short`, a cut of the longest text. `middle` is the second longest
+    (or that cut): what a model keeps of the longest text shows there, if anywhere.
     """
 
     def __init__(self, model: Any, texts: list[list[int]]) -> None:
         self.model, self.texts, self.device = model, texts, device_of(model)
         self.shortest, self.longest = texts[0], texts[-1]
-        self.middle = next((t for t in reversed(texts) if len(t) < len(self.longest)), self.longest)
         self.short = self.longest[:SHORT]
+        self.middle = next((t for t in reversed(texts) if len(t) < len(self.longest)), self.short)
         self.pool = sorted({*self.shortest, *self.middle, *self.longest})
         self.found: dict[str, float] = {}
 
