@@ -179,6 +179,13 @@ def test_a_paragraph_end_nearby_is_preferred() -> None:
     assert first.text.endswith("end") and second.text.startswith("more")
 
 
+def test_a_document_without_spaces_is_cut_behind_a_sentence() -> None:
+    text = "".join(f"第{i}句话说小明把球放进了篮子。" for i in range(50))
+    first, second = corpus.split(make([text]), fraction=0.3)
+    assert first.text + second.text == text and first.text.endswith("。")
+    assert len(first.text) / len(text) == pytest.approx(0.3, abs=0.02)
+
+
 def test_split_refusals() -> None:
     with pytest.raises(ValueError, match="cannot be cut in two"):
         corpus.split(make(["x" * 1000]))

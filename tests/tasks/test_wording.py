@@ -221,6 +221,12 @@ def test_a_template_that_cannot_be_used_is_refused_in_words(
         tomfisher.encode(tokenizer, [("Where?", "box")], chat_template=True, system=system)
 
 
+def test_a_template_that_writes_the_date_is_said() -> None:
+    tokenizer = chat(template="{{ strftime_now('%Y') }}" + CHAT)
+    with pytest.warns(UserWarning, match="writes today's date"):
+        tomfisher.encode(tokenizer, [("Where?", "box")], chat_template=True)
+
+
 def test_a_system_text_without_a_template_is_refused() -> None:
     with pytest.raises(ValueError, match="needs the chat template"):
         tomfisher.encode(chat(), [("Where?", "box")], system="Be short.")

@@ -95,7 +95,7 @@ def split(corpus: Corpus, fraction: float = 0.5, seed: int = 0) -> tuple[Corpus,
     """Cut a corpus into a Fisher part and a perplexity part that share no text.
 
     Documents are dealt at random until the first part has `fraction` of the characters; equal documents stay
-    together. A single document is cut at the paragraph, line or word boundary next to that point.
+    together. A single document is cut at the paragraph, line, sentence or word boundary next to that point.
 
     Args:
         corpus: what to cut.
@@ -240,11 +240,24 @@ def _articles(rows: list[str]) -> list[str]:
 
 
 def _cut(name: str, text: str, fraction: float) -> tuple[str, str]:
-    """Cut at a paragraph or line end within a tenth of the text from the point, else at the nearest word end."""
+    """Cut at a paragraph, line or full-width sentence end near the point, else at the nearest word or sentence end.
+
+    Near is within a tenth of the text.
+    """
     target, near = round(len(text) * fraction), len(text) // 10
-    for boundary, reach in ((SEPARATOR, near), ("\n", near), (" ", len(text)), ("\n", len(text))):
-        places = (text.rfind(boundary, 0, target), text.find(boundary, target))
-        for place in sorted((p for p in places if p >= 0), key=lambda p: abs(p - target)):
+    ends = (
+        (SEPARATOR, near),
+        ("\n", near),
+        ("。", near),
+        (" ", len(text)),
+        ("\n", len(text)),
+        ("。", len(text)),
+    )
+    for boundary, reach in ends:
+        kept = 0 if boundary.isspace() else len(boundary)  # of the first part
+        found = (text.rfind(boundary, 0, target), text.find(boundary, target))
+        places = [place + kept for place in found if place >= 0]
+        for place in sorted(places, key=lambda p: abs(p - target)):
             front, back = text[:place].strip(), text[place:].strip()
             if front and back and abs(place - target) <= reach:
                 return front, back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -106,6 +107,11 @@ def _in_template(tokenizer: Any, text: str, system: str | None) -> str:
         raise ValueError(
             f"This tokenizer ({getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}) has no chat "
             "template. Leave --chat_template (chat_template=True) out, or set tokenizer.chat_template."
+        )
+    if "strftime_now" in str(tokenizer.chat_template):
+        warnings.warn(
+            "The tokenizer's chat template writes today's date into every prompt: results of another day differ.",
+            stacklevel=2,
         )
     turns = [] if system is None else [{"role": "system", "content": system}]
     turns.append({"role": "user", "content": text})
