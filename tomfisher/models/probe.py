@@ -272,6 +272,9 @@ def _quiet(model: nn.Module) -> Iterator[None]:
 
 def _device(model: Any) -> torch.device:
     embeddings = model.get_input_embeddings()
+    hook: Any = getattr(embeddings, "_hf_hook", None)
+    if getattr(hook, "offload", False):  # accelerate fetches its weights there
+        return torch.device(hook.execution_device)
     return next((model if embeddings is None else embeddings).parameters()).device
 
 
