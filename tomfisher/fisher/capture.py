@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from tomfisher.fisher.contributions import (
     contribution_for,
     matrix_product,
 )
-from tomfisher.fisher.layout import LayoutError, per_sample
+from tomfisher.fisher.layout import LayoutError, Layouts, per_sample
 from tomfisher.fisher.memory import is_out_of_memory
 from tomfisher.models.structure import Owner, owners_of
 
@@ -134,6 +134,7 @@ class Capture:
         modules: what to capture, from `capturable`.
         accumulators: parameter name to where its squares go.
         impl: implementation of `squared_gradient_`.
+        layouts: how the modules show the samples, from the probe; new ones to learn.
         probing: a closed form that raises makes its module unreadable instead of ending the pass.
     """
 
@@ -142,13 +143,18 @@ class Capture:
         modules: dict[str, CapturedModule],
         accumulators: dict[str, Accumulator],
         impl: ops.Impl = "auto",
+        layouts: Layouts | None = None,
         probing: bool = False,
     ) -> None:
         self.modules = modules
         self.accumulators = accumulators
         self.impl = impl
+        self.layouts = layouts or Layouts()
         self.probing = probing
         self.calls: dict[str, int] = {}
+        self.seen: dict[str, int] = {}
+        self._forward = True
+        self.off = False
         self.unreadable: dict[str, str] = {}
         self._finite: list[tuple[str, Tensor]] = []
         self._layout = BatchLayout((0, 0), [])
@@ -176,9 +182,39 @@ class Capture:
         """Everything inside belongs to `batch`; modules in `skip` already have it and add nothing."""
         self._layout = BatchLayout(batch.shape, batch.lengths, self.impl)
         self._skip = skip
-        self.calls = {}
+        self.calls, self.seen, self.unreadable = {}, {}, {}
+        self._forward = True
         self._finite = []
         yield
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Everything inside belongs to somebody else: nothing is watched, and the running batch stays as it is."""
+        self.off = True
+        try:
+            yield
+        finally:
+            self.off = False
+
+    def objections(self) -> dict[str, str]:
+        """After the forward pass: captured modules whose closed form does not fit what happened, and why.
+
+        From here on a forward is a checkpointed layer's second one, and not counted.
+        """
+        self._forward = False
+        twice = {
+            name: f"its module is called {calls} times in one pass"
+            for name, calls in self.seen.items()
+            if calls > 1
+        }
+        live = {
+            n for n, c in self.modules.items() if any(p in self.accumulators for p in c.parameters.values())
+        }
+        return {name: reason for name, reason in {**twice, **self.unreadable}.items() if name in live}
+
+    def called(self) -> frozenset[str]:
+        """Captured modules that ran in the forward pass of the running batch."""
+        return frozenset(self.seen)
 
     def done(self) -> set[str]:
         """Modules whose contribution of the running batch is complete."""
@@ -198,11 +234,14 @@ class Capture:
         def forward_hook(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> Any:
-            if not (isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled()):
+            if self.off or not (isinstance(output, Tensor) and output.is_floating_point()):
+                return output
+            if not torch.is_grad_enabled():
                 return output
             inputs = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-            if not all(self._is_readable(captured.name, tensor) for tensor in (output, *inputs[:1])):
+            if not self._is_readable(captured.name, output, *inputs[:1]):
                 return output
+            layout = self._layout_of(captured.name)
 
             def sink(grad_output: Tensor, *saved: Tensor) -> None:
                 # one reduction instead of a look at every entry: a sum is finite only where all terms are;
@@ -211,7 +250,7 @@ class Capture:
                 targets = self._targets(captured)
                 if targets:
                     with self._reasons(captured.name):
-                        contribution(module, targets, grad_output, saved, self._layout)
+                        contribution(module, targets, grad_output, saved, layout)
                 self._count(captured, sums)
 
             return _Tap.apply(output, self._alive, sink, *inputs)
@@ -255,11 +294,12 @@ class Capture:
     ) -> Tensor:
         """Tap a product with bare parameters."""
         captured = {"weight": use and bare[use.name], "bias": bias and bare[bias]}
-        if not torch.is_grad_enabled() or (use and not self._is_readable(bare[use.name].name, x)):
-            return output
         taken = {attribute: c for attribute, c in captured.items() if isinstance(c, CapturedModule)}
-        if not all(self._is_readable(c.name, output) for c in taken.values()):
+        if self.off or not torch.is_grad_enabled():
             return output
+        if not all([self._is_readable(c.name, output, x) for c in taken.values()]):
+            return output
+        layout = self._layout_of(next(iter(taken.values())).name)
         matrix = None if use is None else bare[use.name].bare
 
         def sink(grad_output: Tensor, saved: Tensor) -> None:
@@ -267,7 +307,7 @@ class Capture:
             targets = {a: t for c in taken.values() for a, t in self._targets(c).items()}
             with self._reasons(*(c.name for c in taken.values())):
                 matrix_product(
-                    targets, grad_output, saved, matrix, use is not None and use.transposed, self._layout
+                    targets, grad_output, saved, matrix, use is not None and use.transposed, layout
                 )
             for c in taken.values():
                 self._count(c, sums)
@@ -275,14 +315,20 @@ class Capture:
         tapped: Tensor = _Tap.apply(output, self._alive, sink, x)
         return tapped
 
-    def _is_readable(self, name: str, tensor: Tensor) -> bool:
-        """Whether the tensor shows where samples end; if not, that is noted."""
-        try:
-            per_sample(tensor if tensor.is_floating_point() else tensor[..., None], self._layout.shape)
-        except LayoutError as error:
-            self.unreadable[name] = str(error)
-            return False
-        return True
+    def _is_readable(self, name: str, *tensors: Tensor) -> bool:
+        """Count a call in the forward pass; whether its tensors show where samples end. If not, that is noted."""
+        if self._forward:
+            self.seen[name] = self.seen.get(name, 0) + 1
+        shown = tuple(t if t.is_floating_point() else t[..., None] for t in tensors)
+        reason = self.layouts.objection(name, shown, self._layout.shape)
+        if reason is not None:
+            self.unreadable[name] = reason
+        return reason is None
+
+    def _layout_of(self, name: str) -> BatchLayout:
+        """The running batch as the module sees it: padding is told only where its rows are positions."""
+        follows = self.layouts.follows_tokens(name)
+        return self._layout if follows else replace(self._layout, lengths=None)
 
     @contextmanager
     def _reasons(self, *names: str) -> Iterator[None]:
@@ -300,12 +346,14 @@ class Capture:
 
         def run(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
             B, T = self._layout.shape
-            readable = len(hidden) == B * T
+            readable = B == 1 or len(hidden) == B * T
 
             def watch(projection: str, output: Tensor, x: Tensor, routing: experts.Routing) -> Tensor:
                 captured = fused.get((id(module), projection))
                 if captured is None or not torch.is_grad_enabled():
                     return output
+                if self._forward:
+                    self.seen[captured.name] = self.seen.get(captured.name, 0) + 1
                 if not readable:
                     self.unreadable[captured.name] = (
                         f"{len(hidden)} tokens in a batch of {B} samples x {T} tokens"

@@ -33,10 +33,10 @@ class Accumulator:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Shape of the running batch: `(B, T)` and how many positions of each sample are real."""
+    """Shape of the running batch: `(B, T)` and how many positions of each sample are real, None for unknown."""
 
     shape: tuple[int, int]
-    lengths: list[int]
+    lengths: list[int] | None
     impl: ops.Impl = "auto"
 
 

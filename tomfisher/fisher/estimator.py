@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import torch
@@ -19,7 +20,7 @@ from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.linear_maps import coverage, decoder_linear_weights
 from tomfisher.fisher.memory import is_out_of_memory, release, token_budget
 from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
-from tomfisher.fisher.roads import Roads, find_roads
+from tomfisher.fisher.roads import Roads, examine, find_roads
 from tomfisher.fisher.selection import Params, describe_params, left_out, select_parameters
 from tomfisher.models.load import identify
 from tomfisher.models.onednn import concerns
@@ -95,14 +96,14 @@ def fisher_diagonal(
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     budget = token_budget(tokens_per_batch, model, device_of(model))
     rules = check_rules(model, [sample.input_ids for sample in samples], budget // max(map(len, samples)))
-    roads = find_roads(model, selection, samples, reduction)
+    roads = find_roads(model, selection, samples, reduction, rules)
     run = _Run(model, selection, roads, samples, labels, reduction, impl, seed, rules)
     run.all_batches(budget, progress)
     result = FisherDiagonal(
         run.F,
         num_samples=len(samples),
         num_tokens=sum(len(s) for s in samples),
-        roads=roads.describe(),
+        roads=run.roads.describe(),
         metadata={
             "definition": {
                 "formula": "F_i = sum over samples of (d loss_n / d theta_i)^2",
@@ -112,8 +113,9 @@ def fisher_diagonal(
                 "seed": seed if labels == "sampled" else None,
             },
             "params": describe_params(params),
+            "probed_tokens": run.roads.probed_tokens,
             "left_out": left_out(model, params),
-            "coverage": coverage(linear, roads.describe()).to_dict(),
+            "coverage": coverage(linear, run.roads.describe()).to_dict(),
             "model": identify(model, getattr(model.config, "_name_or_path", "")),
             "data_sha256": digest(samples),
             "implementations": run.implementations,
@@ -124,6 +126,14 @@ def fisher_diagonal(
     if out is not None:
         result.save(out)
     return result
+
+
+@dataclass
+class _Pending:
+    """Samples to come as one batch, and the modules and fallback parameters that already have their squares."""
+
+    indices: list[int]
+    skip: set[str] = field(default_factory=set)
 
 
 class _Run:
@@ -147,67 +157,100 @@ class _Run:
         self.F = {
             name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in selection.items()
         }
-        self.implementations = self._resolve()
-        self._running = ""
-        self.capture = Capture(roads.modules, {n: Accumulator(self.F[n]) for n in roads.captured}, impl)
+        self.implementations = {"linear@cpu": "onednn"} if concerns(model) else {}
+        self._resolve("squared_gradient_", roads.captured)
+        self._pending: list[_Pending] = []
+        self._finished: set[int] = set()
+        self._running: list[int] = []
+        self._skip: set[str] = set()
+        self._found: set[str] = set()  # watched parameters that the running batch reached
+        self._disproved: set[str] = set()  # whose squares have to be computed anew, of all finished samples
+        self._hooks = ExitStack()
+        accumulators = {n: Accumulator(self.F[n]) for n in roads.captured}
+        self.capture = Capture(roads.modules, accumulators, impl, roads.layouts)
 
-    def _resolve(self) -> dict[str, str]:
-        """Name the implementation of each op before the run, so that a missing one stops it early."""
-        used = {"linear@cpu": "onednn"} if concerns(self.model) else {}
-        for op, names in (
-            ("squared_gradient_", self.roads.captured),
-            ("square_accumulate_", self.roads.fallback),
-        ):
-            for device in {self.selection[n].device for n in names}:
-                used[f"{op}@{device.type}"] = ops.resolve(op, self.impl, device)[0]
-        return used
+    def _resolve(self, op: str, names: Iterable[str]) -> None:
+        """Name the implementation of an op before it is used, so that a missing one stops the run early."""
+        for device in {self.selection[n].device for n in names}:
+            self.implementations[f"{op}@{device.type}"] = ops.resolve(op, self.impl, device)[0]
 
     def all_batches(self, budget: int, progress: bool) -> None:
         """Every sample once; the budget halves for good whenever memory runs out."""
-        # a parameter on the fallback road needs the gradient of one sample alone
-        most = 1 if self.roads.fallback or self.rules.batches == SINGLE else None
-        queue = self._batches(range(len(self.samples)), budget, most)
-        trainable = tuple(self.selection[n] for n in self.roads.fallback)
         total = sum(len(s) for s in self.samples)
         with (
-            frozen(self.model, trainable),
-            self._squares_of_fallback(),
+            frozen(self.model),
+            self._hooks,
             self.capture,
             progress_bar(total=total, desc="Fisher", unit="token", enabled=progress) as bar,
         ):
-            pending = [(indices, set[str]()) for indices in reversed(queue)]
-            while pending:
-                indices, skip = pending.pop()
-                batch = collate(self.samples, indices)
+            self._by_autograd(self.roads.fallback)
+            self._pending = [_Pending(b) for b in reversed(self._batches(range(len(self.samples)), budget))]
+            while self._pending:
+                entry = self._pending.pop()
+                batch = collate(self.samples, entry.indices)
+                alone = self.roads.one_at_a_time
                 try:
-                    self._one_batch(batch, skip)
+                    complete = self._one_batch(batch, entry)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
                     budget = max(1, budget // 2)
-                    started = [entry for entry in pending if entry[1]]
-                    untouched = sorted(i for indices, done in pending if not done for i in indices)
-                    pending = [(b, set()) for b in reversed(self._batches(untouched, budget, most))]
-                    pending += started + self._halves(batch, skip, error)
+                    self._found = set()
+                    self._replan(budget)
+                    self._pending += self._halves(batch, entry.skip, error)
                     continue
-                bar.update(batch.num_tokens)
+                if self.roads.one_at_a_time != alone:
+                    self._replan(budget)
+                if complete:
+                    bar.update(sum(len(self.samples[i]) for i in set(entry.indices) - self._finished))
+                    self._finished |= set(entry.indices)
+                else:
+                    self._pending += [_Pending([i], set(entry.skip)) for i in entry.indices]
+                self._schedule_again()
         for name, F in self.F.items():
             if not bool(torch.isfinite(F).all()):
                 raise FloatingPointError(
                     f"The squares of {name} overflow float32. Load the model in float32, or check its weights."
                 )
 
-    def _batches(self, indices: Sequence[int], budget: int, most: int | None) -> list[list[int]]:
+    def _batches(self, indices: Sequence[int], budget: int) -> list[list[int]]:
         lengths = [len(self.samples[i]) for i in indices]
+        # a parameter on the fallback road needs the gradient of one sample alone
+        most = 1 if self.roads.one_at_a_time or self.rules.batches == SINGLE else None
         return [
             [indices[i] for i in batch] for batch in plan_batches(lengths, budget, most, self.rules.padded)
         ]
 
-    def _one_batch(self, batch: Batch, skip: set[str]) -> None:
-        self._running = self._called(batch.indices[0])
-        with self.capture.batch(batch, skip):
+    def _replan(self, budget: int) -> None:
+        """Plan the batches to come anew; those that are begun stay, and come first."""
+        untouched = sorted(i for entry in self._pending if not entry.skip for i in entry.indices)
+        begun = [entry for entry in self._pending if entry.skip]
+        self._pending = [_Pending(b) for b in reversed(self._batches(untouched, budget))] + begun
+
+    def _schedule_again(self) -> None:
+        """Samples whose squares of some parameters have to be computed again, alone."""
+        everything = set(self.roads.modules) | set(self.roads.fallback)
+        if self._found:
+            self.roads = replace(self.roads, unreached=self.roads.unreached - self._found)
+            self._resolve("square_accumulate_", self._found)
+            self._pending += [_Pending([i], everything - self._found) for i in self._running]
+        if self._disproved:
+            for name in self._disproved:
+                self.F[name].zero_()
+            for entry in self._pending:
+                if self._finished.issuperset(entry.indices):
+                    entry.skip |= self._disproved
+            self._pending += [_Pending([i], everything - self._disproved) for i in sorted(self._finished)]
+        self._found, self._disproved = set(), set()
+
+    def _one_batch(self, batch: Batch, entry: _Pending) -> bool:
+        """Add the squares of a batch; False if nothing was added and its samples have to come again, alone."""
+        self._running, self._skip = batch.indices, entry.skip
+        with self.capture.batch(batch, entry.skip):
             losses = sample_losses(self.model, batch, self.labels, self.reduction, self.seed)
             check_losses(self.model, losses, [self._called(i) for i in batch.indices])
+            if self._is_new_kind(batch, entry):
+                return False
             backward(losses)
         found = self.capture.first_non_finite()
         if found is not None:
@@ -216,15 +259,75 @@ class _Run:
                 f"The gradient at the output of {module} is not finite for {self._called(batch.indices[row])}. "
                 "Load the model in float32 or bfloat16, or leave this sample out."
             )
-        for name in self.roads.modules:
-            calls = self.capture.calls.get(name, 0)
-            if calls > 1 or name in self.capture.unreadable:
-                raise RuntimeError(
-                    f"{name} was called once in the probe but {calls} times with "
-                    f"{self._called(batch.indices[0])}. Leave its parameters out with params=, and report it."
-                )
+        self._prove(batch)
+        return True
 
-    def _halves(self, batch: Batch, skip: set[str], error: BaseException) -> list[tuple[list[int], set[str]]]:
+    def _is_new_kind(self, batch: Batch, entry: _Pending) -> bool:
+        """Whether a batch has to be begun again, one sample at a time, because it is not what the probe saw.
+
+        A module that is called more than once, or whose tensors do not show the samples as before, goes to the
+        fallback. Where another set of modules ran, every sample that does so alone is looked at both ways.
+        """
+        objections = {n: r for n, r in self.capture.objections().items() if n in self.roads.modules}
+        if objections:
+            reasons = {
+                parameter: f"{reason}, with {self._called(batch.indices[0])}"
+                for name, reason in objections.items()
+                for parameter in self.roads.modules[name].parameters.values()
+            }
+            self._keep_what_is_done([*self._pending, entry], reasons)
+            self._move(reasons)
+            return True
+        called = self.capture.called()
+        if self.roads.knows(called):
+            return False
+        if len(batch.indices) == 1:
+            return self._examine(batch.indices[0])
+        self.roads = replace(self.roads, called=self.roads.called | {called})
+        return True
+
+    def _keep_what_is_done(self, begun: list[_Pending], moved: Iterable[str]) -> None:
+        """What a module has added before it went to the fallback is right, and stays."""
+        module_of = {p: name for name, m in self.roads.modules.items() for p in m.parameters.values()}
+        for entry in begun:
+            entry.skip |= {name for name in moved if module_of[name] in entry.skip}
+
+    def _examine(self, index: int) -> bool:
+        """Look at one sample both ways; whether something disagreed, which is then done again for all samples."""
+        before = self.roads
+        with self.capture.aside():
+            after = examine(
+                self.model, self.selection, before, self._called(index), self.samples[index], self.reduction
+            )
+        moved = {name: r for name, r in after.fallback.items() if name not in before.fallback}
+        self.roads = replace(before, called=after.called, unproven=after.unproven, unreached=after.unreached)
+        self._move(moved)
+        self._disproved |= moved.keys()
+        return bool(moved)
+
+    def _prove(self, batch: Batch) -> None:
+        """Look at samples of a batch both ways where it gave captured parameters their first gradient."""
+        reached = {name for name in self.roads.unproven if bool(self.F[name].any())}
+        for index in batch.indices:
+            if not self.roads.unproven.isdisjoint(reached):
+                self._examine(index)
+        self.roads = replace(self.roads, unproven=self.roads.unproven - reached)
+
+    def _move(self, reasons: dict[str, str]) -> None:
+        """From here on autograd takes these parameters."""
+        self.roads = self.roads.moved(reasons)
+        for name in reasons:
+            self.capture.accumulators.pop(name, None)
+        self._by_autograd(reasons)
+
+    def _by_autograd(self, names: Iterable[str]) -> None:
+        """Square each gradient of these parameters as soon as autograd has it, and free it."""
+        self._resolve("square_accumulate_", [n for n in names if n not in self.roads.unreached])
+        for name in names:
+            parameter = self.selection[name].requires_grad_(True)
+            self._hooks.callback(parameter.register_post_accumulate_grad_hook(self._take(name)).remove)
+
+    def _halves(self, batch: Batch, skip: set[str], error: BaseException) -> list[_Pending]:
         """Split a batch that did not fit; modules that already have all of it are skipped in both halves."""
         done = skip | self.capture.done()
         release()
@@ -235,30 +338,32 @@ class _Run:
                 "(model.gradient_checkpointing_enable()) or a 16-bit dtype."
             ) from error
         middle = len(batch.indices) // 2
-        return [(batch.indices[middle:], done), (batch.indices[:middle], done)]
+        return [_Pending(batch.indices[middle:], done), _Pending(batch.indices[:middle], done)]
 
     def _called(self, index: int) -> str:
         return self.samples[index].called(f"sample {index}")
 
-    def _squares_of_fallback(self) -> ExitStack:
-        """Hooks that square each fallback gradient as soon as autograd has it, and free it."""
-        stack = ExitStack()
-        for name in self.roads.fallback:
-            stack.callback(self.selection[name].register_post_accumulate_grad_hook(self._take(name)).remove)
-        return stack
-
     def _take(self, name: str) -> Callable[[Tensor], None]:
         def take(parameter: Tensor) -> None:
-            gradient = parameter.grad
-            if gradient is None:
+            if self.capture.off:
+                return
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is None or name in self._skip:
+                return
+            alone = len(self._running) == 1
+            if name in self.roads.unreached and bool(gradient.any()):
+                if alone:
+                    self._resolve("square_accumulate_", [name])
+                else:
+                    self._found.add(name)
+            if not alone:
                 return
             if not bool(torch.isfinite(gradient).all()):
                 raise FloatingPointError(
-                    f"The gradient of {name} is not finite for {self._running}. "
+                    f"The gradient of {name} is not finite for {self._called(self._running[0])}. "
                     "Load the model in float32 or bfloat16, or leave this sample out."
                 )
             ops.square_accumulate_([self.F[name]], [gradient], impl=self.impl)
-            parameter.grad = None
 
         return take
 

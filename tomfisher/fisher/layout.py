@@ -12,9 +12,6 @@ class LayoutError(ValueError):
 def per_sample(tensor: Tensor, batch_shape: tuple[int, int]) -> Tensor:
     """View `[..., D]` as `[B, T', D]`: one row of token vectors per sample.
 
-    Understood are `[B, ..., D]`, tensors flattened to `[B*T, ..., D]` (OPT's fc1 and fc2, routers, shared
-    experts) and `[1, B*T, D]`. With one sample every shape is that sample's.
-
     Args:
         tensor: a module's input, output or output gradient.
         batch_shape: `(B, T)` of the batch that is running.
@@ -23,12 +20,68 @@ def per_sample(tensor: Tensor, batch_shape: tuple[int, int]) -> Tensor:
         A view where possible.
 
     Raises:
-        LayoutError: the leading dimensions are neither B nor B*T.
+        LayoutError: `kind_of` the shape is None. With one sample every shape is that sample's.
     """
     B, T = batch_shape
-    D = tensor.shape[-1]
+    if B > 1 and kind_of(tensor, batch_shape) is None:
+        raise LayoutError(f"shape {tuple(tensor.shape)} in a batch of {B} samples x {T} tokens")
+    return tensor.reshape(B, -1, tensor.shape[-1])
+
+
+def kind_of(tensor: Tensor, batch_shape: tuple[int, int]) -> str | None:
+    """How `[..., D]` shows the samples of a batch `(B, T)` of several.
+
+    Returns:
+        "samples" for `[B, k, ..., D]`; "tokens" for samples flattened to `[B*T, ..., D]` (OPT's fc1 and fc2, routers,
+        shared experts); "row" for `[1, B*T, ..., D]`; None for any other shape. B rows of one vector each are None: as
+        many tokens may have been chosen, or vectors be shared by all samples.
+    """
+    B, T = batch_shape
     leading = tuple(tensor.shape[:-1])
-    flattened = leading[:1] == (B * T,) or leading[:2] == (1, B * T)
-    if B == 1 or (leading and leading[0] == B) or flattened:
-        return tensor.reshape(B, -1, D)
-    raise LayoutError(f"shape {tuple(tensor.shape)} in a batch of {B} samples x {T} tokens")
+    if leading[:1] == (B * T,):
+        return "tokens"
+    if leading[:2] == (1, B * T):
+        return "row"
+    return "samples" if len(leading) > 1 and leading[0] == B else None
+
+
+class Layouts:
+    """How every module shows the samples: learnt from the batches of the probe, and held to ever after.
+
+    One batch proves nothing, since the number of chosen tokens, of experts or of shared vectors can be that of the
+    samples by chance; the probe's batches differ in both numbers.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, str] = {}
+        self._lengths: dict[
+            str, set[int]
+        ] = {}  # T of the batches whose second dimension was T, so far in all
+        self._shorter: set[str] = set()
+
+    def objection(self, module: str, tensors: tuple[Tensor, ...], batch_shape: tuple[int, int]) -> str | None:
+        """Why the samples cannot be found in a module's tensors; what is new about them is learnt.
+
+        Args:
+            module: its name.
+            tensors: its output and its inputs that count.
+            batch_shape: `(B, T)` of the running batch.
+        """
+        B, T = batch_shape
+        if B == 1:
+            return None
+        for number, tensor in enumerate(tensors):
+            key = f"{module}/{number}"
+            kind = kind_of(tensor, batch_shape)
+            if kind is None:
+                return f"shape {tuple(tensor.shape)} in a batch of {B} samples x {T} tokens"
+            if self._kinds.setdefault(key, kind) != kind:
+                return f"shape {tuple(tensor.shape)} in a batch of {B} samples x {T} tokens, unlike before"
+            if kind == "samples" and tensor.shape[1] != T:
+                self._shorter.add(module)
+        self._lengths.setdefault(module, set()).add(T)
+        return None
+
+    def follows_tokens(self, module: str) -> bool:
+        """Whether its second dimension was seen to be the token's position, at two lengths of batches or more."""
+        return module not in self._shorter and len(self._lengths.get(module, ())) > 1

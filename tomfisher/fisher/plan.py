@@ -104,12 +104,13 @@ def plan_fisher(
     budget = token_budget(tokens_per_batch, model, device)
     rules = check_rules(model, [sample.input_ids for sample in samples], budget // max(map(len, samples)))
     linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
-    roads = find_roads(model, selection, samples)
+    roads = find_roads(model, selection, samples, rules=rules)
     lengths = [len(s) for s in samples]
-    most = 1 if roads.fallback or rules.batches == SINGLE else None
+    most = 1 if roads.one_at_a_time or rules.batches == SINGLE else None
     batches = plan_batches(lengths, budget, most, rules.padded)
     largest = max(lengths[b[0]] * len(b) for b in batches)
-    used = {"squared_gradient_": roads.captured, "square_accumulate_": roads.fallback}
+    alone = [name for name in roads.fallback if name not in roads.unreached]
+    used = {"squared_gradient_": roads.captured, "square_accumulate_": alone}
     return FisherPlan(
         roads=roads.describe(),
         coverage=coverage(linear, roads.describe()),

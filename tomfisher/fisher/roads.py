@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,23 @@ from tomfisher.fisher.capture import Capture, CapturedModule, capturable
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.experts import is_experts
 from tomfisher.fisher.frozen import frozen
+from tomfisher.fisher.layout import Layouts
+from tomfisher.fisher.memory import is_out_of_memory, release
 from tomfisher.fisher.objective import Reduction, backward, check_losses, sample_losses
 from tomfisher.models.structure import is_linear
+from tomfisher.runtime.rules import SINGLE, Rules
 from tomfisher.sample import IGNORED, Sample
 
 PROBE_TOKENS = 12
 PROBE_ROWS = 16
+# two batches of the two short cuts that differ in their numbers of samples and of tokens; where padding changes a
+# row each of one cut, where a row changes its neighbours each cut alone
+_SHORT_BATCHES = ([0, 1], [1, 1, 1])
+_EQUAL_BATCHES = ([0, 0], [1, 1, 1])
+_ALONE = ([0], [1])
+_NOT_CALLED = (
+    "its module is not called with a gradient (the weight is read directly, or the input needs none)"
+)
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
 
 
@@ -30,16 +41,55 @@ class Roads:
         modules: captured modules by name.
         captured: names of the parameters that are captured.
         fallback: parameter name to the reason why autograd takes it, one sample at a time.
+        unreached: of the fallback, those that got no gradient at all in the probe: they are watched in batches.
+        unproven: of the captured, those whose gradient was zero in the probe, which proves nothing.
+        layouts: how the modules show the samples.
+        called: sets of captured modules that ran together in a pass that was looked at both ways.
+        probed_tokens: length of the longest sample that was looked at both ways.
     """
 
     modules: dict[str, CapturedModule]
     captured: list[str]
     fallback: dict[str, str]
+    unreached: set[str] = field(default_factory=set)
+    unproven: set[str] = field(default_factory=set)
+    layouts: Layouts = field(default_factory=Layouts)
+    called: set[frozenset[str]] = field(default_factory=set)
+    probed_tokens: int = 0
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether some parameter needs every sample alone."""
+        return not self.fallback.keys() <= self.unreached
+
+    def knows(self, called: frozenset[str]) -> bool:
+        """Whether these captured modules ran together in a pass that was looked at both ways."""
+        return any(known & self.modules.keys() == called & self.modules.keys() for known in self.called)
 
     def describe(self) -> dict[str, str]:
         """Parameter name to "captured" or "fallback: reason"."""
         taken = dict.fromkeys(self.captured, "captured")
         return {**taken, **{name: f"fallback: {reason}" for name, reason in self.fallback.items()}}
+
+    def moved(self, reasons: dict[str, str]) -> Roads:
+        """The same with more parameters on the fallback.
+
+        Args:
+            reasons: parameter name to why.
+        """
+        modules = {
+            name: replace(module, parameters=left)
+            for name, module in self.modules.items()
+            if (left := {a: p for a, p in module.parameters.items() if p not in reasons})
+        }
+        return replace(
+            self,
+            modules=modules,
+            captured=[name for name in self.captured if name not in reasons],
+            fallback={**self.fallback, **reasons},
+            unreached=self.unreached - reasons.keys(),
+            unproven=self.unproven - reasons.keys(),
+        )
 
 
 def find_roads(
@@ -47,64 +97,77 @@ def find_roads(
     selection: dict[str, nn.Parameter],
     samples: Sequence[Sample],
     reduction: Reduction = "mean",
+    rules: Rules | None = None,
 ) -> Roads:
     """Decide for every parameter whether capture gives what autograd gives on this very model.
 
-    Two short cuts of the samples, of different lengths, go through the model padded in one batch with
-    capture, and one at a time with autograd. A captured parameter stays captured when its module was called
-    exactly once and its squares (of a few rows, for a matrix) agree with autograd's; otherwise it takes the
-    fallback.
+    Two short cuts of the samples, of different lengths, go through the model padded in batches of two and of three
+    with capture, and one at a time with autograd; then the longest sample goes both ways, since what a model does may
+    depend on the length (`examine`). A parameter stays captured when its module was called exactly once, showed the
+    samples in one way, and its squares (of a few rows, for a matrix) agree with autograd's; otherwise it takes the
+    fallback. One that neither way gave a gradient to is watched in batches.
 
     Args:
         model: a transformers model.
         selection: from `select_parameters`.
         samples: the run's samples; at least one.
         reduction: as in the run.
+        rules: how rows may be batched; None for padded.
     """
     modules, fallback = capturable(model, selection)
-    cuts = probe_samples(samples)
-    captured, calls, unreadable = _captured_squares(model, modules, selection, cuts, reduction)
-    expected = _autograd_squares(model, {n: selection[n] for n in captured}, captured, cuts, reduction)
-    for name, F in expected.items():
-        if not bool(torch.isfinite(F).all()):
-            raise FloatingPointError(
-                f"The gradient of {name} is not finite on a short cut of the first or last sample. "
-                "Load the model in float32 or bfloat16, or leave that sample out."
-            )
-    largest = max((float(F.max()) for F in expected.values() if F.numel()), default=0.0)
-    kept: dict[str, CapturedModule] = {}
-    for captured_module in modules.values():
-        trusted = {}
-        for attribute, name in captured_module.parameters.items():
-            reason = unreadable.get(captured_module.name) or _objection(
-                calls.get(captured_module.name, 0), captured[name].F, expected[name], selection[name], largest
-            )
-            if reason:
-                fallback[name] = reason
-            else:
-                trusted[attribute] = name
-        if trusted:
-            kept[captured_module.name] = CapturedModule(
-                captured_module.name,
-                captured_module.module,
-                captured_module.contribution,
-                trusted,
-                captured_module.bare,
-            )
-    taken = {name for module in kept.values() for name in module.parameters.values()}
-    return Roads(
-        kept, [n for n in selection if n in taken], {n: fallback[n] for n in selection if n in fallback}
+    names = [name for module in modules.values() for name in module.parameters.values()]
+    order = [name for name in selection if name in set(names)]
+    roads = Roads(modules, order, fallback, unreached=set(fallback), unproven=set(order))
+    roads = _examined(model, selection, roads, probe_samples(samples), _batches(rules), reduction)
+    longest = max(samples, key=len)
+    if len(longest) > PROBE_TOKENS:
+        try:
+            roads = examine(model, selection, roads, longest.called("the longest sample"), longest, reduction)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            release()  # a whole gradient beside it does not fit: `probed_tokens` says how far was looked
+    return replace(
+        roads, fallback={name: roads.fallback[name] for name in selection if name in roads.fallback}
     )
+
+
+def _batches(rules: Rules | None) -> tuple[list[int], ...]:
+    if rules is None or rules.padded:
+        return _SHORT_BATCHES
+    return _ALONE if rules.batches == SINGLE else _EQUAL_BATCHES
+
+
+def examine(
+    model: nn.Module,
+    selection: dict[str, nn.Parameter],
+    roads: Roads,
+    called: str,
+    sample: Sample,
+    reduction: Reduction,
+) -> Roads:
+    """Look at one whole sample both ways; what does not agree is moved to the fallback.
+
+    Args:
+        model: a transformers model.
+        selection: from `select_parameters`.
+        roads: as known so far.
+        called: what to call the sample in an error.
+        sample: the sample.
+        reduction: as in the run.
+    """
+    return _examined(model, selection, roads, [replace(sample, name=called)], ([0],), reduction)
 
 
 def probe_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Two short cuts of the first and last sample that end at a supervised token, of different lengths."""
-    cuts = []
+    cuts: list[Sample] = []
     for sample, budget in ((samples[0], PROBE_TOKENS), (samples[-1], PROBE_TOKENS - 5)):
         supervised = (sample.labels[1:] != IGNORED).nonzero().squeeze(1) + 1
         stop = int(supervised[supervised < max(budget, int(supervised[0]) + 1)][-1]) + 1
         start = max(0, stop - budget)
-        cuts.append(Sample(sample.input_ids[start:stop], sample.labels[start:stop], sample.name))
+        name = sample.called(f"the probe's sample {len(cuts)}")
+        cuts.append(Sample(sample.input_ids[start:stop], sample.labels[start:stop], name))
     return cuts
 
 
@@ -119,13 +182,61 @@ def _rows(module: nn.Module, parameter: nn.Parameter) -> Tensor | None:
     return torch.linspace(0, parameter.shape[-2] - 1, number, device=parameter.device).long()
 
 
-def _captured_squares(
+def _examined(
     model: nn.Module,
-    modules: dict[str, CapturedModule],
     selection: dict[str, nn.Parameter],
-    cuts: list[Sample],
+    roads: Roads,
+    samples: list[Sample],
+    batches: Iterable[list[int]],
     reduction: Reduction,
-) -> tuple[dict[str, Accumulator], dict[str, int], dict[str, str]]:
+) -> Roads:
+    batches = list(batches)
+    accumulators = _accumulators(roads.modules, selection)
+    calls, reasons, called = _capture(model, roads, accumulators, samples, batches, reduction)
+    times = [sum(batch.count(i) for batch in batches) for i in range(len(samples))]
+    watched = {name: selection[name] for name in roads.captured + sorted(roads.unreached)}
+    expected, reached = _autograd_squares(model, watched, accumulators, samples, times, reduction)
+    for name, F in expected.items():
+        if not bool(torch.isfinite(F).all()):
+            raise FloatingPointError(
+                f"The gradient of {name} is not finite on {' or '.join(s.name for s in samples)}. "
+                "Load the model in float32 or bfloat16, or leave that sample out."
+            )
+    largest = max((float(F.max()) for F in expected.values() if F.numel()), default=0.0)
+    # rounding adds up along a sample, and cancels in nothing
+    largest *= max(1.0, max(map(len, samples)) / PROBE_TOKENS)
+    moved: dict[str, str] = {}
+    absent = set()
+    for module in roads.modules.values():
+        for name in module.parameters.values():
+            count = calls.get(module.name, 0)
+            reason = reasons.get(module.name)
+            if reason is None and count == 0 and name not in reached:
+                absent.add(name)  # without a part in this pass: as it should be
+                continue
+            reason = reason or _objection(
+                count, accumulators[name].F, expected[name], selection[name], largest
+            )
+            if reason:
+                moved[name] = reason
+    never = absent & roads.unproven if roads.called == set() else set()
+    moved.update(dict.fromkeys(never, _NOT_CALLED))
+    after = replace(
+        roads.moved(moved),
+        called=roads.called | called,
+        probed_tokens=max(roads.probed_tokens, *map(len, samples)),
+    )
+    return replace(
+        after,
+        unreached=(after.unreached | never) - reached,
+        unproven=after.unproven - reached,
+    )
+
+
+def _accumulators(
+    modules: dict[str, CapturedModule], selection: dict[str, nn.Parameter]
+) -> dict[str, Accumulator]:
+    """Room for the squares that the probe compares."""
     accumulators = {}
     for captured in modules.values():
         for name in captured.parameters.values():
@@ -135,50 +246,76 @@ def _captured_squares(
             if rows is not None:
                 shape[-2] = len(rows)
             accumulators[name] = Accumulator(torch.zeros(shape, device=parameter.device), rows)
-    batch = collate(cuts, range(len(cuts)))
-    capture = Capture(modules, accumulators, impl="reference", probing=True)
-    with frozen(model), capture, capture.batch(batch, skip=set()):
-        backward(sample_losses(model, batch, "empirical", reduction, seed=0))
-    return accumulators, capture.calls, capture.unreadable
+    return accumulators
+
+
+def _capture(
+    model: nn.Module,
+    roads: Roads,
+    accumulators: dict[str, Accumulator],
+    samples: list[Sample],
+    batches: list[list[int]],
+    reduction: Reduction,
+) -> tuple[dict[str, int], dict[str, str], set[frozenset[str]]]:
+    """The batches by capture: most calls of each module, why one cannot be read, and which ran together."""
+    capture = Capture(roads.modules, accumulators, impl="reference", layouts=roads.layouts, probing=True)
+    calls: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+    called = set()
+    with frozen(model), capture:
+        for indices in batches:
+            batch = collate(samples, indices)
+            with capture.batch(batch, skip=set()):
+                losses = sample_losses(model, batch, "empirical", reduction, seed=0)
+                check_losses(model, losses, [samples[i].name for i in indices])
+                reasons.update(capture.objections())
+                called.add(capture.called())
+                backward(losses)
+            reasons.update(capture.unreadable)
+            calls = {n: max(calls.get(n, 0), capture.calls.get(n, 0)) for n in {*calls, *capture.calls}}
+    return calls, reasons, called
 
 
 def _autograd_squares(
     model: nn.Module,
-    selection: dict[str, nn.Parameter],
+    watched: dict[str, nn.Parameter],
     like: dict[str, Accumulator],
-    cuts: list[Sample],
+    samples: list[Sample],
+    times: list[int],
     reduction: Reduction,
-) -> dict[str, Tensor]:
-    """Squares by autograd, one sample at a time, keeping only the rows that `like` keeps."""
+) -> tuple[dict[str, Tensor], set[str]]:
+    """Squares by autograd, one sample at a time, keeping only the rows that `like` keeps, and what got a gradient."""
     squares = {name: torch.zeros_like(accumulator.F) for name, accumulator in like.items()}
+    reached: set[str] = set()
     handles = []
+    counted = [1]  # how often the batches hold the running sample
 
     def watch(name: str) -> None:
         def take(parameter: Tensor) -> None:
-            if parameter.grad is not None:
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is None:
+                return
+            if name not in reached and bool(gradient.any()):
+                reached.add(name)
+            if name in like:
                 rows = like[name].rows
-                gradient = parameter.grad if rows is None else parameter.grad[..., rows, :]
-                squares[name].add_(gradient.float().square())
-                parameter.grad = None
+                kept = gradient if rows is None else gradient[..., rows, :]
+                squares[name].add_(kept.float().square(), alpha=counted[0])
 
-        handles.append(selection[name].register_post_accumulate_grad_hook(take))
+        handles.append(watched[name].register_post_accumulate_grad_hook(take))
 
-    with frozen(model, trainable=tuple(selection.values())):
+    with frozen(model, trainable=tuple(watched.values())):
         try:
-            for name in selection:
+            for name in watched:
                 watch(name)
-            for index, sample in enumerate(cuts):
+            for sample, counted[0] in zip(samples, times, strict=True):
                 losses = sample_losses(model, collate([sample], [0]), "empirical", reduction, seed=0)
-                check_losses(
-                    model,
-                    losses,
-                    [sample.called(f"the probe's sample {index}")],
-                )
+                check_losses(model, losses, [sample.name])
                 backward(losses)
         finally:
             for handle in handles:
                 handle.remove()
-    return squares
+    return squares, reached
 
 
 def _objection(
@@ -186,9 +323,7 @@ def _objection(
 ) -> str | None:
     """Why the captured squares of a parameter are not to be trusted, or None."""
     if calls == 0:
-        return (
-            "its module is not called with a gradient (the weight is read directly, or the input needs none)"
-        )
+        return _NOT_CALLED
     if calls > 1:
         return f"its module is called {calls} times in one pass"
     if not captured.numel():
