@@ -22,7 +22,41 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+WIDE = {"vocab_size": 53, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+PLAIN = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
 OTHERS = {
+    "gptj": lambda: tf.GPTJConfig(**WIDE, rotary_dim=4),
+    "codegen": lambda: tf.CodeGenConfig(**WIDE, rotary_dim=4),
+    "bigcode": lambda: tf.GPTBigCodeConfig(**WIDE),
+    "bloom": lambda: tf.BloomConfig(vocab_size=53, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": lambda: tf.FalconConfig(**PLAIN),
+    "falcon-grouped": lambda: tf.FalconConfig(**PLAIN, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon-alibi": lambda: tf.FalconConfig(**PLAIN, alibi=True, multi_query=False),
+    "phi": lambda: tf.PhiConfig(**SMALL),
+    "stablelm": lambda: tf.StableLmConfig(**SMALL, qk_layernorm=True),
+    "persimmon": lambda: tf.PersimmonConfig(**PLAIN),
+    "gemma2": lambda: tf.Gemma2Config(**SMALL, head_dim=8),
+    "cohere2": lambda: tf.Cohere2Config(**SMALL),
+    "glm4": lambda: tf.Glm4Config(**SMALL, head_dim=8),
+    "olmo2": lambda: tf.Olmo2Config(**SMALL),
+    "nanochat": lambda: tf.NanoChatConfig(**SMALL),
+    "hunyuan": lambda: tf.HunYuanDenseV1Config(**SMALL, head_dim=8),
+    "ernie": lambda: tf.Ernie4_5Config(**SMALL, head_dim=8),
+    "dbrx": lambda: tf.DbrxConfig(
+        vocab_size=53,
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 1e4},
+        ffn_config={"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+    ),
+    "gpt-neo": lambda: tf.GPTNeoConfig(
+        vocab_size=53, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]
+    ),
+    "bert": lambda: tf.BertConfig(**PLAIN, is_decoder=True),
+    "xglm": lambda: tf.XGLMConfig(
+        vocab_size=53, d_model=32, ffn_dim=48, num_layers=2, attention_heads=4, pad_token_id=0
+    ),
     "phi3": lambda: tf.Phi3Config(**SMALL),
     "cohere": lambda: tf.CohereConfig(**SMALL),
     "glm": lambda: tf.GlmConfig(**SMALL, head_dim=8),
@@ -42,6 +76,28 @@ TABLE = [
     ("phi3", "phi3", 4, 2, 8, "half", (0, 1, 2, 3)),
     ("cohere", "cohere", 4, 2, 8, "interleaved", (0, 1, 2, 3)),
     ("glm", "glm", 4, 2, 4, "interleaved", (0, 1, 2, 3)),
+    ("gpt-oss", "gpt_oss", 4, 2, 8, "half", (0, 1)),
+    ("gptj", "gptj", 4, 4, 4, "interleaved", (0, 1)),
+    ("codegen", "codegen", 4, 4, 4, "interleaved", (0, 1)),
+    ("bigcode", "gpt_bigcode", 4, 1, 0, None, (0, 1)),
+    ("bloom", "bloom", 4, 4, 0, None, (0, 1)),
+    ("falcon", "falcon", 4, 1, 8, "half", (0, 1, 2, 3)),
+    ("falcon-grouped", "falcon", 4, 2, 8, "half", (0, 1, 2, 3)),
+    ("falcon-alibi", "falcon", 4, 4, 0, None, (0, 1, 2, 3)),
+    ("phi", "phi", 4, 2, 4, "half", (0, 1, 2, 3)),
+    ("stablelm", "stablelm", 4, 2, 2, "half", (0, 1, 2, 3)),
+    ("persimmon", "persimmon", 4, 4, 4, "half", (0, 1, 2, 3)),
+    ("gemma2", "gemma2", 4, 2, 8, "half", (0, 1, 2, 3)),
+    ("cohere2", "cohere2", 4, 2, 8, "interleaved", (0, 1, 2, 3)),
+    ("glm4", "glm4", 4, 2, 4, "interleaved", (0, 1, 2, 3)),
+    ("olmo2", "olmo2", 4, 2, 8, "half", (0, 1, 2, 3)),
+    ("nanochat", "nanochat", 4, 2, 8, "half", (0, 1, 2, 3)),
+    ("hunyuan", "hunyuan_v1_dense", 4, 2, 8, "half", (0, 1, 2, 3)),
+    ("ernie", "ernie4_5", 4, 2, 8, "interleaved", (0, 1, 2, 3)),
+    ("dbrx", "dbrx", 4, 2, 8, "half", (0, 1)),
+    ("gpt-neo", "gpt_neo", 4, 4, 0, None, (0, 1)),
+    ("bert", "bert", 4, 4, 0, None, (0, 1, 2, 3)),
+    ("xglm", "xglm", 4, 4, 0, None, (0, 1)),
     ("gpt-neox", "gpt_neox", 4, 4, 2, "half", (0, 1)),
     ("opt", "opt", 4, 4, 0, None, (0, 1)),
     ("gpt2", "gpt2", 4, 4, 0, None, (0, 1)),
@@ -50,8 +106,13 @@ TABLE = [
     ("mamba", "mamba", 0, 0, 0, None, ()),
     ("mamba2", "mamba2", 0, 0, 0, None, ()),
 ]
-POSITIONS = {"opt": "learned", "gpt2": "learned", "mpt": "alibi"}
-NO_POSITIONS = ("jamba", "mamba", "mamba2")
+POSITIONS = {
+    **dict.fromkeys(("opt", "gpt2", "bigcode", "gpt-neo", "bert"), "learned"),
+    **dict.fromkeys(("mpt", "bloom", "falcon-alibi"), "alibi"),
+    **dict.fromkeys(("jamba", "mamba", "mamba2"), "none"),
+    "xglm": "sinusoidal",
+}
+UNROTATED = {"smollm3": (3,), "cohere2": (3,)}
 
 
 def build(name, tiny_config):
@@ -71,7 +132,7 @@ def test_adapter(tiny_config, name, entry, heads, kv_heads, rotated, layout, wit
     model = build(name, tiny_config)
     found = describe(model)
     weights = dict(model.named_parameters())
-    expected = "none" if entry in NO_POSITIONS else POSITIONS.get(entry, "rope")
+    expected = POSITIONS.get(name, "rope")
     assert found.model_type == entry and found.position == expected
     assert tuple(found.attention) == with_attention
     assert [layer.index for layer in found.layers] == list(range(model.config.num_hidden_layers))
@@ -99,7 +160,7 @@ def test_adapter(tiny_config, name, entry, heads, kv_heads, rotated, layout, wit
             size = weights[parameter].shape[attention.q.axis]
             assert torch.cat(parts).sort().values.equal(torch.arange(size))
         assert (0 if attention.rotary is None else attention.rotary.dim) == (
-            0 if name == "smollm3" and layer.index == 3 else rotated
+            0 if layer.index in UNROTATED.get(name, ()) else rotated
         )
         if attention.rotary is not None:
             assert attention.rotary.layout == layout and attention.rotary.attention_factor == 1
