@@ -30,7 +30,42 @@ YARN = {
     "original_max_position_embeddings": 32,
 }
 HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+PLAIN = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
+WIDE = {"vocab_size": 53, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 OWN = {
+    "gptj": lambda: tf.GPTJConfig(**WIDE, rotary_dim=4),
+    "codegen": lambda: tf.CodeGenConfig(**WIDE, rotary_dim=4),
+    "bigcode": lambda: tf.GPTBigCodeConfig(**WIDE),
+    "bloom": lambda: tf.BloomConfig(vocab_size=53, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": lambda: tf.FalconConfig(**PLAIN),
+    "falcon-grouped": lambda: tf.FalconConfig(**PLAIN, new_decoder_architecture=True, num_kv_heads=2),
+    "phi": lambda: tf.PhiConfig(**SMALL),
+    "stablelm": lambda: tf.StableLmConfig(**SMALL),
+    "granite": lambda: tf.GraniteConfig(**SMALL, attention_multiplier=0.3),
+    "starcoder2": lambda: tf.Starcoder2Config(**SMALL, sliding_window=9),
+    "nemotron": lambda: tf.NemotronConfig(**SMALL),
+    "helium": lambda: tf.HeliumConfig(**SMALL, head_dim=8),
+    "ernie": lambda: tf.Ernie4_5Config(**SMALL, head_dim=8),
+    "gemma2": lambda: tf.Gemma2Config(**SMALL, head_dim=8, attn_logit_softcapping=2.0, sliding_window=9),
+    "cohere2": lambda: tf.Cohere2Config(**{**SMALL, "num_hidden_layers": 4}, sliding_window=9),
+    "glm4": lambda: tf.Glm4Config(**SMALL, head_dim=8),
+    "gpt-neo": lambda: tf.GPTNeoConfig(
+        vocab_size=53,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        window_size=9,
+        attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=128,
+    ),
+    "llama4": lambda: tf.Llama4TextConfig(
+        **{**SMALL, "num_hidden_layers": 4},
+        head_dim=8,
+        intermediate_size_mlp=48,
+        num_local_experts=2,
+        attention_chunk_size=9,
+        use_qk_norm=False,
+    ),
     "llama": lambda: tf.LlamaConfig(**SMALL),
     "llama-yarn": lambda: tf.LlamaConfig(**SMALL, rope_parameters=YARN),
     "neox-half": lambda: tf.GPTNeoXConfig(

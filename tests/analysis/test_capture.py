@@ -29,8 +29,24 @@ ROTATING = (
     "qwen3",
     "gemma3",
     "mixtral",
+    "gptj",
+    "codegen",
+    "falcon",
+    "falcon-grouped",
+    "phi",
+    "stablelm",
+    "granite",
+    "starcoder2",
+    "nemotron",
+    "helium",
+    "ernie",
+    "gemma2",
+    "cohere2",
+    "glm4",
+    "gpt-oss",
+    "llama4",
 )
-OTHERS = ("qwen2", "mistral-window", "gpt2", "mpt", "jamba")
+OTHERS = ("qwen2", "mistral-window", "gpt2", "mpt", "jamba", "bloom", "bigcode", "gpt-neo")
 
 
 def captured(model, prompt):
