@@ -166,6 +166,20 @@ def test_scores_that_are_capped(lab):
     assert before[1][:, 1:16, 0].max() < 0.99 < after[1].sum(-1).min() + 1e-5
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.3])
+def test_a_null_key_beside_the_others_grows_with_them(lab, factor):
+    """GPT-OSS gives part of the attention to no key; what the first token loses goes there too, in proportion."""
+    model, ids = lab.build("gpt-oss"), lab.prompt()
+    before = lab.maps(model, ids)[1].double()
+    with intervene(model, off_sink(factor, at=[1])):
+        after = lab.maps(model, ids)[1].double()
+    mass, nothing = before[:, 1:, 0], 1 - before[:, 1:].sum(-1)
+    grown = (1 - factor * mass) / (1 - mass)
+    close(after[:, 1:, 0], factor * mass)
+    close(after[:, 1:, 1:], before[:, 1:, 1:] * grown[..., None])
+    assert nothing.max() > 0.05 and mass.max() > 0.1  # both are there, and so the null key grows as the others do
+
+
 def test_low_precision_rounds_and_no_more(lab):
     for attention in ("eager", "sdpa"):
         model, ids = lab.build("llama", attn_implementation=attention).bfloat16(), lab.prompt()

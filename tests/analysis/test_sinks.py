@@ -63,7 +63,9 @@ def sail_sg(maps, epsilon):
     return ((maps / counts).sum(-2) > epsilon).double().mean(0)
 
 
-CASES = [(name, how) for name in FAMILIES for how in ("eager", "sdpa") if how == "eager" or name not in ONLY_EAGER]
+CASES = [
+    (name, how) for name in FAMILIES for how in ("eager", "sdpa") if how == "eager" or name not in ONLY_EAGER
+]
 
 
 @pytest.mark.parametrize(("name", "implementation"), CASES)

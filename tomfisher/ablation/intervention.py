@@ -66,6 +66,11 @@ class Intervention(ABC):
                 "attention interface, so its queries and keys cannot be changed on the way. Parts of a mask can be "
                 "ablated."
             )
+        if any(attention.repeats > 1 for attention in layers.values()):
+            raise UnsupportedModel(
+                f"{self.name}: {architecture.model_type} repeats its key heads before they reach attention, and each "
+                "would have to be changed alike. Parts of a mask can be ablated."
+            )
         if self.at is None:
             return {layer: torch.arange(attention.heads) for layer, attention in layers.items()}
         chosen: dict[int, set[int]] = {}

@@ -58,8 +58,7 @@ class _Looking:
         if call.scores is not None and attention.scale is None:
             return
         seen = query_key(call, attention.scale)
-        repeats = seen.k.shape[1] // attention.kv_heads
-        self._look(index, seen._replace(k=seen.k[:, ::repeats]) if repeats > 1 else seen)
+        self._look(index, seen._replace(k=seen.k[:, :: attention.repeats]))
 
     def leaves(self, call: AttentionCall, output: Tensor) -> Tensor:
         """See `Watcher.leaves`."""

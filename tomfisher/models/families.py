@@ -58,6 +58,7 @@ class Attention:
         rotary: None where this layer does not rotate, or where `lacks["rotary"]` says what is not known.
         interface: whether it runs through transformers' attention interface.
         scale: factor of the scores, where the module's own code has it; through the interface the call says it.
+        repeats: how many times in a row each key head arrives at the attention.
         lacks: "q", "k", "v", "o", "rotary", "weights": in words, what is not known of this layer.
     """
 
@@ -73,6 +74,7 @@ class Attention:
     rotary: Rotary | None
     interface: bool = True
     scale: float | None = None
+    repeats: int = 1
     lacks: dict[str, str] = field(default_factory=dict)
 
     def projection(self, part: Part) -> Projection:
@@ -317,6 +319,7 @@ def _attention(model: Any, config: Any, names: dict[int, str], index: int, seen:
         rotary,
         seen.interface,
         seen.scale,
+        groups,
         lacks,
     )
 
