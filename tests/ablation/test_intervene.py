@@ -177,7 +177,9 @@ def test_a_null_key_beside_the_others_grows_with_them(lab, factor):
     grown = (1 - factor * mass) / (1 - mass)
     close(after[:, 1:, 0], factor * mass)
     close(after[:, 1:, 1:], before[:, 1:, 1:] * grown[..., None])
-    assert nothing.max() > 0.05 and mass.max() > 0.1  # both are there, and so the null key grows as the others do
+    assert (
+        nothing.max() > 0.05 and mass.max() > 0.1
+    )  # both are there, and so the null key grows as the others do
 
 
 def test_low_precision_rounds_and_no_more(lab):
