@@ -3,6 +3,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
+import transformers as tf
 
 from tomfisher.fisher import select_parameters
 
@@ -35,6 +37,14 @@ def test_query_and_key_alone_or_refused_where_they_are_fused(tiny: SimpleNamespa
     assert {n.split(".")[-2] for n in chosen} == {"q_proj", "k_proj"} and len(chosen) == 4
     with pytest.raises(ValueError, match=r"keeps query, key and value in one matrix.*'\*\.c_attn\.weight'"):
         select_parameters(tiny.model("gpt2"), "attention-qk")
+
+
+def test_query_and_key_under_unusual_names(tiny: SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    config = tf.CTRLConfig(vocab_size=53, n_positions=64, n_embd=32, dff=48, n_layer=2, n_head=4)
+    chosen = select_parameters(tf.AutoModelForCausalLM.from_config(config).eval(), "attention-qk")
+    kinds = [f"transformer.h.{i}.multi_head_attention.W{which}.weight" for i in range(2) for which in "qk"]
+    assert list(chosen) == kinds
 
 
 def test_patterns_and_predicates(tiny: SimpleNamespace) -> None:

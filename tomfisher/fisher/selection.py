@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from tomfisher.fisher.linear_maps import decoder_linear_weights
+from tomfisher.models.families import Attention, UnsupportedModel, describe
 from tomfisher.models.fixed import fixed_parameters
 from tomfisher.models.structure import FUSED_QUERY_KEY, SEPARATE_QUERY_KEY
 
@@ -92,6 +93,13 @@ def _attention_qk(model: nn.Module) -> dict[str, nn.Parameter]:
     linear = decoder_linear_weights(model)
     chosen = {n: p for n, p in linear.items() if n.split(".")[-2] in SEPARATE_QUERY_KEY}
     fused = [n for n in linear if n.split(".")[-2] in FUSED_QUERY_KEY]
+    if not chosen and not fused:  # no usual names: the model is asked what makes its queries and keys
+        made = [
+            (a.q.parameter, a.k.parameter) for a in _attentions(model) if a.q is not None and a.k is not None
+        ]
+        fused = [query for query, key in made if query == key]
+        names = {name for pair in made for name in pair}
+        chosen = {n: p for n, p in linear.items() if n in names and n not in fused}
     if fused and not chosen:
         whole = f"*.{fused[0].split('.')[-2]}.weight"
         raise ValueError(
@@ -99,6 +107,14 @@ def _attention_qk(model: nn.Module) -> dict[str, nn.Parameter]:
             f"'attention-qk' cannot select them alone. Use params={whole!r} for all three."
         )
     return chosen
+
+
+def _attentions(model: nn.Module) -> list[Attention]:
+    try:
+        layers = describe(model).layers
+    except UnsupportedModel:
+        return []
+    return [layer.attention for layer in layers if layer.attention is not None]
 
 
 def _match(named: dict[str, nn.Parameter], patterns: list[str]) -> dict[str, nn.Parameter]:
