@@ -317,6 +317,8 @@ def test_short_task_file_is_used_whole_and_said(finished, tmp_path):
 
 def test_provenance_says_where_the_numbers_come_from(finished):
     said = json.loads((Path(finished["output_path"]) / "results.json").read_text())["provenance"]
+    for rules in (said["rules"]["questions"], said["rules"]["perplexity"], said["fisher"]["task"]["rules"]):
+        assert rules["batches"] == "padded batches" and rules["rows"] == {"offset": 0, "kept": True}
     assert {"torch", "transformers", "python", "tomfisher"} <= set(said["versions"])
     assert said["model"]["model_type"] == "llama" and len(said["model"]["config_sha256"]) == 64
     assert {"questions", "control", "task"} <= set(said["data"])

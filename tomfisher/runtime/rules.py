@@ -91,7 +91,8 @@ class Rules:
 def check_rules(model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: int = 2) -> Rules:
     """Ask a model whether it keeps the rules, with the shortest and the longest text of a run.
 
-    It costs about five forwards of the longest text and one batch of at most `BATCH_TOKENS` tokens (or two rows). The
+    It costs about five forwards of the longest text and one batch: of the run's size, on the CPU
+    of at most `BATCH_TOKENS` tokens (or two rows). The
     answer is remembered for the model as long as nothing changes that it can depend on: a sweep over masks asks once.
 
     Args:
@@ -105,11 +106,13 @@ def check_rules(model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: i
     Raises:
         ValueError: a rule is broken for which there is no other way; the rule and the way out are named.
     """
-    texts = sorted(([int(t) for t in ids] for ids in sequences), key=len)
+    texts = sorted((ids.tolist() if isinstance(ids, Tensor) else list(ids) for ids in sequences), key=len)
     texts = [text for text in texts if text]
     if not texts:
         raise ValueError("There is no text to ask the model with. Give at least one sequence of token ids.")
-    rows = max(2, min(rows, BATCH_TOKENS // len(texts[-1])))
+    if device_of(model).type == "cpu":
+        rows = min(rows, BATCH_TOKENS // len(texts[-1]))
+    rows = max(2, rows)
     lengths = (len(texts[0]), len(texts[-1]))
     known = _ANSWERS.setdefault(model, {}).setdefault(_fingerprint(model), [])
     for answer, asked in known:
