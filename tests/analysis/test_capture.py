@@ -162,7 +162,7 @@ def test_no_activation_outlives_its_layer(lab, name):
     [
         ([], "no prompts"),
         ([[5, 6], [7]], r"Prompt 1 has 1 token\(s\)"),
-        ([[5] * 129], "Prompt 0 takes 129 tokens"),
+        ([[5] * 129], "Prompt 0 has 129 tokens, but the model has positions for 128"),
     ],
 )
 def test_unusable_prompts_are_refused(lab, prompts, message):
