@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_a_parameter_that_only_some_batch_reaches_is_exact_there(tiny: SimpleNam
 
     model = tiny.model("llama-gqa")
     model.model.layers[0].mlp = Sometimes(model.model.layers[0].mlp)
-    samples = _samples(20, 20, 10, 10, 10, 10, 4, 4, 4)
+    samples = _samples(20, 20, 4, 4, 4, 10, 10, 10, 10)
     expected = tiny.definition(model, samples)
     F = tomfisher.fisher_diagonal(model, samples, params="all", tokens_per_batch=40, progress=False)
     assert bool(F["model.layers.0.mlp.late"].any())
@@ -188,6 +189,31 @@ def test_experts_in_modules_of_their_own_are_exact(tiny: SimpleNamespace) -> Non
     expected = tiny.definition(model, samples)
     F = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=100, progress=False)
     tiny.assert_exact(F, expected)
+
+
+@pytest.mark.parametrize("family_of", ["mixtral", "gpt-oss"])
+def test_a_second_look_adds_nothing(tiny: SimpleNamespace, family_of: str) -> None:
+    """Another set of modules in some batches: what is captured otherwise, experts too, is not counted twice."""
+    model = tiny.model(family_of)
+    model.model.layers[0].self_attn = _Beside(model.model.layers[0].self_attn)
+    samples = _samples(20, 20, 4, 4, 4, 10, 10, 10, 10)
+    expected = tiny.definition(model, samples)
+    F = tomfisher.fisher_diagonal(model, samples, params="all", tokens_per_batch=40, progress=False)
+    tiny.assert_exact(F, expected)
+
+
+class _Beside(nn.Module):
+    """Attention, and in short sequences one more linear layer."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.short, self.usual = nn.Linear(D, D), nn.Linear(D, D)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **arguments: Any) -> tuple[Tensor, Any]:
+        out, weights = self.inner(hidden_states, *args, **arguments)
+        chosen = self.short if hidden_states.shape[1] < 6 else self.usual
+        return out + chosen(hidden_states), weights
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,7 @@ class Capture:
 
             def watch(projection: str, output: Tensor, x: Tensor, routing: experts.Routing) -> Tensor:
                 captured = fused.get((id(module), projection))
-                if captured is None or not torch.is_grad_enabled():
+                if self.off or captured is None or not torch.is_grad_enabled():
                     return output
                 if self._forward:
                     self.seen[captured.name] = self.seen.get(captured.name, 0) + 1

@@ -165,6 +165,9 @@ class _Run:
         self._skip: set[str] = set()
         self._found: set[str] = set()  # watched parameters that the running batch reached
         self._disproved: set[str] = set()  # whose squares have to be computed anew, of all finished samples
+        self._split: set[frozenset[str]] = (
+            set()
+        )  # sets of modules whose first batch was looked at sample by sample
         self._hooks = ExitStack()
         accumulators = {n: Accumulator(self.F[n]) for n in roads.captured}
         self.capture = Capture(roads.modules, accumulators, impl, roads.layouts)
@@ -283,7 +286,9 @@ class _Run:
             return False
         if len(batch.indices) == 1:
             return self._examine(batch.indices[0])
-        self.roads = replace(self.roads, called=self.roads.called | {called})
+        if called in self._split:
+            return False
+        self._split.add(called)
         return True
 
     def _keep_what_is_done(self, begun: list[_Pending], moved: Iterable[str]) -> None:
