@@ -242,7 +242,7 @@ def _sinks(model: nn.Module) -> Row:
     wrong = []
     for layer, head in heads:
         if layer in own:
-            gap = float((found.maps[layer, head][0].double() - own[layer][head]).abs().max())
+            gap = float((truth.rows_to_one(found.maps[layer, head][0]) - own[layer][head]).abs().max())
             wrong += [f"layer {layer}, head {head} by {gap:.0e}"] if not gap <= ATTENTION else []
     return {"verdict": "differs" if wrong else "found", "compared": len(own), "examples": wrong[:4]}
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import transformers as tf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -153,10 +154,21 @@ def next_logprobs(model: nn.Module, ids: list[int]) -> Tensor:
 
 
 def attention_maps(model: nn.Module, ids: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-    """The attention `[H, T, T]` of the given layers, those with attention, where the model hands it out when asked."""
-    reference = copy.deepcopy(model)
-    reference.set_attn_implementation("eager")
+    """The attention `[H, T, T]` of the given layers, those with attention, where the model hands it out when asked.
+
+    Rows sum to one, whether or not the model takes off what a learned sink gets.
+    """
+    config = copy.deepcopy(model.config)
+    reference = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    reference.load_state_dict(model.state_dict())
     with torch.no_grad():
         maps = reference(input_ids=ids[None], use_cache=False, output_attentions=True).attentions or ()
     maps = [m for m in maps if m is not None and m.shape[-2:] == (len(ids), len(ids))]
-    return {i: m[0].double() for i, m in zip(layers, maps, strict=True)} if len(maps) == len(layers) else {}
+    if len(maps) != len(layers):
+        return {}
+    return {i: rows_to_one(m[0]) for i, m in zip(layers, maps, strict=True)}
+
+
+def rows_to_one(attention: Tensor) -> Tensor:
+    """Attention in float64 whose rows sum to one."""
+    return attention.double() / attention.double().sum(-1, keepdim=True)
