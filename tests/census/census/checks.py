@@ -23,7 +23,15 @@ PACKAGE = Path(tomfisher.__file__).parent
 FISHER_TOLERANCE, FISHER_NOISE = 1e-5, 1e-7  # of the tensor's and of the model's largest entry
 NATS = 1e-3  # a log-probability in float32, of models whose logits reach tens
 ATTENTION = 1e-4
-STEPS = 3  # tokens of a completion, as many as the longest answer has
+# how multiple choice was run, from the records' words to the table's
+WAYS = {
+    "packed": "packed",
+    "steps": "shared",
+    "padded batches": "padded",
+    "batches of equal lengths": "equal lengths",
+    "single rows": "single",
+}
+STEPS = 4  # tokens of a completion: those of the longest answer, and one behind it
 
 
 def census_row(model_type: str) -> Row:
@@ -138,15 +146,20 @@ def _choices(model: nn.Module) -> Row:
             for record, values in zip(scores.records, expected, strict=True)
             for a, b in zip(record.logprobs or (), values, strict=True)
         )
-        way = "packed" if scores.packed else "shared" if scores.shared_prefix else "whole"
+        run = scores.rules or {}
+        way = WAYS.get(run["road"]) or WAYS[run["batches"]]
         ways[way] = max(worst, ways.get(way, 0.0))
     wrong = [f"{way} by {worst:.0e} nats" for way, worst in ways.items() if not worst <= NATS]
-    return {"verdict": "differs" if wrong else "right", "ways": sorted(ways), "examples": wrong}
+    return {
+        "verdict": "differs" if wrong else "right",
+        "ways": [way for way in WAYS.values() if way in ways],
+        "examples": wrong,
+    }
 
 
 def _answer_logprob(model: nn.Module, tokenizer: Any, prompt: str, choice: str) -> float:
     before, answer = tokenizer(prompt)["input_ids"], tokenizer(choice)["input_ids"]
-    logprobs = truth.next_logprobs(model, before + answer)
+    logprobs = truth.next_logprobs(model, before + answer[:-1])
     return sum(float(logprobs[len(before) - 1 + i, token]) for i, token in enumerate(answer))
 
 

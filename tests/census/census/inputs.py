@@ -23,6 +23,7 @@ LANGUAGE = (
     "looks sees label says opens closed kitchen garden puts leaves moves back search will for it ball there . ,"
 )
 WORDS = LANGUAGE.split()
+WORDS += [f"word{i}" for i in range(VOCABULARY - len(SPECIALS) - len(WORDS))]
 
 
 class NotBuilt(Exception):

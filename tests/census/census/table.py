@@ -43,7 +43,8 @@ reason, for {refused}. Rotary frequencies can be looked at in {frequencies}, att
   computed one sample at a time. **decoder-linear**: how many of the weights that a forward multiplies by in the
   decoder's layers the preset of that name covers.
 - **choice, generate, perplexity**: equal to single rows without a cache, in every way that the model may be run.
-  Choice: *packed*, beginnings *shared* by a cache, *whole* rows; the numbers are the same.
+  Choice: rows *packed* in one sequence, beginnings *shared* by a cache, whole rows *padded*, of *equal lengths*, or
+  *single*: where a way is missing, the model was asked and would give other numbers.
 - **perturb**: written, and undone to the bit.
 - **heads**: query heads / key heads × dimensions, where `tomfisher.models.families.describe` finds them.
   **frequencies**, **sinks**: whether `tomfisher analyze` can look at them; a number is a reason below.

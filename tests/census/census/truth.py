@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import transformers as tf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,7 +30,14 @@ class _Double(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def eager(model: nn.Module) -> nn.Module:
+def _copied(model: nn.Module, **settings: Any) -> nn.Module:
+    """A model of the same weights, made anew: some keep states of their last run that cannot be copied."""
+    copied = type(model)._from_config(copy.deepcopy(model.config), **settings)
+    copied.load_state_dict(model.state_dict())
+    return copied.eval()
+
+
+def _eager(model: nn.Module) -> nn.Module:
     """The model with experts one by one: the fused kernels know no float64 and show no products."""
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
@@ -43,7 +49,7 @@ def fisher(model: nn.Module, samples: Iterable[Sample]) -> dict[str, Tensor]:
 
     The model is a float64 copy; where its code computes in float32 whatever the model's dtype, that becomes float64.
     """
-    reference = eager(copy.deepcopy(model).double().eval())
+    reference = _eager(_copied(model).double())
     F = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
     default = torch.get_default_dtype()
     try:
@@ -64,26 +70,27 @@ def fisher(model: nn.Module, samples: Iterable[Sample]) -> dict[str, Tensor]:
 def linear_weights(model: nn.Module, ids: Tensor) -> set[str]:
     """Names of the parameters that a forward on text multiplies activations by, as matrices.
 
-    Every product that PyTorch runs is looked at, so nothing depends on names, classes or shapes of modules.
+    Every product that PyTorch runs is looked at, so nothing depends on names, classes or shapes of modules. What no
+    gradient of the logits reaches is left out: the small model by which BLT cuts its patches is no part of them.
     """
-    reference = eager(copy.deepcopy(model).eval())
+    reference = _eager(_copied(model))
     products = _Products(dict(reference.named_parameters()))
-    with torch.no_grad(), products:
-        reference(input_ids=ids[None], use_cache=False)
-    return products.found
+    with products:
+        logits = reference(input_ids=ids[None], use_cache=False).logits
+    logits.sum().backward()
+    return {name for name in products.found if reference.get_parameter(name).grad is not None}
 
 
 def inside_layers(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Those of the parameters that are in a list of modules (the layers), and in no output head."""
-    listed = {
+    """Those of the parameters that are in layers, which are the modules of a list that have modules of their own."""
+    layers = [
         f"{name}.{child}."
         for name, module in model.named_modules()
         if isinstance(module, (nn.ModuleList, nn.ModuleDict))
-        for child in dict(module.named_children())
-    }
-    return {
-        n for n in names if any(n.startswith(prefix) for prefix in listed) and "head" not in n.split(".")[0]
-    }
+        for child, layer in module.named_children()
+        if list(layer.children())
+    ]
+    return {name for name in names if name.startswith(tuple(layers))}
 
 
 def allowed(model: nn.Module, demanded: set[str]) -> set[str]:
@@ -158,9 +165,7 @@ def attention_maps(model: nn.Module, ids: Tensor, layers: Sequence[int]) -> dict
 
     Rows sum to one, whether or not the model takes off what a learned sink gets.
     """
-    config = copy.deepcopy(model.config)
-    reference = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    reference.load_state_dict(model.state_dict())
+    reference = _copied(model, attn_implementation="eager")
     with torch.no_grad():
         maps = reference(input_ids=ids[None], use_cache=False, output_attentions=True).attentions or ()
     maps = [m for m in maps if m is not None and m.shape[-2:] == (len(ids), len(ids))]
