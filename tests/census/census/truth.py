@@ -73,7 +73,7 @@ def linear_weights(model: nn.Module, ids: Tensor) -> set[str]:
     Every product that PyTorch runs is looked at, so nothing depends on names, classes or shapes of modules. What no
     gradient of the logits reaches is left out: the small model by which BLT cuts its patches is no part of them.
     """
-    reference = _eager(_copied(model))
+    reference = _eager(_copied(model)).train()  # Reformer has gradients in training alone
     products = _Products(dict(reference.named_parameters()))
     with products:
         logits = reference(input_ids=ids[None], use_cache=False).logits
