@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tomfisher.evaluate._execute import has_cache
 from tomfisher.runtime.forward import device_of, logits_at
 from tomfisher.runtime.rules import Rules, difference
 
@@ -23,7 +24,7 @@ def generate_is_right(model: Any, prompt: Sequence[int], rules: Rules) -> bool:
         prompt: token ids.
         rules: what the model said to the rules.
     """
-    if not rules.padded:
+    if not rules.padded or not has_cache(model):
         return False
     ids = torch.tensor([list(prompt)], device=device_of(model))
     out = model.generate(

@@ -33,10 +33,15 @@ def can_share(model: Any) -> bool:
         return False
     if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         return False
-    if _rotary_kinds(model.config) & {"dynamic", "longrope"}:
+    if _rotary_kinds(model.config) & {"dynamic", "longrope"} or not has_cache(model):
         return False
     kinds = _cache_layers(model)
     return bool(kinds) and kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def has_cache(model: Any) -> bool:
+    """Whether transformers can make the model's cache, which takes the number of layers (BLT's config has none)."""
+    return hasattr(model.config.get_text_config(decoder=True), "num_hidden_layers")
 
 
 def can_pack(model: Any) -> bool:

@@ -91,9 +91,10 @@ class Rules:
 def check_rules(model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: int = 2) -> Rules:
     """Ask a model whether it keeps the rules, with the shortest and the longest text of a run.
 
-    It costs about five forwards of the longest text and one batch: of the run's size, on the CPU
-    of at most `BATCH_TOKENS` tokens (or two rows). The
-    answer is remembered for the model as long as nothing changes that it can depend on: a sweep over masks asks once.
+    It costs about five forwards of the longest text and one batch: of the run's size, on the CPU of at most
+    `BATCH_TOKENS` tokens (or two rows). The answer is remembered for the model and these texts as long as nothing
+    changes that it can depend on: a sweep over masks asks once. It says nothing of other texts: which keys a sparse
+    attention keeps depends on the tokens.
 
     Args:
         model: a causal language model of transformers, on any device, in any dtype.
@@ -113,11 +114,10 @@ def check_rules(model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: i
     if device_of(model).type == "cpu":
         rows = min(rows, BATCH_TOKENS // len(texts[-1]))
     rows = max(2, rows)
-    lengths = (len(texts[0]), len(texts[-1]))
-    known = _ANSWERS.setdefault(model, {}).setdefault(_fingerprint(model), [])
+    asked_with = hash(frozenset(map(tuple, texts)))
+    known = _ANSWERS.setdefault(model, {}).setdefault((_fingerprint(model), asked_with), [])
     for answer, asked in known:
-        covers = answer.lengths[0] <= lengths[0] and lengths[1] <= answer.lengths[1]
-        if covers and (rows <= asked or answer.batches == SINGLE):
+        if rows <= asked or answer.batches == SINGLE:
             set_rows(model, answer.rows)
             return answer
     rules = _asked(model, texts, rows)
@@ -151,8 +151,8 @@ _NEW = itertools.count()
 
 # Remembered per model object. What the rules say is a property of the computation, not of the values of the weights:
 # it may change with the modules, their hooks and forwards, the config (rotary scaling, attention implementation),
-# dtype and device, and with the lengths and the number of rows; not with a mask's few overwritten entries.
-_ANSWERS: weakref.WeakKeyDictionary[nn.Module, dict[int, list[tuple[Rules, int]]]] = (
+# dtype and device, and with the texts and the number of rows; not with a mask's few overwritten entries.
+_ANSWERS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], list[tuple[Rules, int]]]] = (
     weakref.WeakKeyDictionary()
 )
 

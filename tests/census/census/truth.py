@@ -70,25 +70,26 @@ def fisher(model: nn.Module, samples: Iterable[Sample]) -> dict[str, Tensor]:
 def linear_weights(model: nn.Module, ids: Tensor) -> set[str]:
     """Names of the parameters that a forward on text multiplies activations by, as matrices.
 
-    Every product that PyTorch runs is looked at, so nothing depends on names, classes or shapes of modules. What no
-    gradient of the logits reaches is left out: the small model by which BLT cuts its patches is no part of them.
+    Every product that PyTorch runs is looked at, so nothing depends on names, classes or shapes of modules.
     """
-    reference = _eager(_copied(model)).train()  # Reformer has gradients in training alone
+    reference = _eager(_copied(model))
     products = _Products(dict(reference.named_parameters()))
-    with products:
-        logits = reference(input_ids=ids[None], use_cache=False).logits
-    logits.sum().backward()
-    return {name for name in products.found if reference.get_parameter(name).grad is not None}
+    with torch.no_grad(), products:
+        reference(input_ids=ids[None], use_cache=False)
+    return products.found
 
 
 def inside_layers(model: nn.Module, names: Iterable[str]) -> set[str]:
-    """Those of the parameters that are in layers, which are the modules of a list that have modules of their own."""
+    """Those of the parameters that are in layers, which are the modules of a list that have modules of their own.
+
+    BLT's `patcher` is a language model beside it, which says where to cut the text and gets no gradient.
+    """
     layers = [
         f"{name}.{child}."
         for name, module in model.named_modules()
         if isinstance(module, (nn.ModuleList, nn.ModuleDict))
         for child, layer in module.named_children()
-        if list(layer.children())
+        if list(layer.children()) and ".patcher." not in name
     ]
     return {name for name in names if name.startswith(tuple(layers))}
 
