@@ -34,6 +34,8 @@ def _copied(model: nn.Module, **settings: Any) -> nn.Module:
     """A model of the same weights, made anew: some keep states of their last run that cannot be copied."""
     copied = type(model)._from_config(copy.deepcopy(model.config), **settings)
     copied.load_state_dict(model.state_dict())
+    for name, buffer in model.named_buffers():
+        copied.get_buffer(name).copy_(buffer)
     return copied.eval()
 
 
