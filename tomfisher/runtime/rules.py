@@ -334,6 +334,10 @@ class _Questions:
         others = self.texts[1:-1][::step][: rows - 2]
         last = self.shortest if len(self.texts) > 1 else self._changed(self.longest, 0)
         nats = self._beside([self.longest, *others, last], longest)
+        if (
+            len(last) < len(self.middle) < len(self.longest)
+        ):  # what little padding does to a text of many tokens
+            nats = max(nats, self._beside([self.longest, self.middle], longest))
         if self._rounds(self._note(PADDED, nats)):
             return PADDED, ""
         reason = f"beside other texts, padded, log-probabilities differ by {nats:.2g} nats from those alone"
