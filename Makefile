@@ -24,9 +24,11 @@ demo: $(BUILT)  ## the study on a tiny model and on SmolLM2-135M, real weights, 
 	@echo
 	@echo "Reports: runs/demo-testbed/report.html and runs/demo-smollm2/report.html"
 
-test: $(BUILT) browser  ## the tests; those of the kernels in Triton's interpreter need a process of their own
-	$(BIN)/pytest --ignore=tests/kernels/interpret
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels/interpret
+# The census has worker processes of its own, and Triton's interpreter has to be chosen before Triton is imported.
+test: $(BUILT) browser  ## all tests, in two processes side by side
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --ignore=tests/kernels/interpret --ignore=tests/census
+	$(BIN)/pytest tests/census
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels/interpret
 
 census: $(BUILT)  ## every causal language model of transformers, small and random, into docs/architectures.md
 	PYTHONPATH=tests/census $(BIN)/python -m census

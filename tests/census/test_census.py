@@ -9,6 +9,8 @@ import transformers
 
 from census import configs, pool, table
 
+pytestmark = pytest.mark.timeout(2400)  # the first test waits for the whole census
+
 RIGHT = {
     "fisher": {"exact", "refused"},
     "selection": {"right"},
