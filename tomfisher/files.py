@@ -10,7 +10,7 @@ import shutil
 import stat
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,32 @@ def check_writable(path: str | os.PathLike[str], folder: bool = False, replaced:
         for part in reversed(made):
             with contextlib.suppress(OSError):  # somebody else has put something there
                 part.rmdir()
+
+
+def refuse_foreign(path: str | os.PathLike[str], marker: str, own: Callable[[str], bool], what: str) -> None:
+    """Refuse to replace a folder that is not wholly of one's own writing.
+
+    Args:
+        path: where a folder shall be put; nothing has to be there.
+        marker: the file by which a folder of this kind is known.
+        own: whether a name in such a folder is one that is written there.
+        what: the kind in words, such as "Fisher store".
+
+    Raises:
+        FileExistsError: there is something of another kind, or other files lie in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not (path / marker).is_file():
+        raise FileExistsError(
+            f"{path} exists and is no {what}, so it is left alone. Choose another path, or remove it."
+        )
+    if foreign := sorted(file.name for file in path.iterdir() if not own(file.name)):
+        raise FileExistsError(
+            f"The {what} {path} holds {foreign[0]} too, which is no part of it, so it is left alone. Choose another "
+            "path, or move that elsewhere."
+        )
 
 
 def _refuse_kind(shown: str, target: Path, folder: bool) -> None:

@@ -24,6 +24,11 @@ TASK_FIELDS = (
 )
 PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
 
+INPUTS = (
+    *("model", "task", "control", "texts", "train", "config", "task_store", "control_store", "store"),
+    *("mask", "damage", "random_like", "compare_masks"),
+)
+
 
 def add_command(
     subparsers: Any, name: str, help: str, description: str, examples: Iterable[str]
@@ -152,6 +157,37 @@ def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise ValueError(
             f"{os.fspath(path)} exists. Give another --output_path, or --overwrite to replace it."
         )
+
+
+def refuse_own_input(args: argparse.Namespace) -> None:
+    """Refuse an output that is what the same command reads, lies in it, or whose clearing would delete it.
+
+    Raises:
+        ValueError: naming both.
+    """
+    from tomfisher.models.builtin import BUILTIN
+
+    output = os.path.realpath(args.output_path)
+    cleared = getattr(args, "overwrite", False) and getattr(args, "output_is_cleared", False)
+    for name in INPUTS:
+        given = getattr(args, name, None) or ()
+        for value in [given] if isinstance(given, str) else given:
+            path = os.path.realpath(os.path.expanduser(value))
+            if value in BUILTIN or not os.path.exists(path):
+                continue  # a name
+            if _within(output, path):
+                how = "is what" if output == path else "lies in what"
+            elif cleared and name != "config" and _within(path, output):
+                how = "would be cleared, but holds what"
+            else:
+                continue
+            raise ValueError(
+                f"--output_path {args.output_path} {how} --{name} reads ({value}). Give another --output_path."
+            )
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

@@ -77,9 +77,11 @@ def run(args: argparse.Namespace) -> int:
     """Compute and write the store."""
     from tomfisher.experiment.study import parse_params
     from tomfisher.fisher import fisher_diagonal
+    from tomfisher.fisher.store import check_target, write_finished
     from tomfisher.testbed.scan import scanning
 
     refuse_existing(args.output_path, args.overwrite)
+    check_target(args.output_path)
     loaded = load_named_model(args, setting(args, "fisher_dtype"))
     samples = samples_of(args, loaded)
     with scanning(loaded.model) as scan:
@@ -94,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             seed=setting(args, "seed"),
         )
     fisher.metadata.update(model=loaded.identity, scan=scan)
-    fisher.save(args.output_path)
+    write_finished(fisher, args.output_path)
     slow = sum(road != "captured" for road in fisher.roads.values())
     if slow:
         note(

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from tomfisher.cli.common import refuse_own_input
 from tomfisher.cli.output import Terminal
 from tomfisher.files import check_writable
 from tomfisher.progress import note
@@ -86,6 +87,7 @@ def _execute(args: argparse.Namespace) -> int:
                 getattr(args, "output_is_replaced", False),
             )
             check_writable(args.output_path, folder=kind, replaced=replaced)
+            refuse_own_input(args)
         return int(args.execute(args) or 0)
     except KeyboardInterrupt:
         note("interrupted. Finished parts are kept; run the same command to go on.")
@@ -135,7 +137,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, USER_ERRORS):
         return str(error) or type(error).__name__
     if isinstance(error, OSError):
-        return f"{error}. Check the path and its permissions."
+        ours = error.errno is None and isinstance(error, (FileExistsError, PermissionError))
+        return str(error) if ours else f"{error}. Check the path and its permissions."
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"out of GPU memory: {error} Use a smaller --tokens_per_batch or --batch_size, or --device cpu."

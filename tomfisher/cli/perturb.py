@@ -16,6 +16,10 @@ from tomfisher.cli.common import (
     refuse_existing,
     setting,
 )
+from tomfisher.files import refuse_foreign
+from tomfisher.text_files import read_json
+
+RECORD = "perturbation.json"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     target = Path(args.output_path)
     refuse_existing(target, args.overwrite)
+    _check_target(target)
     mask = SparseMask.load(args.mask)
     fill, compat, seed = parse_fill(setting(args, "fill")), setting(args, "compat"), setting(args, "seed")
     loaded = load_named_model(args, args.dtype)
@@ -67,6 +72,15 @@ def run(args: argparse.Namespace) -> int:
     with quiet_unless_terminal(), atomic_path(target) as temporary:
         loaded.model.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
-        (temporary / "perturbation.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record["files"] = sorted(file.name for file in temporary.iterdir())
+        _check_target(target)
+        (temporary / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{target}: {args.model} with {perturbation.nnz} weights perturbed (fill {fill})")
     return 0
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to replace a folder that holds more than an earlier perturbed model."""
+    record = read_json(target / RECORD) if (target / RECORD).is_file() else {}
+    files = record.get("files", []) if isinstance(record, dict) else []
+    refuse_foreign(target, RECORD, [RECORD, *files].__contains__, "perturbed model")

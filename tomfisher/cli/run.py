@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--preset", help="a complete named study (tomfisher ls presets)")
     add_settings(parser)
     add_overwrite(parser)
-    parser.set_defaults(execute=run, saves=True)
+    parser.set_defaults(execute=run, saves=True, output_is_cleared=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -44,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_settings(parser, *_sweep_fields(), required=("model", "task_store", "control_store"))
     add_overwrite(parser)
-    parser.set_defaults(execute=run, saves=True)
+    parser.set_defaults(execute=run, saves=True, output_is_cleared=True)
 
 
 def run(args: argparse.Namespace) -> int:

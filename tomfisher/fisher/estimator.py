@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher import ops
+from tomfisher.files import check_writable
 from tomfisher.fisher.batching import Batch, collate, plan_batches
 from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.contributions import Accumulator
@@ -22,6 +23,7 @@ from tomfisher.fisher.memory import is_out_of_memory, release, token_budget
 from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
 from tomfisher.fisher.roads import Roads, examine, find_roads
 from tomfisher.fisher.selection import Params, describe_params, left_out, select_parameters
+from tomfisher.fisher.store import check_target, write_finished
 from tomfisher.models.load import identify
 from tomfisher.models.onednn import concerns
 from tomfisher.progress import progress_bar
@@ -82,12 +84,16 @@ def fisher_diagonal(
             model's context, nothing selected, or a model that breaks a rule that a likelihood rests on
             (`tomfisher.runtime.rules`); what it allows is in `.metadata["rules"]`.
         NotImplementedError: the implementation asked for does not exist here.
+        FileExistsError: something that is no store stands at `out`.
         FloatingPointError: a loss or gradient is not finite; names the sample and the tensor.
         MemoryError: one sample alone does not fit.
 
     Source:
         arXiv 2504.04238 (empirical, "mean", one sample per backward pass).
     """
+    if out is not None:
+        check_writable(out, folder=True, replaced=True)
+        check_target(out)
     samples = list(samples)
     _check_arguments(model, samples, labels, reduction)
     selection = select_parameters(model, params)
@@ -124,7 +130,7 @@ def fisher_diagonal(
         },
     )
     if out is not None:
-        result.save(out)
+        write_finished(result, out)
     return result
 
 

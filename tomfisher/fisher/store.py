@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tomfisher.files import atomic_path, sha256_of_file, write_tensors
+from tomfisher.files import atomic_path, refuse_foreign, sha256_of_file, write_tensors
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.shards import Span, read_spans
 from tomfisher.progress import progress_bar
@@ -22,12 +24,13 @@ FORMAT = 1
 INDEX = "model.safetensors.index.json"
 RECORD = "fisher.json"
 SHARD_BYTES = 2 * 2**30
+_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 def write_store(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:
     """Write shards of at most 2 GiB (a larger tensor gets its own), the index and the record."""
     path = Path(path)
-    _check_target(path)
+    check_target(path)
     shards = _plan_shards(fisher)
     with atomic_path(path) as folder:
         folder.mkdir()
@@ -51,6 +54,44 @@ def write_store(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:
             "shards": checksums,
         }
         _write_json(folder / RECORD, record)
+
+
+def write_finished(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:
+    """`write_store` for a Fisher that nobody else holds: where `path` is taken by now, it goes beside it.
+
+    Raises:
+        OSError: of `check_target`, with the name under which the store is written instead.
+    """
+    path = Path(path)
+    try:
+        check_target(path)
+    except OSError as error:
+        spare = path.with_name(f"fisher-{uuid.uuid4().hex[:8]}")
+        write_store(fisher, spare)
+        raise type(error)(f"{error} The finished Fisher is kept in {spare}.") from error
+    write_store(fisher, path)
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Refuse, before the work as before the writing, what a store must not replace.
+
+    Raises:
+        FileExistsError: something that is no store, or a store with other files in it.
+        PermissionError: a store that its owner has made read-only.
+    """
+    path = Path(path)
+    refuse_foreign(path, RECORD, _is_own, "Fisher store")
+    files = (path, *path.iterdir()) if path.exists() else ()
+    kept = [file for file in files if file.exists() and not file.stat().st_mode & stat.S_IWUSR]
+    if kept:
+        raise PermissionError(
+            f"The store {path} is read-only ({kept[0].name}), so it is left alone. Choose another path, or allow "
+            f"it: chmod -R u+w {path}"
+        )
+
+
+def _is_own(name: str) -> bool:
+    return name in (RECORD, INDEX) or _SHARD.fullmatch(name) is not None
 
 
 def read_store(path: str | os.PathLike[str], verify: bool = True) -> FisherDiagonal:
@@ -124,22 +165,6 @@ def _plan_shards(fisher: FisherDiagonal) -> dict[str, list[str]]:
     if len(groups) <= 1:
         return {"model.safetensors": groups[0] if groups else []}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups, start=1)}
-
-
-def _check_target(path: Path) -> None:
-    """Refuse to replace what is no store, and a store that its owner has made read-only."""
-    if not path.exists():
-        return
-    if not (path / RECORD).is_file():
-        raise FileExistsError(
-            f"{path} exists and is no Fisher store, so it is left alone. Choose another path or remove it."
-        )
-    kept = [file for file in (path, *path.iterdir()) if not file.stat().st_mode & stat.S_IWUSR]
-    if kept:
-        raise PermissionError(
-            f"The store {path} is read-only ({kept[0].name}), so it is left alone. Choose another path, or allow "
-            f"it: chmod -R u+w {path}"
-        )
 
 
 def _check_index(path: Path, shards: dict[str, Any], weight_map: dict[str, Any]) -> None:
