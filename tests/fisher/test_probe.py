@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import tomfisher
 from tomfisher.fisher.layout import Layouts, kind_of
+from tomfisher.fisher.roads import _long_batches
+from tomfisher.runtime.rules import EQUAL, PADDED, SINGLE, Rules
 from tomfisher.sample import Sample
 
 D = 32
@@ -126,6 +128,55 @@ ROADS = {
     "in_chunks": "fallback: shape (",
     "last_token": "fallback: shape (",
 }
+
+
+def _time_major(m: nn.Module, x: Tensor) -> Tensor:
+    return m(x.transpose(0, 1).reshape(-1, D)).view(x.shape[1], x.shape[0], D).transpose(0, 1)
+
+
+LAYOUTS: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], Callable[[nn.Module, Tensor], Tensor]]] = {
+    "rows flipped": (lambda m, x: m(x), lambda m, x: m(x.flip(0)).flip(0)),
+    "rolled": (lambda m, x: m(x), lambda m, x: m(x.roll(5, 1)).roll(-5, 1)),
+    "reversed in time": (lambda m, x: m(x), lambda m, x: m(x.flip(1)).flip(1)),
+    "time major": (lambda m, x: m(x.flatten(0, 1)).view_as(x), _time_major),
+    "heads first": (
+        lambda m, x: m(torch.stack([x, x.sin()], 1)).sum(1),
+        lambda m, x: m(torch.stack([x, x.sin()])).sum(0),  # as many heads as samples
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("lengths", [(30, 20, 16, 6, 5), (20, 20, 20, 6, 5)])
+def test_how_a_batch_lies_in_memory_may_depend_on_its_length(
+    tiny: SimpleNamespace, layout: str, lengths: tuple[int, ...]
+) -> None:
+    short, long = LAYOUTS[layout]
+    model = tiny.model("llama-gqa")
+    model.model.layers[0].mlp = _Layer(
+        model.model.layers[0].mlp, lambda m, x: long(m, x) if x.shape[1] > 14 else short(m, x)
+    )
+    samples = _samples(*lengths)
+    expected = tiny.definition(model, samples)
+    F = tomfisher.fisher_diagonal(model, samples, params="*.mlp.*", tokens_per_batch=1000, progress=False)
+    tiny.assert_exact(F, expected)
+    assert F.roads["model.layers.0.mlp.odd.weight"].startswith("fallback")
+    assert F.roads["model.layers.1.mlp.up_proj.weight"] == "captured"
+
+
+@pytest.mark.parametrize(
+    ("batches", "budget", "expected"),
+    [
+        (PADDED, None, [[1, 2]]),
+        (PADDED, 59, [[2, 3], [1]]),  # two of the longest do not fit into a batch
+        (EQUAL, None, [[3, 4], [1]]),
+        (SINGLE, None, [[1]]),
+    ],
+)
+def test_what_is_looked_at_after_the_short_cuts(
+    batches: str, budget: int | None, expected: list[list[int]]
+) -> None:
+    assert _long_batches([5, 30, 20, 16, 16], Rules(batches=batches), budget) == expected
 
 
 def test_what_no_sample_reaches_does_not_cost_the_batches(tiny: SimpleNamespace) -> None:

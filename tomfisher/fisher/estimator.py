@@ -102,7 +102,7 @@ def fisher_diagonal(
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     budget = token_budget(tokens_per_batch, model, device_of(model))
     rules = check_rules(model, [sample.input_ids for sample in samples], budget // max(map(len, samples)))
-    roads = find_roads(model, selection, samples, reduction, rules)
+    roads = find_roads(model, selection, samples, reduction, rules, budget)
     run = _Run(model, selection, roads, samples, labels, reduction, impl, seed, rules)
     run.all_batches(budget, progress)
     result = FisherDiagonal(

@@ -104,7 +104,7 @@ def plan_fisher(
     budget = token_budget(tokens_per_batch, model, device)
     rules = check_rules(model, [sample.input_ids for sample in samples], budget // max(map(len, samples)))
     linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
-    roads = find_roads(model, selection, samples, rules=rules)
+    roads = find_roads(model, selection, samples, rules=rules, budget=budget)
     lengths = [len(s) for s in samples]
     most = 1 if roads.one_at_a_time or rules.batches == SINGLE else None
     batches = plan_batches(lengths, budget, most, rules.padded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -98,12 +99,14 @@ def find_roads(
     samples: Sequence[Sample],
     reduction: Reduction = "mean",
     rules: Rules | None = None,
+    budget: int | None = None,
 ) -> Roads:
     """Decide for every parameter whether capture gives what autograd gives on this very model.
 
     Two short cuts of the samples, of different lengths, go through the model padded in batches of two and of three
-    with capture, and one at a time with autograd; then the longest sample goes both ways, since what a model does may
-    depend on the length (`examine`). A parameter stays captured when its module was called exactly once, showed the
+    with capture, and one at a time with autograd; then the longest samples go both ways, two in one batch where the
+    run has such batches, since what a model does, and how a batch lies in its tensors, may depend on the length. A
+    parameter stays captured when its module was called exactly once, showed the
     samples in one way, and its squares (of a few rows, for a matrix) agree with autograd's; otherwise it takes the
     fallback. One that neither way gave a gradient to is watched in batches.
 
@@ -113,16 +116,17 @@ def find_roads(
         samples: the run's samples; at least one.
         reduction: as in the run.
         rules: how rows may be batched; None for padded.
+        budget: the run's `B * T` per batch; None for no bound.
     """
     modules, fallback = capturable(model, selection)
     names = [name for module in modules.values() for name in module.parameters.values()]
     order = [name for name in selection if name in set(names)]
     roads = Roads(modules, order, fallback, unreached=set(fallback), unproven=set(order))
     roads = _examined(model, selection, roads, probe_samples(samples), _batches(rules), reduction)
-    longest = max(samples, key=len)
-    if len(longest) > PROBE_TOKENS:
+    for indices in _long_batches([len(sample) for sample in samples], rules, budget):
+        chosen = [replace(samples[i], name=samples[i].called(f"sample {i}")) for i in indices]
         try:
-            roads = examine(model, selection, roads, longest.called("the longest sample"), longest, reduction)
+            roads = _examined(model, selection, roads, chosen, [list(range(len(chosen)))], reduction)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -136,6 +140,27 @@ def _batches(rules: Rules | None) -> tuple[list[int], ...]:
     if rules is None or rules.padded:
         return _SHORT_BATCHES
     return _ALONE if rules.batches == SINGLE else _EQUAL_BATCHES
+
+
+def _long_batches(lengths: list[int], rules: Rules | None, budget: int | None) -> list[list[int]]:
+    """Samples that go both ways after the short cuts, one batch each, shorter batches first.
+
+    The two longest that the run may put into one batch, of different lengths where padding is allowed; and the
+    longest of all unless it is one of them.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches = []
+    if rules is None or rules.batches != SINGLE:
+        fitting = [i for i in order if budget is None or 2 * lengths[i] <= budget]
+        pairs = list(itertools.pairwise(fitting))
+        unequal = (
+            [p for p in pairs if lengths[p[0]] != lengths[p[1]]] if rules is None or rules.padded else []
+        )
+        equal = [p for p in pairs if lengths[p[0]] == lengths[p[1]]]
+        batches = [list(pair) for pair in (unequal or equal)[:1]]
+    if not batches or lengths[batches[0][0]] < lengths[order[0]]:
+        batches.append(order[:1])
+    return [batch for batch in batches if lengths[batch[0]] > PROBE_TOKENS]
 
 
 def examine(
