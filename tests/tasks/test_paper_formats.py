@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -229,8 +230,58 @@ def test_items_of_which_nothing_can_be_told_are_refused_with_line_and_reason(
     tmp_path: Path, item: dict[str, Any], changes: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
-        stories(tmp_path, {**IRONY, "NUMBER": 77}, {**item, **changes})
-    assert f"{tmp_path / 'items.jsonl'}, line 2" in str(caught.value) and reason in str(caught.value)
+        stories(tmp_path, {**item, **changes})
+    assert f"{tmp_path / 'items.jsonl'}, line 1" in str(caught.value) and reason in str(caught.value)
+    with pytest.warns(UserWarning) as said:
+        made = stories(tmp_path, {**item, **changes}, {**IRONY, "NUMBER": 77})
+    assert [reason in str(w.message) and str(w.message).endswith("The item is left out.") for w in said] == [
+        True
+    ]
+    assert set(made) == {f"irony/file/77/{name}/as-written/belief" for name in ("ironic", "literal")}
+
+
+@pytest.mark.parametrize("lacking", ["txt", "txt_reverse"])
+def test_an_irony_item_of_one_text_is_read_beside_others(tmp_path: Path, lacking: str) -> None:
+    half = {key: value for key, value in IRONY.items() if key != lacking} | {"NUMBER": 2}
+    for items in ((half, IRONY), (IRONY, half)):
+        with pytest.warns(UserWarning, match=f"field '{lacking}' is missing .*Item 2 is read without irony/"):
+            made = stories(tmp_path, *items)
+        assert Counter(key.split("/")[2] for key in made) == {"1": 2, "2": 1}
+
+
+FRENCH = {
+    "NUMBER": 3,
+    "txt": "Anna le met dans le panier. Tom le met dans le café.",
+    "txt_notransfer": "Anna le met dans le panier.",
+    "txt_informed": "Tom dit: il est dans le café.",
+    "txt_present": "Du panier au café.",
+    "o1": "café",
+    "o2": "panier",
+    "q1": "Il est dans le",
+    "q2": "Anna cherche dans le",
+}
+
+
+@pytest.mark.parametrize("field", ["txt", "txt_informed", "txt_present", "o1", "all"])
+def test_places_are_exchanged_however_their_accents_are_encoded(tmp_path: Path, field: str) -> None:
+    decomposed = {
+        key: unicodedata.normalize("NFD", value) if field in (key, "all") and key != "NUMBER" else value
+        for key, value in FRENCH.items()
+    }
+    assert decomposed != FRENCH
+    assert stories(tmp_path, decomposed) == stories(tmp_path, FRENCH)
+
+
+@pytest.mark.parametrize(
+    ("word", "place"),
+    [("café", "ca\u00adfé"), ("café", "ｃａｆé"), ("Ann's café", "Ann’s café"), ("cafe", "ca\u200bfe")],
+)
+def test_a_place_that_cannot_be_exchanged_is_said(tmp_path: Path, word: str, place: str) -> None:
+    item = {key: v.replace("café", word) if isinstance(v, str) else v for key, v in FRENCH.items()}
+    informed = f"Tom dit: il est dans le {place}."
+    with pytest.warns(UserWarning, match="in other letters .*read without transfer/informed"):
+        made = stories(tmp_path, item | {"txt_informed": informed})
+    assert len(made) == 12 and not any("/informed/" in key for key in made)
 
 
 @pytest.mark.parametrize(

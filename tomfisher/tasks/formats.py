@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +41,30 @@ def read_stories(path: str | os.PathLike[str]) -> list[Story]:
         path: the file.
 
     Returns:
-        Stories with unique ids, in file order.
+        Stories with unique ids, in file order. An item of the paper's format of which nothing can be told is left out
+        with a `UserWarning`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a record is malformed or an id is used twice: with file, line and reason.
+        ValueError: a plain record is malformed, no item at all can be told, or an id is used twice: with file, line
+            and reason.
     """
     stem = Path(path).stem
     stories: list[Story] = []
     origin: dict[str, str] = {}
-    for position, record in enumerate(read_records(path), start=1):
-        family = paper_formats.family_of(record)
-        made = (
-            paper_formats.stories_of(record, family)
-            if family
-            else [_plain(record, f"{stem}/{position:05d}/question")]
-        )
+    records = read_records(path)
+    families = paper_formats.families_of(records)
+    untold: list[ValueError] = []
+    for position, (record, family) in enumerate(zip(records, families, strict=True), start=1):
+        try:
+            made = (
+                paper_formats.stories_of(record, family)
+                if family
+                else [_plain(record, f"{stem}/{position:05d}/question")]
+            )
+        except paper_formats.UntoldItem as error:
+            untold.append(error)
+            continue
         for story in made:
             if story.id in origin:
                 raise record.refuse(
@@ -64,6 +73,10 @@ def read_stories(path: str | os.PathLike[str]) -> list[Story]:
                 )
             origin[story.id] = record.where
         stories.extend(made)
+    if untold and not stories:
+        raise untold[0]
+    for reason in untold:
+        warnings.warn(f"{reason} The item is left out.", stacklevel=2)
     return stories
 
 

@@ -19,14 +19,18 @@ The texts are the file's; the sentences that the format asks for beside them are
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from tomfisher.tasks import paper_sentences
 from tomfisher.tasks.placeholders import Pair, fill
 from tomfisher.tasks.records import Record
 from tomfisher.tasks.story import COMPLETE_THE_STORY, Story
+from tomfisher.writing import fold
 
 DIRECTIONS = ("as-written", "swapped")
 MARKS = {  # fields that no other kind of record has
@@ -45,11 +49,31 @@ IRONY_FIELDS = {"ironic": ("txt", "No"), "literal": ("txt_reverse", "Yes")}
 Asked = tuple[str, str]  # a stem and the word that completes it rightly
 
 
+class UntoldItem(ValueError):
+    """An item of which no condition can be told."""
+
+
 def family_of(record: Record) -> str | None:
     """Tell which of the paper's three kinds a record is by its fields; None when it is none of them."""
     if not isinstance(record.value, dict):
         return None
     return next((family for family, marks in MARKS.items() if any(m in record.value for m in marks)), None)
+
+
+def families_of(records: Sequence[Record]) -> list[str | None]:
+    """`family_of` each; beside irony items, one that has `txt` and no question of another kind is one of them too."""
+    families = [family_of(record) for record in records]
+    if "irony" not in families:
+        return families
+    return [
+        family or ("irony" if _has_only_text(r) else None)
+        for family, r in zip(families, records, strict=True)
+    ]
+
+
+def _has_only_text(record: Record) -> bool:
+    value = record.value
+    return isinstance(value, dict) and "txt" in value and not {"prompt", "story", "choices"} & value.keys()
 
 
 def stories_of(record: Record, family: str) -> list[Story]:
@@ -58,13 +82,15 @@ def stories_of(record: Record, family: str) -> list[Story]:
     A condition that cannot be told, for want of a field or of a word in its text, is left out with a `UserWarning`.
 
     Raises:
-        ValueError: no condition at all can be told.
+        UntoldItem: no condition at all can be told.
     """
     tell, conditions = {
         "contents": (_contents, ("false-belief", "correct-label", "informed", "open")),
         "transfer": (_transfer, tuple(TRANSFER_FIELDS)),
         "irony": (_irony, tuple(IRONY_FIELDS)),
     }[family]
+    # one spelling of accents throughout, by which words are found (macOS writes another one)
+    record = replace(record, value={key: _composed(value) for key, value in record.value.items()})
     number = _number(record)
     stories: list[Story] = []
     untold: dict[str, list[str]] = {}
@@ -74,7 +100,7 @@ def stories_of(record: Record, family: str) -> list[Story]:
         except ValueError as error:
             untold.setdefault(str(error), []).append(f"{family}/{condition}")
     if not stories:
-        raise ValueError(next(iter(untold)))
+        raise UntoldItem(next(iter(untold)))
     for reason, left_out in untold.items():
         warnings.warn(f"{reason} Item {number} is read without {', '.join(left_out)}.", stacklevel=3)
     return stories
@@ -121,6 +147,13 @@ def _transfer(record: Record, stem: str, condition: str) -> Iterator[Story]:
                 f"{field!r} contains neither {word!r} nor {slot}", "Use the words of o1 and o2 in the text."
             )
     reality, belief = record.text("q1"), record.text("q2")
+    for name, told in ((field, text), ("q1", reality), ("q2", belief)):
+        if not pair.reads_all(told):
+            raise record.refuse(
+                f"{name!r} names a place in other letters than o1 and o2 (full-width or invisible characters, another "
+                "apostrophe), so it cannot be exchanged",
+                "Write it as in o1 and o2.",
+            )
     for direction in DIRECTIONS:
         put = pair.as_written if direction == "as-written" else pair.swapped
         answers = [w if direction == "as-written" else pair.other(w) for w in (believed, true)]
@@ -158,6 +191,10 @@ def _cell(
         )
 
 
+def _composed(value: Any) -> Any:
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
+
+
 def _number(record: Record) -> str:
     number = record.value.get("NUMBER")
     return str(record.number if number in (None, "") else number).replace("/", "-")
@@ -165,6 +202,6 @@ def _number(record: Record) -> str:
 
 def _two_words(record: Record) -> tuple[str, str]:
     words = record.text("o1"), record.text("o2")
-    if words[0].casefold() == words[1].casefold():
+    if fold(words[0]) == fold(words[1]):
         raise record.refuse(f"o1 and o2 are both {words[0]!r}", "The two answers must differ.")
     return words

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 
 SLOTS = ("S1", "S2")
@@ -56,6 +58,11 @@ class Pair:
         """Those of the two words that the text names, as words or placeholders."""
         return {self._words[self._found(match)[0]] for match in self._pattern.finditer(text)}
 
+    def reads_all(self, text: str) -> bool:
+        """Whether `swapped` finds every mention of the words, those that differ in invisible characters too."""
+        plain = _plain_pair(*self._words)
+        return len(self._pattern.findall(text)) == len(plain._pattern.findall(_plain(text)))
+
     def other(self, word: str) -> str:
         """The one of the two words that `word` is not."""
         return self._words[1 - self._words.index(word)]
@@ -75,6 +82,17 @@ class Pair:
 
     def _found(self, match: re.Match[str]) -> tuple[int, Callable[[str], str]]:
         return self._forms[" ".join(match[0].split())]
+
+
+def _plain(text: str) -> str:
+    """The text without what only looks different: compatibility forms, invisible characters, curved apostrophes."""
+    kept = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return kept.replace("’", "'")
+
+
+@functools.lru_cache(maxsize=64)
+def _plain_pair(first: str, second: str) -> Pair:
+    return Pair(_plain(first), _plain(second))
 
 
 def _forms(word: str) -> Iterator[tuple[str, Callable[[str], str]]]:
