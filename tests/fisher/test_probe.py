@@ -288,14 +288,35 @@ def test_shapes_that_show_the_samples(
     assert kind_of(torch.zeros(shape), batch) == kind
 
 
+def _samples_turned_round(odd: nn.Module, x: Tensor) -> Tensor:
+    return odd(x.flip(0)).flip(0)
+
+
+def _tokens_turned_round(odd: nn.Module, x: Tensor) -> Tensor:
+    return odd(x.flip(1)).flip(1)
+
+
+def _samples_sorted(odd: nn.Module, x: Tensor) -> Tensor:
+    order = x[:, 0, 0].argsort()
+    return odd(x[order])[order.argsort()]
+
+
+@pytest.mark.parametrize("use", [_samples_turned_round, _tokens_turned_round, _samples_sorted])
+def test_padding_is_wherever_a_module_puts_it(
+    tiny: SimpleNamespace, use: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    model = tiny.model("llama-gqa")
+    model.model.layers[0].mlp = _Layer(model.model.layers[0].mlp, use)
+    samples = _samples(12, 7, 20, 9, 30, 14)
+    expected = tiny.definition(model, samples)
+    F = tomfisher.fisher_diagonal(model, samples, params="*.mlp.*", progress=False)
+    tiny.assert_exact(F, expected)
+    assert F.roads["model.layers.0.mlp.odd.weight"] == "captured"
+
+
 def test_a_layout_is_held_to() -> None:
     layouts = Layouts()
     assert layouts.objection("m", (torch.zeros(2, 5, 8),), (2, 5)) is None
-    assert not layouts.follows_tokens("m")  # one length proves nothing
     assert layouts.objection("m", (torch.zeros(3, 7, 8),), (3, 7)) is None
-    assert layouts.follows_tokens("m")
     assert "unlike before" in layouts.objection("m", (torch.zeros(21, 8),), (3, 7))
     assert layouts.objection("m", (torch.zeros(9, 9, 9),), (1, 4)) is None  # one sample: all of it is its
-    for T in (4, 6):
-        assert layouts.objection("slots", (torch.zeros(2, 4, 8),), (2, T)) is None
-    assert not layouts.follows_tokens("slots")

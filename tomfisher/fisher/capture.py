@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -157,7 +157,7 @@ class Capture:
         self.off = False
         self.unreadable: dict[str, str] = {}
         self._finite: list[tuple[str, Tensor]] = []
-        self._layout = BatchLayout((0, 0), [])
+        self._layout = BatchLayout((0, 0))
         self._skip: set[str] = set()
         self._alive = torch.zeros((), requires_grad=True)
         self._stack = ExitStack()
@@ -180,7 +180,7 @@ class Capture:
     @contextmanager
     def batch(self, batch: Batch, skip: set[str]) -> Iterator[None]:
         """Everything inside belongs to `batch`; modules in `skip` already have it and add nothing."""
-        self._layout = BatchLayout(batch.shape, batch.lengths, self.impl)
+        self._layout = BatchLayout(batch.shape, self.impl)
         self._skip = skip
         self.calls, self.seen, self.unreadable = {}, {}, {}
         self._forward = True
@@ -241,7 +241,7 @@ class Capture:
             inputs = tuple(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
             if not self._is_readable(captured.name, output, *inputs[:1]):
                 return output
-            layout = self._layout_of(captured.name)
+            layout = self._layout
 
             def sink(grad_output: Tensor, *saved: Tensor) -> None:
                 # one reduction instead of a look at every entry: a sum is finite only where all terms are;
@@ -299,7 +299,7 @@ class Capture:
             return output
         if not all([self._is_readable(c.name, output, x) for c in taken.values()]):
             return output
-        layout = self._layout_of(next(iter(taken.values())).name)
+        layout = self._layout
         matrix = None if use is None else bare[use.name].bare
 
         def sink(grad_output: Tensor, saved: Tensor) -> None:
@@ -324,11 +324,6 @@ class Capture:
         if reason is not None:
             self.unreadable[name] = reason
         return reason is None
-
-    def _layout_of(self, name: str) -> BatchLayout:
-        """The running batch as the module sees it: padding is told only where its rows are positions."""
-        follows = self.layouts.follows_tokens(name)
-        return self._layout if follows else replace(self._layout, lengths=None)
 
     @contextmanager
     def _reasons(self, *names: str) -> Iterator[None]:

@@ -33,10 +33,13 @@ class Accumulator:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Shape of the running batch: `(B, T)` and how many positions of each sample are real, None for unknown."""
+    """Shape of the running batch, `(B, T)`, padding included.
+
+    The gradient at padding is zero, wherever a module keeps it, so whole rows are squared: which of a module's rows
+    are padding is not for us to say, since it may have reordered them.
+    """
 
     shape: tuple[int, int]
-    lengths: list[int] | None
     impl: ops.Impl = "auto"
 
 
@@ -81,14 +84,13 @@ def matrix_product(
         _check_width("output", grad_output, columns if transposed else rows)
         _check_width("input", input, rows if transposed else columns)
     y, x = per_sample(grad_output, layout.shape), per_sample(input, layout.shape)
-    lengths = layout.lengths if y.shape[1] == layout.shape[1] else None
     bias_square = y.float().sum(1).square().sum(0) if "bias" in accumulators else None
     if "weight" in accumulators:
         target = accumulators["weight"]
         left, right = (x, y) if transposed else (y, x)
         if target.rows is not None:
             left = left[..., target.rows]
-        ops.squared_gradient_(target.F, left, right.to(left.dtype), lengths=lengths, impl=layout.impl)
+        ops.squared_gradient_(target.F, left, right.to(left.dtype), impl=layout.impl)
     if bias_square is not None:
         accumulators["bias"].F.add_(bias_square)
 

@@ -54,10 +54,6 @@ class Layouts:
 
     def __init__(self) -> None:
         self._kinds: dict[str, str] = {}
-        self._lengths: dict[
-            str, set[int]
-        ] = {}  # T of the batches whose second dimension was T, so far in all
-        self._shorter: set[str] = set()
 
     def objection(self, module: str, tensors: tuple[Tensor, ...], batch_shape: tuple[int, int]) -> str | None:
         """Why the samples cannot be found in a module's tensors; what is new about them is learnt.
@@ -77,11 +73,4 @@ class Layouts:
                 return f"shape {tuple(tensor.shape)} in a batch of {B} samples x {T} tokens"
             if self._kinds.setdefault(key, kind) != kind:
                 return f"shape {tuple(tensor.shape)} in a batch of {B} samples x {T} tokens, unlike before"
-            if kind == "samples" and tensor.shape[1] != T:
-                self._shorter.add(module)
-        self._lengths.setdefault(module, set()).add(T)
         return None
-
-    def follows_tokens(self, module: str) -> bool:
-        """Whether its second dimension was seen to be the token's position, at two lengths of batches or more."""
-        return module not in self._shorter and len(self._lengths.get(module, ())) > 1
