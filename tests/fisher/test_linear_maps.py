@@ -9,10 +9,11 @@ import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import tomfisher
 from tomfisher.fisher import select_parameters
-from tomfisher.fisher.linear_maps import coverage, decoder_linear_weights
+from tomfisher.fisher.linear_maps import coverage, decoder_linear_weights, linear_maps
 
 D = 32  # the width of the tiny models
 
@@ -264,14 +265,60 @@ def test_layers_are_found_where_they_have_no_list(tiny: SimpleNamespace) -> None
 
 def test_coverage_counts_weights_and_names_what_is_missing(tiny: SimpleNamespace) -> None:
     model = tiny.model("mamba")
-    linear = decoder_linear_weights(model)
+    maps = linear_maps(model)
+    linear = maps.weights
     total = sum(p.numel() for p in linear.values())
     F = tomfisher.fisher_diagonal(model, tiny.samples(2), progress=False)
-    whole = coverage(linear, F.roads)
+    whole = coverage(maps, F.roads)
     step = sum(p.numel() for name, p in linear.items() if "dt_proj" in name)
     assert (whole.weights, whole.captured, whole.fallback, whole.share) == (total, total - step, step, 1.0)
-    part = coverage(linear, {name: road for name, road in F.roads.items() if "x_proj" not in name})
+    part = coverage(maps, {name: road for name, road in F.roads.items() if "x_proj" not in name})
     assert part.missing == [name for name in linear if "x_proj" in name] and part.share < 1
+
+
+PARAMETRIZED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
+    "weight_norm": (nn.utils.parametrizations.weight_norm, "parametrizations.weight.original1"),
+    "weight_norm of old": (nn.utils.weight_norm, "weight_v"),
+    "orthogonal": (nn.utils.parametrizations.orthogonal, "parametrizations.weight.original"),
+    "spectral_norm": (nn.utils.parametrizations.spectral_norm, "parametrizations.weight.original"),
+    "spectral_norm of old": (nn.utils.spectral_norm, "weight_orig"),
+    "pruned": (lambda m: prune.l1_unstructured(m, "weight", 0.2), "weight_orig"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", PARAMETRIZED)
+def test_a_weight_that_is_computed_from_parameters_is_covered(tiny: SimpleNamespace, kind: str) -> None:
+    parametrize, name = PARAMETRIZED[kind]
+    model = tiny.model("llama-gqa")
+    parametrize(model.model.layers[0].mlp.up_proj)
+    found = decoder_linear_weights(model)
+    assert len(found) == 14 and f"model.layers.0.mlp.up_proj.{name}" in found
+    samples = tiny.samples(3)
+    F = tomfisher.fisher_diagonal(model, samples, progress=False)
+    assert F.metadata["coverage"]["share"] == 1.0
+    assert F.roads[f"model.layers.0.mlp.up_proj.{name}"].startswith("fallback")
+    if kind == "weight_norm":  # the others keep a state that a copy in float64 does not share
+        tiny.assert_exact(F, tiny.definition(model, samples))
+
+
+@pytest.mark.parametrize("tokens", [8, 30])
+def test_a_matrix_that_only_longer_texts_use_is_found(tiny: SimpleNamespace, tokens: int) -> None:
+    model = _with(tiny, _Holder(lambda m, x: x @ m.w if x.shape[1] >= tokens else x, w=_matrix(D, D)))
+    assert "model.layers.1.mlp.extra.w" in decoder_linear_weights(model)
+
+
+def test_a_matrix_of_which_nothing_is_known_is_named_and_counts(tiny: SimpleNamespace) -> None:
+    use = lambda m, x: x @ m.w * m.gate if x.shape[1] > 40 else x * m.gate  # noqa: E731
+    model = _with(tiny, _Holder(use, w=_matrix(D, D), gate=_matrix(1, D)))
+    name = "model.layers.1.mlp.extra.w"
+    assert list(linear_maps(model).unseen) == [name]
+    F = tomfisher.fisher_diagonal(model, tiny.samples(2), progress=False)
+    weights = sum(p.numel() for p in decoder_linear_weights(model).values())
+    assert F.metadata["coverage"]["missing"] == [name]
+    assert F.metadata["coverage"]["share"] == weights / (weights + D * D)
+    F = tomfisher.fisher_diagonal(model, tiny.samples(2), params="all", progress=False)
+    assert F.metadata["coverage"]["share"] == 1.0
 
 
 def test_the_presets_are_subsets_of_each_other(tiny: SimpleNamespace, family: str) -> None:

@@ -18,7 +18,7 @@ from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.frozen import frozen
-from tomfisher.fisher.linear_maps import coverage, decoder_linear_weights
+from tomfisher.fisher.linear_maps import coverage, linear_maps
 from tomfisher.fisher.memory import is_out_of_memory, release, token_budget
 from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
 from tomfisher.fisher.roads import Roads, examine, find_roads
@@ -96,8 +96,8 @@ def fisher_diagonal(
         check_target(out)
     samples = list(samples)
     _check_arguments(model, samples, labels, reduction)
-    selection = select_parameters(model, params)
-    linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
+    maps = linear_maps(model)
+    selection = select_parameters(model, params, maps.weights)
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     budget = token_budget(tokens_per_batch, model, device_of(model))
@@ -121,7 +121,7 @@ def fisher_diagonal(
             "params": describe_params(params),
             "probed_tokens": run.roads.probed_tokens,
             "left_out": left_out(model, params),
-            "coverage": coverage(linear, run.roads.describe()).to_dict(),
+            "coverage": coverage(maps, run.roads.describe()).to_dict(),
             "model": identify(model, getattr(model.config, "_name_or_path", "")),
             "data_sha256": digest(samples),
             "implementations": run.implementations,

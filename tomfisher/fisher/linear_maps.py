@@ -17,8 +17,9 @@ from tomfisher.models.decoder import layer_lists, text_decoder
 from tomfisher.models.fixed import fixed_parameters
 from tomfisher.models.structure import Owner, is_linear, owners_of
 from tomfisher.runtime.forward import device_of, logits_at
+from tomfisher.runtime.positions import position_limit
 
-_ROWS, _TOKENS = 2, 5  # of the short forward; rows, lest a table of positions has the shape of the vectors
+_ROWS, _TOKENS = 2, 32  # of the short forward; rows, lest a table of positions has the shape of the vectors
 _NO_MAPS = (
     nn.Embedding,
     nn.EmbeddingBag,
@@ -29,17 +30,32 @@ _NO_MAPS = (
 )
 
 
+@dataclass(frozen=True)
+class LinearMaps:
+    """What the layers of a text decoder hold.
+
+    Attributes:
+        weights: of the linear maps, by name, in model order.
+        unseen: parameters of two dimensions or more of which nothing is known, since no module tells what they are
+            and the short forward did not use them.
+    """
+
+    weights: dict[str, nn.Parameter]
+    unseen: dict[str, nn.Parameter]
+
+
 def decoder_linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of every linear map in the layers of the text decoder, whatever holds them.
 
     Where the layers are is read off the model (`tomfisher.models.decoder.layer_lists`). What is a linear map follows
     from the module, where it is an `nn.Linear`, a `Conv1D` or of a class derived from them, or fused experts that
-    describe themselves; embeddings, convolutions and norms are none. Of any other parameter of two dimensions or
-    more (routers, experts stacked in two dimensions or three, low-rank mixers) the model is asked: it is a linear
-    map if in a forward of a few tokens it, a view or copy of it, or all of it scaled or shifted, is multiplied as a
-    matrix by something that comes from the input. One attribute of one class is one thing everywhere, so an expert
-    that no token was sent to is what its siblings are. Where a model has several lists of layers (an image encoder
-    inside the decoder), those that the forward runs count.
+    describe themselves; embeddings, convolutions and norms are none. Where a linear layer computes its weight from
+    other parameters (`torch.nn.utils.parametrizations`, `weight_norm`, pruning), the one of the weight's shape stands
+    for it. Of any other parameter of two dimensions or more (routers, experts stacked in two dimensions or three,
+    low-rank mixers) the model is asked: it is a linear map if in a forward of a few tokens it, a view or copy of it,
+    or all of it scaled or shifted, is multiplied as a matrix by something that comes from the input. One attribute of
+    one class is one thing everywhere, so an expert that no token was sent to is what its siblings are. Where a model
+    has several lists of layers (an image encoder inside the decoder), those that the forward runs count.
 
     Args:
         model: a transformers causal language model. It is run only if something has to be asked.
@@ -47,20 +63,37 @@ def decoder_linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     Returns:
         Name to parameter, in model order; a tied parameter appears once, under its first name.
     """
+    return linear_maps(model).weights
+
+
+def linear_maps(model: nn.Module) -> LinearMaps:
+    """`decoder_linear_weights`, and the parameters beside them of which nothing is known.
+
+    Args:
+        model: as in `decoder_linear_weights`.
+    """
     lists = layer_lists(model)
     held = _held(model, _modules(model, lists.values()))
-    known = {name: _known(owner) for name, owner in held.items()}
+    known = {name: _known(model, owner) for name, owner in held.items()}
     asked = [name for name, verdict in known.items() if verdict is None]
+    unseen: set[str] = set()
     if asked or len(lists) > 1:
         certain = [_parameter(held[name]) for name, verdict in known.items() if verdict]
-        maps, ran = _short_forward(model, [_parameter(held[name]) for name in asked], certain)
+        products, ran = _short_forward(model, [_parameter(held[name]) for name in asked], certain)
         if len(lists) > 1:
             lists = {name: found for name, found in lists.items() if not ran.isdisjoint(found.modules())}
             held = _held(model, _modules(model, lists.values()))
-        kinds = {_kind(model, held[n]) for n in asked if n in held and id(_parameter(held[n])) in maps}
-        known.update({n: _kind(model, held[n]) in kinds for n in asked if n in held})
-    fixed = set(fixed_parameters(model))
-    return {name: _parameter(owner) for name, owner in held.items() if known[name] and name not in fixed}
+        kinds = {n: _kind(model, held[n]) for n in asked if n in held}
+        maps = {kind for n, kind in kinds.items() if id(_parameter(held[n])) in products.maps}
+        used = {kind for n, kind in kinds.items() if id(_parameter(held[n])) in products.used}
+        known.update({n: kind in maps for n, kind in kinds.items()})
+        unseen = {n for n, kind in kinds.items() if kind not in used}
+    for name in fixed_parameters(model):
+        held.pop(name, None)
+    return LinearMaps(
+        {name: _parameter(owner) for name, owner in held.items() if known[name]},
+        {name: _parameter(owner) for name, owner in held.items() if name in unseen},
+    )
 
 
 @dataclass(frozen=True)
@@ -71,7 +104,8 @@ class Coverage:
         weights: of the linear maps in the decoder's layers.
         captured: of those, how many are captured in batches.
         fallback: how many are left to autograd, one sample at a time.
-        missing: names of the decoder's linear maps that are not selected.
+        missing: names of the decoder's linear maps that are not selected, and of parameters that are not and may be
+            such (`LinearMaps.unseen`); they count as weights.
     """
 
     weights: int
@@ -95,13 +129,14 @@ class Coverage:
         }
 
 
-def coverage(linear: Mapping[str, nn.Parameter], roads: Mapping[str, str]) -> Coverage:
+def coverage(maps: LinearMaps, roads: Mapping[str, str]) -> Coverage:
     """Count how a run covers the decoder's linear maps.
 
     Args:
-        linear: from `decoder_linear_weights`.
+        maps: from `linear_maps`.
         roads: `FisherDiagonal.roads` or `FisherPlan.roads`.
     """
+    linear = {**maps.weights, **maps.unseen}
     captured = sum(p.numel() for name, p in linear.items() if roads.get(name) == "captured")
     covered = sum(p.numel() for name, p in linear.items() if name in roads)
     return Coverage(
@@ -133,7 +168,7 @@ def _held(model: nn.Module, modules: set[nn.Module]) -> dict[str, Owner]:
     return held
 
 
-def _known(owner: Owner) -> bool | None:
+def _known(model: nn.Module, owner: Owner) -> bool | None:
     """Whether the parameter is a linear map, as far as its module tells; None where the model has to be asked."""
     module, attribute = owner.module, owner.attribute
     dimensions = _parameter(owner).ndim
@@ -141,7 +176,20 @@ def _known(owner: Owner) -> bool | None:
         return False
     if is_experts(module):
         return True if attribute in PROJECTIONS else False if attribute.endswith("_bias") else None
-    return True if is_linear(module) and attribute == "weight" and dimensions == 2 else None
+    linear = _parametrized(model, owner)
+    if not is_linear(linear):
+        return None
+    # a weight that the layer computes is no parameter: that of its shape stands for it
+    stands = attribute == "weight" or "weight" not in linear._parameters
+    weight = getattr(linear, "weight", None) if stands and dimensions == 2 else None
+    return True if weight is not None and _parameter(owner).shape == weight.shape else None
+
+
+def _parametrized(model: nn.Module, owner: Owner) -> nn.Module:
+    """The module that computes its weight from the parameter, if torch's parametrizations do; else the owner."""
+    name, _, tensor = owner.module_name.rpartition(".parametrizations.")
+    holds = isinstance(owner.module, nn.utils.parametrize.ParametrizationList) and tensor == "weight"
+    return model.get_submodule(name) if holds else owner.module
 
 
 def _kind(model: nn.Module, owner: Owner) -> tuple[type[nn.Module], str]:
@@ -149,6 +197,9 @@ def _kind(model: nn.Module, owner: Owner) -> tuple[type[nn.Module], str]:
     if isinstance(owner.module, nn.ParameterList | nn.ParameterDict):
         parent, _, attribute = owner.module_name.rpartition(".")
         return type(model.get_submodule(parent)), attribute
+    if isinstance(owner.module, nn.utils.parametrize.ParametrizationList):
+        parent, _, attribute = owner.module_name.rpartition(".parametrizations.")
+        return type(model.get_submodule(parent)), f"{attribute}.{owner.attribute}"
     return type(owner.module), owner.attribute
 
 
@@ -160,31 +211,32 @@ def _parameter(owner: Owner) -> nn.Parameter:
 
 def _short_forward(
     model: nn.Module, asked: list[nn.Parameter], certain: list[nn.Parameter]
-) -> tuple[set[int], set[nn.Module]]:
-    """Which of the parameters are multiplied as matrices (by `id`), and which modules ran."""
+) -> tuple[Products, set[nn.Module]]:
+    """What the parameters are used for, and which modules ran."""
     ran: set[nn.Module] = set()
     products = Products(asked, certain)
-    ids = _plain_ids(model).to(device_of(model))
+    length = position_limit(model)
+    ids = _plain_ids(model, min(_TOKENS, length or _TOKENS)).to(device_of(model))
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(lambda module, args: ran.add(module)).remove)
         stack.enter_context(torch.no_grad())
         stack.enter_context(products)
-        logits_at(model, ids, torch.arange(_TOKENS, device=ids.device))
-    return products.maps, ran
+        logits_at(model, ids, torch.arange(ids.shape[1], device=ids.device))
+    return products, ran
 
 
-def _plain_ids(model: nn.Module) -> torch.Tensor:
-    """Token ids `[2, 5]` that stand for nothing special (padding, images) in the model's config."""
+def _plain_ids(model: nn.Module, length: int) -> torch.Tensor:
+    """Token ids `[2, length]` that stand for nothing special (padding, images) in the model's config."""
     config: Any = model.config
     special = set(_special_ids(config.to_dict()))
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vocabulary = getattr(text, "vocab_size", None)
     plain = [i for i in range(vocabulary if isinstance(vocabulary, int) else 64) if i not in special]
     ids = torch.tensor(plain or [0])
-    at = torch.linspace(0, len(ids) - 1, _ROWS * _TOKENS).long()
-    return ids[at].view(_ROWS, _TOKENS)
+    at = torch.linspace(0, len(ids) - 1, _ROWS * length).long()
+    return ids[at].view(_ROWS, length)
 
 
 def _special_ids(config: Mapping[str, Any]) -> Iterable[int]:

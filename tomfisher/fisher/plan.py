@@ -13,7 +13,7 @@ from tomfisher import ops
 from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.frozen import frozen
-from tomfisher.fisher.linear_maps import Coverage, coverage, decoder_linear_weights
+from tomfisher.fisher.linear_maps import Coverage, coverage, linear_maps
 from tomfisher.fisher.memory import activation_bytes_per_token, token_budget
 from tomfisher.fisher.objective import backward, sample_losses
 from tomfisher.fisher.roads import Roads, find_roads
@@ -99,11 +99,11 @@ def plan_fisher(
     check_trainable(model, "A Fisher diagonal")
     samples = list(samples)
     check_samples(model, samples)
-    selection = select_parameters(model, params)
+    maps = linear_maps(model)
+    selection = select_parameters(model, params, maps.weights)
     device = device_of(model)
     budget = token_budget(tokens_per_batch, model, device)
     rules = check_rules(model, [sample.input_ids for sample in samples], budget // max(map(len, samples)))
-    linear = selection if params == "decoder-linear" else decoder_linear_weights(model)
     roads = find_roads(model, selection, samples, rules=rules, budget=budget)
     lengths = [len(s) for s in samples]
     most = 1 if roads.one_at_a_time or rules.batches == SINGLE else None
@@ -113,7 +113,7 @@ def plan_fisher(
     used = {"squared_gradient_": roads.captured, "square_accumulate_": alone}
     return FisherPlan(
         roads=roads.describe(),
-        coverage=coverage(linear, roads.describe()),
+        coverage=coverage(maps, roads.describe()),
         implementations={
             **({"linear": "onednn"} if concerns(model) else {}),
             **{op: ops.resolve(op, impl, device)[0] for op, names in used.items() if names},

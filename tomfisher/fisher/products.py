@@ -50,11 +50,13 @@ class Products(TorchDispatchMode):
 
     Attributes:
         maps: `id` of every parameter of `asked` that was found to be such a factor.
+        used: `id` of every parameter of `asked` that some operation read.
     """
 
     def __init__(self, asked: Iterable[nn.Parameter], certain: Iterable[nn.Parameter]) -> None:
         super().__init__()
         self.maps: set[int] = set()
+        self.used: set[int] = set()
         self._asked = {id(p) for p in asked}
         self._traces: dict[int, tuple[StorageWeakRef, list[_Trace]]] = {}
         for parameter in (*asked, *certain):
@@ -66,6 +68,7 @@ class Products(TorchDispatchMode):
         operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()]
         traced = [trace for t in operands if (trace := self._trace(t)) is not None]
         if traced:
+            self.used |= self._asked & frozenset[int]().union(*(t.sources for t in traced))
             name = func._schema.name.partition("::")[2]
             if name in _PRODUCTS:
                 self._product(args[0], args[1], result)

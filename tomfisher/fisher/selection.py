@@ -20,7 +20,9 @@ PRESETS = {
 }
 
 
-def select_parameters(model: nn.Module, params: Params) -> dict[str, nn.Parameter]:
+def select_parameters(
+    model: nn.Module, params: Params, linear: dict[str, nn.Parameter] | None = None
+) -> dict[str, nn.Parameter]:
     """Choose parameters by preset, glob patterns or predicate.
 
     Args:
@@ -29,6 +31,7 @@ def select_parameters(model: nn.Module, params: Params) -> dict[str, nn.Paramete
             them, matched against full parameter names ("model.layers.*.q_proj.weight"); or a predicate
             `(name, parameter) -> bool`. The presets leave out what the model itself marks as fixed
             (`tomfisher.models.fixed.fixed_parameters`); parameters that the user froze are selected.
+        linear: what `decoder_linear_weights(model)` gives, where it is known already.
 
     Returns:
         Name to parameter, in model order; a tied parameter appears once, under its first name.
@@ -44,7 +47,7 @@ def select_parameters(model: nn.Module, params: Params) -> dict[str, nn.Paramete
     elif params == "all":
         chosen = named
     elif params == "decoder-linear":
-        chosen = decoder_linear_weights(model)
+        chosen = decoder_linear_weights(model) if linear is None else linear
     elif params == "attention-qk":
         chosen = _attention_qk(model)
     elif isinstance(params, str):
