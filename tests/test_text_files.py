@@ -221,3 +221,40 @@ def test_a_perplexity_text_with_half_a_pair_is_refused(tokenizer: Any) -> None:
         tomfisher.evaluate.perplexity(
             LlamaForCausalLM(config), tokenizer, ["a b", "a \ud83d b"], progress=False
         )
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_end_of_line_is_one(end: str, file: Callable[..., Path]) -> None:
+    text = f"One here.{end}{end}Two here.{end}{end}Three.{end}"
+    assert read_texts(file(text, "t.txt")) == ["One here.", "Two here.", "Three."]
+    assert len(read_stories(file(GOOD + end + GOOD + end))) == 2
+    with pytest.raises(ValueError, match=r"line 3: byte .* is not UTF-8"):
+        read_text(file(f"a{end}b{end}".encode() + b"\xff"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-be", "utf-16", "utf-16-be"])
+def test_the_encoding_of_a_byte_order_mark_is_named(encoding: str, file: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match=f"the file is {encoding[:6].upper()}, not UTF-8"):
+        read_text(file("\ufeff".encode(encoding) * encoding.endswith("be") + GOOD.encode(encoding)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("0100", "-010", "1:30", "1:30.5", "[1, 0100]", "9" * 5000, "2001-99-99"),
+        *("!!int abc", "!!float x", "!!bool abc", "!!timestamp abc"),
+    ],
+)
+def test_yaml_values_that_mean_something_else_or_nothing(value: str, file: Callable[..., Path]) -> None:
+    path = file(f"model: m\nseed: {value}\n", "c.yaml")
+    with pytest.raises(ValueError) as caught:
+        read_config(path)
+    assert str(caught.value).startswith(f"{path}, line 2: no valid YAML") and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [("100", 100), ("0", 0), ("0.5", 0.5), ("1_000", 1000), ("'0100'", "0100"), ("0x10", 16), ("-0", 0)],
+)
+def test_yaml_numbers_mean_what_they_say(value: str, read: object, file: Callable[..., Path]) -> None:
+    assert read_yaml(file(f"seed: {value}\n", "c.yaml")) == {"seed": read}

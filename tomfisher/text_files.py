@@ -15,7 +15,13 @@ import yaml
 DEEPEST = 100
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|-?(?:NaN|Infinity)|-?\d[\d.eE+-]*', re.DOTALL)
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
-_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
+_MARKS = {  # the longer ones first: that of UTF-32 begins with that of UTF-16
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_OLD_NUMBER = re.compile(r"[-+]?(?:0[0-9_]*[1-9_][0-9_]*$|[0-9_]+:)")  # octal and sexagesimal
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -37,16 +43,20 @@ def read_text(path: str | os.PathLike[str]) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = _line(data, error.start)
         raise ValueError(
             f"{path}, line {line}: byte {error.start} is not UTF-8 ({error.reason}). Save the file as UTF-8."
         ) from None
     if (at := data.find(b"\x00")) >= 0:
-        line = data.count(b"\n", 0, at) + 1
+        line = _line(data, at)
         raise ValueError(
             f"{path}, line {line}: byte {at} is NUL, so this is no text. Save the file as UTF-8."
         )
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _line(data: bytes, at: int) -> int:
+    return len(re.findall(rb"\r\n|\r|\n", data[:at])) + 1
 
 
 def check_text(text: Any, what: str) -> None:
@@ -227,7 +237,28 @@ def _of_string(token: str, text: str, end: int, opened: list[set[str] | None]) -
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML of plain values in which a key stands once in its mapping, and every text can be written."""
+    """YAML of plain values in which a key stands once in its mapping, and every text can be written.
+
+    A number means what it does in JSON: `0100` and `1:30`, which YAML 1.1 reads as 64 and 90, are refused.
+    """
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        kind = node.tag.rpartition(":")[2]
+        if kind in ("int", "float") and _OLD_NUMBER.match(node.value):
+            reason = f"{node.value[:40]} would be octal or sexagesimal; write a decimal number, or a text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (
+            ValueError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+        ):  # as the loader's readers of values fail
+            reason = f"{node.value[:40]!r} is no value of the type {kind}"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -115,3 +115,39 @@ def test_an_output_that_the_command_reads_is_refused(
     assert main([*argv, "--overwrite"]) == 2
     assert "Give another --output_path" in capsys.readouterr().err
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "flag", "value"),
+    [
+        ("generate", "normalize", "byte"),
+        ("choice", "temperature", "0.6"),
+        ("choice", "repetitions", "5"),
+        ("choice", "top_p", "0.9"),
+        ("choice", "max_new_tokens", "8"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "run", "sweep", "finetune"])
+def test_flags_of_the_other_method_are_refused(
+    command: str,
+    method: str,
+    flag: str,
+    value: str,
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stores = (
+        ["--task_store", f"{made}/store", "--control_store", f"{made}/store"] if command == "sweep" else []
+    )
+    mask = ["--mask", f"{made}/m"] if command == "finetune" else []
+    given = [*MODEL, *stores, *mask, "--method", method, f"--{flag}", value, "--output_path", f"{tmp_path}/o"]
+    assert main([command, *given]) == 2
+    assert f"--{flag} belongs to --method" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_settings_of_the_other_method_in_a_file_are_let_be(tmp_path: Path) -> None:
+    from tomfisher.experiment import Config
+
+    (tmp_path / "c.yaml").write_text(Config(model="m", repetitions=5, temperature=0.5).to_yaml())
+    assert Config.resolve({}, tmp_path / "c.yaml").repetitions == 5

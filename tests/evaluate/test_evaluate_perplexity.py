@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 import random
 from types import SimpleNamespace
@@ -149,3 +150,10 @@ def test_nan_and_wrong_types_are_refused_and_flags_come_back(fresh_model, tokeni
     assert all(module.training for module in model.modules())
     with pytest.raises(TypeError, match="type int"):
         perplexity(model, tokenizer, [3])
+
+
+def test_perplexity_per_word_is_none_beyond_a_float(models, tokenizer):
+    text = text_of(300).replace(" ", "\u2060")  # joined: one word for split()
+    found = perplexity(models("llama"), tokenizer, text, window=32)
+    assert found.num_words == 1 and found.nll > 710 and found.word is None
+    json.dumps(found.to_dict(), allow_nan=False)

@@ -24,6 +24,10 @@ TASK_FIELDS = (
 )
 PERPLEXITY_FIELDS = ("perplexity_tokens", "perplexity_window", "perplexity_stride")
 
+OF_METHOD = {
+    "choice": ("normalize",),
+    "generate": ("max_new_tokens", "temperature", "top_p", "repetitions"),
+}
 INPUTS = (
     *("model", "task", "control", "texts", "train", "config", "task_store", "control_store", "store"),
     *("mask", "damage", "random_like", "compare_masks"),
@@ -157,6 +161,21 @@ def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise ValueError(
             f"{os.fspath(path)} exists. Give another --output_path, or --overwrite to replace it."
         )
+
+
+def refuse_idle(config: Config, given: Mapping[str, Any]) -> None:
+    """Refuse flags that mean nothing for the way in which questions are answered.
+
+    Raises:
+        ValueError: naming the flag, and the method that it is for.
+    """
+    for method, names in OF_METHOD.items():
+        for name in names:
+            if config.method != method and name in given and getattr(config, name) != _FIELDS[name].default:
+                raise ValueError(
+                    f"--{name} belongs to --method {method} and does nothing with --method {config.method}. Leave it "
+                    f"out, or give --method {method}."
+                )
 
 
 def refuse_own_input(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from tomfisher.cli.common import (
     given_settings,
     load_named_model,
     refuse_existing,
+    refuse_idle,
     save_then_print,
 )
 
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     settings = given_settings(args)
     settings.pop("output_path", None)
     config = Config.from_dict(settings)
+    refuse_idle(config, settings)
     mask = SparseMask.load(args.mask) if args.mask else None
     loaded = load_named_model(args, args.dtype)
     if mask is not None:
@@ -146,7 +148,9 @@ def _table(report: dict[str, Any]) -> str:
         text += f"\np: {TEST}, a test for each row, not corrected for their number"
     for label, state in (("perplexity", base), ("perplexity, masked", masked)):
         if state and "perplexity" in state:
-            text += f"\n{label}: {state['perplexity']:.4g} per token, {state['word_perplexity']:.4g} per word"
+            word = state["word_perplexity"]
+            per_word = "not defined per word" if word is None else f"{word:.4g} per word"
+            text += f"\n{label}: {state['perplexity']:.4g} per token, {per_word}"
     return text
 
 

@@ -19,6 +19,7 @@ from tomfisher.cli.common import (
     load_named_model,
     note_own_texts,
     refuse_existing,
+    refuse_idle,
     report_line,
 )
 from tomfisher.progress import note
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(folder, folder=True)
     refuse_existing(folder / "finetune.json", args.overwrite)
     config = Config.from_dict({**_settings(args), "n_task": _stories(args)})
+    refuse_idle(config, given_settings(args))
     note_own_texts(config.model, _settings(args))
     path = _mask_path(args)
     mask = SparseMask.load(path)

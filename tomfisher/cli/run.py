@@ -6,7 +6,14 @@ import argparse
 import textwrap
 from typing import Any
 
-from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings, note_own_texts
+from tomfisher.cli.common import (
+    add_command,
+    add_overwrite,
+    add_settings,
+    given_settings,
+    note_own_texts,
+    refuse_idle,
+)
 
 WIDTH = 110
 
@@ -45,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.preset == ARCHITECTURES:
         return _run_architectures(args)
     config = Config.resolve(given_settings(args), args.config, args.preset)
+    refuse_idle(config, given_settings(args))
     if args.config is None and args.preset is None:
         note_own_texts(config.model, given_settings(args))
     return run_study(config, args.overwrite)

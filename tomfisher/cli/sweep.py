@@ -6,7 +6,14 @@ import argparse
 import textwrap
 from typing import Any
 
-from tomfisher.cli.common import add_command, add_overwrite, add_settings, given_settings, note_own_texts
+from tomfisher.cli.common import (
+    add_command,
+    add_overwrite,
+    add_settings,
+    given_settings,
+    note_own_texts,
+    refuse_idle,
+)
 
 FISHER_FIELDS = (
     "n_task",
@@ -54,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = given_settings(args)
     note_own_texts(str(settings["model"]), settings)
+    refuse_idle(Config.resolve(settings | {"fill": "mean"}), settings)
     fills = [part.strip() for part in str(settings.get("fill", "")).split(",") if part.strip()]
     if len(fills) > 1:
         return _run_grid(settings, fills, args.overwrite)

@@ -37,8 +37,9 @@ class Perplexity:
 
     Args:
         token: exp(nll / num_tokens).
-        word: exp(nll / num_words).
-        bits_per_byte: nll / (ln 2 · number of UTF-8 bytes of the scored part).
+        word: exp(nll / num_words); None where that is beyond a float, as for a long text without white space.
+        bits_per_byte: nll / (ln 2 · number of UTF-8 bytes of the scored part); a character of several tokens that
+            `max_tokens` cuts counts whole.
         num_tokens: tokens scored.
         num_words: words of the original text (split at white space) in the scored part.
         nll: negative log-likelihood of all scored tokens, in nats.
@@ -46,7 +47,7 @@ class Perplexity:
     """
 
     token: float
-    word: float
+    word: float | None
     bits_per_byte: float
     num_tokens: int
     num_words: int
@@ -166,7 +167,7 @@ def perplexity(
         )
     return Perplexity(
         token=_exp(total / tokens),
-        word=_exp(total / words),
+        word=None if math.isinf(word := _exp(total / words)) else word,
         bits_per_byte=total / math.log(2) / size,
         num_tokens=tokens,
         num_words=words,

@@ -46,7 +46,7 @@ class Point:
             in [0, 1], Wilson 95 % intervals for what the scenes are worth, two-sided p of the exact sign-flip test
             over scenes (None for the baseline): `tomfisher.evaluate.scenes`.
         perplexity: per token, on the held-out control text.
-        word_perplexity: per word of the same text.
+        word_perplexity: per word of the same text; None where it is beyond a float.
     """
 
     kappa: float

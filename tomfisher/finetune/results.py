@@ -48,7 +48,7 @@ class State:
             "p_vs_masked"}`; two-sided p of the exact sign-flip test over scenes, None against itself or where
             there is no such state.
         perplexity: per token, on the held-out control text.
-        word_perplexity: per word of the same text.
+        word_perplexity: per word of the same text; None where it is beyond a float.
         about: what else there is to say, in words.
     """
 
@@ -60,7 +60,7 @@ class State:
     train_loss: float | None
     conditions: dict[str, dict[str, Any]]
     perplexity: float
-    word_perplexity: float
+    word_perplexity: float | None
     about: str = ""
 
     def accuracy(self, condition: str) -> float:
