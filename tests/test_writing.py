@@ -21,7 +21,9 @@ from tomfisher.writing import (
     [
         ("The cup is in the", "cupboard", " "),
         ("The cup is in the.", "It", " "),
-        ("She said “", "yes", " "),
+        ("She said “", "yes", ""),
+        ("f(", "x", ""),
+        ("« Il a dit ", "oui", ""),
         ("The answer is", "3", " "),
         ("Глеб думает, что в коробке", "яблоки", " "),
         ("الكرة موجودة في", "السلة", " "),

@@ -35,8 +35,8 @@ def gap_between(before: str, after: str) -> str:
 
     - where `before` ends or `after` begins with white space, or one of them is empty;
     - where the character of one of them next to the seam is full-width punctuation, which brings its own space;
-    - where the letters of both that are nearest to the seam belong to scripts that put no spaces between words
-    (digits
+    - where `before` ends with an opening bracket or quotation mark (Unicode's Ps and Pi);
+    - where the letters of both that are nearest to the seam belong to scripts that put no spaces between words (digits
       and punctuation before them are passed over; where one text has no letter, the other decides).
 
     Everywhere else it is one space.
@@ -53,6 +53,8 @@ def gap_between(before: str, after: str) -> str:
     if before[-1].isspace() or after[0].isspace():
         return ""
     if _is_wide_punctuation(before[-1]) or _is_wide_punctuation(after[0]):
+        return ""
+    if unicodedata.category(before[-1]) in ("Ps", "Pi"):
         return ""
     letters = [_first_letter(reversed(before)), _first_letter(after)]
     known = [letter for letter in letters if letter]

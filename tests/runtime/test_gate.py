@@ -287,6 +287,7 @@ def test_a_model_without_positions_has_no_limit() -> None:
         (lambda: "gpt2", TypeError, "must be a causal language model of transformers, got str"),
         (lambda: nn.Linear(2, 2), TypeError, "must be a causal language model of transformers, got Linear"),
         (lambda: nn.DataParallel(llama()), TypeError, r"wrapped in DataParallel.*model\.module"),
+        (lambda: torch.compile(llama()), TypeError, r"Pass model\._orig_mod"),
         (
             lambda: tf.T5ForConditionalGeneration(
                 tf.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)

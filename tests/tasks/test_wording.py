@@ -227,6 +227,16 @@ def test_a_template_that_writes_the_date_is_said() -> None:
         tomfisher.encode(tokenizer, [("Where?", "box")], chat_template=True)
 
 
+def test_a_template_is_not_cut() -> None:
+    with pytest.raises(ValueError, match="cutting it would cut the template"):
+        tomfisher.encode(chat(), [("the cup " * 20, "box")], chat_template=True, max_length=20)
+
+
+def test_the_last_token_of_a_template_is_said_to_be_its_own() -> None:
+    with pytest.warns(UserWarning, match="the template's own last one"):
+        tomfisher.encode(chat(), [("the cup", "box")], supervise="last", chat_template=True)
+
+
 def test_a_system_text_without_a_template_is_refused() -> None:
     with pytest.raises(ValueError, match="needs the chat template"):
         tomfisher.encode(chat(), [("Where?", "box")], system="Be short.")

@@ -54,10 +54,11 @@ class Inputs:
         if n is not None and Path(task).is_file():
             held = len(tasks.load(task, seed=seed, split=split))
             if held < n:
-                warnings.warn(
-                    f"{setting} is {n}, but {task} has {held} {_HELD[split]}: all are used.",
-                    stacklevel=2,
-                )
+                if n != getattr(Config, setting):  # a default that nobody asked for
+                    warnings.warn(
+                        f"{setting} is {n}, but {task} has {held} {_HELD[split]}: all are used.",
+                        stacklevel=2,
+                    )
                 n = None
         return tasks.load(task, n=n, seed=seed, split=split)
 

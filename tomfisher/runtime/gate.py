@@ -48,6 +48,10 @@ def check_model(model: Any) -> None:
     """
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise TypeError(f"The model is wrapped in {type(model).__name__}. Pass what it wraps: model.module.")
+    if hasattr(model, "_orig_mod"):
+        raise TypeError(
+            "The model is compiled, which hooks and names do not see through. Pass model._orig_mod."
+        )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(
             f"model must be a causal language model of transformers, got {type(model).__name__}. "

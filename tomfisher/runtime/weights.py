@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-_COLUMNS = 1024
+_COLUMNS = 1021  # a prime: rows of a weight that change places change columns
 
 
 class WeightBits:

@@ -60,8 +60,8 @@ def encode(
     Raises:
         TypeError: a text is none of the three kinds.
         ValueError: unknown mode, an empty text, a plain text with "answer", `max_length` too small for the answer and
-            one token before it: with the index of the text; a setting that is none, or that the tokenizer cannot
-            follow.
+            one token before it, or for a text in a chat template: with the index of the text; a setting that is none,
+            or that the tokenizer cannot follow.
     """
     wording = Wording(gap, bos, chat_template, system)
     if supervise not in MODES:
@@ -72,10 +72,22 @@ def encode(
         raise ValueError(
             f"max_length must be at least 2 tokens, because the first token is never predicted, got {max_length}."
         )
+    if chat_template and supervise == "last":
+        warnings.warn(
+            'supervise="last" with a chat template: the one supervised token is the template\'s own last one, the same '
+            'in every text. supervise="answer" takes the answers.',
+            UserWarning,
+            stacklevel=2,
+        )
     samples, truncated = [], 0
     for index, text in enumerate(texts):
         ids, supervised = _encode_one(tokenizer, text, index, supervise, wording)
         if max_length is not None and len(ids) > max_length:
+            if chat_template:
+                raise ValueError(
+                    f"Text {index} has {len(ids)} tokens in the chat template, max_length is {max_length}: cutting it "
+                    "would cut the template. Leave long texts out, raise max_length, or leave the template out."
+                )
             truncated += 1
             ids, supervised = _truncate(tokenizer, ids, supervised, supervise, max_length, index)
         labels = [IGNORED] * (len(ids) - supervised) + ids[len(ids) - supervised :]
