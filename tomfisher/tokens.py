@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tomfisher.text_files import check_text
+from tomfisher.unknown import dropped_characters
 
 BOS = ("auto", "yes", "no")
-TOLERATED_UNKNOWN = 0.1
 
 
 class EncodedText(NamedTuple):
@@ -103,7 +102,8 @@ def split_continuation(
 
     One string is encoded because many tokenizers merge across the boundary when the parts are encoded alone.
     A token belongs to the continuation when its last character does. Without character offsets (slow
-    tokenizers) the cut is where the whole begins to differ from the encoded prompt.
+    tokenizers) the cut is where the whole begins to differ from the encoded prompt. Where the tokenizer drops
+    characters of the prompt, which makes its offsets wrong, the cut is that of the text without them.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -116,14 +116,17 @@ def split_continuation(
         special tokens behind its end.
 
     Raises:
-        ValueError: the continuation has no token, or no token comes before it.
+        ValueError: the continuation has no token, or no token comes before it; or the tokenizer drops characters of
+            the continuation.
     """
     begin, ids, offsets, _ = encode_parts(tokenizer, prompt + continuation, bos)
-    if offsets is None:
+    if dropped := dropped_characters(tokenizer, prompt + continuation):
+        cut = len(ids) - _tail(tokenizer, prompt, continuation, bos, dropped, ids)
+    elif offsets is None:
         alone = encode_parts(tokenizer, prompt, bos, with_offsets=False).ids if prompt else []
         cut = common_length(alone, ids)
     else:
-        cut = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+        cut = _first_behind(offsets, len(prompt))
     if cut >= len(ids):
         raise ValueError(
             f"The continuation {continuation!r} has no token of its own. It must add text behind the prompt."
@@ -141,25 +144,29 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-def warn_of_unknown_tokens(tokenizer: Any, texts: Sequence[Sequence[int]], what: str) -> None:
-    """Warn when more than a tenth of the texts' tokens are the tokenizer's "unknown" token.
+def _first_behind(offsets: Sequence[tuple[int, int]], length: int) -> int:
+    """The first token whose last character stands behind `length` characters."""
+    return next((i for i, (_, end) in enumerate(offsets) if end > length), len(offsets))
 
-    Args:
-        tokenizer: a transformers tokenizer; one without an unknown token knows every text.
-        texts: their ids.
-        what: what to call them.
-    """
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    total = sum(map(len, texts))
-    if unknown is None or not total:
-        return
-    share = sum(ids.count(unknown) for ids in texts) / total
-    if share > TOLERATED_UNKNOWN:
-        warnings.warn(
-            f"{share:.0%} of the tokens of {what} are unknown to this model's tokenizer: what follows says little "
-            "about the texts. Use a model that knows their words.",
-            stacklevel=2,
+
+def _tail(tokenizer: Any, prompt: str, continuation: str, bos: str, dropped: set[str], ids: list[int]) -> int:
+    """How many of the last ids are the continuation's, found in the text without the dropped characters."""
+    shown = ", ".join(map(repr, sorted(dropped)[:3]))
+    if any(character in dropped for character in continuation if not character.isspace()):
+        raise ValueError(
+            f"The tokenizer has no tokens for characters of {continuation!r} ({shown}) and drops them: another text "
+            "would be asked about. Use a model that knows them, or another wording."
         )
+    kept, rest = ("".join(c for c in text if c not in dropped) for text in (prompt, continuation))
+    clean = encode_parts(tokenizer, kept + rest, bos)
+    assert clean.offsets is not None  # slow tokenizers are not known to drop anything
+    number = len(clean.ids) - _first_behind(clean.offsets, len(kept))
+    if clean.ids[len(clean.ids) - number :] != ids[len(ids) - number :]:
+        raise ValueError(
+            f"The tokenizer drops characters of the prompt {prompt[-60:]!r} ({shown}), and where {continuation!r} "
+            "begins in its tokens cannot be told. Leave these characters out of the prompt."
+        )
+    return number
 
 
 def _encode(

@@ -425,5 +425,5 @@ def test_texts_that_the_tokenizer_does_not_know_are_said(finished, tmp_path):
     control = tmp_path / "foreign.txt"
     control.write_text("zyx wvu tsr qpo\n\n" * 4000)
     settings = {**finished, "control": str(control), "output_path": str(tmp_path / "foreign")}
-    with pytest.warns(UserWarning, match="of the tokens of the control samples are unknown"):
+    with pytest.warns(UserWarning, match="of the tokens of foreign.txt .* are unknown"):
         run({**settings, "kappas": [0.05], "random_seeds": 0})

@@ -29,7 +29,7 @@ from tomfisher.runtime.gate import (
 from tomfisher.runtime.rules import BATCHES, PADDED, SINGLE, Rules, check_rules, difference
 from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.wording import Wording
-from tomfisher.tokens import warn_of_unknown_tokens
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 BATCH_SIZE = 32
 WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the roads: see `tomfisher.evaluate._plan`
@@ -102,6 +102,7 @@ class ChoiceEvaluator:
         self._spans = spans
         self._lay_out(merge=True)
         warn_of_unknown_tokens(tokenizer, [row.ids for row in self.rows], "the questions")
+        warn_of_dropped_characters(tokenizer, (story.prompt for story in self.stories), "the questions")
         self._settled: dict[tuple[Rules, bool | str], tuple[str, str]] = {}
 
     def _lay_out(self, merge: bool) -> None:

@@ -20,6 +20,7 @@ from tomfisher.runtime.forward import device_of, measuring
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
 from tomfisher.runtime.rules import SINGLE, check_rules
 from tomfisher.tasks.wording import Wording
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 from tomfisher.writing import begins_with, first_word, fold, join_spaceless
 
 BATCH_SIZE = 32
@@ -93,6 +94,8 @@ def score_generate(
     prompts = [question.ids for question in questions]
     max_new_tokens = _budget(questions, chosen, max_new_tokens)
     _warn_of_unreachable(tokenizer, questions, chosen, wording)
+    warn_of_unknown_tokens(tokenizer, prompts, "the questions")
+    warn_of_dropped_characters(tokenizer, (story.prompt for story in chosen), "the questions")
     check_model(model)
     check_ids(model, prompts, lambda i: f"Story {chosen[i].id!r}")
     longest = max(range(len(chosen)), key=lambda i: len(prompts[i]))

@@ -25,6 +25,7 @@ from tomfisher.runtime.gate import (
 )
 from tomfisher.runtime.rules import SINGLE, check_rules
 from tomfisher.tokens import encode_parts
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 BATCH_SIZE = 4
 # Positions whose float32 log-softmax is held at once.
@@ -237,19 +238,22 @@ def _encode(tokenizer: Any, text: Any, max_tokens: int | None, bos: str) -> list
     """The documents with something to score, up to `max_tokens` scored tokens in all."""
     texts = getattr(text, "documents", text)
     left = math.inf if max_tokens is None else max_tokens
-    documents = []
+    documents, read = [], []
     for number, entry in enumerate([texts] if isinstance(texts, str) else texts):
         check_text(entry, f"Document {number}")
         if left <= 0:
             break
         if entry and (document := _document(tokenizer, entry, left, bos)) is not None:
             documents.append(document)
+            read.append(entry)
             left -= document.tokens
     if not sum(document.words for document in documents):
         raise ValueError(
             "The text has nothing to score: it is empty, or no document has two tokens and a word behind the first. "
             "Give a longer text."
         )
+    warn_of_unknown_tokens(tokenizer, [document.ids for document in documents], "the text")
+    warn_of_dropped_characters(tokenizer, read, "the text")
     return documents
 
 

@@ -45,7 +45,6 @@ from tomfisher.models.load import (
 )
 from tomfisher.progress import note, progress_bar
 from tomfisher.runtime.rules import way_of
-from tomfisher.tokens import warn_of_unknown_tokens
 from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -151,8 +150,6 @@ class Experiment:
             loaded = self._model(folder, "fisher", self.fisher_dtype)
             for which in pending:
                 self._samples[which] = self.inputs.samples(which, loaded)
-                texts = [sample.input_ids.tolist() for sample in self._samples[which]]
-                warn_of_unknown_tokens(loaded.tokenizer, texts, f"the {which} samples")
 
     def _compute(self, folder: RunFolder, which: str) -> FisherDiagonal:
         from tomfisher.fisher import fisher_diagonal

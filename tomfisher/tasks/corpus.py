@@ -23,6 +23,7 @@ from tomfisher.tasks.formats import text_of
 from tomfisher.tasks.records import JSON_SUFFIXES, read_records, read_text_file
 from tomfisher.tokens import common_length, encode_parts
 from tomfisher.torch_state import plain_torch
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 PYTHON_REFERENCE = "python-reference"
 TESTBED = "testbed"
@@ -154,7 +155,8 @@ def windows(
     if length < 2 or n < 1:
         raise ValueError(f"length must be at least 2 tokens and n at least 1, got length={length}, n={n}.")
     rng = random.Random(f"tomfisher.tasks.corpus:windows:{seed}")
-    begin, ids, *_ = encode_parts(tokenizer, _text(corpus, rng), bos, with_offsets=False)
+    text = _text(corpus, rng)
+    begin, ids, *_ = encode_parts(tokenizer, text, bos, with_offsets=False)
     size = length - len(begin)
     if size < 1:
         raise ValueError(
@@ -167,6 +169,8 @@ def windows(
             f"{corpus.name} has {len(ids)} tokens, which hold {count} windows of {length}, but n={n} were asked for. "
             "Use fewer (--n_control) or shorter windows (--control_length), or more text."
         )
+    warn_of_unknown_tokens(tokenizer, [ids], corpus.name)
+    warn_of_dropped_characters(tokenizer, [text], corpus.name)
     offset = rng.randint(0, rest)
     samples = []
     for window in rng.sample(range(count), n):

@@ -15,6 +15,7 @@ from tomfisher.tasks.wording import Wording
 from tomfisher.text_files import check_text
 from tomfisher.tokens import leading_specials
 from tomfisher.torch_state import plain_torch
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 Text: TypeAlias = "Story | str | tuple[str, str]"
 MODES = ("answer", "last", "all")
@@ -100,6 +101,8 @@ def encode(
             UserWarning,
             stacklevel=2,
         )
+    warn_of_unknown_tokens(tokenizer, [sample.input_ids.tolist() for sample in samples], "the texts")
+    warn_of_dropped_characters(tokenizer, (_parts(text, i)[0] for i, text in enumerate(texts)), "the texts")
     return samples
 
 
