@@ -241,7 +241,7 @@ def test_the_encoding_of_a_byte_order_mark_is_named(encoding: str, file: Callabl
 @pytest.mark.parametrize(
     "value",
     [
-        *("0100", "-010", "1:30", "1:30.5", "[1, 0100]", "9" * 5000, "2001-99-99"),
+        *("9" * 5000, "[1, 2001-99-99]", "2001-99-99"),
         *("!!int abc", "!!float x", "!!bool abc", "!!timestamp abc"),
     ],
 )
@@ -254,7 +254,10 @@ def test_yaml_values_that_mean_something_else_or_nothing(value: str, file: Calla
 
 @pytest.mark.parametrize(
     ("value", "read"),
-    [("100", 100), ("0", 0), ("0.5", 0.5), ("1_000", 1000), ("'0100'", "0100"), ("0x10", 16), ("-0", 0)],
+    [
+        *(("100", 100), ("0", 0), ("0.5", 0.5), ("1_000", 1000), ("'0100'", "0100"), ("0x10", 16), ("-0", 0)),
+        *(("0100", 100), ("-010", -10), ("[010]", [10]), ("1:30", "1:30"), ("1:30.5", "1:30.5")),
+    ],
 )
 def test_yaml_numbers_mean_what_they_say(value: str, read: object, file: Callable[..., Path]) -> None:
     assert read_yaml(file(f"seed: {value}\n", "c.yaml")) == {"seed": read}

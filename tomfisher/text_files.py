@@ -239,16 +239,15 @@ def _of_string(token: str, text: str, end: int, opened: list[set[str] | None]) -
 class _UniqueKeys(yaml.SafeLoader):
     """YAML of plain values in which a key stands once in its mapping, and every text can be written.
 
-    A number means what it does in JSON: `0100` and `1:30`, which YAML 1.1 reads as 64 and 90, are refused.
+    Numbers are those of YAML 1.2: `0100` is 100 and `1:30` is a text, which YAML 1.1 reads as 64 and 90.
     """
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         if not isinstance(node, yaml.ScalarNode):
             return super().construct_object(node, deep)
         kind = node.tag.rpartition(":")[2]
-        if kind in ("int", "float") and _OLD_NUMBER.match(node.value):
-            reason = f"{node.value[:40]} would be octal or sexagesimal; write a decimal number, or a text in quotes"
-            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        if kind in ("int", "float") and (old := _OLD_NUMBER.match(node.value)):
+            return node.value if old[0].endswith(":") else int(node.value.replace("_", ""), 10)
         try:
             return super().construct_object(node, deep)
         except (

@@ -178,3 +178,23 @@ def test_without_peft_the_command_that_installs_it_is_said(adapted, monkeypatch)
     )
     with pytest.raises(ModuleNotFoundError, match="pip install peft"):
         load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("base", [5, ["a"], {"a": 1}])
+def test_a_base_that_is_no_text_is_refused(adapted, base):
+    folder, _, _ = adapted(lora())
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+    with pytest.raises(
+        ValueError, match=r"base_model_name_or_path in its adapter_config.json must be a text"
+    ):
+        load_model(str(folder), device="cpu")
+
+
+def test_an_adapter_without_its_weights_is_refused(adapted):
+    folder, _, _ = adapted(lora())
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match=r"there is no adapter_model.safetensors beside its adapter_config.json"
+    ):
+        load_model(str(folder), device="cpu")

@@ -10,6 +10,7 @@ import transformers as tf
 
 from tomfisher.cli.main import main
 from tomfisher.models import load_model
+from tomfisher.models.loading_errors import way_out
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -196,3 +197,28 @@ def raising(error):
         raise error
 
     return raise_it
+
+
+@pytest.mark.parametrize(
+    "config",
+    [tf.GPT2Config, tf.Qwen2Config, tf.GemmaConfig, tf.GPTNeoXConfig, tf.MambaConfig],
+    ids=lambda c: c.model_type,
+)
+def test_a_folder_without_a_tokenizer_says_so(config, tmp_path):
+    config().save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"bare' comes without a tokenizer: .* Put the tokenizer's files"):
+        load_model(str(tmp_path / "bare"), device="cpu")
+
+
+@pytest.mark.parametrize("spoilt", [name for name in SPOILT if "no JSON" in name or "UTF-16" in name])
+def test_damaged_files_are_said_to_be_damaged(saved, spoilt):
+    folder = saved(llama())
+    SPOILT[spoilt][0](folder)
+    with pytest.raises(ValueError, match="The file is damaged or was not downloaded to its end"):
+        load_model(folder.name, device="cpu")
+
+
+@pytest.mark.parametrize("command", ["pip install", "pip install -U", "pip install --no-deps -U"])
+def test_the_package_to_install_is_no_option(command):
+    error = ImportError(f"needs bitsandbytes: `{command} bitsandbytes>=0.46.1`")
+    assert way_out(error, "") == "Install it with: pip install bitsandbytes"

@@ -26,8 +26,8 @@ def mixtral():
     return tf.MixtralForCausalLM(config).eval()
 
 
-def gpt2():
-    return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=16, n_embd=16, n_layer=2, n_head=2)).eval()
+def gpt2(**more):
+    return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=16, n_embd=16, n_layer=2, n_head=2, **more)).eval()
 
 
 def logits(model):
@@ -82,7 +82,12 @@ LACKING = {
     "one matrix": (llama, lambda key: key == DOWN, "1 of its 21 weights"),
     "a norm": (llama, lambda key: key == "model.norm.weight", "model.norm.weight"),
     "the embedding": (llama, lambda key: "embed_tokens" in key, "model.embed_tokens.weight"),
-    "the untied head": (llama, lambda key: "lm_head" in key, '"tie_word_embeddings": true'),
+    "the untied head": (llama, lambda key: "lm_head" in key, "head is missing. Complete the files"),
+    "the untied head of a type that ties": (
+        lambda: gpt2(tie_word_embeddings=False),
+        lambda key: "lm_head" in key,
+        '"tie_word_embeddings": true',
+    ),
     "a whole layer": (llama, lambda key: ".layers.0." in key, "9 of its 21 weights"),
     "one expert": (mixtral, lambda key: "layers.1" in key and "experts.2" in key, "another shape"),
     "half of an expert": (mixtral, lambda key: "layers.1" in key and "experts.2.w1" in key, "experts"),
@@ -261,3 +266,15 @@ def test_weights_without_values_are_refused():
     info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
     with pytest.raises(ValueError, match="weights have no values"):
         check_complete(model, info, "m")
+
+
+@pytest.mark.parametrize("kind", [tf.LlamaForSequenceClassification, tf.LlamaModel, tf.GPT2Model])
+def test_a_model_without_a_head_is_not_said_to_be_tied(saved, kind):
+    config = gpt2().config if kind is tf.GPT2Model else llama().config
+    config.tie_word_embeddings, config.pad_token_id = False, 0
+    folder = saved(kind(config))
+    with pytest.raises(
+        ValueError, match=f"those of a {kind.__name__}, which has no language-model head"
+    ) as caught:
+        load_model(folder.name, device="cpu")
+    assert "tie_word_embeddings" not in str(caught.value)

@@ -50,7 +50,7 @@ def adapter_in(folder: Path, source: str) -> Adapter | None:
 
     Raises:
         ValueError: its settings cannot be read, it is of a type that no weights can take up, it was trained for
-            another task than language modelling, or it does not name its model.
+            another task than language modelling, it does not name its model, or its weights are not there.
         ModuleNotFoundError: peft is not installed.
     """
     file = folder / SETTINGS
@@ -66,6 +66,11 @@ def adapter_in(folder: Path, source: str) -> Adapter | None:
         for path in folder.iterdir()
     )
     base = None if whole else settings.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise ValueError(
+            f"Model {source!r}: base_model_name_or_path in its {SETTINGS} must be a text, got {base!r}. Put the "
+            "model's name or folder there."
+        )
     if kind in PROMPT_TYPES:
         raise ValueError(
             f"Model {source!r} is an adapter of type {kind}: it puts something of its own before every text, which no "
@@ -80,6 +85,11 @@ def adapter_in(folder: Path, source: str) -> Adapter | None:
         raise ValueError(
             f"Model {source!r} is an adapter of type {kind} that does not name its model. Put the model's name or "
             f'folder into its {SETTINGS} as "base_model_name_or_path".'
+        )
+    if not any(folder.glob("adapter_model*")):
+        raise ValueError(
+            f"Model {source!r} is an adapter of type {kind} without its weights: there is no adapter_model.safetensors "
+            f"beside its {SETTINGS}. Complete the folder, or fetch it again."
         )
     if importlib.util.find_spec("peft") is None:
         raise ModuleNotFoundError(

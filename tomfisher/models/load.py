@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,7 +76,9 @@ def load_model(
     """
     place = resolve_device(device)
     precision = "auto" if dtype == "checkpoint" else resolve_dtype(dtype, place)
-    origin = place_of(source, locate(source), OTHERWISE, trust_remote_code, revision)
+    location = locate(source)
+    otherwise = f"Check the files in {location}." if Path(location).is_dir() else OTHERWISE
+    origin = place_of(source, location, otherwise, trust_remote_code, revision)
     model, tokenizer, loading = _read(origin, precision)
     _set_pad_token(tokenizer, source)
     model = model.to(place).eval()

@@ -27,7 +27,8 @@ _WAYS_OUT = (
         "Ask for access on its page, then: hf auth login",
     ),
     (
-        r"SafetensorError|PytorchStreamReader|zip archive|[Uu]npickl|EOFError|out of input",
+        r"SafetensorError|PytorchStreamReader|zip archive|[Uu]npickl|EOFError|out of input"
+        r"|JSONDecodeError|valid JSON|UnicodeDecodeError|EOF while parsing|expected value at line",
         "The file is damaged or was not downloaded to its end. Fetch it again.",
     ),
     (r"not enough memory|can't allocate memory", "Use a smaller --dtype, or a machine with more memory."),
@@ -91,5 +92,5 @@ def _sentence(error: BaseException) -> str:
 def _missing_package(error: ImportError) -> str | None:
     if error.name:
         return error.name.partition(".")[0]
-    found = re.search(r"pip install ([A-Za-z0-9_.-]+)", str(error))
+    found = re.search(r"pip install (?:-\S+ +)*([A-Za-z0-9][A-Za-z0-9_.-]*)", str(error))
     return found[1] if found else None

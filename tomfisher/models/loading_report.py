@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 NAMED = 3
+HEADS = ("lm_head.", "embed_out.", "output.")
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 _WRAPPED = re.compile(rf"(?:^|\.)({'|'.join(WRAPPERS)})\.")
 _PARALLEL = "module."
@@ -62,7 +63,9 @@ def check_complete(
     reshaped = sorted(info["mismatched_keys"], key=lambda entry: str(entry[0]))
     if missing or reshaped:
         raise ValueError(
-            _incomplete(source, total, missing, reshaped, sorted(info["unexpected_keys"]), way_out)
+            _incomplete(
+                *(source, total, missing, reshaped, sorted(info["unexpected_keys"]), model.config, way_out)
+            )
         )
     empty = [name for name, tensor in _tensors(model) if tensor.is_meta]
     if empty:
@@ -101,6 +104,7 @@ def _incomplete(
     missing: list[str],
     reshaped: list[tuple[str, Iterable[int], Iterable[int]]],
     unexpected: list[str],
+    config: Any,
     way_out: str | None,
 ) -> str:
     parts = []
@@ -112,13 +116,21 @@ def _incomplete(
         ]
         parts.append(f"{len(reshaped)} of its {total} weights have another shape there, {first_of(shown)}")
     if way_out is None:
-        head = bool(missing) and all(
-            name.startswith(("lm_head.", "embed_out.", "output.")) for name in missing
-        )
-        tie = 'If the head is the embedding itself, set "tie_word_embeddings": true in config.json.'
-        way_out = tie if head else "Complete the files, or use the config.json that belongs to these weights."
+        head = bool(missing) and not reshaped and all(name.startswith(HEADS) for name in missing)
+        whole = "Complete the files, or use the config.json that belongs to these weights."
+        way_out = _way_to_a_head(config) if head else whole
     others = f" The files hold {len(unexpected)} others, such as {unexpected[0]}." if unexpected else ""
     return f"Model {source!r} is not whole: {'; and '.join(parts)}. They would be random.{others} {way_out}"
+
+
+def _way_to_a_head(config: Any) -> str:
+    """What to do about a missing head; that it is tied is advised only where models of this type tie it by default."""
+    saved = ", ".join(getattr(config, "architectures", None) or [])
+    if saved and not re.search(r"CausalLM|LMHead|ConditionalGeneration", saved):
+        return f"The files are those of a {saved}, which has no language-model head. Use those of the language model."
+    if getattr(type(config.get_text_config()), "tie_word_embeddings", False) is True:
+        return 'If the head is the embedding itself, set "tie_word_embeddings": true in config.json.'
+    return "The language-model head is missing. Complete the files, or use those of the whole model."
 
 
 def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:

@@ -118,7 +118,23 @@ def read_tokenizer(place: Place) -> Any:
     """The tokenizer at a place; a folder that declares a generic one gets what its tokenizer.json says.
 
     For some model types (Qwen2) AutoTokenizer takes the family's own class whatever the folder declares.
+
+    Raises:
+        ValueError: it cannot be read, or has no tokens but special ones, as transformers makes it up where there is
+            none.
+        ModuleNotFoundError: a package that it needs is missing.
     """
+    tokenizer = _tokenizer(place)
+    if tokenizer.get_vocab().keys() <= {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}:
+        raise ValueError(
+            f"Model {place.source!r} comes without a tokenizer: its {type(tokenizer).__name__} has no token but "
+            "special ones. Put the tokenizer's files (such as tokenizer.json) beside config.json: "
+            "tokenizer.save_pretrained(folder)."
+        )
+    return tokenizer
+
+
+def _tokenizer(place: Place) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(place.location)
