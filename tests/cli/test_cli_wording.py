@@ -155,7 +155,7 @@ def test_commands_that_read_texts_take_the_template_too(folder, tmp_path):
         run("fisher", "--model", folder, "--texts", texts, *flags, "--output_path", store)
         tokens.append(json.loads((store / "fisher.json").read_text())["num_tokens"])
     turns = [
-        len(tokenizer_of("byte-level with begin")(f"<user>{text}\n<assistant>\n")["input_ids"])
+        len(tokenizer_of("byte-level with begin")(f"<user>\n{text}\n<assistant>\n")["input_ids"])
         for text in formats.read_texts(texts)
     ]
     assert tokens[1] == sum(turns) and tokens[2] == tokens[0] - 2

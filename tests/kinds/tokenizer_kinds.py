@@ -20,7 +20,7 @@ SENTENCES = (
 )
 KINDS = ("byte-level", "byte-level with begin", "unigram", "metaspace bpe", "wordpiece", "words")
 CHAT = (
-    "{{ bos_token or '' }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{{ bos_token or '' }}{% for m in messages %}<{{ m['role'] }}>\n{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>\n{% endif %}"
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def test_a_template_without_a_begin_token_gets_one_only_where_it_is_asked_for() 
 
 
 def test_the_answer_follows_a_template_without_a_gap_unless_one_is_set() -> None:
-    tokenizer = chat(template=CHAT.replace("<assistant>\n", "<assistant>"))
+    tokenizer = chat(template=CHAT.replace(">\n", ">"))
     told = story("Where?", gap="newline")
     for gap, expected in (("auto", ""), ("space", " ")):
         (sample,) = tomfisher.encode(tokenizer, [told], chat_template=True, gap=gap)
@@ -209,6 +210,12 @@ def test_the_answer_follows_a_template_without_a_gap_unless_one_is_set() -> None
         (CHAT.replace("{% for m in messages %}", "{% for m in messages[-1:] %}"), "Be short.", "leaves out"),
         ("{{ bos_token }}hello", None, "leaves out the text of the user's turn"),
         ("{{ messages[0]['content'] + messages[0]['turns'] }}", None, "does not take a user's turn"),
+        (
+            "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}",
+            "Where",
+            "leaves out the text of the system's turn",
+        ),
+        ("{{ 1 // (messages|length - 1) }}", None, "does not take a user's turn"),
         ("{% for %}", None, "does not take a user's turn"),
     ],
 )
@@ -258,3 +265,37 @@ def test_every_choice_follows_on_the_same_beginning(kind: str, prompt: str, choi
     for choice, answer in zip(choices, answers, strict=True):
         before, after = wording.split(tokenizer, prompt, choice)
         assert common + answer == before + after and len(common) <= len(before)
+
+
+TURN = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+ASKED = "<|user|>\nWhere?<|end|>\n"
+ASK = "{% if add_generation_prompt %}<|assistant|>\n"
+SPACED = "{% for m in messages %}{% if m['role'] == 'user' %}[Q] {{ m['content'] }} [A]{% else %} {{ m['content'] }}"
+LAST_TURN = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "gap", "said"),
+    [
+        (TURN + ASK + "{% endif %}", f"{ASKED}<|assistant|>\n", "", None),
+        (SPACED + "{% endif %}{% endfor %}", "[Q] Where? [A]", " ", None),
+        (TURN, f"{ASKED}<|assistant|>\n", "", None),  # asked for an answer or not, it writes the same
+        (TURN + ASK + "<think>\n{% endif %}", f"{ASKED}<|assistant|>\n", "", "outside of any thinking block"),
+        (LAST_TURN + ASK + "{% endif %}", f"{ASKED}<|assistant|>\n<think>\n\n</think>\n\n", "", None),
+        ("{% if messages[1:] %}{{ 1 // 0 }}{% endif %}" + TURN, ASKED, "", "does not take an answer"),
+        (TURN.replace("in messages", "in messages[-1:]"), ASKED, "", "otherwise than behind the user's turn"),
+    ],
+)
+def test_an_answer_stands_where_the_template_itself_writes_one(
+    template: str, prompt: str, gap: str, said: str | None
+) -> None:
+    tokenizer, wording = chat("byte-level", template), Wording(chat_template=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = wording.prompt(tokenizer, "Where?")
+    assert (found, wording.join(found, "box")) == (prompt, gap)
+    assert [str(w.message) for w in caught if said is None or said not in str(w.message)] == []
+    assert bool(caught) == (said is not None)

@@ -25,8 +25,9 @@ class Wording:
         bos: begin-of-sequence token in front: "auto" (as the tokenizer does for a text), "yes" or "no". A prompt that
             brings its own gets no second one.
         chat_template: the prompt becomes the user's turn in the tokenizer's chat template, up to where the model's
-            turn begins. The answer follows there without a gap, and the template alone says which special tokens
-            there are (as transformers applies it), unless `gap` and `bos` say otherwise.
+            turn begins. The answer follows where and as the template itself writes one: after its header, behind a
+            thinking block that it closes, with the spaces that it puts there. The template alone says which special
+            tokens there are (as transformers applies it). `gap` and `bos` may say otherwise.
         system: the system's turn before it; None: what the template does without one.
 
     Raises:
@@ -59,7 +60,7 @@ class Wording:
     def join(self, prompt: str, answer: str, own: str = AUTO) -> str:
         """The gap between a prompt, as `prompt` gives it, and an answer; `own` is the story's."""
         if self.gap == AUTO and self.chat_template:
-            return ""
+            return prompt.gap if isinstance(prompt, Turn) else ""
         return gap_text(own if self.gap == AUTO else self.gap, prompt, answer)
 
     def split(self, tokenizer: Any, prompt: str, answer: str, own: str = AUTO) -> tuple[list[int], list[int]]:
@@ -99,10 +100,14 @@ class Wording:
         return "no" if self.chat_template and self.bos == AUTO else self.bos
 
 
-def _in_template(tokenizer: Any, text: str, system: str | None) -> str:
-    """The text as the user's turn, with the beginning of the model's turn behind it."""
-    from jinja2 import TemplateError
+class Turn(str):
+    """A prompt in a chat template, and the spaces that the template puts between it and an answer."""
 
+    gap: str = ""
+
+
+def _in_template(tokenizer: Any, text: str, system: str | None) -> Turn:
+    """The text as the user's turn, with the model's turn behind it up to where the template writes its text."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"This tokenizer ({getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}) has no chat "
@@ -115,22 +120,76 @@ def _in_template(tokenizer: Any, text: str, system: str | None) -> str:
         )
     turns = [] if system is None else [{"role": "system", "content": system}]
     turns.append({"role": "user", "content": text})
+    shown = _render(tokenizer, turns, system is not None, add_generation_prompt=True)
+    mark = _absent_from(shown)
+    _check_taken(tokenizer, turns, shown, mark)
+    return _until_answer(tokenizer, turns, shown, mark)
+
+
+def _render(tokenizer: Any, turns: list[dict[str, str]], system: bool, **options: bool) -> str:
     try:
-        shown = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError) as error:
-        what = "a user's turn" if system is None else "a system's and a user's turn"
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+    except Exception as error:  # a template is a program: it may raise anything
+        what = "a system's and a user's turn" if system else "a user's turn"
         raise ValueError(
             f"The tokenizer's chat template does not take {what}: {error}. "
-            + (
-                "Write the prompts as plain text."
-                if system is None
-                else "Leave --system_prompt (system=) out."
-            )
+            + ("Leave --system_prompt (system=) out." if system else "Write the prompts as plain text.")
         ) from error
-    for role, content in (("system", system), ("user", text)):
-        if content is not None and content.strip() not in shown:
-            raise ValueError(
-                f"The tokenizer's chat template leaves out the text of the {role}'s turn ({content[:40]!r}). "
-                f"{'Leave --system_prompt (system=) out.' if role == 'system' else 'Write the prompts as plain text.'}"
+
+
+def _absent_from(text: str) -> str:
+    """A word that does not occur in a text."""
+    mark = "Answer"
+    while mark in text:
+        mark += "s"
+    return mark
+
+
+def _check_taken(tokenizer: Any, turns: list[dict[str, str]], shown: str, mark: str) -> None:
+    """Refuse a template that leaves a turn out, also where its text happens to stand elsewhere."""
+    for i, turn in enumerate(turns):
+        marked = [*turns[:i], {**turn, "content": f"{turn['content']} {mark}"}, *turns[i + 1 :]]
+        seen = _render(tokenizer, marked, len(turns) > 1, add_generation_prompt=True)
+        if turn["content"].strip() not in shown or mark not in seen:
+            out = (
+                "Leave --system_prompt (system=) out."
+                if turn["role"] == "system"
+                else "Write the prompts as plain text."
             )
-    return str(shown)
+            raise ValueError(
+                f"The tokenizer's chat template leaves out the text of the {turn['role']}'s turn "
+                f"({turn['content'][:40]!r}). {out}"
+            )
+
+
+def _until_answer(tokenizer: Any, turns: list[dict[str, str]], shown: str, mark: str) -> Turn:
+    """What the template writes before an answer, which is not always what it writes to ask for one."""
+    system = len(turns) > 1
+    try:
+        told = _render(tokenizer, [*turns, {"role": "assistant", "content": mark}], system)
+    except ValueError as error:
+        return _unseen(shown, f"does not take an answer ({error.__cause__})")
+    asked = _render(tokenizer, turns, system)
+    known = next((text for text in (shown, asked) if told.startswith(text)), None)
+    end = -1 if known is None else told.find(mark, len(known))
+    if known is None or end < 0:
+        return _unseen(shown, "writes an answer otherwise than behind the user's turn")
+    before = told[:end]
+    if not before.startswith(shown):
+        warnings.warn(
+            f"The chat template asks for an answer with {shown[len(asked) :]!r} but writes a given one behind "
+            f"{before[len(asked) :]!r}. Answers follow on the latter, outside of any thinking block.",
+            stacklevel=2,
+        )
+    turn = Turn(before.rstrip(" "))
+    turn.gap = before[len(turn) :]
+    return turn
+
+
+def _unseen(shown: str, why: str) -> Turn:
+    warnings.warn(
+        f"The chat template {why}, so what belongs between a prompt and its answer cannot be asked of it. Answers "
+        f"follow directly on {shown[-30:]!r}; set the gap (--gap, gap=) where that is wrong.",
+        stacklevel=2,
+    )
+    return Turn(shown)
