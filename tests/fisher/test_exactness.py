@@ -57,9 +57,9 @@ def test_untied_models_are_captured_whole_and_in_batches(tiny: SimpleNamespace, 
     assert set(F.roads.values()) == {"captured"}
     fastest, _ = ops.resolve("squared_gradient_", "auto", torch.device("cpu"))
     assert F.implementations == {"squared_gradient_@cpu": fastest}
-    # behind the rules, the probe: batches of two and of three, then two single samples, then the longest one both
+    # behind the rules, the probe: batches of two and of three, then two single samples, then the two longest both
     # ways; the run: one batch of nine; twice each if recomputed
-    sizes = [2, 3, 1, 1, 1, 1, 9]
+    sizes = [2, 3, 1, 1, 2, 1, 1, 9]
     last = [size for size in sizes for _ in range(2)] if checkpointing else sizes
     assert forwards[-len(last) :] == last
     tiny.assert_exact(F, expected)

@@ -160,7 +160,8 @@ def test_how_a_batch_lies_in_memory_may_depend_on_its_length(
     expected = tiny.definition(model, samples)
     F = tomfisher.fisher_diagonal(model, samples, params="*.mlp.*", tokens_per_batch=1000, progress=False)
     tiny.assert_exact(F, expected)
-    assert F.roads["model.layers.0.mlp.odd.weight"].startswith("fallback")
+    if layout in ("time major", "heads first"):  # the others keep a sample's rows together
+        assert F.roads["model.layers.0.mlp.odd.weight"].startswith("fallback")
     assert F.roads["model.layers.1.mlp.up_proj.weight"] == "captured"
 
 

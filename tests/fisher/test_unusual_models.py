@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import tomfisher
 
@@ -237,3 +239,117 @@ def test_a_selection_that_no_sample_reaches_is_zero(tiny: SimpleNamespace) -> No
     model.model.unused = nn.Linear(4, 4)
     F = tomfisher.fisher_diagonal(model, tiny.samples(3), params="model.unused.*", progress=False)
     assert all(not bool(values.any()) for values in F.values()) and len(F) == 2
+
+
+class _Recomputed(nn.Module):
+    """A layer that the model itself checkpoints, re-entrantly."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor, **arguments: Any) -> Any:
+        return checkpoint(
+            functools.partial(self.layer, **arguments), hidden, use_reentrant=torch.is_grad_enabled()
+        )
+
+
+@pytest.mark.parametrize("params", ["all", "decoder-linear", "model.layers.1.*"])
+def test_layers_that_are_checkpointed_re_entrantly_are_exact(tiny: SimpleNamespace, params: str) -> None:
+    model, samples = tiny.model("llama-gqa"), tiny.samples(5)
+    expected = tiny.definition(model, samples)
+    model.model.layers = nn.ModuleList(_Recomputed(layer) for layer in model.model.layers)
+    F = tomfisher.fisher_diagonal(
+        model, samples, params=params.replace("layers.1", "layers.1.layer"), progress=False
+    )
+    assert F.roads["model.layers.1.layer.mlp.up_proj.weight"] == "captured"
+    tiny.assert_exact(
+        F,
+        {
+            name.replace("layers.0", "layers.0.layer").replace("layers.1", "layers.1.layer"): value
+            for name, value in expected.items()
+        },
+    )
+
+
+class _Shift(nn.Module):
+    """A bias and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift
+
+
+class _Beside(nn.Module):
+    """An MLP, and a function of its output and of some modules."""
+
+    def __init__(self, inner: nn.Module, use: Callable[[Any, Tensor], Tensor], *modules: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.use, self.extra = inner, use, nn.ModuleList(modules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self.extra, self.inner(x))
+
+
+def _changed_in_place(extra: Any, h: Tensor) -> Tensor:
+    shifted = extra[0](h)
+    h.mul_(2.0)
+    return shifted + h
+
+
+ODD: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[], nn.Module]]] = {
+    "input changed in place": (_changed_in_place, _Shift),
+    "no outputs": (lambda extra, h: h + extra[0](h).sum(-1, keepdim=True), lambda: nn.Linear(32, 0)),
+    "no inputs": (lambda extra, h: h + extra[0](h[..., :0]), lambda: nn.Linear(0, 32)),
+    "sparse gradient": (
+        lambda extra, h: h + extra[0](torch.arange(h.shape[1])), lambda: nn.Embedding(64, 32, sparse=True)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element:UserWarning")
+@pytest.mark.parametrize("kind", ODD)
+def test_what_plain_autograd_runs_is_exact(tiny: SimpleNamespace, kind: str) -> None:
+    use, build = ODD[kind]
+    model, samples = tiny.model("llama-gqa"), tiny.samples(5)
+    model.model.layers[0].mlp = _Beside(model.model.layers[0].mlp, use, build())
+    F = tomfisher.fisher_diagonal(model, samples, params="all", progress=False)
+    expected = {name: value.to_dense() for name, value in tiny.definition(model, samples).items()}
+    assert all(F[name].shape == expected[name].shape for name in expected)
+    kept = tomfisher.FisherDiagonal(
+        {name: F[name] for name in F if F[name].numel()}, F.num_samples, F.num_tokens, F.roads
+    )
+    tiny.assert_exact(kept, {name: expected[name] for name in kept})
+
+
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_a_gradient_are_refused(tiny: SimpleNamespace, hook: str) -> None:
+    model, samples = tiny.model("llama-gqa"), tiny.samples(2)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    handle = getattr(weight, hook)(lambda *_: None)
+    with pytest.raises(ValueError, match=r"0\.mlp\.up_proj\.weight has hooks on its gradient"):
+        tomfisher.fisher_diagonal(model, samples, progress=False)
+    assert tomfisher.fisher_diagonal(model, samples, "attention-qk", progress=False)
+    handle.remove()
+    assert tomfisher.fisher_diagonal(model, samples, progress=False)
+
+
+def test_a_model_without_a_backward_pass_in_evaluation_is_refused_in_words(tiny: SimpleNamespace) -> None:
+    config = tf.ReformerConfig(
+        vocab_size=53, hidden_size=16, num_attention_heads=2, attention_head_size=8, feed_forward_size=24,
+        attn_layers=["local"], is_decoder=True, axial_pos_embds=False, max_position_embeddings=64,
+        local_attn_chunk_length=16, use_cache=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="has no backward pass in evaluation mode"):
+        tomfisher.fisher_diagonal(tf.ReformerModelWithLMHead(config), tiny.samples(3), progress=False)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused_in_words(tiny: SimpleNamespace) -> None:
+    model = tiny.model("llama-gqa")
+    model.model.norm = torch.jit.trace(model.model.norm, torch.ones(1, 2, 32), check_trace=False)
+    with pytest.raises(ValueError, match=r"model\.norm is TorchScript"):
+        tomfisher.fisher_diagonal(model, tiny.samples(3), progress=False)

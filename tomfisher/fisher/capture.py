@@ -36,7 +36,7 @@ from tomfisher.models.structure import Owner, owners_of
 
 
 class _Tap(torch.autograd.Function):
-    """Identity that shows `sink` the gradient flowing through it, together with saved tensors.
+    """Identity that shows `sink` the gradient flowing through it, and a function that gives the saved tensors.
 
     `alive` requires a gradient, and so does the result, whatever the module computed its output from: the backward
     pass gets here even where nothing before the module needs a gradient, and no leaf is handed to the model, which
@@ -52,11 +52,9 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        saved = (
-            ctx.saved_tensors
-        )  # read once: checkpointing recomputes at the first read and forbids a second
-        ctx.sink(grad_output, *saved)
-        return (grad_output, None, None, *(None for _ in saved))
+        # read once: checkpointing recomputes at the first read and forbids a second
+        ctx.sink(grad_output, lambda: ctx.saved_tensors)
+        return (grad_output, *(None for _ in ctx.needs_input_grad[1:]))
 
 
 @dataclass
@@ -94,6 +92,9 @@ def capturable(
     reasons: dict[str, str] = {}
     for name, parameter in selection.items():
         places = owners[id(parameter)]
+        if not parameter.numel():
+            reasons[name] = "it has no entries"
+            continue
         if len(places) > 1:
             reasons[name] = "tied: also " + ", ".join(f"{o.module_name}.{o.attribute}" for o in places[1:])
             continue
@@ -243,13 +244,14 @@ class Capture:
                 return output
             layout = self._layout
 
-            def sink(grad_output: Tensor, *saved: Tensor) -> None:
+            def sink(grad_output: Tensor, read: Callable[[], tuple[Tensor, ...]]) -> None:
                 # one reduction instead of a look at every entry: a sum is finite only where all terms are;
                 # taken before the contribution, which has to be the last to ask for memory
                 sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
                 targets = self._targets(captured)
-                if targets:
-                    with self._reasons(captured.name):
+                with self._reasons(captured.name):
+                    saved = _unchanged(read)
+                    if targets:
                         contribution(module, targets, grad_output, saved, layout)
                 self._count(captured, sums)
 
@@ -302,10 +304,11 @@ class Capture:
         layout = self._layout
         matrix = None if use is None else bare[use.name].bare
 
-        def sink(grad_output: Tensor, saved: Tensor) -> None:
+        def sink(grad_output: Tensor, read: Callable[[], tuple[Tensor, ...]]) -> None:
             sums = per_sample(grad_output, self._layout.shape).sum((1, 2), dtype=torch.float32)
             targets = {a: t for c in taken.values() for a, t in self._targets(c).items()}
             with self._reasons(*(c.name for c in taken.values())):
+                (saved,) = _unchanged(read)
                 matrix_product(
                     targets, grad_output, saved, matrix, use is not None and use.transposed, layout
                 )
@@ -355,7 +358,8 @@ class Capture:
                     )
                     return output
 
-                def sink(grad_output: Tensor, saved: Tensor) -> None:
+                def sink(grad_output: Tensor, read: Callable[[], tuple[Tensor, ...]]) -> None:
+                    (saved,) = _unchanged(read)
                     rows = grad_output.sum(1, dtype=torch.float32)
                     sums = rows.new_zeros(self._layout.shape[0]).index_add_(0, routing.samples, rows)
                     targets = self._targets(captured)
@@ -378,6 +382,16 @@ class Capture:
     def _count(self, captured: CapturedModule, sums: Tensor) -> None:
         self.calls[captured.name] = self.calls.get(captured.name, 0) + 1
         self._finite.append((captured.name, sums))
+
+
+def _unchanged(read: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The saved tensors; a LayoutError in words where the model has written into one since."""
+    try:
+        return read()
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise LayoutError("its input is changed in place after it was called") from error
 
 
 def _first_line(error: Exception) -> str:

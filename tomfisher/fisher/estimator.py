@@ -81,8 +81,9 @@ def fisher_diagonal(
     Raises:
         TypeError: a sample is no `Sample`.
         ValueError: no samples, an unknown option, ids outside the vocabulary, a sample longer than the
-            model's context, nothing selected, or a model that breaks a rule that a likelihood rests on
-            (`tomfisher.runtime.rules`); what it allows is in `.metadata["rules"]`.
+            model's context, nothing selected, hooks on a selected parameter's gradient, TorchScript in the
+            model, no backward pass in evaluation mode, or a model that breaks a rule that a likelihood rests
+            on (`tomfisher.runtime.rules`); what it allows is in `.metadata["rules"]`.
         NotImplementedError: the implementation asked for does not exist here.
         FileExistsError: something that is no store stands at `out`.
         FloatingPointError: a loss or gradient is not finite; names the sample and the tensor.
@@ -98,6 +99,7 @@ def fisher_diagonal(
     _check_arguments(model, samples, labels, reduction)
     maps = linear_maps(model)
     selection = select_parameters(model, params, maps.weights)
+    _check_hooks(selection)
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     budget = token_budget(tokens_per_batch, model, device_of(model))
@@ -361,6 +363,7 @@ class _Run:
             gradient, parameter.grad = parameter.grad, None
             if gradient is None or name in self._skip:
                 return
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
             alone = len(self._running) == 1
             if name in self.roads.unreached and bool(gradient.any()):
                 if alone:
@@ -377,6 +380,16 @@ class _Run:
             ops.square_accumulate_([self.F[name]], [gradient], impl=self.impl)
 
         return take
+
+
+def _check_hooks(selection: dict[str, nn.Parameter]) -> None:
+    """Refuse what somebody else does to a gradient, or with it (an optimiser that steps in the backward pass)."""
+    for name, parameter in selection.items():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise ValueError(
+                f"{name} has hooks on its gradient (register_hook, register_post_accumulate_grad_hook), which may "
+                "change it, or step an optimiser. Remove them first."
+            )
 
 
 def _check_arguments(model: nn.Module, samples: list[Sample], labels: str, reduction: str) -> None:

@@ -7,11 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tomfisher.models.onednn import by_onednn
+from tomfisher.runtime.forward import embedding_of
 from tomfisher.runtime.frequencies import fresh_frequencies
+
+
+class _Alive(torch.autograd.Function):
+    """Identity whose result requires a gradient and is no leaf, so that the model may go on in place."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, alive: Tensor) -> Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
+        return None, None
 
 
 @contextmanager
@@ -19,8 +33,9 @@ def frozen(model: nn.Module, trainable: tuple[nn.Parameter, ...] = ()) -> Iterat
     """Evaluation mode, and no parameter but `trainable` requires a gradient.
 
     Dropout is off. Where the user enabled gradient checkpointing it stays in force (transformers itself switches
-    it off outside training mode). Linear layers run `by_onednn` where that is faster. `requires_grad`, `.grad`,
-    training flags and forwards are restored on any exit.
+    it off outside training mode). The token vectors require a gradient, since a layer that the model itself
+    checkpoints re-entrantly computes none where its input needs none. Linear layers run `by_onednn` where that is
+    faster. `requires_grad`, `.grad`, training flags and forwards are restored on any exit.
 
     Args:
         model: a transformers model.
@@ -37,12 +52,22 @@ def frozen(model: nn.Module, trainable: tuple[nn.Parameter, ...] = ()) -> Iterat
             parameter.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)
+        embedding = embedding_of(model)
+        if embedding is not None:
+            alive = torch.zeros((), requires_grad=True)
+            stack.callback(embedding.register_forward_hook(functools.partial(_keep_alive, alive)).remove)
         stack.enter_context(by_onednn(model))
         stack.enter_context(fresh_frequencies(model))
         for layer in model.modules():
             if getattr(layer, "gradient_checkpointing", False) and _is_decoder_layer(layer):
                 stack.callback(_checkpointed(layer))
         yield
+
+
+def _keep_alive(alive: Tensor, module: nn.Module, args: Any, output: Any) -> Any:
+    if not isinstance(output, Tensor) or output.requires_grad or not torch.is_grad_enabled():
+        return output
+    return _Alive.apply(output, alive)
 
 
 def _is_decoder_layer(module: nn.Module) -> bool:

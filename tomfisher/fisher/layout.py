@@ -25,7 +25,7 @@ def per_sample(tensor: Tensor, batch_shape: tuple[int, int]) -> Tensor:
     B, T = batch_shape
     if B > 1 and kind_of(tensor, batch_shape) is None:
         raise LayoutError(f"shape {tuple(tensor.shape)} in a batch of {B} samples x {T} tokens")
-    return tensor.reshape(B, -1, tensor.shape[-1])
+    return tensor.reshape(B, tensor.shape[:-1].numel() // B, tensor.shape[-1])
 
 
 def kind_of(tensor: Tensor, batch_shape: tuple[int, int]) -> str | None:

@@ -62,6 +62,9 @@ def decoder_linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Returns:
         Name to parameter, in model order; a tied parameter appears once, under its first name.
+
+    Raises:
+        ValueError: a part of the model is TorchScript.
     """
     return linear_maps(model).weights
 
@@ -71,7 +74,16 @@ def linear_maps(model: nn.Module) -> LinearMaps:
 
     Args:
         model: as in `decoder_linear_weights`.
+
+    Raises:
+        ValueError: a part of the model is TorchScript.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{name or 'The model'} is TorchScript ({type(module).__name__}), whose forward cannot be watched. "
+                "Put the module there that it was made from."
+            )
     lists = layer_lists(model)
     held = _held(model, _modules(model, lists.values()))
     known = {name: _known(model, owner) for name, owner in held.items()}

@@ -295,10 +295,21 @@ def _capture(
                 check_losses(model, losses, [samples[i].name for i in indices])
                 reasons.update(capture.objections())
                 called.add(capture.called())
-                backward(losses)
+                _first_backward(model, losses)
             reasons.update(capture.unreadable)
             calls = {n: max(calls.get(n, 0), capture.calls.get(n, 0)) for n in {*calls, *capture.calls}}
     return calls, reasons, called
+
+
+def _first_backward(model: nn.Module, losses: Tensor) -> None:
+    """`backward`, with what the model's own code raises in it said in words."""
+    try:
+        backward(losses)
+    except (AssertionError, NotImplementedError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{type(model).__name__} has no backward pass in evaluation mode, which a Fisher diagonal needs: it raises "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _autograd_squares(
@@ -320,6 +331,7 @@ def _autograd_squares(
             gradient, parameter.grad = parameter.grad, None
             if gradient is None:
                 return
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
             if name not in reached and bool(gradient.any()):
                 reached.add(name)
             if name in like:
