@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import tomfisher
-from tomfisher.runtime.rules import EQUAL, PADDED, SINGLE, check_rules
+from tomfisher.runtime import rules
+from tomfisher.runtime.rules import EQUAL, PADDED, SINGLE, check_rules, remembered
 from tomfisher.sample import Sample
 from tomfisher.tasks.story import Story
 
@@ -118,6 +119,66 @@ class Ahead(nn.Module):
         return x + torch.nn.functional.pad(x[:, 1:], (0, 0, 0, 1))
 
 
+class Late(nn.Module):
+    """Breaks a rule only in texts longer than the questions that no length decides."""
+
+    def __init__(self, fault, start=30):
+        super().__init__()
+        self.fault, self.start = fault, start
+
+    def forward(self, x):
+        if x.shape[1] <= self.start:
+            return x
+        return torch.cat([x[:, : self.start], self.fault(x[:, self.start :])], 1)
+
+
+def late(fault):
+    return within(lambda: Late(fault))
+
+
+def every_fourth_ahead(x):
+    """Position 34, 38, ... see the next one, never the last."""
+    out = x.clone()
+    out[:, 2:-1:4] += x[:, 3::4][:, : out[:, 2:-1:4].shape[1]]
+    return out
+
+
+class Blocks(nn.Module):
+    """Adds the mean of the block of 8 that a position is in, in long texts."""
+
+    def forward(self, x):
+        if x.shape[1] < 36:
+            return x
+        blocks = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % 8)).unflatten(1, (-1, 8)).mean(2)
+        return x + blocks.repeat_interleave(8, 1)[:, : x.shape[1]]
+
+
+class Swap(nn.Module):
+    """Turns round the rows between the first and the last of a batch."""
+
+    def forward(self, x):
+        return torch.cat([x[:1], x[1:-1].flip(0), x[-1:]]) if len(x) > 3 else x
+
+
+class Shifted(tf.LlamaForCausalLM):
+    """Row t predicts token t itself."""
+
+    def forward(self, input_ids=None, **kwargs):
+        out = super().forward(input_ids=input_ids, use_cache=False)
+        out.logits = nn.functional.pad(out.logits[:, :-1], (0, 0, 1, 0))
+        return out
+
+
+class KeepsANumber(tf.LlamaForCausalLM):
+    """Takes logits_to_keep as a number only."""
+
+    def forward(self, input_ids=None, logits_to_keep=0, **kwargs):
+        out = super().forward(input_ids=input_ids, use_cache=False)
+        if logits_to_keep > 0:
+            out.logits = out.logits[:, -logits_to_keep:]
+        return out
+
+
 class FewerRows(tf.LlamaForCausalLM):
     """Gives the logits of the tokens that have a next one."""
 
@@ -173,12 +234,21 @@ RIGHT = {
     "length": (within(Length), EQUAL),
     "capacity": (within(Capacity), SINGLE),
     "mean": (within(Mean), SINGLE),
+    "swap": (within(Swap), SINGLE),
+    "number of logits": (lambda: KeepsANumber(tf.LlamaConfig(**LLAMA)), PADDED),
 }
 REFUSED = {
     "statistics": (within(Statistics), "causal"),
     "bert": (bert, "causal"),
     "ahead": (within(Ahead), "causal"),
     "noise": (within(Noise), "the same call gives the same numbers"),
+    "late noise": (
+        late(lambda x: x + torch.randn_like(x)),
+        "the same call gives the same numbers",
+    ),
+    "late ahead": (late(every_fourth_ahead), "causal"),
+    "late blocks": (within(Blocks), "causal"),
+    "shifted": (lambda: Shifted(tf.LlamaConfig(**LLAMA)), "rows"),
     "longest": (within(Longest), "the same call gives the same numbers"),
     "own weight": (within(OwnWeight), "a forward leaves the weights as they are"),
     "own buffer": (within(OwnBuffer), "a forward leaves the weights as they are"),
@@ -232,13 +302,13 @@ def alone(model, ids):
 @pytest.mark.parametrize("kind", RIGHT)
 def test_the_way_that_is_right_is_found_and_recorded(kind):
     build, batches = RIGHT[kind]
-    rules = check_rules(made(build), texts(), rows=6)
-    assert rules.batches == batches and rules.repeats
-    assert rules.rows.offset == (5 if kind == "prompt tuning" else 0)
-    assert (rules.reason != "") == (batches != PADDED)
-    said = rules.to_dict()
+    found = check_rules(made(build), texts(), rows=6)
+    assert found.batches == batches and found.repeats
+    assert found.rows.offset == (5 if kind == "prompt tuning" else 0)
+    assert (found.reason != "") == (batches != PADDED)
+    said = found.to_dict()
     assert said["lengths"] == [9, 40] and said["batches"] == batches
-    assert said["differences"][batches if batches != SINGLE else "causal"] <= rules.tolerance
+    assert said["differences"][batches if batches != SINGLE else "causal"] <= found.tolerance
 
 
 @pytest.mark.parametrize("share", ["auto", False])
@@ -296,7 +366,7 @@ def test_what_is_written_is_what_single_rows_say(kind, tokenizer):
     build, batches = RIGHT[kind]
     model, questions = made(build), stories()[:4]
     found = tomfisher.evaluate.score(
-        model, tokenizer, questions, "generate", batch_size=3, max_new_tokens=4, progress=False
+        model, tokenizer, questions, "generate", batch_size=4, max_new_tokens=4, progress=False
     )
     for story, record in zip(questions, found.records, strict=True):
         ids = tokenizer(story.prompt)["input_ids"]
@@ -304,7 +374,7 @@ def test_what_is_written_is_what_single_rows_say(kind, tokenizer):
             first = int(alone(model, ids)[-1].argmax())
         assert record.predicted == tokenizer.decode(first).strip("</>")
     assert found.rules["batches"] == batches
-    if "tuning" not in kind:
+    if "tuning" not in kind and kind != "number of logits":
         assert found.rules["cached"] == (batches == PADDED)  # keys of another length are no keys of this one
 
 
@@ -371,23 +441,110 @@ def test_rounding_breaks_no_rule(family, dtype, tiny_config):
         config = tiny_config(family)
         config.initializer_range = spread
         model = tf.AutoModelForCausalLM.from_config(config).to(dtype).eval()
-        rules = check_rules(model, [[t % 53 for t in ids] for ids in texts()], rows=8)
-        assert rules.batches == PADDED and rules.repeats and rules.rounding > 0, rules
+        found = check_rules(model, [[t % 53 for t in ids] for ids in texts()], rows=8)
+        assert found.batches == PADDED and found.repeats and found.rounding > 0, found
+
+
+class Gated(nn.Module):
+    """Mixes the rows of a batch once a gate of one kind or another is open."""
+
+    scale = 0.0
+
+    def __init__(self):
+        super().__init__()
+        self.leak, self.gate = 0.0, nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x + (self.leak + self.gate + self.scale) * x.mean(0)
+
+
+GATES = {
+    "attribute": lambda layer: setattr(layer, "leak", 1.0),
+    "weight": lambda layer: layer.gate.data.fill_(1.0),
+    "class": lambda layer: setattr(type(layer), "scale", 1.0),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_every_call_asks_anew(gate, tokenizer, monkeypatch):
+    monkeypatch.setattr(Gated, "scale", 0.0)
+    model = made(within(Gated))
+    evaluator = tomfisher.evaluate.ChoiceEvaluator(tokenizer, stories(), 4)
+    assert evaluator.score(model, progress=False).rules["batches"] == PADDED
+    GATES[gate](model.model.norm[1])
+    assert evaluator.score(model, progress=False).rules["batches"] == SINGLE
 
 
 def test_a_sweep_asks_once_and_another_computation_anew():
     model, calls = made(llama), []
     model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
-    first = check_rules(model, texts(), rows=4)
-    asked = len(calls)
-    with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[0] = 0  # as a mask does
-    assert check_rules(model, texts(), rows=4) is first
-    assert check_rules(model, texts()[::-1], rows=2) is first  # the same texts, fewer side by side
-    assert len(calls) == asked
-    assert check_rules(model, texts()[2:4], rows=2) is not first  # what holds may depend on the tokens
-    assert check_rules(model, [*texts(), [5] * 60], rows=4) is not first
-    handle = model.model.norm.register_forward_hook(lambda m, a, out: out + out.mean(0))
-    assert check_rules(model, texts(), rows=4).batches == SINGLE
-    handle.remove()
-    assert check_rules(model, texts(), rows=4) is first
+    with remembered():
+        first = check_rules(model, texts(), rows=4)
+        asked = len(calls)
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[0] = 0  # as a mask does
+        with remembered():  # a study within a study
+            assert check_rules(model, texts()[::-1], rows=4) is first
+        assert len(calls) == asked
+        assert check_rules(model, texts()[2:4], rows=4) is not first  # what holds may depend on the tokens
+        assert check_rules(model, [*texts(), [5] * 60], rows=4) is not first
+        handle = model.model.norm.register_forward_hook(lambda m, a, out: out + out.mean(0))
+        assert check_rules(model, texts(), rows=4).batches == SINGLE
+        handle.remove()
+        assert check_rules(model, texts(), rows=4) is first
+    assert check_rules(model, texts(), rows=4) is not first
+
+
+class WritesLate(nn.Module):
+    """Writes to a weight on the call after those of the questions."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.armed = nn.Parameter(torch.zeros(16)), False
+
+    def forward(self, x):
+        if self.armed:
+            self.mean.data += 1
+        return x
+
+
+LATE = {
+    **RUNS,
+    "generate": lambda model, tokenizer: tomfisher.evaluate.score(
+        model, tokenizer, stories(), "generate", max_new_tokens=4, progress=False
+    ),
+    "analysis": lambda model, tokenizer: tomfisher.analysis.analyze(model, texts(), progress=False),
+}
+
+
+@pytest.mark.parametrize("run", LATE)
+def test_a_weight_that_is_written_late_is_named(run, tokenizer, monkeypatch):
+    model = made(within(WritesLate))
+    asked = rules._asked
+
+    def ask(*arguments):
+        found = asked(*arguments)
+        model.model.norm[1].armed = True
+        return found
+
+    monkeypatch.setattr(rules, "_asked", ask)
+    with pytest.raises(ValueError, match=r"leaves the weights as they are.*changed model\.norm\.1\.mean"):
+        LATE[run](model, tokenizer)
+
+
+def test_as_many_rows_are_tried_as_a_batch_of_short_texts_holds():
+    class Many(nn.Module):
+        def forward(self, x):
+            return x + x.mean(0) if len(x) > 40 else x
+
+    draw = random.Random(2)
+    many = [[draw.randrange(4, 64) for _ in range(n)] for n in (64, *[6] * 60)]
+    assert check_rules(made(within(Many)), many, tokens=512).batches == SINGLE
+    assert (
+        check_rules(made(within(Many)), many, tokens=200).batches == PADDED
+    )  # such a run has at most 33 rows
+
+
+def test_logits_are_kept_only_where_positions_select_them():
+    assert check_rules(made(llama), texts()).rows.kept
+    assert not check_rules(made(RIGHT["number of logits"][0]), texts()).rows.kept

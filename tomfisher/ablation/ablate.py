@@ -20,6 +20,7 @@ from tomfisher.evaluate.records import Scores
 from tomfisher.experiment.results import BASELINE, RANDOM, TASK_CONTROL, conditions_of, with_scenes
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.progress import progress_bar
+from tomfisher.runtime.rules import remembered
 from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class _State:
 
 
 @plain_torch()
+@remembered()
 def ablate(
     model: Any,
     mask: SparseMask,

@@ -23,6 +23,7 @@ from tomfisher.experiment.study import eval_dtype
 from tomfisher.experiment.verdict import judge
 from tomfisher.models.families import Architecture
 from tomfisher.models.load import LoadedModel, load_model, resolve_device
+from tomfisher.runtime.rules import remembered
 from tomfisher.testbed.scan import scanning
 from tomfisher.torch_state import plain_torch
 
@@ -35,6 +36,7 @@ INDIFFERENT = ("output_path", "kappas", "random_kappas", "random_seeds")  # sett
 
 
 @plain_torch()
+@remembered()
 def ablate_run(
     run: str | Path,
     names: Sequence[str] | None = None,

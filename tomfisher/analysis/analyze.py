@@ -13,6 +13,7 @@ from tomfisher.analysis.run import TOKENS_PER_BATCH, ask, run
 from tomfisher.analysis.sinks import SinkCollector
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.runtime.gate import check_model, plain_torch
+from tomfisher.runtime.rules import remembered
 
 PARTS = ("rope", "sinks")
 
@@ -40,6 +41,7 @@ class Analysis:
 
 
 @plain_torch()
+@remembered()
 def analyze(
     model: Any,
     prompts: Sequence[Sequence[int] | Tensor],

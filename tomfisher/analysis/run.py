@@ -12,9 +12,9 @@ from tomfisher.analysis.capture import QueryKey, watching
 from tomfisher.fisher.batching import plan_batches
 from tomfisher.models.families import Architecture, UnsupportedModel
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import accepts, device_of, measuring, pad
+from tomfisher.runtime.forward import accepts, device_of, measuring, pad, rows_of
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
-from tomfisher.runtime.rules import SINGLE, Rules, check_rules
+from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
 
 TOKENS_PER_BATCH = 4096
 
@@ -77,7 +77,7 @@ def run(
     most = 1 if rules.batches == SINGLE else None
     batches = plan_batches([len(row) for row in rows], tokens_per_batch, most, rules.padded)
     bar = progress_bar(total=len(rows), desc=what, unit="prompt", enabled=progress)
-    with bar, watching(architecture, look), measuring(model):
+    with bar, watching(architecture, look), weights_kept(model), measuring(model):
         for batch in batches:
             _forward(model, pad([rows[i] for i in batch], device_of(model)))
             if missing := sorted(architecture.attention.keys() - seen):
@@ -92,7 +92,7 @@ def run(
 
 def ask(model: Any, prompts: Sequence[Sequence[int] | Tensor], tokens_per_batch: int) -> Rules:
     """What the model says to the rules on these prompts, and the batches that follow (`tomfisher.runtime.rules`)."""
-    return check_rules(model, prompts, tokens_per_batch // max(map(len, prompts)))
+    return check_rules(model, prompts, tokens=tokens_per_batch)
 
 
 def _check_extent(inputs: QueryKey, length: int) -> None:
@@ -133,7 +133,7 @@ def supported(x: Tensor) -> Tensor:
 
 def _forward(model: Any, ids: Tensor) -> None:
     options: dict[str, Any] = {"use_cache": False} if accepts(model, "use_cache") else {}
-    if accepts(model, "logits_to_keep"):
+    if rows_of(model).kept and accepts(model, "logits_to_keep"):
         # as a tensor: a number makes Gemma 4 compute its last layers for so many queries only
         options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
     logits = model(input_ids=ids, **options).logits

@@ -112,6 +112,7 @@ def _analyze(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from tomfisher.analysis.analyze import analyze
     from tomfisher.analysis.change import compare
     from tomfisher.masks import SparseMask
+    from tomfisher.runtime.rules import remembered
     from tomfisher.testbed.scan import scanning
 
     parts, heads = _parts(args), _heads(args.maps)
@@ -122,7 +123,7 @@ def _analyze(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     perturbation = None if mask is None else _perturbation(args, loaded, mask)
     measured = [part for part in parts if part != PROFILE]
     needed = dict.fromkeys([*measured, "rope"] if PROFILE in parts else measured)
-    with scanning(loaded.model) as scan:
+    with scanning(loaded.model) as scan, remembered():
         states = {"baseline": analyze(loaded.model, prompts, list(needed), heads)}
         if perturbation is not None and measured:
             with perturbation:

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.experiment.measure import Measure
     from tomfisher.experiment.stores import check_belongs
     from tomfisher.masks import SparseMask
+    from tomfisher.runtime.rules import remembered
     from tomfisher.testbed.scan import scanning
 
     if args.output_path:
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     inputs = Inputs(config, whole_file=args.mask is None)
     measure = Measure(config, inputs, loaded, progress=True)
     print(f"{_subject(args, config, measure, mask)}\n", flush=True)
-    with scanning(loaded.model) as scan:
+    with scanning(loaded.model) as scan, remembered():
         states = _measured(args, config, measure, mask)
     report = {"model": loaded.identity, "scan": scan, **states}
     save_then_print(args.output_path, report, partial(_table, report), indent=1)

@@ -26,7 +26,7 @@ from tomfisher.runtime.gate import (
     plain_torch,
     why_not_finite,
 )
-from tomfisher.runtime.rules import BATCHES, PADDED, SINGLE, Rules, check_rules, difference
+from tomfisher.runtime.rules import BATCHES, PADDED, SINGLE, Rules, check_rules, difference, weights_kept
 from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.wording import Wording
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
@@ -165,13 +165,14 @@ class ChoiceEvaluator:
         self._check_fit(model)
         rules = check_rules(model, [prompt + answer[:-1] for prompt, answer in self._spans], self.batch_size)
         reason, totals = rules.reason, None
-        for road, batches in self._ways(model, share_prefix, rules):
-            laid_out = self if batches == PADDED else self._unmerged
-            found = laid_out._run(model, road, batches, rules, progress)
-            if isinstance(found, Tensor):
-                totals = found
-                break
-            reason = found
+        with weights_kept(model):
+            for road, batches in self._ways(model, share_prefix, rules):
+                laid_out = self if batches == PADDED else self._unmerged
+                found = laid_out._run(model, road, batches, rules, progress)
+                if isinstance(found, Tensor):
+                    totals = found
+                    break
+                reason = found
         if totals is None:
             raise ValueError(
                 f"share_prefix=True, but on {type(model).__name__} {reason}. Use share_prefix='auto' or False."

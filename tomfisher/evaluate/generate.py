@@ -18,7 +18,7 @@ from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import device_of, measuring
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
-from tomfisher.runtime.rules import SINGLE, check_rules
+from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
 from tomfisher.tasks.wording import Wording
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 from tomfisher.writing import begins_with, first_word, fold, join_spaceless
@@ -112,7 +112,7 @@ def score_generate(
     )
     words: dict[tuple[int, int], str] = {}
     bar = progress_bar(total=len(jobs), desc="generate", unit="completion", enabled=progress)
-    with measuring(model), _own_settings(model, tokenizer, max_new_tokens), bar:
+    with weights_kept(model), measuring(model), _own_settings(model, tokenizer, max_new_tokens), bar:
         cached = max_new_tokens > 1 and generate_is_right(model, prompts[longest], rules)
         for batch in _equal_lengths(jobs, prompts, batch_size):
             draw = _Draw(model, [(chosen[i].id, r) for i, r in batch], temperature, top_p, seed)

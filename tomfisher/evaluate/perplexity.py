@@ -23,7 +23,7 @@ from tomfisher.runtime.gate import (
     position_limit,
     why_not_finite,
 )
-from tomfisher.runtime.rules import SINGLE, check_rules
+from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
 from tomfisher.tokens import encode_parts
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
@@ -157,7 +157,7 @@ def perplexity(
     tokens = sum(doc.tokens for doc in documents)
     total, device = 0.0, device_of(model)
     bar = progress_bar(total=tokens, desc="perplexity", unit="token", enabled=progress)
-    with measuring(model), bar:
+    with weights_kept(model), measuring(model), bar:
         for batch in _batches(windows, 1 if rules.batches == SINGLE else batch_size, rules.padded):
             total += _batch_nll(model, documents, batch, device)
             bar.update(sum(w.end - w.first for w in batch))

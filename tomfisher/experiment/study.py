@@ -44,7 +44,7 @@ from tomfisher.models.load import (
     resolve_dtype,
 )
 from tomfisher.progress import note, progress_bar
-from tomfisher.runtime.rules import way_of
+from tomfisher.runtime.rules import remembered, way_of
 from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Experiment:
         self._scope = contextlib.ExitStack()
 
     @plain_torch()
+    @remembered()
     def run(self, progress: bool = True) -> Results:
         """Do what is left to do and write `results.json`, `results.csv`, `verdict.txt` and the details.
 

@@ -18,7 +18,7 @@ from tomfisher.finetune.results import LORA, MASKED, RANDOM, START, UNTOUCHED, C
 from tomfisher.finetune.training import check_learning_rate, mean_loss
 from tomfisher.masks import SparseMask
 from tomfisher.perturbation import perturb
-from tomfisher.runtime.rules import check_rules
+from tomfisher.runtime.rules import check_rules, remembered
 from tomfisher.sample import Sample
 from tomfisher.torch_state import plain_torch
 
@@ -204,6 +204,7 @@ class _Run:
 
 
 @plain_torch()
+@remembered()
 def compare(
     model: nn.Module,
     mask: SparseMask,

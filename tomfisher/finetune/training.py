@@ -14,7 +14,7 @@ from tomfisher.fisher.objective import check_losses, sample_losses
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.forward import measuring
 from tomfisher.runtime.gate import check_samples, plain_torch
-from tomfisher.runtime.rules import SINGLE, Rules, check_rules
+from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
 from tomfisher.sample import Sample
 
 VALIDATION_TOKENS = 2048
@@ -110,9 +110,9 @@ def mean_loss(model: nn.Module, samples: Sequence[Sample]) -> float:
     check_samples(model, samples)
     total = 0.0
     lengths = [len(sample) for sample in samples]
-    rules = check_rules(model, [sample.input_ids for sample in samples], VALIDATION_TOKENS // max(lengths))
+    rules = check_rules(model, [sample.input_ids for sample in samples], tokens=VALIDATION_TOKENS)
     most = 1 if rules.batches == SINGLE else None
-    with measuring(model):
+    with weights_kept(model), measuring(model):
         for chosen in plan_batches(lengths, VALIDATION_TOKENS, most, rules.padded):
             batch = collate(samples, chosen)
             total += float(sample_losses(model, batch, "empirical", "mean", 0).double().sum())

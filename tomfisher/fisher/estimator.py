@@ -30,7 +30,7 @@ from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
 from tomfisher.runtime.forward import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
-from tomfisher.runtime.rules import SINGLE, Rules, check_rules
+from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
 from tomfisher.sample import Sample, digest
 
 
@@ -103,10 +103,11 @@ def fisher_diagonal(
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     budget = token_budget(tokens_per_batch, model, device_of(model))
-    rules = check_rules(model, [sample.input_ids for sample in samples], budget // max(map(len, samples)))
+    rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
     roads = find_roads(model, selection, samples, reduction, rules, budget)
     run = _Run(model, selection, roads, samples, labels, reduction, impl, seed, rules)
-    run.all_batches(budget, progress)
+    with weights_kept(model):
+        run.all_batches(budget, progress)
     result = FisherDiagonal(
         run.F,
         num_samples=len(samples),

@@ -103,7 +103,7 @@ def plan_fisher(
     selection = select_parameters(model, params, maps.weights)
     device = device_of(model)
     budget = token_budget(tokens_per_batch, model, device)
-    rules = check_rules(model, [sample.input_ids for sample in samples], budget // max(map(len, samples)))
+    rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
     roads = find_roads(model, selection, samples, rules=rules, budget=budget)
     lengths = [len(s) for s in samples]
     most = 1 if roads.one_at_a_time or rules.batches == SINGLE else None

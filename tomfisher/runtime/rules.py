@@ -17,9 +17,11 @@ bfloat16, on 17 architectures).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -44,6 +46,8 @@ BATCHES = PADDED, EQUAL, SINGLE = ("padded batches", "batches of equal lengths",
 SLACK = 4.0  # times rounding
 # Cuts for the questions that no length decides, positions compared, and tokens of the batch that is tried.
 SHORT, POSITIONS, BATCH_TOKENS = 24, 16, 1024
+# Of the longest text all rows are compared up to so many logits; else those so near to a changed token, and a sample.
+WHOLE, NEAR = 1 << 22, 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +92,20 @@ class Rules:
         }
 
 
-def check_rules(model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: int = 2) -> Rules:
+def check_rules(
+    model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: int = 2, tokens: int | None = None
+) -> Rules:
     """Ask a model whether it keeps the rules, with the shortest and the longest text of a run.
 
-    It costs about five forwards of the longest text and one batch: of the run's size, on the CPU of at most
-    `BATCH_TOKENS` tokens (or two rows). The answer is remembered for the model and these texts as long as nothing
-    changes that it can depend on: a sweep over masks asks once. It says nothing of other texts: which keys a sparse
-    attention keeps depends on the tokens.
+    It costs about five forwards of the longest text and two batches: of the run's size, on the CPU of at most
+    `BATCH_TOKENS` tokens each (or two rows). The model is asked anew by every call, except within `remembered`. The
+    answer says nothing of other texts: which keys a sparse attention keeps depends on the tokens.
 
     Args:
         model: a causal language model of transformers, on any device, in any dtype.
         sequences: token ids of every text of the run.
         rows: as many as a forward of the run may hold.
+        tokens: as many as a forward of the run may hold, padding included: rows follow from their length.
 
     Returns:
         `Rules`.
@@ -111,30 +117,53 @@ def check_rules(model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: i
     texts = [text for text in texts if text]
     if not texts:
         raise ValueError("There is no text to ask the model with. Give at least one sequence of token ids.")
-    if device_of(model).type == "cpu":
-        rows = min(rows, BATCH_TOKENS // len(texts[-1]))
-    rows = max(2, rows)
-    asked_with = hash(frozenset(map(tuple, texts)))
-    known = _ANSWERS.setdefault(model, {}).setdefault((_fingerprint(model), asked_with), [])
-    for answer, asked in known:
-        if rows <= asked or answer.batches == SINGLE:
-            set_rows(model, answer.rows)
-            return answer
-    rules = _asked(model, texts, rows)
-    known.append((rules, rows))
-    return rules
+    answers = _ANSWERS.get()
+    if answers is None:
+        return _asked(model, texts, rows, tokens)
+    known = answers.setdefault(model, {})
+    key = _fingerprint(model), hash(frozenset(map(tuple, texts))), rows, tokens
+    if key not in known:
+        known[key] = _asked(model, texts, rows, tokens)
+    set_rows(model, known[key].rows)
+    return known[key]
 
 
-def _asked(model: Any, texts: list[list[int]], rows: int) -> Rules:
+@contextlib.contextmanager
+def remembered() -> Iterator[None]:
+    """Within the block, or the function that it decorates, a model is asked once about the same texts.
+
+    It belongs around one run in which nothing changes but masked weights and what `tomfisher` itself puts into the
+    model: a sweep over masks, an ablation. What was found is forgotten at its end; a block within another shares.
+    """
+    if _ANSWERS.get() is not None:
+        yield
+        return
+    token = _ANSWERS.set(weakref.WeakKeyDictionary())
+    try:
+        yield
+    finally:
+        _ANSWERS.reset(token)
+
+
+@contextlib.contextmanager
+def weights_kept(model: nn.Module) -> Iterator[None]:
+    """Refuse a model that wrote to its own weights during the block; it costs two readings of them.
+
+    Raises:
+        ValueError: some bits are not those from before; the tensor is named.
+    """
     bits = WeightBits(model)
     try:
-        with measuring(model):
-            rules = _Questions(model, texts).ask(rows)
+        yield
     except ValueError:
         _check_unchanged(model, bits)  # where it is so, it is the cause of all else
         raise
     _check_unchanged(model, bits)
-    return rules
+
+
+def _asked(model: Any, texts: list[list[int]], rows: int, tokens: int | None) -> Rules:
+    with weights_kept(model), measuring(model):
+        return _Questions(model, texts).ask(rows, tokens)
 
 
 def _check_unchanged(model: Any, bits: WeightBits) -> None:
@@ -148,17 +177,16 @@ def _check_unchanged(model: Any, bits: WeightBits) -> None:
 
 
 _NEW = itertools.count()
+_Key = tuple[int, int, int, int | None]
 
-# Remembered per model object. What the rules say is a property of the computation, not of the values of the weights:
-# it may change with the modules, their hooks and forwards, the config (rotary scaling, attention implementation),
-# dtype and device, and with the texts and the number of rows; not with a mask's few overwritten entries.
-_ANSWERS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], list[tuple[Rules, int]]]] = (
-    weakref.WeakKeyDictionary()
+# What was found within the present block of `remembered`, per model object.
+_ANSWERS: ContextVar[weakref.WeakKeyDictionary[nn.Module, dict[_Key, Rules]] | None] = ContextVar(
+    "answers", default=None
 )
 
 
 def _fingerprint(model: Any) -> int:
-    """A hash of everything but values that a forward depends on."""
+    """A hash of what is put into a model and taken out again in the course of one run."""
     everywhere = (*registry._global_forward_hooks, *registry._global_forward_pre_hooks)
     parts: list[Any] = [
         everywhere,
@@ -201,8 +229,9 @@ class _Questions:
         self.middle = next((t for t in reversed(texts) if len(t) < len(self.longest)), self.short)
         self.pool = sorted({*self.shortest, *self.middle, *self.longest})
         self.found: dict[str, float] = {}
+        self.alone: dict[tuple[int, ...], Tensor] = {}
 
-    def ask(self, rows: int) -> Rules:
+    def ask(self, rows: int, tokens: int | None) -> Rules:
         """All questions, in the order in which the answers need each other."""
         whole = self._whole(self.short)
         self.offset = max(0, len(whole) - len(self.short))
@@ -212,10 +241,10 @@ class _Questions:
         self.rounding = self._rounding(whole)
         self._causal_in_short(whole)
         set_rows(self.model, Rows(self.offset, self._kept(whole)))
-        middle, longest = self._at(self.middle), self._at(self.longest)
-        self._causal_in_longest(longest)
-        batches, reason = self._batches(longest, rows)
-        repeats &= self._again("keeps nothing", middle, self._at(self.middle), _WAY["state"])
+        middle = self._alone(self.middle)
+        repeats &= self._longest(whole.shape[-1])
+        batches, reason = self._batches(rows, tokens)
+        repeats &= self._again("keeps nothing", middle, self._at(self.middle)[0], _WAY["state"])
         lengths = len(self.shortest), len(self.longest)
         return Rules(batches, rows_of(self.model), repeats, self.rounding, self.found, lengths, reason)
 
@@ -235,11 +264,18 @@ class _Questions:
         assert isinstance(logits, Tensor)
         return _logprobs(logits)[0]
 
-    def _at(self, *texts: list[int], where: list[int] | None = None) -> Tensor:
-        """Log-probabilities `[2, K, V]` of the first and the last text of a forward, at some positions."""
+    def _at(self, *texts: list[int], where: list[int] | None = None, rows: Sequence[int] = (0,)) -> Tensor:
+        """Log-probabilities `[R, K, V]` of some rows of a forward, at some positions."""
         keep = torch.tensor(where or _positions(len(texts[0])), device=self.device)
         logits = logits_at(self.model, pad(texts, self.device), keep)
-        return _logprobs(logits[[0, -1]])
+        return _logprobs(logits[list(rows)])
+
+    def _alone(self, text: list[int]) -> Tensor:
+        """Log-probabilities `[K, V]` of a text in a forward of its own, at its `_positions`."""
+        key = tuple(text)
+        if key not in self.alone:
+            self.alone[key] = self._at(text)[0]
+        return self.alone[key]
 
     def _changed(self, ids: list[int], start: int) -> list[int]:
         """The text with every token from `start` on replaced by another one of this run."""
@@ -294,21 +330,45 @@ class _Questions:
             changed = self._whole(self._changed(self.short, start))
             border = self.offset + start
             before = difference(whole[:border], changed[:border])
-            moved = not self._rounds(difference(whole[border], changed[border]))
-            if self.offset and not (self._rounds(before) and moved):
+            own = difference(whole[border], changed[border])
+            if self.offset and not (self._rounds(before) and not self._rounds(own)):
                 fault = (
                     f"{length} tokens give {len(whole)} rows of logits, and the last {length} are not theirs"
                 )
                 self._refuse("rows", fault, _WAY["rows"])
             self._check_causal(before, start)
+            self._check_own(before, own, difference(whole[border + 1 :], changed[border + 1 :]), start)
         if self.offset and length == 1:
             self._refuse("rows", f"1 token gives {len(whole)} rows of logits", _WAY["rows"])
 
-    def _causal_in_longest(self, longest: Tensor) -> None:
-        half = len(self.longest) // 2
-        before = [i for i, position in enumerate(_positions(len(self.longest))) if position < half]
-        changed = self._at(self._changed(self.longest, half))
-        self._check_causal(difference(longest[:, before], changed[:, before]), half)
+    def _longest(self, vocabulary: int) -> bool:
+        """The questions about one text again, on the longest; gives whether the same call gave the same bits."""
+        length = len(self.longest)
+        cuts, where = _cuts(length), list(range(length))
+        if length * vocabulary > WHOLE:
+            near = {p for cut in cuts for p in range(cut - NEAR, cut + NEAR) if 0 <= p < length}
+            where = sorted({*_positions(length), *near})
+        own = self._at(self.longest, where=where)[0]
+        self.alone[tuple(self.longest)] = own[[where.index(p) for p in _positions(length)]]
+        again = self._at(self.longest, where=where)[0]
+        repeats = self._again("repeats", own, again, _WAY["random"])
+        del again
+        for cut in cuts:
+            changed = self._at(self._changed(self.longest, cut), where=where)[0]
+            at = where.index(cut)
+            before = difference(own[:at], changed[:at])
+            self._check_causal(before, cut)
+            after = difference(own[at + 1 :], changed[at + 1 :])
+            self._check_own(before, difference(own[at], changed[at]), after, cut)
+        return repeats
+
+    def _check_own(self, before: float, own: float, after: float, position: int) -> None:
+        """Refuse a row that another token at its place moves no more than the rows before, while those behind move."""
+        if own <= before and not self._rounds(after):
+            fault = (
+                f"another token at position {position} changes the rows of logits behind it, but not its own"
+            )
+            self._refuse("rows", fault, _WAY["rows"])
 
     def _check_causal(self, nats: float, start: int) -> None:
         if not self._rounds(self._note("causal", nats)):
@@ -323,49 +383,70 @@ class _Questions:
         keep = torch.tensor(where, device=self.device)
         ids = pad([self.short], self.device)
         arguments = {"use_cache": False} if accepts(self.model, "use_cache") else {}
-        logits = self.model(input_ids=ids, logits_to_keep=keep + self.offset, **arguments).logits
+        try:
+            logits = self.model(input_ids=ids, logits_to_keep=keep + self.offset, **arguments).logits
+        except Exception:
+            # It has just run on this text without that argument, which then takes something else (a number): all
+            # rows are asked for instead, which is right on any model, and `Rows.kept` says so.
+            return False
         return logits.shape[1] == len(keep) and self._rounds(
             difference(_logprobs(logits)[0], whole[keep + self.offset])
         )
 
-    def _batches(self, longest: Tensor, rows: int) -> tuple[str, str]:
+    def _batches(self, rows: int, tokens: int | None) -> tuple[str, str]:
         """Which rows may stand in one forward, and why no others."""
-        step = max(1, len(self.texts) // max(1, rows - 1))
-        others = self.texts[1:-1][::step][: rows - 2]
-        last = self.shortest if len(self.texts) > 1 else self._changed(self.longest, 0)
-        nats = self._beside([self.longest, *others, last], longest)
-        if (
-            len(last) < len(self.middle) < len(self.longest)
-        ):  # what little padding does to a text of many tokens
-            nats = max(nats, self._beside([self.longest, self.middle], longest))
+        trials = self._trials(rows, tokens)
+        nats = max(map(self._beside, trials))
         if self._rounds(self._note(PADDED, nats)):
             return PADDED, ""
         reason = f"beside other texts, padded, log-probabilities differ by {nats:.2g} nats from those alone"
-        if len(last) < len(self.longest):
+        if len(self.shortest) < len(self.longest):
             nats = max(self._beside_equals(text) for text in (self.shortest, self.longest))
             if self._rounds(self._note(EQUAL, nats)):
                 return EQUAL, reason
         return SINGLE, reason
 
-    def _beside(self, texts: list[list[int]], longest: Tensor) -> float:
-        """How far the first and the last of some texts, in one forward, are from where they are alone."""
-        last = texts[-1]
-        own, short = _positions(len(texts[0])), _positions(len(last))
-        where = sorted({*own, *short})
-        together = self._at(*texts, where=where)
-        found = difference(together[0, [where.index(p) for p in own]], longest[0])
-        alone = self._at(last)[0]
-        found = max(found, difference(together[-1, [where.index(p) for p in short]], alone))
-        healthy = bool(alone.isfinite().any(-1).all())
-        padding = together[-1, [i for i, p in enumerate(where) if p >= len(last)]]
-        # NaN in the padding has no place in a log-probability, but in a gradient
-        return torch.inf if healthy and bool(padding.isnan().any()) else found
+    def _trials(self, rows: int, tokens: int | None) -> list[list[list[int]]]:
+        """Batches as the run may make them: the most padding, the longest text, little padding, the most rows."""
+
+        def most(length: int) -> int:
+            allowed = rows if tokens is None else tokens // length
+            return max(2, allowed if self.device.type != "cpu" else min(allowed, BATCH_TOKENS // length))
+
+        count = most(len(self.longest))
+        last = self.shortest if len(self.texts) > 1 else self._changed(self.longest, 0)
+        padded = len(last) < len(self.middle) < len(self.longest)
+        between = [text for text in self.texts[1:-1] if not (padded and text is self.middle)]
+        between = between[:: max(1, len(self.texts) // max(1, count - 1))]
+        if padded:  # what little padding does to a text of many tokens
+            between.insert(0, self.middle)
+        trials = [[self.longest, *between[: count - 2], last]]
+        if padded and count == 2:
+            trials.append([self.longest, self.middle])
+        together = [text for n, text in enumerate(self.texts, 1) if n <= most(len(text))]
+        if len(together) >= 2 * len(trials[0]):
+            trials.append(together)
+        return trials
+
+    def _beside(self, texts: list[list[int]]) -> float:
+        """How far some of the texts of one forward, the first and the last among them, are from those alone."""
+        rows = sorted({0, 1, len(texts) // 2, len(texts) - 1})
+        own = [_positions(len(texts[row])) for row in rows]
+        where = sorted({p for positions in own for p in positions})
+        together = self._at(*texts, where=where, rows=rows)
+        found = 0.0
+        for row, positions, here in zip(rows, own, together, strict=True):
+            alone = self._alone(texts[row])
+            found = max(found, difference(here[[where.index(p) for p in positions]], alone))
+            padding = here[[i for i, p in enumerate(where) if p >= len(texts[row])]]
+            if bool(alone.isfinite().any(-1).all()) and bool(padding.isnan().any()):
+                return torch.inf  # NaN in the padding has no place in a log-probability, but in a gradient
+        return found
 
     def _beside_equals(self, text: list[int]) -> float:
         """How far a text beside others of its length is from where it is alone."""
         others = [self._changed(text, i % len(text)) for i in range(max(1, BATCH_TOKENS // len(text) - 1))]
-        where = _positions(len(text))
-        return difference(self._at(*others, text, where=where)[-1], self._at(text)[0])
+        return self._beside([*others, text])
 
 
 _WAY = {
@@ -384,6 +465,16 @@ def _positions(length: int) -> list[int]:
     """At most `POSITIONS` positions, the first and the last among them."""
     count = min(length, POSITIONS)
     return sorted({round(i * (length - 1) / max(1, count - 1)) for i in range(count)})
+
+
+def _cuts(length: int) -> list[int]:
+    """Where the tokens of a text are changed: near a third, behind a power of two, and near the end.
+
+    None is a multiple of 4, where the blocks of an attention in chunks begin.
+    """
+    power = 1 << max(0, (length - 1).bit_length() - 1)
+    end = length - (3 if length % 4 == 2 else 2)
+    return sorted({cut for cut in (length // 3 | 1, power + 1, end) if 0 < cut < length})
 
 
 def _logprobs(logits: Tensor) -> Tensor:
