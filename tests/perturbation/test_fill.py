@@ -135,6 +135,23 @@ def test_a_tensor_masked_entirely_is_refused_by_name() -> None:
         assert target["w"].tolist() == [0.0] * 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("value", [1e39, -1e300])
+def test_a_number_beyond_the_dtype_is_refused_by_name(dtype: torch.dtype, value: float) -> None:
+    mask = SparseMask({"w": torch.tensor([1])}, {"w": (4,)})
+    with pytest.raises(ValueError, match="values in w that are not finite"):
+        perturb({"w": torch.ones(4, dtype=dtype)}, mask, fill=value).apply()
+
+
+def test_a_number_is_held_against_what_it_rounds_to() -> None:
+    mask = SparseMask({"w": torch.tensor([1])}, {"w": (4,)})
+    weights = {"w": torch.ones(4, dtype=torch.float16)}
+    with perturb(weights, mask, fill=65519.0):  # rounds to the largest number
+        assert weights["w"][1] == 65504
+    with pytest.raises(ValueError, match="values in w that are not finite"):
+        perturb(weights, mask, fill=70000.0).apply()
+
+
 def test_values_beyond_the_dtype_are_refused_by_name() -> None:
     half, mask = one(torch.tensor([60000.0, 1.0], dtype=torch.float16), [0])
     with pytest.raises(

@@ -185,3 +185,12 @@ def test_where_what_was_written_cannot_be_kept_nothing_stays_written(monkeypatch
         perturbation.apply()
     assert not perturbation.applied
     assert all(torch.equal(bits(model)[name], value) for name, value in before.items())
+
+
+def test_an_entry_of_a_transposed_weight_is_named_as_the_mask_counts() -> None:
+    model = nn.Linear(8, 16)
+    model.weight = nn.Parameter(torch.randn(8, 16).t())
+    mask = SparseMask({"weight": torch.tensor([1, 4, 9])}, {"weight": (16, 8)})
+    with pytest.raises(RuntimeError, match=r"weight at 4\)"), perturb(model, mask), torch.no_grad():
+        model.weight[0, 4] = 7.0
+    assert model.weight[0, 4] == 7.0

@@ -54,13 +54,24 @@ def test_a_sweep_reads_the_weights_once_and_fills_the_same(reads: list[int]) -> 
     assert sum(reads) == 3
 
 
-def test_one_perturbation_applied_again_knows_its_sums(reads: list[int]) -> None:
+@pytest.mark.parametrize("write", ["none", "data", "numpy", "fused"])
+def test_one_perturbation_applied_again_reads_the_weights_again(write: str) -> None:
     model = model_of(20, 30)
     perturbation = perturb(model, mask_of(model))
-    for _ in range(3):
-        with perturbation:
-            pass
-    assert sum(reads) == 2
+    with perturbation:
+        pass
+    if write == "data":
+        model[0].data.mul_(3)
+    elif write == "numpy":
+        model[0].detach().numpy()[:] *= 3
+    elif write == "fused":  # moves no version counter either
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        torch.optim.Adam(model.parameters(), lr=0.5, fused=True).step()
+    expected = fills(model, perturbation.mask)
+    with perturbation:
+        named = model.named_parameters()
+        assert [p.detach().view(-1)[perturbation.mask[n][0]].item() for n, p in named] == expected
 
 
 @pytest.mark.parametrize("write", ["add_", "optimizer", "copy_", "view", "slice"])

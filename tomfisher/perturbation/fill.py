@@ -169,18 +169,27 @@ def _new_values(fill: Fill, target: Target, old: Tensor, seed: int) -> Tensor:
         mean, std = _moments(target)
         new = old.new_tensor(mean + std * _normal(seed, target), dtype=torch.float64).to(dtype)
     elif fill.kind == "number":
-        new = torch.full_like(old, round_once(fill.value, dtype))
+        new = _constant(old, fill.value)
     else:
         mean = unmasked_sum(target.view, target.index) / target.view.numel()
         if not math.isfinite(mean):
             raise _not_finite(target)
-        new = torch.full_like(old, round_once(mean, dtype))
+        new = _constant(old, mean)
     if not bool(new.isfinite().all()):
         raise ValueError(
             f"fill {fill} gives values in {target.label} that are not finite in {dtype}: it overflows, or "
             "the weights hold NaN or infinity already."
         )
     return new
+
+
+def _constant(old: Tensor, value: float) -> Tensor:
+    """One value for every entry, infinite where the dtype cannot hold it."""
+    number = round_once(value, old.dtype)
+    limits = torch.finfo(old.dtype)
+    if not limits.min <= number <= limits.max:  # `full` raises in 16 bits; a conversion rounds or overflows
+        return torch.full_like(old, number, dtype=torch.float64).to(old.dtype)
+    return torch.full_like(old, number)
 
 
 def _moments(target: Target) -> tuple[float, float]:

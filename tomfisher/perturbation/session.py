@@ -55,7 +55,7 @@ class Perturbation:
         seed: int,
         compat: str | None,
         impl: Impl,
-        sums: WeightSums,
+        sums: WeightSums | None,
     ) -> None:
         self.mask = mask
         self.fill = fill
@@ -63,7 +63,8 @@ class Perturbation:
         self._seed = seed
         self._compat = compat
         self._impl = impl
-        self._sums = sums
+        self._given = sums
+        self._sums = WeightSums() if sums is None else sums
         targets = resolve_targets(target, mask)
         self.nnz = sum(t.index.numel() for t in targets)
         # only there may what was made in inference mode be written to
@@ -115,6 +116,8 @@ class Perturbation:
     __enter__ = apply
 
     def _write(self) -> None:
+        if self._given is None:  # what changed the weights since may have left their version counters alone
+            self._sums = WeightSums()
         if self._site is not None and self._site.holds():
             try:
                 return self._write_to(self._site)
@@ -250,8 +253,8 @@ def perturb(
             entries (masked ones count as zeros); float64 accumulation, rounded once to the weight's dtype.
         impl: "auto", "triton", "cpp" or "reference".
         sums: what is known of the weights, to share between perturbations: a mean then costs as much as there
-            are masked entries. None: what this one has seen itself, when it is applied again. In both cases
-            writes through `tensor.data` or numpy between two fills are not noticed (see `WeightSums`).
+            are masked entries, but writes that PyTorch does not count, as those of fused optimizers, are not noticed
+            (see `WeightSums`). None: the weights are read whenever it is applied.
 
     Returns:
         A `Perturbation`, not applied yet.
@@ -269,4 +272,4 @@ def perturb(
         raise ValueError(f"compat must be None or 'authors', got {compat!r}.")
     if compat == "authors" and parsed.kind != "mean":
         raise ValueError(f"compat='authors' is a way to take the mean, got fill={fill!r}. Use fill='mean'.")
-    return Perturbation(target, mask, parsed, seed, compat, impl, WeightSums() if sums is None else sums)
+    return Perturbation(target, mask, parsed, seed, compat, impl, sums)

@@ -15,7 +15,7 @@ from tomfisher.ops.dispatch import Impl
 from tomfisher.perturbation.stack import Key
 from tomfisher.perturbation.standing import Entries
 from tomfisher.perturbation.sums import Group
-from tomfisher.perturbation.targets import Target, named_tensors, resolve_targets
+from tomfisher.perturbation.targets import Target, named_tensors, resolve_targets, row_major
 
 Link = tuple[Mapping[str, Any], str, object]
 
@@ -59,7 +59,14 @@ class Place:
     @cached_property
     def entries(self) -> list[Entries]:
         """The masked entries, to read what stands there."""
-        return [Entries(target.label, target.view, target.index) for target in self.targets]
+        return [
+            Entries(
+                target.label,
+                target.view if weight.is_contiguous() else weight.detach(),
+                row_major(weight, target),
+            )
+            for weight, target in zip(self._weights, self.targets, strict=True)
+        ]
 
     @property
     def unmoved(self) -> bool:

@@ -110,8 +110,9 @@ class WeightSums:
 
     A sum holds as long as its tensor has the same memory and PyTorch's version counter stands still, which every
     in-place operation moves; a perturbation that undoes its own write makes the sum from before hold again.
-    Writes that the counter does not see are not noticed: through `tensor.data`, through a numpy array or another
-    view of the memory from outside PyTorch. Call `clear()` after such a write.
+    Writes that the counter does not see are not noticed: by fused optimizers, through `tensor.data`, through a numpy
+    array or another view of the memory from outside PyTorch. It belongs to a sweep in which nobody trains; call
+    `clear()` after such a write.
     """
 
     _seen: dict[_Key, _Seen] = field(default_factory=dict, repr=False)

@@ -143,6 +143,18 @@ def _flatten(tensor: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return in_memory.view(-1), _offsets(tensor, index).sort().values
 
 
+def row_major(tensor: Tensor, target: Target) -> Tensor:
+    """The target's positions as flat row-major positions in the tensor whose memory it is, as masks count them."""
+    if tensor.is_contiguous() or target.view.shape == tensor.shape:
+        return target.index
+    order = sorted(range(tensor.ndim), key=lambda d: tensor.stride(d), reverse=True)
+    in_memory = torch.unravel_index(target.index, [tensor.shape[d] for d in order])
+    flat = torch.zeros_like(target.index)
+    for dimension, size in enumerate(tensor.shape):
+        flat = flat * size + in_memory[order.index(dimension)]
+    return flat.sort().values
+
+
 def _offsets(tensor: Tensor, index: Tensor) -> Tensor:
     """Distance of each entry from the tensor's first, in entries."""
     coordinates = torch.unravel_index(index, tensor.shape)
