@@ -42,7 +42,7 @@ def tensors(seed=0, tied=False):
     return found if tied else {**found, "output.weight": random(len(TOKENS), HIDDEN)}
 
 
-def write(path, values, split=None, described=True, packed=None):
+def write(path, values, split=None, described=True, packed=None, name=None):
     """A llama GGUF file; `split` is number, count and tensors in all, `packed` a quantisation of the matrices."""
     w = writer_of.GGUFWriter(str(path), "llama")
     if described:
@@ -63,6 +63,8 @@ def write(path, values, split=None, described=True, packed=None):
         w.add_token_merges(["a b", "c d"])
         w.add_bos_token_id(len(TOKENS) - 1)
         w.add_eos_token_id(len(TOKENS) - 1)
+    if name is not None:
+        w.add_name(name)
     if split:
         w.add_uint16("split.no", split[0])
         w.add_uint16("split.count", split[1])
@@ -347,3 +349,21 @@ def test_an_adapter_beside_the_file_is_no_part_of_it(tmp_path):
         '{"base_model_name_or_path": "nowhere", "peft_type": "LORA"}'
     )
     assert Path(load_model(str(file)).name) == file
+
+
+def test_a_part_that_says_that_it_is_of_another_model_is_refused(tmp_path):
+    first, *_ = write_parts(tmp_path, tensors(), name="one")
+    logits(first)
+    (tmp_path / "other").mkdir()
+    second = write_parts(tmp_path / "other", tensors(1), name="two")[1]
+    (tmp_path / second.name).write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match=r"another model.*general\.name is 'two', not 'one'"):
+        load_model(str(first))
+
+
+def test_matrices_that_a_file_holds_as_zeros_are_said(tmp_path):
+    values = tensors()
+    values["blk.1.ffn_down.weight"] = np.zeros_like(values["blk.1.ffn_down.weight"])
+    with pytest.warns(UserWarning, match=r"zero throughout, model\.layers\.1\.mlp\.down_proj\.weight"):
+        loaded = load_model(str(write(tmp_path / "m.gguf", values)))
+    assert loaded.identity["loading"]["zero"]["number"] == 1

@@ -278,3 +278,32 @@ def test_a_model_without_a_head_is_not_said_to_be_tied(saved, kind):
     ) as caught:
         load_model(folder.name, device="cpu")
     assert "tie_word_embeddings" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32])
+def test_matrices_in_integers_that_nothing_explains_are_refused(saved, kind):
+    folder = saved(llama())
+    folder.edit_weights(
+        lambda weights: {k: (v * 100).to(kind) if v.ndim == 2 else v for k, v in weights.items()}
+    )
+    with pytest.raises(ValueError, match=r"^Model .* stores 16 matrices in integers.*no quantization_config"):
+        load_model(folder.name, device="cpu")
+
+
+def test_a_folder_that_holds_two_models_is_refused(saved, tmp_path):
+    folder, other = saved(llama()), saved(llama(), "other", max_shard_size=4096)
+    for file in other.path.glob("model*"):
+        (folder.path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="is there twice"):
+        load_model(folder.name, device="cpu")
+
+
+def test_matrices_that_are_zero_throughout_are_said_and_recorded(saved):
+    model = llama()
+    folder = saved(model)
+    with torch.no_grad():
+        model.get_parameter(DOWN).zero_()
+    folder.edit_weights(lambda weights: {**weights, DOWN: torch.zeros_like(weights[DOWN])})
+    with pytest.warns(UserWarning, match=f"1 weight matrices .* are zero throughout, {DOWN}"):
+        loaded = loads_as(folder, model)
+    assert loaded.identity["loading"]["zero"] == {"number": 1, "first": [DOWN]}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
+ALIKE = ("architecture", "name", "basename", "uuid", "file_type", "size_label", "version", "finetune")
 NEEDED = ("block_count", "embedding_length")
 
 
@@ -26,6 +27,10 @@ def named_parts(file: Path) -> list[Path]:
 
 def parts_of(file: Path) -> list[Path]:
     """All files of the model that a GGUF file is, or is a part of, in order, complete.
+
+    Parts are held to their numbers, to the number of tensors in all, and to what both say of the model (`general.*`).
+    Most writers describe the model in the first part alone: nothing in such files tells a later part of another
+    model with the same names and shapes.
 
     Args:
         file: a whole file, or any part `NAME-0000i-of-0000n.gguf` of a split one.
@@ -123,6 +128,14 @@ def _check_parts(parts: list[Path], readers: list[Any]) -> None:
                 f"{part.name} says that it is part {number + 1} of {count}: it belongs to another file. Fetch the "
                 "parts again."
             )
+    for part, reader in zip(parts[1:], readers[1:], strict=True):
+        for key in (f"general.{name}" for name in ALIKE):
+            here, there = _value(readers[0], key), _value(reader, key)
+            if None not in (here, there) and here != there:
+                raise ValueError(
+                    f"{part.name} is of another model than {parts[0].name}: its {key} is {there!r}, not {here!r}. "
+                    "Fetch the parts again."
+                )
     names = [tensor.name for reader in readers for tensor in reader.tensors]
     promised = _value(readers[0], "split.tensors.count")
     if len(set(names)) != len(names) or (promised is not None and int(promised) != len(names)):

@@ -15,6 +15,7 @@ from tomfisher.models import hub
 from tomfisher.models.loading_errors import explained
 from tomfisher.models.loading_report import check_complete, first_of, wrapper_renaming
 from tomfisher.models.quiet import quiet_unless_terminal, report_kept
+from tomfisher.models.stored import check_files, zero_matrices
 
 GENERIC_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
@@ -93,12 +94,15 @@ def read_model(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, A
 
     Returns:
         The model on the CPU, and what is worth recording: `stripped`, names of wrappers taken out of the keys, and
-        `left_out`, weights in the files that the model has no use for (number and the first few).
+        `left_out`, weights in the files that the model has no use for, and `zero`, matrices that are zero throughout
+        (number and the first few).
 
     Raises:
         ValueError: it cannot be read, or is not whole; see `check_complete`.
         ModuleNotFoundError: a package that it needs is missing.
     """
+    if (folder := Path(place.location)).is_dir():
+        check_files(folder, place.source)
     model, info = _load(place, dtype, {})
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
@@ -111,6 +115,8 @@ def read_model(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, A
         recorded["stripped"] = sorted({re.sub(r"\W", "", pattern) for pattern in renaming})
     if left := check_complete(model, info, place.source):
         recorded["left_out"] = {"number": len(left), "first": left[:8]}
+    if zero := zero_matrices(model, place.source):
+        recorded["zero"] = {"number": len(zero), "first": zero[:8]}
     return model, recorded
 
 

@@ -1,0 +1,81 @@
+"""Whether the weights in a folder's files are those of one model and floating-point numbers, and are all there."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from tomfisher.models.loading_report import first_of
+from tomfisher.text_files import read_json
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+EXPLAINED = ("quantization_config", "compression_config", "auto_map")  # of integers, or the model's own code
+
+
+def check_files(folder: Path, source: str) -> None:
+    """Refuse safetensors of which transformers would make another model than was saved.
+
+    Args:
+        folder: a model's folder.
+        source: the model's name, for messages.
+
+    Raises:
+        ValueError: a whole file lies beside shards of another list of files, or a matrix is stored in integers
+            that nothing says how to read.
+    """
+    if (folder / WHOLE).is_file() and (folder / INDEX).is_file():
+        files = set(read_json(folder / INDEX).get("weight_map", {}).values())
+        if files != {WHOLE}:
+            raise ValueError(
+                f"Model {source!r} is there twice: {WHOLE}, and {INDEX} with {len(files)} other files. Which of the "
+                "two is meant cannot be told. Take one of them out of the folder."
+            )
+    settings = read_json(folder / "config.json")
+    if any(key in part for part in (settings, settings.get("text_config") or {}) for key in EXPLAINED):
+        return
+    integers = [name for file in sorted(folder.glob("model*.safetensors")) for name in _integers(file)]
+    if integers:
+        raise ValueError(
+            f"Model {source!r} stores {len(integers)} matrices in integers, {first_of(integers)}, and its config has "
+            "no quantization_config that says how to read them. Use the model's unquantized weights."
+        )
+
+
+def zero_matrices(model: nn.Module, source: str) -> list[str]:
+    """Names of the weight matrices that hold nothing but zeros; said in a warning.
+
+    A download that reserves its space and then stops leaves them; so does a part of a model that was set to zero.
+    """
+    zero = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.ndim > 1 and weight.is_floating_point() and _is_zero(weight.detach())
+    ]
+    if zero:
+        warnings.warn(
+            f"{len(zero)} weight matrices of {source!r} are zero throughout, {first_of(zero)}: where the model was not "
+            "saved so, its files are damaged, such as by a download that stopped. Fetch them again.",
+            stacklevel=2,
+        )
+    return zero
+
+
+def _is_zero(weight: Tensor) -> bool:
+    return weight.numel() > 0 and not weight.flatten()[:64].any() and not weight.any()
+
+
+def _integers(file: Path) -> list[str]:
+    """Names of the tensors of two or more dimensions in a safetensors file that are whole numbers."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as handle:
+        slices: dict[str, Any] = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+        return [
+            name
+            for name, part in slices.items()
+            if part.get_dtype()[:1] in "IU" and len(part.get_shape()) > 1 and name.endswith("weight")
+        ]
