@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tomfisher.models.loading_errors import explained
 from tomfisher.models.loading_report import first_of
 from tomfisher.text_files import read_json
 
@@ -24,8 +25,8 @@ def check_files(folder: Path, source: str) -> None:
         source: the model's name, for messages.
 
     Raises:
-        ValueError: a whole file lies beside shards of another list of files, or a matrix is stored in integers
-            that nothing says how to read.
+        ValueError: a whole file lies beside shards of another list of files, a file is damaged, or a matrix is stored
+            in integers that nothing says how to read.
     """
     if (folder / WHOLE).is_file() and (folder / INDEX).is_file():
         files = set(read_json(folder / INDEX).get("weight_map", {}).values())
@@ -37,7 +38,8 @@ def check_files(folder: Path, source: str) -> None:
     settings = read_json(folder / "config.json")
     if any(key in part for part in (settings, settings.get("text_config") or {}) for key in EXPLAINED):
         return
-    integers = [name for file in sorted(folder.glob("model*.safetensors")) for name in _integers(file)]
+    with explained("the weights", source, f"Check the files in {source}."):
+        integers = [name for file in sorted(folder.glob("model*.safetensors")) for name in _integers(file)]
     if integers:
         raise ValueError(
             f"Model {source!r} stores {len(integers)} matrices in integers, {first_of(integers)}, and its config has "
