@@ -206,7 +206,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         _put(temporary, target, _beside(target, token, "old"))
     except OSError as error:
-        reason = f"{error.strerror}; the finished result is kept in {temporary}"
+        reason = f"{error.strerror or error}; the finished result is kept in {temporary}"
         raise OSError(error.errno, reason, os.fspath(target)) from error
 
 
