@@ -1,5 +1,5 @@
 // torch.ops.tomfisher_cpp.{weight_sums, masked_fill_mean_, scatter_}. Python checks arguments (tomfisher/ops,
-// tomfisher/ops/cpp); what is checked here again is what could read or write out of bounds.
+// tomfisher/ops/_backends/cpp.py); what is checked here again is what could read or write out of bounds.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -1,7 +1,7 @@
 // The Python module `tomfisher._C` and the namespace of its operations, torch.ops.tomfisher_cpp.
 //
 // Importing the module runs the registrations of every file here. Each group of operations adds its own with
-// STABLE_TORCH_LIBRARY_FRAGMENT(tomfisher_cpp, m); their Python side is tomfisher/ops/cpp.
+// STABLE_TORCH_LIBRARY_FRAGMENT(tomfisher_cpp, m); their Python side is tomfisher/ops/_backends/cpp.py.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import warnings
 
 import pytest
@@ -14,7 +13,9 @@ CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda"), torch.device("meta
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """An empty table, which no backend enters itself into."""
     entries: dict = {}
+    monkeypatch.setattr(importlib, "import_module", lambda name: None)
     monkeypatch.setattr(dispatch, "_table", entries)
     return entries
 
@@ -59,10 +60,11 @@ def test_an_implementation_is_imported_when_it_is_first_asked_for(
     table: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "_installed", lambda module: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tomfisher.ops.cpp.op" or None)
-    monkeypatch.setattr(importlib, "import_module", lambda name: enter("cpp"))
+    imported: list[str] = []
+    monkeypatch.setattr(importlib, "import_module", lambda name: (imported.append(name), enter("cpp")))
     enter("reference")
     assert resolve("op_", "auto", CPU)[0] == "cpp"
+    assert imported == ["tomfisher.ops._backends.cpp"]
 
 
 def test_an_explicit_request_is_kept_and_never_falls_back(table: dict) -> None:

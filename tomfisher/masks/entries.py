@@ -19,7 +19,7 @@ from tomfisher.ops import (
     topk_summary,
     topk_summary_stored,
 )
-from tomfisher.ops.dtypes import DTYPES
+from tomfisher.ops.checks import DTYPES
 
 
 class Largest(NamedTuple):

@@ -1,6 +1,6 @@
-"""One function per operation: validate, pick an implementation, run it in place or return the result.
+"""One file an operation: arguments checked, an implementation chosen and run, and the plain-PyTorch definition.
 
-Every operation has a plain-PyTorch reference (`tomfisher.ops.reference`) that defines it.
+Faster implementations are registered in `tomfisher.ops._backends`.
 """
 
 from tomfisher.ops.dispatch import IMPLEMENTATIONS, Impl, resolve

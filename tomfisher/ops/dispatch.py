@@ -81,9 +81,7 @@ def traced(*tensors: Tensor) -> bool:
 
 def _find(op: str, impl: str) -> Callable[..., Any] | None:
     if (op, impl) not in _table and impl in _NEEDS and _present(impl):
-        module = f"tomfisher.ops.{impl}.{op.rstrip('_')}"
-        if importlib.util.find_spec(module) is not None:
-            importlib.import_module(module)
+        importlib.import_module(f"tomfisher.ops._backends.{impl}")
     return _table.get((op, impl))
 
 

@@ -8,9 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-import tomfisher.ops.reference.rope_energy  # noqa: F401  (registers the definition)
-from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.dtypes import ACTIVATIONS
+from tomfisher.ops.checks import ACTIVATIONS, valid_lengths
+from tomfisher.ops.dispatch import Impl, register, resolve
 
 Layout = Literal["half", "interleaved"]
 
@@ -77,25 +76,6 @@ def rope_energy(
     return RopeEnergy(energy, norm, sum(counts))
 
 
-def valid_lengths(lengths: Sequence[int] | Tensor | None, batch: int, longest: int) -> list[int]:
-    """The number of valid positions of each sequence.
-
-    Args:
-        lengths: what the caller gave; None: all positions.
-        batch: number of sequences.
-        longest: positions of the padded batch.
-
-    Raises:
-        ValueError: not one number from 0 to `longest` for each sequence.
-    """
-    if lengths is None:
-        return [longest] * batch
-    counts = [int(n) for n in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
-    if len(counts) != batch or any(not 0 <= n <= longest for n in counts):
-        raise ValueError(f"lengths must be {batch} numbers between 0 and {longest}, got {counts[:8]}.")
-    return counts
-
-
 @torch.library.custom_op("tomfisher::rope_energy", mutates_args=())
 def _op(x: Tensor, pairs: int, interleaved: bool, lengths: Sequence[int], impl: str) -> Tensor:
     _, run = resolve("rope_energy", impl, x.device)
@@ -105,3 +85,25 @@ def _op(x: Tensor, pairs: int, interleaved: bool, lengths: Sequence[int], impl: 
 @_op.register_fake
 def _(x: Tensor, pairs: int, interleaved: bool, lengths: Sequence[int], impl: str) -> Tensor:
     return x.new_empty(2, x.shape[2], pairs, dtype=torch.float32)
+
+
+@register("rope_energy", "reference")
+def _reference(x: Tensor, pairs: int, interleaved: bool, lengths: Sequence[int]) -> Tensor:
+    """Sum energy and norm of every rotary pair over the valid tokens.
+
+    Args:
+        x: `[B, T, H, D]`.
+        pairs: half the number of rotated dimensions.
+        interleaved: pairs are (2p, 2p + 1) rather than (p, p + pairs).
+        lengths: valid tokens of each sequence.
+
+    Returns:
+        float32 `[2, H, pairs]`: Σ x_i² + x_j² and Σ √(x_i² + x_j²).
+    """
+    total = torch.zeros(2, x.shape[2], pairs, dtype=torch.float32, device=x.device)
+    for sequence, length in zip(x, lengths, strict=True):
+        rotated = sequence[:length, :, : 2 * pairs].float().square()
+        i, j = (rotated[..., 0::2], rotated[..., 1::2]) if interleaved else rotated.split(pairs, dim=-1)
+        energy = i + j
+        total += torch.stack([energy.sum(0), energy.sqrt().sum(0)])
+    return total

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 import tomfisher.ops.reference.scatter  # noqa: F401  (registers the definition)
+from tomfisher.ops.checks import DTYPES, overlap
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.dtypes import DTYPES
-from tomfisher.ops.memory import overlap
 
 
 @torch.no_grad()

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import tomfisher.ops.reference.square_accumulate  # noqa: F401  (registers the definition)
-from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.dtypes import DTYPES
+from tomfisher.ops.checks import DTYPES, is_expanded, overlap
+from tomfisher.ops.dispatch import Impl, register, resolve
 
 
 @torch.no_grad()
@@ -17,7 +16,8 @@ def square_accumulate_(F_list: Sequence[Tensor], grad_list: Sequence[Tensor], im
     """Add the elementwise square of each gradient to its Fisher tensor, in float32: `F += g.float() ** 2`.
 
     Args:
-        F_list: float32 tensors, changed in place; no memory of one belongs to another or to a gradient.
+        F_list: float32 tensors, changed in place; none lies between the first and the last entry of another or of
+            a gradient.
         grad_list: float16, bfloat16, float32 or float64 gradients of the same shapes and on the same device.
         impl: "auto", "triton", "cpp" or "reference".
 
@@ -48,6 +48,13 @@ def _(F_list: Sequence[Tensor], grad_list: Sequence[Tensor], impl: str) -> None:
     return None
 
 
+@register("square_accumulate_", "reference")
+def _reference(F_list: Sequence[Tensor], grad_list: Sequence[Tensor]) -> None:
+    for F, gradient in zip(F_list, grad_list, strict=True):
+        g = gradient.float()
+        F.addcmul_(g, g)
+
+
 def _check_pair(position: int, F: Tensor, gradient: Tensor, device: torch.device) -> None:
     if F.dtype != torch.float32 or gradient.dtype not in DTYPES:
         raise TypeError(
@@ -59,29 +66,17 @@ def _check_pair(position: int, F: Tensor, gradient: Tensor, device: torch.device
             f"Pair {position}: F and gradient must share shape and device, got {tuple(F.shape)} on {F.device} "
             f"and {tuple(gradient.shape)} on {gradient.device}; the first F is on {device}."
         )
-    if any(step == 0 and size > 1 for step, size in zip(F.stride(), F.shape, strict=True)):
+    if is_expanded(F):
         raise ValueError(f"Pair {position}: F is an expanded view: its entries share memory. Pass a clone.")
 
 
 def _check_apart(F_list: Sequence[Tensor], grad_list: Sequence[Tensor]) -> None:
-    """Refuse an F whose memory another tensor uses; views with gaps are compared by where they begin."""
-    spans = sorted(
-        (tensor.data_ptr(), tensor.data_ptr() + _extent(tensor), f"{label}[{i}]", label == "F_list")
-        for label, tensors in (("F_list", F_list), ("grad_list", grad_list))
-        for i, tensor in enumerate(tensors)
-        if tensor.numel()
+    pair = overlap(F_list, grad_list, apart=True)
+    if pair is None:
+        return
+    count = len(F_list)
+    first, second = (f"F_list[{i}]" if i < count else f"grad_list[{i - count}]" for i in pair)
+    raise ValueError(
+        f"{first} and {second} share memory: the sum would depend on the order. Pass a clone of one, "
+        "or call once for each."
     )
-    end, owner, of_F = 0, "", False
-    for start, stop, name, is_F in spans:
-        if start < end and (is_F or of_F):
-            raise ValueError(
-                f"{owner} and {name} share memory: the sum would depend on the order. Pass a clone of one, "
-                "or call once for each."
-            )
-        if stop > end:
-            end, owner, of_F = stop, name, is_F
-
-
-def _extent(tensor: Tensor) -> int:
-    """Bytes from the first entry on that certainly belong to the tensor alone."""
-    return tensor.element_size() * (tensor.numel() if tensor.is_contiguous() else 1)

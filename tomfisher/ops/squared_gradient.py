@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-import tomfisher.ops.reference.squared_gradient  # noqa: F401  (registers the definition)
-from tomfisher.ops.dispatch import Impl, resolve, traced
+from tomfisher.ops.dispatch import Impl, register, resolve, traced
 
 
 def squared_gradient_(
@@ -95,6 +94,29 @@ def _(
     impl: str,
 ) -> None:
     return None
+
+
+@register("squared_gradient_", "reference")
+def _reference(
+    F: Tensor, grad_output: Tensor, input: Tensor, bounds: list[tuple[int, int]], targets: list[int] | None
+) -> None:
+    """Add the squared weight gradient of every segment to F, one segment at a time.
+
+    Args:
+        F: float32 `[d_out, d_in]`, or `[E, d_out, d_in]` with `targets`.
+        grad_output: `[N, d_out]`, all segments one after another.
+        input: `[N, d_in]`.
+        bounds: first and last-plus-one row of each segment.
+        targets: slice of F that each segment adds to.
+    """
+    # all memory is taken before the first write, so running out of it leaves F as it was
+    gradient = torch.empty(F.shape[-2:], dtype=torch.float32, device=F.device)
+    Y, X = grad_output.float(), input.float()
+    for segment, (start, stop) in enumerate(bounds):
+        if start == stop:
+            continue
+        torch.mm(Y[start:stop].T, X[start:stop], out=gradient)
+        (F if targets is None else F[targets[segment]]).addcmul_(gradient, gradient)
 
 
 def _check_tensors(F: Tensor, grad_output: Tensor, input: Tensor, has_targets: bool) -> None:

@@ -7,8 +7,8 @@ import os
 import torch
 
 import tomfisher.ops.reference.topk_stored  # noqa: F401  (registers the definition)
+from tomfisher.ops.checks import DTYPES
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.dtypes import DTYPES
 from tomfisher.ops.topk import TopK, as_topk
 from tomfisher.ops.vectors import check_count
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tomfisher.ops.dtypes import DTYPES
+from tomfisher.ops.checks import DTYPES
 
 
 def vectors_of(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import tomfisher.ops.reference.weight_sums  # noqa: F401  (registers the definition)
+from tomfisher.ops.checks import DTYPES
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.dtypes import DTYPES
 
 
 @torch.no_grad()

@@ -1,10 +1,41 @@
-"""Which memory a tensor takes: what is written must not be read in the same call."""
+"""What several operations ask of their arguments: dtypes, lengths, memory of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of weights, gradients and Fisher values."""
+
+ACTIVATIONS = (torch.float16, torch.bfloat16, torch.float32)
+"""Of what a model computes on the way: queries, keys, inputs of a layer."""
+
+
+def valid_lengths(lengths: Sequence[int] | Tensor | None, batch: int, longest: int) -> list[int]:
+    """The number of valid positions of each sequence.
+
+    Args:
+        lengths: what the caller gave; None: all positions.
+        batch: number of sequences.
+        longest: positions of the padded batch.
+
+    Raises:
+        ValueError: not one number from 0 to `longest` for each sequence.
+    """
+    if lengths is None:
+        return [longest] * batch
+    counts = [int(n) for n in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
+    if len(counts) != batch or any(not 0 <= n <= longest for n in counts):
+        raise ValueError(f"lengths must be {batch} numbers between 0 and {longest}, got {counts[:8]}.")
+    return counts
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether entries of the tensor share memory with one another, as in a view that `expand` made."""
+    return any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def overlap(written: Sequence[Tensor], read: Sequence[Tensor], apart: bool = False) -> tuple[int, int] | None:

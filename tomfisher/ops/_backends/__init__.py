@@ -1,0 +1,1 @@
+"""Fast implementations: one module per backend, imported when an operation first asks for it."""

@@ -1,0 +1,21 @@
+"""The launchers of `tomfisher.kernels`, registered with the operations whose arguments they share."""
+
+from tomfisher.kernels.masked_fill import masked_fill_mean_
+from tomfisher.kernels.rope_energy import rope_energy
+from tomfisher.kernels.scatter import scatter_
+from tomfisher.kernels.sink_mass import sink_mass
+from tomfisher.kernels.square_accumulate import square_accumulate_
+from tomfisher.kernels.squared_gradient import squared_gradient
+from tomfisher.kernels.topk import topk, topk_across
+from tomfisher.kernels.weight_sums import weight_sums
+from tomfisher.ops.dispatch import register
+
+register("masked_fill_mean_", "triton")(masked_fill_mean_)
+register("rope_energy", "triton")(rope_energy)
+register("scatter_", "triton")(scatter_)
+register("sink_mass", "triton")(sink_mass)
+register("square_accumulate_", "triton")(square_accumulate_)
+register("squared_gradient_", "triton")(squared_gradient)
+register("topk", "triton")(topk)
+register("topk_across", "triton")(topk_across)
+register("weight_sums", "triton")(weight_sums)
