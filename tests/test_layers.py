@@ -40,7 +40,6 @@ MOVING = (
     ("tomfisher.tasks", "tomfisher.testbed", "runtime"),
     ("tomfisher.models", "tomfisher.testbed", "runtime"),
     ("tomfisher.testbed.architectures", "tomfisher.testbed.recipe", "runtime"),
-    ("tomfisher.fisher.diagonal", "tomfisher.fisher.store", "runtime"),
     ("tomfisher.evaluate.choice", "tomfisher.fisher", "runtime"),
     ("tomfisher.report", "tomfisher.experiment", "studies"),
     ("tomfisher.experiment.architecture_folder", "tomfisher.experiment", "studies"),

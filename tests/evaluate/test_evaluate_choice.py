@@ -8,7 +8,7 @@ from tomfisher.evaluate import ChoiceEvaluator, score
 from tomfisher.evaluate._plan import cost
 from tomfisher.evaluate.choice import PACKED, STEPS, WHOLE
 
-ROADS = [PACKED, STEPS, WHOLE]
+STRATEGIES = [PACKED, STEPS, WHOLE]
 PACKED_HERE = ["llama", "gpt2", "opt", "gpt-neox", "mixtral"]
 SHARING = [*PACKED_HERE, "mistral-window", "mpt"]
 PLAIN = ["mamba", "jamba"]
@@ -31,17 +31,17 @@ def oracle(model, tokenizer, stories):
     return found
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("name", SHARING)
-def test_logprobs_are_the_oracles(models, tokenizer, stories, name, road, batch_size):
-    model, share = models(name), road != WHOLE
-    evaluator = ChoiceEvaluator(tokenizer, stories, batch_size, pack=road == PACKED)
+def test_logprobs_are_the_oracles(models, tokenizer, stories, name, strategy, batch_size):
+    model, share = models(name), strategy != WHOLE
+    evaluator = ChoiceEvaluator(tokenizer, stories, batch_size, pack=strategy == PACKED)
     scores = evaluator.score(model, share_prefix=share)
     assert scores.shared_prefix is share
-    assert scores.packed is (road == PACKED and name in PACKED_HERE)
+    assert scores.packed is (strategy == PACKED and name in PACKED_HERE)
     assert [way for way, _ in evaluator._plans] == [
-        STEPS if road == PACKED and name not in PACKED_HERE else road
+        STEPS if strategy == PACKED and name not in PACKED_HERE else strategy
     ]
     for record, story, expected in zip(
         scores.records, stories, oracle(model, tokenizer, stories), strict=True
@@ -54,7 +54,7 @@ def test_logprobs_are_the_oracles(models, tokenizer, stories, name, road, batch_
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_models_with_a_state_take_the_plain_road(models, tokenizer, stories, name):
+def test_models_with_a_state_are_run_whole(models, tokenizer, stories, name):
     model = models(name)
     scores = score(model, tokenizer, stories, batch_size=4)
     assert not scores.shared_prefix
@@ -77,7 +77,7 @@ def test_sharing_and_merging_compute_fewer_tokens(tokenizer, stories):
     evaluator = ChoiceEvaluator(tokenizer, stories)
     answers = sum(len(story.choices) for story in stories)
     assert len(evaluator.rows) < answers
-    packed, steps, whole = (cost(evaluator.plan(road)) for road in ROADS)
+    packed, steps, whole = (cost(evaluator.plan(strategy)) for strategy in STRATEGIES)
     assert packed < 0.7 * steps and steps < whole
 
 

@@ -89,17 +89,17 @@ def written_gap(prompt, choice):
     return " " if latin or "गे" in prompt or "ال" in prompt else ""
 
 
-@pytest.mark.parametrize("road", [PACKED, STEPS, WHOLE])
+@pytest.mark.parametrize("strategy", [PACKED, STEPS, WHOLE])
 @pytest.mark.parametrize("kind", KINDS)
-def test_logprobs_are_those_of_the_text_as_it_is_written(model_of, kind, road):
+def test_logprobs_are_those_of_the_text_as_it_is_written(model_of, kind, strategy):
     tokenizer, model = tokenizer_of(kind, end=True), model_of(kind)
     # one token would be the whole text of some of these: nothing could come before it without a begin token
     items = ITEMS if kind != "words" else [item for item in ITEMS if item[0][0].isascii()]
-    evaluator = ChoiceEvaluator(tokenizer, told(items), pack=road == PACKED)
+    evaluator = ChoiceEvaluator(tokenizer, told(items), pack=strategy == PACKED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = evaluator.score(model, share_prefix=road != WHOLE)
-    assert (found.shared_prefix, found.packed) == (road != WHOLE, road == PACKED)
+        found = evaluator.score(model, share_prefix=strategy != WHOLE)
+    assert (found.shared_prefix, found.packed) == (strategy != WHOLE, strategy == PACKED)
     for record, (prompt, choices) in zip(found.records, items, strict=True):
         whole, cut = cuts(tokenizer_of(kind), prompt, choices, written_gap)
         expected = [reference(model, ids, cut) for ids in whole]

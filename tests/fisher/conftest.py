@@ -81,7 +81,7 @@ def assert_exact(actual: tomfisher.FisherDiagonal, expected: dict[str, Tensor]) 
         error = float((actual[name].double() - expected[name]).abs().max())
         scale = float(expected[name].abs().max())
         assert error <= 1e-5 * scale + noise, (
-            f"{name}: {error / max(scale, 1e-300):.1e} ({actual.roads[name]})"
+            f"{name}: {error / max(scale, 1e-300):.1e} ({actual.methods[name]})"
         )
 
 

@@ -89,13 +89,13 @@ def test_running_out_of_memory_in_the_check_of_a_gradient_counts_nothing_twice(
     model, samples = tiny.model(family_of), tiny.samples(8)
     expected = tiny.definition(model, samples)
     sums, probed = 0, False
-    original, probe = torch.Tensor.sum, estimator.find_roads
+    original, probe = torch.Tensor.sum, estimator.choose_methods
 
     def probing(*args: object) -> object:
         nonlocal probed
-        roads = probe(*args)  # type: ignore[arg-type]
+        methods = probe(*args)  # type: ignore[arg-type]
         probed = True
-        return roads
+        return methods
 
     def failing(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         nonlocal sums
@@ -106,7 +106,7 @@ def test_running_out_of_memory_in_the_check_of_a_gradient_counts_nothing_twice(
                 raise torch.OutOfMemoryError("out of memory (simulated)")
         return original(tensor, *args, **kwargs)
 
-    monkeypatch.setattr(estimator, "find_roads", probing)
+    monkeypatch.setattr(estimator, "choose_methods", probing)
     monkeypatch.setattr(torch.Tensor, "sum", failing)
     F = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=10_000, progress=False)
     monkeypatch.undo()

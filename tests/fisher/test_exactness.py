@@ -54,7 +54,7 @@ def test_untied_models_are_captured_whole_and_in_batches(tiny: SimpleNamespace, 
         tiny.enable_checkpointing(model)
     model.model.layers[0].self_attn.register_forward_hook(lambda m, args, out: forwards.append(len(out[0])))
     F = tomfisher.fisher_diagonal(model, samples, params="all", tokens_per_batch=1000, progress=False)
-    assert set(F.roads.values()) == {"captured"}
+    assert set(F.methods.values()) == {"captured"}
     fastest, _ = ops.resolve("squared_gradient_", "auto", torch.device("cpu"))
     assert F.implementations == {"squared_gradient_@cpu": fastest}
     # behind the rules, the probe: batches of two and of three, then two single samples, then the two longest both

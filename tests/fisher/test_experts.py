@@ -12,7 +12,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 import tomfisher
 from tomfisher.fisher.experts import Routing
-from tomfisher.fisher.roads import PROBE_ROWS, find_roads
+from tomfisher.fisher.probe import PROBE_ROWS, choose_methods
 from tomfisher.fisher.selection import select_parameters
 
 # gpt-oss: transposed weights, biases and a gate of its own; jamba: experts in every second layer
@@ -32,7 +32,7 @@ def test_experts_are_captured_in_batches_and_equal_the_definition(
     sizes: list[int] = []
     model.model.layers[0].register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
     F = tomfisher.fisher_diagonal(model, samples, params="*.experts.*", tokens_per_batch=1000, progress=False)
-    assert set(F.roads.values()) == {"captured"}
+    assert set(F.methods.values()) == {"captured"}
     assert max(sizes) == 9
     tiny.assert_exact(F, expected)
 
@@ -60,24 +60,24 @@ def test_the_probe_catches_experts_whose_weights_act_elsewhere_too(tiny: SimpleN
     )
     F = tomfisher.fisher_diagonal(model, tiny.samples(4), params="*.experts.*", progress=False)
     name = "model.layers.0.mlp.experts.down_proj"
-    assert F.roads[name].startswith("fallback: capture differs")
+    assert F.methods[name].startswith("fallback: capture differs")
 
 
 def test_the_probe_keeps_a_few_rows_of_each_expert(
     tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
-    from tomfisher.fisher import roads
+    from tomfisher.fisher import probe
 
-    original = roads._objection
+    original = probe._objection
 
     def watch(calls, captured, expected, parameter, largest):  # type: ignore[no-untyped-def]
         shapes[tuple(parameter.shape)] = tuple(captured.shape)
         return original(calls, captured, expected, parameter, largest)
 
-    monkeypatch.setattr(roads, "_objection", watch)
+    monkeypatch.setattr(probe, "_objection", watch)
     model = tiny.model("mixtral")
-    find_roads(model, select_parameters(model, "*.experts.*"), tiny.samples(2))
+    choose_methods(model, select_parameters(model, "*.experts.*"), tiny.samples(2))
     assert shapes == {(4, 96, 32): (4, PROBE_ROWS // 4, 32), (4, 32, 48): (4, PROBE_ROWS // 4, 48)}
 
 
@@ -119,13 +119,13 @@ def test_experts_that_see_other_tokens_than_the_batch_fall_back(tiny: SimpleName
     samples = tiny.samples(4)
     expected = tiny.definition(model, samples)
     F = tomfisher.fisher_diagonal(model, samples, params="*.experts.*", progress=False)
-    assert "tokens in a batch of" in F.roads["model.layers.0.mlp.experts.down_proj"]
-    assert F.roads["model.layers.1.mlp.experts.down_proj"] == "captured"
+    assert "tokens in a batch of" in F.methods["model.layers.0.mlp.experts.down_proj"]
+    assert F.methods["model.layers.1.mlp.experts.down_proj"] == "captured"
     tiny.assert_exact(F, expected)
 
 
 def test_experts_of_a_parallel_run_fall_back(tiny: SimpleNamespace) -> None:
     model = tiny.model("mixtral")
     model.model.layers[0].mlp.experts._is_expert_parallel = True
-    roads = find_roads(model, select_parameters(model, "*.experts.*"), tiny.samples(2))
-    assert {name.split(".")[2] for name in roads.fallback} == {"0"}
+    methods = choose_methods(model, select_parameters(model, "*.experts.*"), tiny.samples(2))
+    assert {name.split(".")[2] for name in methods.fallback} == {"0"}

@@ -242,7 +242,7 @@ def test_towers_and_projectors_are_no_part_of_the_decoder(
     found = decoder_linear_weights(model)
     assert len(found) == count and all(name.startswith(prefix) for name in found)
     F = tomfisher.fisher_diagonal(model, tiny.samples(3), progress=False)
-    assert set(F.roads.values()) == {"captured"}
+    assert set(F.methods.values()) == {"captured"}
     assert F.metadata["coverage"]["share"] == 1.0 and F.metadata["coverage"]["missing"] == []
 
 
@@ -269,10 +269,10 @@ def test_coverage_counts_weights_and_names_what_is_missing(tiny: SimpleNamespace
     linear = maps.weights
     total = sum(p.numel() for p in linear.values())
     F = tomfisher.fisher_diagonal(model, tiny.samples(2), progress=False)
-    whole = coverage(maps, F.roads)
+    whole = coverage(maps, F.methods)
     step = sum(p.numel() for name, p in linear.items() if "dt_proj" in name)
     assert (whole.weights, whole.captured, whole.fallback, whole.share) == (total, total - step, step, 1.0)
-    part = coverage(maps, {name: road for name, road in F.roads.items() if "x_proj" not in name})
+    part = coverage(maps, {name: method for name, method in F.methods.items() if "x_proj" not in name})
     assert part.missing == [name for name in linear if "x_proj" in name] and part.share < 1
 
 
@@ -297,7 +297,7 @@ def test_a_weight_that_is_computed_from_parameters_is_covered(tiny: SimpleNamesp
     samples = tiny.samples(3)
     F = tomfisher.fisher_diagonal(model, samples, progress=False)
     assert F.metadata["coverage"]["share"] == 1.0
-    assert F.roads[f"model.layers.0.mlp.up_proj.{name}"].startswith("fallback")
+    assert F.methods[f"model.layers.0.mlp.up_proj.{name}"].startswith("fallback")
     if kind == "weight_norm":  # the others keep a state that a copy in float64 does not share
         tiny.assert_exact(F, tiny.definition(model, samples))
 

@@ -11,7 +11,7 @@ def test_the_plan_is_what_the_run_does(tiny: SimpleNamespace) -> None:
     model, samples = tiny.model("mamba"), tiny.samples(5)
     plan = plan_fisher(model, samples)
     F = tomfisher.fisher_diagonal(model, samples, progress=False)
-    assert plan.roads == F.roads
+    assert plan.methods == F.methods
     assert (
         plan.num_weights == sum(v.numel() for v in F.values()) and plan.fisher_bytes == 4 * plan.num_weights
     )
@@ -25,4 +25,4 @@ def test_the_plan_is_what_the_run_does(tiny: SimpleNamespace) -> None:
 
 def test_without_fallback_samples_share_a_batch(tiny: SimpleNamespace) -> None:
     plan = plan_fisher(tiny.model("llama-gqa"), tiny.samples(9), tokens_per_batch=1000)
-    assert plan.num_batches == 1 and set(plan.roads.values()) == {"captured"}
+    assert plan.num_batches == 1 and set(plan.methods.values()) == {"captured"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tomfisher
 from tomfisher.fisher.layout import Layouts, kind_of
-from tomfisher.fisher.roads import _long_batches
+from tomfisher.fisher.probe import _long_batches
 from tomfisher.runtime.rules import EQUAL, PADDED, SINGLE, Rules
 from tomfisher.sample import Sample
 
@@ -113,11 +113,11 @@ def test_every_use_of_a_module_is_exact(tiny: SimpleNamespace, kind: str) -> Non
     expected = tiny.definition(model, samples)
     F = tomfisher.fisher_diagonal(model, samples, params="*.mlp.*", tokens_per_batch=40, progress=False)
     tiny.assert_exact(F, expected)
-    assert F.roads["model.layers.0.mlp.odd.weight"].startswith(ROADS.get(kind, ""))
-    assert F.roads["model.layers.1.mlp.up_proj.weight"] == "captured"
+    assert F.methods["model.layers.0.mlp.odd.weight"].startswith(METHODS.get(kind, ""))
+    assert F.methods["model.layers.1.mlp.up_proj.weight"] == "captured"
 
 
-ROADS = {
+METHODS = {
     "skipped_if_long": "captured",
     "two_vectors_each": "captured",
     "length_in_the_weight": "fallback: capture differs from autograd",
@@ -161,8 +161,8 @@ def test_how_a_batch_lies_in_memory_may_depend_on_its_length(
     F = tomfisher.fisher_diagonal(model, samples, params="*.mlp.*", tokens_per_batch=1000, progress=False)
     tiny.assert_exact(F, expected)
     if layout in ("time major", "heads first"):  # the others keep a sample's rows together
-        assert F.roads["model.layers.0.mlp.odd.weight"].startswith("fallback")
-    assert F.roads["model.layers.1.mlp.up_proj.weight"] == "captured"
+        assert F.methods["model.layers.0.mlp.odd.weight"].startswith("fallback")
+    assert F.methods["model.layers.1.mlp.up_proj.weight"] == "captured"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_padding_is_wherever_a_module_puts_it(
     expected = tiny.definition(model, samples)
     F = tomfisher.fisher_diagonal(model, samples, params="*.mlp.*", progress=False)
     tiny.assert_exact(F, expected)
-    assert F.roads["model.layers.0.mlp.odd.weight"] == "captured"
+    assert F.methods["model.layers.0.mlp.odd.weight"] == "captured"
 
 
 def test_a_layout_is_held_to() -> None:

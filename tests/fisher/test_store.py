@@ -31,8 +31,17 @@ def test_round_trip_keeps_every_bit_and_every_fact(fisher: FisherDiagonal, tmp_p
     assert list(again) == list(fisher)
     assert all(torch.equal(again[n], fisher[n]) for n in fisher)
     assert (again.num_samples, again.num_tokens) == (3, fisher.num_tokens)
-    assert again.roads == fisher.roads and again.metadata == fisher.metadata
+    assert again.methods == fisher.methods and again.metadata == fisher.metadata
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store"]
+
+
+def test_stores_that_say_roads_load(fisher: FisherDiagonal, tmp_path: Path) -> None:
+    fisher.save(tmp_path / "store")
+    _edit(tmp_path / "store" / "fisher.json", lambda record: record.update(roads=record.pop("methods")))
+    again = FisherDiagonal.load(tmp_path / "store")
+    assert again.methods == fisher.methods and again.metadata == fisher.metadata
+    with pytest.warns(FutureWarning, match="called methods now"):
+        assert again.roads == fisher.methods
 
 
 def test_the_index_is_what_hugging_face_writes(

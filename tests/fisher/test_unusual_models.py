@@ -145,7 +145,7 @@ def test_however_tokens_become_vectors(
         F = tomfisher.fisher_diagonal(model, samples, params=params, progress=False)
         tiny.assert_exact(F, expected)
         if params == "decoder-linear":
-            assert set(F.roads.values()) == {"captured"}
+            assert set(F.methods.values()) == {"captured"}
 
 
 def _autograd(model: nn.Module, samples: list[tomfisher.Sample]) -> dict[str, Tensor]:
@@ -208,7 +208,7 @@ class _Grouped(nn.Linear):
 
 
 @pytest.mark.parametrize(
-    ("module", "road"),
+    ("module", "method"),
     [
         (_Factor(), "captured"),
         (_Squared(), "fallback: capture differs from autograd"),
@@ -222,15 +222,15 @@ class _Grouped(nn.Linear):
     ids=["factor", "squared", "divides", "repeated", "grouped"],
 )
 def test_a_closed_form_that_does_not_fit_is_a_reason_not_the_end(
-    tiny: SimpleNamespace, module: nn.Module, road: str
+    tiny: SimpleNamespace, module: nn.Module, method: str
 ) -> None:
     model, samples = tiny.model("llama-gqa"), tiny.samples(5)
     projection = model.model.layers[0].self_attn.o_proj
     model.model.layers[0].self_attn.o_proj = nn.Sequential(projection, module)
     F = tomfisher.fisher_diagonal(model, samples, params="all", progress=False)
     name = next(n for n in F if ".o_proj.1." in n)
-    assert F.roads[name].startswith(road)
-    assert sum(r.startswith("fallback") for r in F.roads.values()) == (road != "captured")
+    assert F.methods[name].startswith(method)
+    assert sum(r.startswith("fallback") for r in F.methods.values()) == (method != "captured")
     tiny.assert_exact(F, tiny.definition(model, samples))
 
 
@@ -262,7 +262,7 @@ def test_layers_that_are_checkpointed_re_entrantly_are_exact(tiny: SimpleNamespa
     F = tomfisher.fisher_diagonal(
         model, samples, params=params.replace("layers.1", "layers.1.layer"), progress=False
     )
-    assert F.roads["model.layers.1.layer.mlp.up_proj.weight"] == "captured"
+    assert F.methods["model.layers.1.layer.mlp.up_proj.weight"] == "captured"
     tiny.assert_exact(
         F,
         {
@@ -320,7 +320,7 @@ def test_what_plain_autograd_runs_is_exact(tiny: SimpleNamespace, kind: str) -> 
     expected = {name: value.to_dense() for name, value in tiny.definition(model, samples).items()}
     assert all(F[name].shape == expected[name].shape for name in expected)
     kept = tomfisher.FisherDiagonal(
-        {name: F[name] for name in F if F[name].numel()}, F.num_samples, F.num_tokens, F.roads
+        {name: F[name] for name in F if F[name].numel()}, F.num_samples, F.num_tokens, F.methods
     )
     tiny.assert_exact(kept, {name: expected[name] for name in kept})
 

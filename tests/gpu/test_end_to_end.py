@@ -80,7 +80,7 @@ def test_the_fisher_diagonal_runs_through_the_kernels(
         enable_checkpointing(model)
     F = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=60, progress=False)
     assert F.implementations == {f"squared_gradient_@{DEVICE}": "triton"}
-    assert set(F.roads.values()) == {"captured"} and F.num_samples == 5
+    assert set(F.methods.values()) == {"captured"} and F.num_samples == 5
     assert list(F) == list(reference)
     for name, mine in F.items():
         wanted = expected[name].to(mine.device)

@@ -80,7 +80,7 @@ def test_differences_of_two_stores_take_memory_for_the_masks_alone(tmp_path: Pat
     for seed, name in enumerate(("t", "c")):
         generator = torch.Generator().manual_seed(seed)
         F = {f"layers.{i}.weight": torch.rand(shape, generator=generator) for i in range(count)}
-        FisherDiagonal(F, num_samples=1, num_tokens=1, roads={}).save(tmp_path / name)
+        FisherDiagonal(F, num_samples=1, num_tokens=1, methods={}).save(tmp_path / name)
     code = (
         "import resource, torch; from tomfisher import FisherDiagonal; from tomfisher.masks import difference_masks\n"
         "difference_masks({'a': torch.rand(1000)}, {'a': torch.rand(1000)}, [0.01])\n"

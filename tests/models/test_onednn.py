@@ -246,7 +246,7 @@ def test_the_fisher_is_as_exact_as_without(monkeypatch, calls, checkpointing):
     assert not calls
     ours = fisher_diagonal(model, samples, progress=False)
     assert calls and ours.implementations["linear@cpu"] == "onednn"
-    assert set(ours.roads.values()) == {"captured"}
+    assert set(ours.methods.values()) == {"captured"}
     monkeypatch.setattr(onednn, "outruns_mkl", lambda: False)
     eager = fisher_diagonal(model, samples, progress=False)
     assert "linear@cpu" not in eager.implementations

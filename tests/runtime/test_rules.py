@@ -357,7 +357,7 @@ def test_the_fisher_is_that_of_single_samples(kind):
     for name in F:
         assert (F[name] - expected[name]).abs().max() <= 2e-4 * expected[name].abs().max(), (
             name,
-            F.roads[name],
+            F.methods[name],
         )
 
 

@@ -212,7 +212,7 @@ CALLS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "fisher_diagonal, all, sampled": lambda m, t, F: dict(
         tomfisher.fisher_diagonal(m, SAMPLES, params="all", labels="sampled", progress=False)
     ),
-    "plan_fisher": lambda m, t, F: sorted(plan_fisher(m, SAMPLES).roads.items()),
+    "plan_fisher": lambda m, t, F: sorted(plan_fisher(m, SAMPLES).methods.items()),
     "masks": masks,
     "files": files,
     "summary": lambda m, t, F: [tuple(s) for s in summary(F, [1e-9]).values()],

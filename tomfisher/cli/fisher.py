@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     """Compute and write the store."""
     from tomfisher.experiment.study import parse_params
     from tomfisher.fisher import fisher_diagonal
-    from tomfisher.fisher.store import check_target, write_finished
+    from tomfisher.fisher.diagonal import save_finished
+    from tomfisher.fisher.store import check_target
     from tomfisher.testbed.scan import scanning
 
     refuse_existing(args.output_path, args.overwrite)
@@ -96,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
             seed=setting(args, "seed"),
         )
     fisher.metadata.update(model=loaded.identity, scan=scan)
-    write_finished(fisher, args.output_path)
-    slow = sum(road != "captured" for road in fisher.roads.values())
+    save_finished(fisher, args.output_path)
+    slow = sum(method != "captured" for method in fisher.methods.values())
     if slow:
         note(
             f"{slow} of {len(fisher)} parameters took the one-sample fallback; `tomfisher plan` says which and why."

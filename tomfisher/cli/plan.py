@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "plan",
-        "roads, memory and time of a study, before it is run",
+        "methods, memory and time of a study, before it is run",
         "Probe the model and print which parameters are captured in the backward pass, which take the one-sample\n"
         "fallback and why, how much memory both Fisher diagonals need, and about how long they and the points of\n"
         "the sweep will take. Takes the settings of `tomfisher run`.",
@@ -68,7 +68,7 @@ def format_study(plan: StudyPlan) -> str:
 def format_fisher(plan: FisherPlan) -> str:
     """The plan of a Fisher diagonal as aligned lines."""
     lines = [
-        f"weights     {plan.num_weights:,} in {len(plan.roads)} tensors",
+        f"weights     {plan.num_weights:,} in {len(plan.methods)} tensors",
         f"coverage    {_covered(plan.coverage)}",
         f"samples     {plan.num_samples} with {plan.num_tokens:,} tokens, in {plan.num_batches} backward passes "
         f"of at most {plan.tokens_per_batch} tokens",
@@ -76,7 +76,7 @@ def format_fisher(plan: FisherPlan) -> str:
         f"memory      about {_gib(plan.peak_bytes)}: model {_gib(plan.model_bytes)}, sums {_gib(plan.fisher_bytes)}, "
         f"one gradient {_gib(plan.gradient_bytes)}, activations about {_gib(plan.activation_bytes)}",
         f"time        about {duration(plan.seconds)} (one timed sample, extrapolated)",
-        *_roads(plan),
+        *_methods(plan),
     ]
     return "\n".join(f"  {line}" for line in lines)
 
@@ -94,13 +94,13 @@ def _covered(coverage: Coverage) -> str:
     return f"{text}, without {', '.join(missing)}" if missing else text
 
 
-def _roads(plan: FisherPlan) -> Iterator[str]:
-    """Every parameter under its road; those that differ only in the layer share a line."""
+def _methods(plan: FisherPlan) -> Iterator[str]:
+    """Every parameter under its method; those that differ only in the layer share a line."""
     from tomfisher.models.structure import layer_pattern
 
-    for road, count in plan.road_counts().items():
-        yield f"{road}: {count} tensors"
-        names = Counter(layer_pattern(name) for name, taken in plan.roads.items() if taken == road)
+    for method, count in plan.method_counts().items():
+        yield f"{method}: {count} tensors"
+        names = Counter(layer_pattern(name) for name, taken in plan.methods.items() if taken == method)
         yield from (f"  {pattern}" + (f" ({n})" if n > 1 else "") for pattern, n in names.items())
 
 

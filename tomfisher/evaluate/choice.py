@@ -32,7 +32,7 @@ from tomfisher.tasks.wording import Wording
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 BATCH_SIZE = 32
-WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the roads: see `tomfisher.evaluate._plan`
+WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the strategies: see `tomfisher.evaluate._plan`
 
 
 class ChoiceEvaluator:
@@ -121,21 +121,21 @@ class ChoiceEvaluator:
         other._lay_out(merge=False)
         return other
 
-    def plan(self, road: str, batches: str = PADDED) -> Plan:
+    def plan(self, strategy: str, batches: str = PADDED) -> Plan:
         """The forwards that a call of `score` runs, made once.
 
         Args:
-            road: `WHOLE`, `STEPS` or `PACKED`.
+            strategy: `WHOLE`, `STEPS` or `PACKED`.
             batches: which whole rows may stand in one forward (`tomfisher.runtime.rules`).
         """
-        if (road, batches) not in self._plans:
+        if (strategy, batches) not in self._plans:
             size = 1 if batches == SINGLE else self.batch_size
-            self._plans[road, batches] = (
+            self._plans[strategy, batches] = (
                 plan_whole(self.rows, size, padded=batches == PADDED)
-                if road == WHOLE
-                else plan_shared(self.rows, size, pack=road == PACKED)
+                if strategy == WHOLE
+                else plan_shared(self.rows, size, pack=strategy == PACKED)
             )
-        return self._plans[road, batches]
+        return self._plans[strategy, batches]
 
     @plain_torch()
     def score(self, model: Any, share_prefix: bool | str = "auto", progress: bool = True) -> Scores:
@@ -166,9 +166,9 @@ class ChoiceEvaluator:
         rules = check_rules(model, [prompt + answer[:-1] for prompt, answer in self._spans], self.batch_size)
         reason, totals = rules.reason, None
         with weights_kept(model):
-            for road, batches in self._ways(model, share_prefix, rules):
+            for strategy, batches in self._ways(model, share_prefix, rules):
                 laid_out = self if batches == PADDED else self._unmerged
-                found = laid_out._run(model, road, batches, rules, progress)
+                found = laid_out._run(model, strategy, batches, rules, progress)
                 if isinstance(found, Tensor):
                     totals = found
                     break
@@ -177,21 +177,21 @@ class ChoiceEvaluator:
             raise ValueError(
                 f"share_prefix=True, but on {type(model).__name__} {reason}. Use share_prefix='auto' or False."
             )
-        self._settled[rules, share_prefix] = road, batches
+        self._settled[rules, share_prefix] = strategy, batches
         self._check_finite(model, totals)
-        kept = {**rules.to_dict(), "road": road, "batches": batches, "reason": reason}
+        kept = {**rules.to_dict(), "strategy": strategy, "batches": batches, "reason": reason}
         return Scores(
             tuple(self._records(totals.tolist())),
             "choice",
-            road != WHOLE,
-            road == PACKED,
+            strategy != WHOLE,
+            strategy == PACKED,
             self.normalize,
             self.wording.to_dict(),
             rules=kept,
         )
 
     def _ways(self, model: Any, share_prefix: bool | str, rules: Rules) -> list[tuple[str, str]]:
-        """Road and kind of batches, in the order in which they are tried; what was found right is not tried again."""
+        """Strategy and kind of batches, in the order of trial; what was found right is not tried again."""
         if (found := self._settled.get((rules, share_prefix))) is not None:
             return [found]
         sharing = []
@@ -206,9 +206,9 @@ class ChoiceEvaluator:
                 "not known to), so it cannot be repeated. Use share_prefix='auto' or False."
             )
         whole = [] if share_prefix is True else BATCHES[BATCHES.index(rules.batches) :]
-        return [(road, PADDED) for road in sharing] + [(WHOLE, batches) for batches in whole]
+        return [(strategy, PADDED) for strategy in sharing] + [(WHOLE, batches) for batches in whole]
 
-    def _run(self, model: Any, road: str, batches: str, rules: Rules, progress: bool) -> Tensor | str:
+    def _run(self, model: Any, strategy: str, batches: str, rules: Rules, progress: bool) -> Tensor | str:
         """Log-probabilities of all answers; or why this way is not right on this model, seen on its first batches."""
         device = device_of(model)
         totals = torch.zeros(len(self._owners), dtype=torch.float64)
@@ -216,7 +216,7 @@ class ChoiceEvaluator:
         bar = progress_bar(total=len(self.rows), desc="choice", unit="row", enabled=progress)
         try:
             with measuring(model), bar:
-                for batch, cache in execute(model, self.plan(road, batches), self.rows, device):
+                for batch, cache in execute(model, self.plan(strategy, batches), self.rows, device):
                     self._read(model, batch, cache, device, totals)
                     kind = bool(batch.past), any(len(pack.paths) > 1 for pack in batch.packs)
                     if kind not in tried:
@@ -226,7 +226,7 @@ class ChoiceEvaluator:
                         tried.add(kind)
                     bar.update(len(batch.rows))
         except Exception as error:
-            if road == WHOLE or tried or is_out_of_memory(error):
+            if strategy == WHOLE or tried or is_out_of_memory(error):
                 raise
             return f"it raises {type(error).__name__}: {error}"
         return totals

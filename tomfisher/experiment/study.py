@@ -398,12 +398,12 @@ def eval_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _said(F: FisherDiagonal) -> dict[str, Any]:
     """What a result records about a Fisher diagonal."""
-    roads = Counter(road.partition(":")[0] for road in F.roads.values())
+    methods = Counter(method.partition(":")[0] for method in F.methods.values())
     return {
         "definition": dict(F.definition),
         "num_samples": F.num_samples,
         "num_tokens": F.num_tokens,
-        "roads": dict(roads),
+        "methods": dict(methods),
         "implementations": F.implementations,
         "data_sha256": F.metadata.get("data_sha256"),
         "rules": way_of(F.metadata.get("rules")),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import uuid
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from tomfisher.fisher.shards import Span
+from tomfisher.fisher.store import check_target, read_store, write_store
 from tomfisher.torch_state import plain_torch
-
-if TYPE_CHECKING:
-    from tomfisher.fisher.shards import Span
 
 
 class FisherDiagonal(Mapping[str, Tensor]):
@@ -23,7 +25,7 @@ class FisherDiagonal(Mapping[str, Tensor]):
         tensors: parameter name to tensor; may read lazily from disk.
         num_samples: samples summed.
         num_tokens: tokens of those samples.
-        roads: parameter name to "captured" or "fallback: reason".
+        methods: parameter name to "captured" or "fallback: reason".
         metadata: definition, model, data, versions, implementations: plain JSON values.
     """
 
@@ -32,13 +34,13 @@ class FisherDiagonal(Mapping[str, Tensor]):
         tensors: Mapping[str, Tensor],
         num_samples: int,
         num_tokens: int,
-        roads: Mapping[str, str] | None = None,
+        methods: Mapping[str, str] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._tensors = tensors
         self.num_samples = num_samples
         self.num_tokens = num_tokens
-        self.roads = dict(roads or {})
+        self.methods = dict(methods or {})
         self.metadata = dict(metadata or {})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -68,6 +70,12 @@ class FisherDiagonal(Mapping[str, Tensor]):
         """
         find = getattr(self._tensors, "span", None)
         return None if find is None else find(name)
+
+    @property
+    def roads(self) -> dict[str, str]:
+        """Old name of `methods`."""
+        warnings.warn("FisherDiagonal.roads is called methods now.", FutureWarning, stacklevel=2)
+        return self.methods
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -111,7 +119,7 @@ class FisherDiagonal(Mapping[str, Tensor]):
             {name: self[name] + other[name] for name in self},
             self.num_samples + other.num_samples,
             self.num_tokens + other.num_tokens,
-            {**self.roads, **other.roads},
+            {**self.methods, **other.methods},
             {**self.metadata, "implementations": implementations, "data_sha256": data},
         )
 
@@ -125,9 +133,13 @@ class FisherDiagonal(Mapping[str, Tensor]):
         Raises:
             FileExistsError: something that is no Fisher store stands at `path`.
         """
-        from tomfisher.fisher.store import write_store
-
-        write_store(self, path)
+        facts = {
+            "num_samples": self.num_samples,
+            "num_tokens": self.num_tokens,
+            **self.metadata,
+            "methods": self.methods,
+        }
+        write_store(self, facts, path)
 
     @classmethod
     @plain_torch()
@@ -142,6 +154,21 @@ class FisherDiagonal(Mapping[str, Tensor]):
             FileNotFoundError: no store there.
             ValueError: the store is incomplete, altered or of an unknown format.
         """
-        from tomfisher.fisher.store import read_store
+        tensors, facts = read_store(path, verify)
+        own = [facts.pop(name) for name in ("num_samples", "num_tokens", "methods")]
+        return cls(tensors, *own, facts)
 
-        return read_store(path, verify)
+
+def save_finished(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:
+    """`FisherDiagonal.save` for one that nobody else holds: where `path` is taken by now, it goes beside it.
+
+    Raises:
+        OSError: of `check_target`, with the name under which the store is written instead.
+    """
+    try:
+        check_target(path)
+    except OSError as error:
+        spare = Path(path).with_name(f"fisher-{uuid.uuid4().hex[:8]}")
+        fisher.save(spare)
+        raise type(error)(f"{error} The finished Fisher is kept in {spare}.") from error
+    fisher.save(path)

@@ -16,14 +16,14 @@ from tomfisher.files import check_writable
 from tomfisher.fisher.batching import Batch, collate, plan_batches
 from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.contributions import Accumulator
-from tomfisher.fisher.diagonal import FisherDiagonal
+from tomfisher.fisher.diagonal import FisherDiagonal, save_finished
 from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.linear_maps import coverage, linear_maps
 from tomfisher.fisher.memory import is_out_of_memory, release, token_budget
 from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
-from tomfisher.fisher.roads import Roads, examine, find_roads
+from tomfisher.fisher.probe import Methods, choose_methods, examine
 from tomfisher.fisher.selection import Params, describe_params, left_out, select_parameters
-from tomfisher.fisher.store import check_target, write_finished
+from tomfisher.fisher.store import check_target
 from tomfisher.models.load import identify
 from tomfisher.models.onednn import concerns
 from tomfisher.progress import progress_bar
@@ -57,7 +57,7 @@ def fisher_diagonal(
             loss(model, sample).backward()
             for name, p in selected: F[name] += p.grad.float() ** 2; p.grad = None
 
-    but no weight gradient is ever stored where a module can be captured: see `.roads` of the result.
+    but no weight gradient is ever stored where a module can be captured: see `.methods` of the result.
 
     Args:
         model: a transformers causal language model, on any device(s), in any floating-point dtype. It comes
@@ -76,7 +76,7 @@ def fisher_diagonal(
 
     Returns:
         FisherDiagonal: parameter name to float32 tensor of the parameter's shape and device, with
-        `num_samples`, `num_tokens`, `definition`, `roads` and `implementations`.
+        `num_samples`, `num_tokens`, `definition`, `methods` and `implementations`.
 
     Raises:
         TypeError: a sample is no `Sample`.
@@ -104,15 +104,15 @@ def fisher_diagonal(
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     budget = token_budget(tokens_per_batch, model, device_of(model))
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
-    roads = find_roads(model, selection, samples, reduction, rules, budget)
-    run = _Run(model, selection, roads, samples, labels, reduction, impl, seed, rules)
+    methods = choose_methods(model, selection, samples, reduction, rules, budget)
+    run = _Run(model, selection, methods, samples, labels, reduction, impl, seed, rules)
     with weights_kept(model):
         run.all_batches(budget, progress)
     result = FisherDiagonal(
         run.F,
         num_samples=len(samples),
         num_tokens=sum(len(s) for s in samples),
-        roads=run.roads.describe(),
+        methods=run.methods.describe(),
         metadata={
             "definition": {
                 "formula": "F_i = sum over samples of (d loss_n / d theta_i)^2",
@@ -122,9 +122,9 @@ def fisher_diagonal(
                 "seed": seed if labels == "sampled" else None,
             },
             "params": describe_params(params),
-            "probed_tokens": run.roads.probed_tokens,
+            "probed_tokens": run.methods.probed_tokens,
             "left_out": left_out(model, params),
-            "coverage": coverage(maps, run.roads.describe()).to_dict(),
+            "coverage": coverage(maps, run.methods.describe()).to_dict(),
             "model": identify(model, getattr(model.config, "_name_or_path", "")),
             "data_sha256": digest(samples),
             "implementations": run.implementations,
@@ -133,7 +133,7 @@ def fisher_diagonal(
         },
     )
     if out is not None:
-        write_finished(result, out)
+        save_finished(result, out)
     return result
 
 
@@ -152,7 +152,7 @@ class _Run:
         self,
         model: nn.Module,
         selection: dict[str, nn.Parameter],
-        roads: Roads,
+        methods: Methods,
         samples: list[Sample],
         labels: Labels,
         reduction: Reduction,
@@ -160,14 +160,14 @@ class _Run:
         seed: int,
         rules: Rules,
     ) -> None:
-        self.model, self.selection, self.roads, self.samples = model, selection, roads, samples
+        self.model, self.selection, self.methods, self.samples = model, selection, methods, samples
         self.labels, self.reduction, self.impl, self.seed = labels, reduction, impl, seed
         self.rules = rules
         self.F = {
             name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in selection.items()
         }
         self.implementations = {"linear@cpu": "onednn"} if concerns(model) else {}
-        self._resolve("squared_gradient_", roads.captured)
+        self._resolve("squared_gradient_", methods.captured)
         self._pending: list[_Pending] = []
         self._finished: set[int] = set()
         self._running: list[int] = []
@@ -178,8 +178,8 @@ class _Run:
             set()
         )  # sets of modules whose first batch was looked at sample by sample
         self._hooks = ExitStack()
-        accumulators = {n: Accumulator(self.F[n]) for n in roads.captured}
-        self.capture = Capture(roads.modules, accumulators, impl, roads.layouts)
+        accumulators = {n: Accumulator(self.F[n]) for n in methods.captured}
+        self.capture = Capture(methods.modules, accumulators, impl, methods.layouts)
 
     def _resolve(self, op: str, names: Iterable[str]) -> None:
         """Name the implementation of an op before it is used, so that a missing one stops the run early."""
@@ -195,12 +195,12 @@ class _Run:
             self.capture,
             progress_bar(total=total, desc="Fisher", unit="token", enabled=progress) as bar,
         ):
-            self._by_autograd(self.roads.fallback)
+            self._by_autograd(self.methods.fallback)
             self._pending = [_Pending(b) for b in reversed(self._batches(range(len(self.samples)), budget))]
             while self._pending:
                 entry = self._pending.pop()
                 batch = collate(self.samples, entry.indices)
-                alone = self.roads.one_at_a_time
+                alone = self.methods.one_at_a_time
                 try:
                     complete = self._one_batch(batch, entry)
                 except (RuntimeError, MemoryError) as error:
@@ -211,7 +211,7 @@ class _Run:
                     self._replan(budget)
                     self._pending += self._halves(batch, entry.skip, error)
                     continue
-                if self.roads.one_at_a_time != alone:
+                if self.methods.one_at_a_time != alone:
                     self._replan(budget)
                 if complete:
                     bar.update(sum(len(self.samples[i]) for i in set(entry.indices) - self._finished))
@@ -227,8 +227,8 @@ class _Run:
 
     def _batches(self, indices: Sequence[int], budget: int) -> list[list[int]]:
         lengths = [len(self.samples[i]) for i in indices]
-        # a parameter on the fallback road needs the gradient of one sample alone
-        most = 1 if self.roads.one_at_a_time or self.rules.batches == SINGLE else None
+        # a parameter on the fallback needs the gradient of one sample alone
+        most = 1 if self.methods.one_at_a_time or self.rules.batches == SINGLE else None
         return [
             [indices[i] for i in batch] for batch in plan_batches(lengths, budget, most, self.rules.padded)
         ]
@@ -241,9 +241,9 @@ class _Run:
 
     def _schedule_again(self) -> None:
         """Samples whose squares of some parameters have to be computed again, alone."""
-        everything = set(self.roads.modules) | set(self.roads.fallback)
+        everything = set(self.methods.modules) | set(self.methods.fallback)
         if self._found:
-            self.roads = replace(self.roads, unreached=self.roads.unreached - self._found)
+            self.methods = replace(self.methods, unreached=self.methods.unreached - self._found)
             self._resolve("square_accumulate_", self._found)
             self._pending += [_Pending([i], everything - self._found) for i in self._running]
         if self._disproved:
@@ -280,18 +280,18 @@ class _Run:
         A module that is called more than once, or whose tensors do not show the samples as before, goes to the
         fallback. Where another set of modules ran, every sample that does so alone is looked at both ways.
         """
-        objections = {n: r for n, r in self.capture.objections().items() if n in self.roads.modules}
+        objections = {n: r for n, r in self.capture.objections().items() if n in self.methods.modules}
         if objections:
             reasons = {
                 parameter: f"{reason}, with {self._called(batch.indices[0])}"
                 for name, reason in objections.items()
-                for parameter in self.roads.modules[name].parameters.values()
+                for parameter in self.methods.modules[name].parameters.values()
             }
             self._keep_what_is_done([*self._pending, entry], reasons)
             self._move(reasons)
             return True
         called = self.capture.called()
-        if self.roads.knows(called):
+        if self.methods.knows(called):
             return False
         if len(batch.indices) == 1:
             return self._examine(batch.indices[0])
@@ -302,41 +302,43 @@ class _Run:
 
     def _keep_what_is_done(self, begun: list[_Pending], moved: Iterable[str]) -> None:
         """What a module has added before it went to the fallback is right, and stays."""
-        module_of = {p: name for name, m in self.roads.modules.items() for p in m.parameters.values()}
+        module_of = {p: name for name, m in self.methods.modules.items() for p in m.parameters.values()}
         for entry in begun:
             entry.skip |= {name for name in moved if module_of[name] in entry.skip}
 
     def _examine(self, index: int) -> bool:
         """Look at one sample both ways; whether something disagreed, which is then done again for all samples."""
-        before = self.roads
+        before = self.methods
         with self.capture.aside():
             after = examine(
                 self.model, self.selection, before, self._called(index), self.samples[index], self.reduction
             )
         moved = {name: r for name, r in after.fallback.items() if name not in before.fallback}
-        self.roads = replace(before, called=after.called, unproven=after.unproven, unreached=after.unreached)
+        self.methods = replace(
+            before, called=after.called, unproven=after.unproven, unreached=after.unreached
+        )
         self._move(moved)
         self._disproved |= moved.keys()
         return bool(moved)
 
     def _prove(self, batch: Batch) -> None:
         """Look at samples of a batch both ways where it gave captured parameters their first gradient."""
-        reached = {name for name in self.roads.unproven if bool(self.F[name].any())}
+        reached = {name for name in self.methods.unproven if bool(self.F[name].any())}
         for index in batch.indices:
-            if not self.roads.unproven.isdisjoint(reached):
+            if not self.methods.unproven.isdisjoint(reached):
                 self._examine(index)
-        self.roads = replace(self.roads, unproven=self.roads.unproven - reached)
+        self.methods = replace(self.methods, unproven=self.methods.unproven - reached)
 
     def _move(self, reasons: dict[str, str]) -> None:
         """From here on autograd takes these parameters."""
-        self.roads = self.roads.moved(reasons)
+        self.methods = self.methods.moved(reasons)
         for name in reasons:
             self.capture.accumulators.pop(name, None)
         self._by_autograd(reasons)
 
     def _by_autograd(self, names: Iterable[str]) -> None:
         """Square each gradient of these parameters as soon as autograd has it, and free it."""
-        self._resolve("square_accumulate_", [n for n in names if n not in self.roads.unreached])
+        self._resolve("square_accumulate_", [n for n in names if n not in self.methods.unreached])
         for name in names:
             parameter = self.selection[name].requires_grad_(True)
             self._hooks.callback(parameter.register_post_accumulate_grad_hook(self._take(name)).remove)
@@ -366,7 +368,7 @@ class _Run:
                 return
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
             alone = len(self._running) == 1
-            if name in self.roads.unreached and bool(gradient.any()):
+            if name in self.methods.unreached and bool(gradient.any()):
                 if alone:
                     self._resolve("square_accumulate_", [name])
                 else:

@@ -141,21 +141,21 @@ class Coverage:
         }
 
 
-def coverage(maps: LinearMaps, roads: Mapping[str, str]) -> Coverage:
+def coverage(maps: LinearMaps, methods: Mapping[str, str]) -> Coverage:
     """Count how a run covers the decoder's linear maps.
 
     Args:
         maps: from `linear_maps`.
-        roads: `FisherDiagonal.roads` or `FisherPlan.roads`.
+        methods: `FisherDiagonal.methods` or `FisherPlan.methods`.
     """
     linear = {**maps.weights, **maps.unseen}
-    captured = sum(p.numel() for name, p in linear.items() if roads.get(name) == "captured")
-    covered = sum(p.numel() for name, p in linear.items() if name in roads)
+    captured = sum(p.numel() for name, p in linear.items() if methods.get(name) == "captured")
+    covered = sum(p.numel() for name, p in linear.items() if name in methods)
     return Coverage(
         weights=sum(p.numel() for p in linear.values()),
         captured=captured,
         fallback=covered - captured,
-        missing=[name for name in linear if name not in roads],
+        missing=[name for name in linear if name not in methods],
     )
 
 

@@ -1,4 +1,4 @@
-"""What a Fisher run will take, before it is run: roads, memory, time."""
+"""What a Fisher run will take, before it is run: methods, memory, time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.linear_maps import Coverage, coverage, linear_maps
 from tomfisher.fisher.memory import activation_bytes_per_token, token_budget
 from tomfisher.fisher.objective import backward, sample_losses
-from tomfisher.fisher.roads import Roads, find_roads
+from tomfisher.fisher.probe import Methods, choose_methods
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.models.onednn import concerns
 from tomfisher.runtime.forward import device_of
@@ -33,7 +33,7 @@ class FisherPlan:
     """Cost of a run, sizes in bytes, time in seconds.
 
     Attributes:
-        roads: parameter name to "captured" or "fallback: reason".
+        methods: parameter name to "captured" or "fallback: reason".
         coverage: share of the decoder's linear maps that is selected.
         implementations: which implementation of each op `impl="auto"` will use.
         num_weights: selected weights.
@@ -48,7 +48,7 @@ class FisherPlan:
         seconds: rough estimate, from one timed sample.
     """
 
-    roads: dict[str, str]
+    methods: dict[str, str]
     coverage: Coverage
     implementations: dict[str, str]
     num_weights: int
@@ -67,9 +67,9 @@ class FisherPlan:
         """Model, sums, one gradient and activations together."""
         return self.model_bytes + self.fisher_bytes + self.gradient_bytes + self.activation_bytes
 
-    def road_counts(self) -> dict[str, int]:
-        """Number of parameters per road, the reason included."""
-        return dict(Counter(self.roads.values()))
+    def method_counts(self) -> dict[str, int]:
+        """Number of parameters per method, the reason included."""
+        return dict(Counter(self.methods.values()))
 
 
 @plain_torch()
@@ -104,16 +104,16 @@ def plan_fisher(
     device = device_of(model)
     budget = token_budget(tokens_per_batch, model, device)
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
-    roads = find_roads(model, selection, samples, rules=rules, budget=budget)
+    methods = choose_methods(model, selection, samples, rules=rules, budget=budget)
     lengths = [len(s) for s in samples]
-    most = 1 if roads.one_at_a_time or rules.batches == SINGLE else None
+    most = 1 if methods.one_at_a_time or rules.batches == SINGLE else None
     batches = plan_batches(lengths, budget, most, rules.padded)
     largest = max(lengths[b[0]] * len(b) for b in batches)
-    alone = [name for name in roads.fallback if name not in roads.unreached]
-    used = {"squared_gradient_": roads.captured, "square_accumulate_": alone}
+    alone = [name for name in methods.fallback if name not in methods.unreached]
+    used = {"squared_gradient_": methods.captured, "square_accumulate_": alone}
     return FisherPlan(
-        roads=roads.describe(),
-        coverage=coverage(maps, roads.describe()),
+        methods=methods.describe(),
+        coverage=coverage(maps, methods.describe()),
         implementations={
             **({"linear": "onednn"} if concerns(model) else {}),
             **{op: ops.resolve(op, impl, device)[0] for op, names in used.items() if names},
@@ -127,19 +127,19 @@ def plan_fisher(
         fisher_bytes=sum(p.numel() * 4 for p in selection.values()),
         gradient_bytes=max(p.numel() * 4 for p in selection.values()),
         activation_bytes=largest * activation_bytes_per_token(model),
-        seconds=_seconds_per_token(model, samples, selection, roads) * sum(lengths),
+        seconds=_seconds_per_token(model, samples, selection, methods) * sum(lengths),
     )
 
 
 def _seconds_per_token(
-    model: nn.Module, samples: list[Sample], selection: dict[str, nn.Parameter], roads: Roads
+    model: nn.Module, samples: list[Sample], selection: dict[str, nn.Parameter], methods: Methods
 ) -> float:
     """Time per token of a sample of median length: one pass, second of two runs, and what capture adds to it."""
     median = sorted(samples, key=len)[len(samples) // 2]
     batch = collate([median], [0])
     seconds = 0.0
-    trainable = tuple(selection[name] for name in roads.fallback)
-    capture = Capture(roads.modules, accumulators={})
+    trainable = tuple(selection[name] for name in methods.fallback)
+    capture = Capture(methods.modules, accumulators={})
     with frozen(model, trainable), capture, capture.batch(batch, skip=set()):
         for _ in range(2):
             start = time.perf_counter()
@@ -147,4 +147,4 @@ def _seconds_per_token(
             backward(loss)
             loss.sum().item()
             seconds = time.perf_counter() - start
-    return seconds / len(median) * (_CAPTURED_SHARE if roads.captured else 1.0)
+    return seconds / len(median) * (_CAPTURED_SHARE if methods.captured else 1.0)

@@ -6,16 +6,15 @@ import json
 import os
 import re
 import stat
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tomfisher.files import atomic_path, refuse_foreign, sha256_of_file, write_tensors
-from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.shards import Span, read_spans
 from tomfisher.progress import progress_bar
 from tomfisher.text_files import read_json
@@ -27,49 +26,41 @@ SHARD_BYTES = 2 * 2**30
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
-def write_store(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:
-    """Write shards of at most 2 GiB (a larger tensor gets its own), the index and the record."""
+def write_store(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], path: str | os.PathLike[str]
+) -> None:
+    """Write shards of at most 2 GiB (a larger tensor gets its own), the index and the record.
+
+    Args:
+        tensors: float32, by parameter name.
+        facts: what the record says of them, fit for JSON.
+        path: folder to create or, where it is a store, to replace.
+
+    Raises:
+        OSError: of `check_target`.
+    """
     path = Path(path)
     check_target(path)
-    shards = _plan_shards(fisher)
+    plan = split_state_dict_into_shards_factory(
+        {name: tensors[name] for name in tensors},
+        get_storage_size=lambda tensor: 4 * tensor.numel(),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    checksums = {}
     with atomic_path(path) as folder:
         folder.mkdir()
-        weight_map, checksums = {}, {}
-        for file, names in progress_bar(shards.items(), desc="Writing store", unit="shard"):
-            tensors = {name: fisher[name].detach().cpu().contiguous() for name in names}
-            write_tensors(tensors, folder / file, metadata={"format": "pt"})
-            weight_map.update(dict.fromkeys(names, file))
+        shards = plan.filename_to_tensors.items()
+        for file, names in progress_bar(shards, desc="Writing store", unit="shard"):
+            shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
+            write_tensors(shard, folder / file, metadata={"format": "pt"})
             checksums[file] = {
                 "sha256": sha256_of_file(folder / file),
                 "bytes": (folder / file).stat().st_size,
             }
-        total = sum(fisher[name].numel() * 4 for name in fisher)
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        record = {
-            "format": FORMAT,
-            "num_samples": fisher.num_samples,
-            "num_tokens": fisher.num_tokens,
-            **fisher.metadata,
-            "roads": fisher.roads,
-            "shards": checksums,
-        }
-        _write_json(folder / RECORD, record)
-
-
-def write_finished(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:
-    """`write_store` for a Fisher that nobody else holds: where `path` is taken by now, it goes beside it.
-
-    Raises:
-        OSError: of `check_target`, with the name under which the store is written instead.
-    """
-    path = Path(path)
-    try:
-        check_target(path)
-    except OSError as error:
-        spare = path.with_name(f"fisher-{uuid.uuid4().hex[:8]}")
-        write_store(fisher, spare)
-        raise type(error)(f"{error} The finished Fisher is kept in {spare}.") from error
-    write_store(fisher, path)
+        weight_map = {name: plan.tensor_to_filename[name] for name in tensors}
+        _write_json(folder / INDEX, {"metadata": plan.metadata, "weight_map": weight_map})
+        _write_json(folder / RECORD, {"format": FORMAT, **facts, "shards": checksums})
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
@@ -94,8 +85,19 @@ def _is_own(name: str) -> bool:
     return name in (RECORD, INDEX) or _SHARD.fullmatch(name) is not None
 
 
-def read_store(path: str | os.PathLike[str], verify: bool = True) -> FisherDiagonal:
-    """Check a store and open it lazily."""
+def read_store(
+    path: str | os.PathLike[str], verify: bool = True
+) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Check a store and open it: tensors that are read when asked for, and what the record says of them.
+
+    Args:
+        path: the folder.
+        verify: compare every shard with its recorded SHA-256.
+
+    Raises:
+        FileNotFoundError: no store there.
+        ValueError: the store is incomplete, altered or of an unknown format.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -111,14 +113,11 @@ def read_store(path: str | os.PathLike[str], verify: bool = True) -> FisherDiago
     for file, expected in progress_bar(shards.items(), desc="Checking store", unit="shard"):
         _check_shard(path / file, expected, verify)
     _check_index(path, shards, weight_map)
-    own = ("format", "num_samples", "num_tokens", "roads", "shards")
-    return FisherDiagonal(
-        _LazyTensors(path, weight_map),
-        _field(path / RECORD, record, "num_samples", int),
-        _field(path / RECORD, record, "num_tokens", int),
-        _field(path / RECORD, record, "roads"),
-        {key: value for key, value in record.items() if key not in own},
-    )
+    if "roads" in record:  # the name of `methods` in older stores
+        record["methods"] = record.pop("roads")
+    for name, kind in (("num_samples", int), ("num_tokens", int), ("methods", dict)):
+        _field(path / RECORD, record, name, kind)
+    return _LazyTensors(path, weight_map), {k: v for k, v in record.items() if k not in ("format", "shards")}
 
 
 _AGAIN = "The store is damaged: delete it and compute it again."
@@ -150,21 +149,6 @@ class _LazyTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._weight_map)
-
-
-def _plan_shards(fisher: FisherDiagonal) -> dict[str, list[str]]:
-    groups: list[list[str]] = []
-    room = 0
-    for name in fisher:
-        size = fisher[name].numel() * 4
-        if not groups or size > room:
-            groups.append([])
-            room = SHARD_BYTES
-        groups[-1].append(name)
-        room -= size
-    if len(groups) <= 1:
-        return {"model.safetensors": groups[0] if groups else []}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups, start=1)}
 
 
 def _check_index(path: Path, shards: dict[str, Any], weight_map: dict[str, Any]) -> None:

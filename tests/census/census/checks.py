@@ -87,7 +87,7 @@ def _fisher(model: nn.Module) -> Row:
     F = tomfisher.fisher_diagonal(model, inputs.samples(), params="all", progress=False)
     expected = truth.fisher(model, inputs.samples())
     wrong, worst = _differences(F, expected)
-    captured = {name for name, road in F.roads.items() if road == "captured"}
+    captured = {name for name, method in F.methods.items() if method == "captured"}
     if captured:
         batched = tomfisher.fisher_diagonal(
             model,
@@ -123,7 +123,7 @@ def _differences(F: tomfisher.FisherDiagonal, expected: dict[str, Tensor]) -> tu
         allowed = max(FISHER_TOLERANCE * float(expected[name].max()), FISHER_NOISE * largest)
         worst = max(worst, error / allowed)
         if not error <= allowed:
-            found.append(f"{name} by {error / allowed:.0e} of what is allowed, {F.roads[name]}")
+            found.append(f"{name} by {error / allowed:.0e} of what is allowed, {F.methods[name]}")
     return found, worst
 
 
@@ -147,7 +147,7 @@ def _choices(model: nn.Module) -> Row:
             for a, b in zip(record.logprobs or (), values, strict=True)
         )
         run = scores.rules or {}
-        way = WAYS.get(run["road"]) or WAYS[run["batches"]]
+        way = WAYS.get(run["strategy"]) or WAYS[run["batches"]]
         ways[way] = max(worst, ways.get(way, 0.0))
     wrong = [f"{way} by {worst:.0e} nats" for way, worst in ways.items() if not worst <= NATS]
     return {

@@ -36,7 +36,7 @@ def test_the_fisher_diagonal_runs_through_the_kernels_and_equals_the_reference(
         for impl in ("triton", "reference")
     }
     assert F["triton"].implementations == {"squared_gradient_@cpu": "triton"}
-    assert list(F["triton"]) == list(F["reference"]) and set(F["triton"].roads.values()) == {"captured"}
+    assert list(F["triton"]) == list(F["reference"]) and set(F["triton"].methods.values()) == {"captured"}
     for name, expected in F["reference"].items():
         # both add up at most 11 products per gradient in float32: a few roundings of the largest entry
         assert (F["triton"][name] - expected).abs().max() <= 32 * 2**-24 * expected.max()

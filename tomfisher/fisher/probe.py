@@ -1,4 +1,4 @@
-"""Which road each parameter takes, and the probe that decides it before every run."""
+"""Which method each parameter takes, and the probe that decides it before every run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.1, torc
 
 
 @dataclass(frozen=True)
-class Roads:
+class Methods:
     """How every selected parameter is computed.
 
     Attributes:
@@ -72,7 +72,7 @@ class Roads:
         taken = dict.fromkeys(self.captured, "captured")
         return {**taken, **{name: f"fallback: {reason}" for name, reason in self.fallback.items()}}
 
-    def moved(self, reasons: dict[str, str]) -> Roads:
+    def moved(self, reasons: dict[str, str]) -> Methods:
         """The same with more parameters on the fallback.
 
         Args:
@@ -93,14 +93,14 @@ class Roads:
         )
 
 
-def find_roads(
+def choose_methods(
     model: nn.Module,
     selection: dict[str, nn.Parameter],
     samples: Sequence[Sample],
     reduction: Reduction = "mean",
     rules: Rules | None = None,
     budget: int | None = None,
-) -> Roads:
+) -> Methods:
     """Decide for every parameter whether capture gives what autograd gives on this very model.
 
     Two short cuts of the samples, of different lengths, go through the model padded in batches of two and of three
@@ -121,18 +121,18 @@ def find_roads(
     modules, fallback = capturable(model, selection)
     names = [name for module in modules.values() for name in module.parameters.values()]
     order = [name for name in selection if name in set(names)]
-    roads = Roads(modules, order, fallback, unreached=set(fallback), unproven=set(order))
-    roads = _examined(model, selection, roads, probe_samples(samples), _batches(rules), reduction)
+    methods = Methods(modules, order, fallback, unreached=set(fallback), unproven=set(order))
+    methods = _examined(model, selection, methods, probe_samples(samples), _batches(rules), reduction)
     for indices in _long_batches([len(sample) for sample in samples], rules, budget):
         chosen = [replace(samples[i], name=samples[i].called(f"sample {i}")) for i in indices]
         try:
-            roads = _examined(model, selection, roads, chosen, [list(range(len(chosen)))], reduction)
+            methods = _examined(model, selection, methods, chosen, [list(range(len(chosen)))], reduction)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             release()  # a whole gradient beside it does not fit: `probed_tokens` says how far was looked
     return replace(
-        roads, fallback={name: roads.fallback[name] for name in selection if name in roads.fallback}
+        methods, fallback={name: methods.fallback[name] for name in selection if name in methods.fallback}
     )
 
 
@@ -166,22 +166,22 @@ def _long_batches(lengths: list[int], rules: Rules | None, budget: int | None) -
 def examine(
     model: nn.Module,
     selection: dict[str, nn.Parameter],
-    roads: Roads,
+    methods: Methods,
     called: str,
     sample: Sample,
     reduction: Reduction,
-) -> Roads:
+) -> Methods:
     """Look at one whole sample both ways; what does not agree is moved to the fallback.
 
     Args:
         model: a transformers model.
         selection: from `select_parameters`.
-        roads: as known so far.
+        methods: as known so far.
         called: what to call the sample in an error.
         sample: the sample.
         reduction: as in the run.
     """
-    return _examined(model, selection, roads, [replace(sample, name=called)], ([0],), reduction)
+    return _examined(model, selection, methods, [replace(sample, name=called)], ([0],), reduction)
 
 
 def probe_samples(samples: Sequence[Sample]) -> list[Sample]:
@@ -210,16 +210,16 @@ def _rows(module: nn.Module, parameter: nn.Parameter) -> Tensor | None:
 def _examined(
     model: nn.Module,
     selection: dict[str, nn.Parameter],
-    roads: Roads,
+    methods: Methods,
     samples: list[Sample],
     batches: Iterable[list[int]],
     reduction: Reduction,
-) -> Roads:
+) -> Methods:
     batches = list(batches)
-    accumulators = _accumulators(roads.modules, selection)
-    calls, reasons, called = _capture(model, roads, accumulators, samples, batches, reduction)
+    accumulators = _accumulators(methods.modules, selection)
+    calls, reasons, called = _capture(model, methods, accumulators, samples, batches, reduction)
     times = [sum(batch.count(i) for batch in batches) for i in range(len(samples))]
-    watched = {name: selection[name] for name in roads.captured + sorted(roads.unreached)}
+    watched = {name: selection[name] for name in methods.captured + sorted(methods.unreached)}
     expected, reached = _autograd_squares(model, watched, accumulators, samples, times, reduction)
     for name, F in expected.items():
         if not bool(torch.isfinite(F).all()):
@@ -232,7 +232,7 @@ def _examined(
     largest *= max(1.0, max(map(len, samples)) / PROBE_TOKENS)
     moved: dict[str, str] = {}
     absent = set()
-    for module in roads.modules.values():
+    for module in methods.modules.values():
         for name in module.parameters.values():
             count = calls.get(module.name, 0)
             reason = reasons.get(module.name)
@@ -244,12 +244,12 @@ def _examined(
             )
             if reason:
                 moved[name] = reason
-    never = absent & roads.unproven if roads.called == set() else set()
+    never = absent & methods.unproven if methods.called == set() else set()
     moved.update(dict.fromkeys(never, _NOT_CALLED))
     after = replace(
-        roads.moved(moved),
-        called=roads.called | called,
-        probed_tokens=max(roads.probed_tokens, *map(len, samples)),
+        methods.moved(moved),
+        called=methods.called | called,
+        probed_tokens=max(methods.probed_tokens, *map(len, samples)),
     )
     return replace(
         after,
@@ -276,14 +276,14 @@ def _accumulators(
 
 def _capture(
     model: nn.Module,
-    roads: Roads,
+    methods: Methods,
     accumulators: dict[str, Accumulator],
     samples: list[Sample],
     batches: list[list[int]],
     reduction: Reduction,
 ) -> tuple[dict[str, int], dict[str, str], set[frozenset[str]]]:
     """The batches by capture: most calls of each module, why one cannot be read, and which ran together."""
-    capture = Capture(roads.modules, accumulators, impl="reference", layouts=roads.layouts, probing=True)
+    capture = Capture(methods.modules, accumulators, impl="reference", layouts=methods.layouts, probing=True)
     calls: dict[str, int] = {}
     reasons: dict[str, str] = {}
     called = set()
@@ -365,7 +365,7 @@ def _objection(
         return f"its module is called {calls} times in one pass"
     if not captured.numel():
         return None
-    # a gradient that is zero in exact arithmetic (a key's bias) comes out as rounding noise on both roads
+    # a gradient that is zero in exact arithmetic (a key's bias) comes out as rounding noise by both methods
     noise = torch.finfo(parameter.dtype if parameter.ndim == 1 else torch.float32).eps
     difference = float((captured - expected).abs().max())
     scale = float(expected.abs().max())

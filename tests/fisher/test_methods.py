@@ -10,7 +10,7 @@ from torch import nn
 
 import tomfisher
 from tomfisher.fisher import capture, select_parameters
-from tomfisher.fisher.roads import find_roads
+from tomfisher.fisher.probe import choose_methods
 
 FALLS_BACK = {  # decoder weights that no closed form can reach, by family
     "mamba": {"mixer.dt_proj.weight"},
@@ -22,16 +22,16 @@ def test_decoder_weights_are_captured_except_where_no_module_is_called(
     tiny: SimpleNamespace, family: str
 ) -> None:
     model = tiny.model(family)
-    roads = find_roads(model, select_parameters(model, "decoder-linear"), tiny.samples(3))
-    assert {".".join(name.split(".")[3:]) for name in roads.fallback} == FALLS_BACK.get(family, set())
-    assert set(roads.describe()) == set(roads.captured) | set(roads.fallback)
+    methods = choose_methods(model, select_parameters(model, "decoder-linear"), tiny.samples(3))
+    assert {".".join(name.split(".")[3:]) for name in methods.fallback} == FALLS_BACK.get(family, set())
+    assert set(methods.describe()) == set(methods.captured) | set(methods.fallback)
 
 
 def test_tied_weights_fall_back_and_name_their_twin(tiny: SimpleNamespace) -> None:
     model = tiny.model("llama-tied")
-    roads = find_roads(model, select_parameters(model, "all"), tiny.samples(2))
-    assert list(roads.fallback) == ["model.embed_tokens.weight"]
-    assert "lm_head.weight" in roads.fallback["model.embed_tokens.weight"]
+    methods = choose_methods(model, select_parameters(model, "all"), tiny.samples(2))
+    assert list(methods.fallback) == ["model.embed_tokens.weight"]
+    assert "lm_head.weight" in methods.fallback["model.embed_tokens.weight"]
 
 
 class _Lying(nn.Linear):
@@ -62,9 +62,9 @@ def test_a_module_that_is_not_what_it_seems_falls_back_and_stays_exact(tiny: Sim
     samples = tiny.samples(4)
     expected = tiny.definition(model, samples)
     F = tomfisher.fisher_diagonal(model, samples, progress=False)
-    assert "differs from autograd" in F.roads["model.layers.0.mlp.up_proj.weight"]
-    assert "called 2 times" in F.roads["model.layers.0.mlp.gate_proj.inner.weight"]
-    assert F.roads["model.layers.1.mlp.up_proj.weight"] == "captured"
+    assert "differs from autograd" in F.methods["model.layers.0.mlp.up_proj.weight"]
+    assert "called 2 times" in F.methods["model.layers.0.mlp.gate_proj.inner.weight"]
+    assert F.methods["model.layers.1.mlp.up_proj.weight"] == "captured"
     assert set(F.implementations) == {"squared_gradient_@cpu", "square_accumulate_@cpu"}
     tiny.assert_exact(F, expected)
 
@@ -85,7 +85,7 @@ def test_the_probe_sees_a_broken_closed_form(tiny: SimpleNamespace, monkeypatch:
     model = tiny.model("llama-gqa")
     samples = tiny.samples(3)
     F = tomfisher.fisher_diagonal(model, samples, progress=False)
-    assert all("differs from autograd" in road for road in F.roads.values())
+    assert all("differs from autograd" in method for method in F.methods.values())
     tiny.assert_exact(F, tiny.definition(model, samples))
 
 
@@ -95,5 +95,5 @@ def test_inputs_flattened_to_tokens_keep_their_samples(tiny: SimpleNamespace) ->
     F = tomfisher.fisher_diagonal(
         model, samples, params="*.fc?.weight", tokens_per_batch=1000, progress=False
     )
-    assert set(F.roads.values()) == {"captured"}
+    assert set(F.methods.values()) == {"captured"}
     tiny.assert_exact(F, tiny.definition(model, samples))
