@@ -25,11 +25,11 @@ from tomfisher.analysis.capture import QueryKey, watching
 from tomfisher.benchmarks import memory, models, plots
 from tomfisher.benchmarks.harness import Contender, interleave, quantiles, record, summary
 from tomfisher.benchmarks.tables import SPEED, TIME, Column, render, shown
-from tomfisher.fisher.batching import plan_batches
 from tomfisher.models import load_model
 from tomfisher.models.families import describe
 from tomfisher.models.load import resolve_device
-from tomfisher.models.onednn import by_onednn
+from tomfisher.runtime.batches import plan_batches
+from tomfisher.runtime.onednn import by_onednn
 from tomfisher.tasks.encode import encode
 
 FORWARD = "forward passes alone"

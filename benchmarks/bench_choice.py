@@ -27,7 +27,10 @@ from tomfisher.evaluate._execute import can_pack, can_share
 from tomfisher.fisher import select_parameters
 from tomfisher.models import load_model
 from tomfisher.models.load import DTYPES, resolve_device
-from tomfisher.runtime.forward import device_of, logits_at, measuring, pad
+from tomfisher.runtime.batches import pad
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.forward import logits_at
+from tomfisher.runtime.modes import measuring
 from tomfisher.tokens import split_continuation
 
 ALONE, PADDED = "one answer at a time", "every answer, padded batches"

@@ -26,12 +26,12 @@ from tomfisher.benchmarks import gpus, memory, models, peers, plots
 from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, reason, record, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
 from tomfisher.fisher import select_parameters
-from tomfisher.fisher.batching import collate, plan_batches
-from tomfisher.fisher.frozen import frozen
-from tomfisher.fisher.memory import release, token_budget
 from tomfisher.fisher.objective import sample_losses
 from tomfisher.models.load import DTYPES, resolve_device
-from tomfisher.runtime.forward import device_of
+from tomfisher.runtime.batches import collate, plan_batches
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.memory import release, token_budget
+from tomfisher.runtime.modes import frozen
 from tomfisher.sample import Sample
 
 SETTINGS = (

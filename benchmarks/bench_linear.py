@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from tomfisher.benchmarks import models, plots
 from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, record, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
-from tomfisher.models.onednn import has_onednn, product
+from tomfisher.runtime.onednn import has_onednn, product
 
 BASELINE = "PyTorch"
 COLUMNS = (*TIME, SPEED, FLOOR, Column("GFLOP/s", "gflop_per_s", ".0f"), Column("rel. error", "error", ".1e"))

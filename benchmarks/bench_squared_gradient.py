@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from tomfisher.benchmarks import gpus, memory, models, plots
 from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, reason, record, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
-from tomfisher.fisher.memory import release
 from tomfisher.models.load import DTYPES, resolve_device
 from tomfisher.ops import Impl, squared_gradient_
+from tomfisher.runtime.memory import release
 
 BASELINE = "mm per sample"
 BOUNDS = ("mm of all tokens", "plain Triton GEMM")

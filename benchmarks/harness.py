@@ -17,10 +17,10 @@ import torch
 
 from tomfisher.benchmarks.verification import kernel_sources_sha256
 from tomfisher.files import atomic_path
-from tomfisher.fisher.memory import release
-from tomfisher.models.onednn import outruns_mkl, product
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import machine, now, versions
+from tomfisher.runtime.memory import release
+from tomfisher.runtime.onednn import outruns_mkl, product
 
 PEERS = ("backpack-for-pytorch", "opacus", "opt-einsum")
 FLUSH_BYTES = 256 << 20  # larger than the L2 cache of any GPU in `gpus`

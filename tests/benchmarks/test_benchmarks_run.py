@@ -22,7 +22,7 @@ from tomfisher.benchmarks import (
 )
 from tomfisher.cli.main import build_parser, main
 from tomfisher.models import load_model
-from tomfisher.models.onednn import has_onednn
+from tomfisher.runtime.onednn import has_onednn
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 RECORD = {"benchmark", "settings", "results", "machine", "versions", "kernel_sources", "command", "date"}

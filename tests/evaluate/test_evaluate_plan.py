@@ -21,8 +21,9 @@ from tomfisher.evaluate._execute import (
     layout,
 )
 from tomfisher.evaluate._plan import Batch, Row, cost, plan_shared, plan_whole
-from tomfisher.models import onednn
-from tomfisher.runtime.forward import measuring, pad
+from tomfisher.runtime import onednn
+from tomfisher.runtime.batches import pad
+from tomfisher.runtime.modes import measuring
 
 SIZES = {
     "vocab_size": 53,

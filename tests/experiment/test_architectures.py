@@ -12,7 +12,6 @@ from tomfisher.evaluate.statistics import wilson_interval
 from tomfisher.experiment import equal_kappa
 from tomfisher.experiment.architecture_folder import save
 from tomfisher.experiment.architectures import configs, outcome, read_inside, render, run_architectures
-from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.results import Point, Results
 from tomfisher.experiment.study import Experiment
 
@@ -286,7 +285,7 @@ def test_every_command_uses_the_scan_of_the_model_and_records_it(tmp_path, monke
     from transformers.models.mamba import modeling_mamba
 
     from tomfisher.ablation import ablate_run
-    from tomfisher.testbed import scan
+    from tomfisher.runtime import scan
 
     original, calls, ours = modeling_mamba.mamba_selective_scan, [], scan.selective_scan
     monkeypatch.setattr(scan, "selective_scan", lambda *a, **b: calls.append(1) or ours(*a, **b))
@@ -346,11 +345,11 @@ def test_the_scan_of_transformers_is_back_after_a_failure(tmp_path, monkeypatch)
 
     original = modeling_mamba.mamba_selective_scan
 
-    def fail(self, which, loaded):
+    def fail(self, *args, **kwargs):
         assert modeling_mamba.mamba_selective_scan is not original
         return 1 / 0
 
-    monkeypatch.setattr(Inputs, "samples", fail)
+    monkeypatch.setattr(modeling_mamba.MambaForCausalLM, "forward", fail)
     settings = {**TINY, "model": "testbed2-mamba", "output_path": str(tmp_path / "run")}
     with pytest.raises(ZeroDivisionError):
         Experiment({**settings, "task": "testbed2", "control": "testbed"}).run(progress=False)

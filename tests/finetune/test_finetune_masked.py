@@ -11,9 +11,9 @@ from tomfisher import SparseMask, perturb
 from tomfisher.finetune import finetune_masked
 from tomfisher.finetune.entries import find_entries, gathered_gradients, master_values
 from tomfisher.finetune.training import batch_order, mean_loss
-from tomfisher.fisher.batching import collate
-from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.objective import sample_losses
+from tomfisher.runtime.batches import collate
+from tomfisher.runtime.modes import frozen
 
 FAMILIES = ["llama-gqa", "llama-tied", "gpt2", "mixtral", "mamba"]
 

@@ -9,9 +9,9 @@ import pytest
 from tomfisher import testbed
 from tomfisher.files import sha256_of_file
 from tomfisher.models import load_model
+from tomfisher.runtime.scan import linear_scan
 from tomfisher.testbed import language
 from tomfisher.testbed.recipe import Recipe
-from tomfisher.testbed.scan import linear_scan
 from tomfisher.testbed.tokenizer import word_ids
 from tomfisher.testbed.train import held_out_accuracy, held_out_perplexity
 
@@ -77,7 +77,7 @@ def test_the_five_answer_held_out_stories_of_either_order(name, record_property)
     assert loaded.model.config.model_type == name
     assert loaded.tokenizer.get_vocab() == word_ids()
     n, weakest, least = WEAKEST[name]
-    with linear_scan():
+    with linear_scan(loaded.model):
         accuracy = held_out_accuracy(loaded.model, language.stories(n, seed=17, second_order=True), rows=240)
     conditions = {group: value for group, value in accuracy.items() if group != "all"}
     assert len(conditions) == 24

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from tomfisher.experiment.verdict import judge
 from tomfisher.models.families import Architecture
 from tomfisher.models.load import LoadedModel, load_model, resolve_device
 from tomfisher.runtime.rules import remembered
-from tomfisher.testbed.scan import scanning
+from tomfisher.runtime.scan import scan_of
 from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -81,12 +80,12 @@ def ablate_run(
     config = _config(folder, settings or {})
     chosen, label = _mask(folder, kappa, mask)
     where = output_path or folder / "ablations"
-    with AblationFolder.open(where, overwrite) as kept, contextlib.ExitStack() as scope:
+    with AblationFolder.open(where, overwrite) as kept:
         started = provenance.now()
         loaded = _model(folder, config, say)
         check_belongs(chosen.shapes, loaded.model, f"The mask {mask or folder}")
         inputs = Inputs(config)
-        scan = scope.enter_context(scanning(loaded.model))
+        scan = scan_of(loaded.model)
         kept.pin(**_facts(config, chosen, label, loaded, inputs), scan=scan)
         architecture, _ = known(loaded.model)
         if wanted is None:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from tomfisher.analysis.capture import QueryKey, watching
-from tomfisher.fisher.batching import plan_batches
 from tomfisher.models.families import Architecture, UnsupportedModel
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import accepts, device_of, measuring, pad, rows_of
+from tomfisher.runtime.batches import pad, plan_batches
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.forward import accepts, rows_of
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
+from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
 
 TOKENS_PER_BATCH = 4096

@@ -113,7 +113,7 @@ def _analyze(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from tomfisher.analysis.change import compare
     from tomfisher.masks import SparseMask
     from tomfisher.runtime.rules import remembered
-    from tomfisher.testbed.scan import scanning
+    from tomfisher.runtime.scan import scan_of
 
     parts, heads = _parts(args), _heads(args.maps)
     texts = _texts(args)
@@ -123,7 +123,7 @@ def _analyze(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     perturbation = None if mask is None else _perturbation(args, loaded, mask)
     measured = [part for part in parts if part != PROFILE]
     needed = dict.fromkeys([*measured, "rope"] if PROFILE in parts else measured)
-    with scanning(loaded.model) as scan, remembered():
+    with remembered():
         states = {"baseline": analyze(loaded.model, prompts, list(needed), heads)}
         if perturbation is not None and measured:
             with perturbation:
@@ -133,7 +133,7 @@ def _analyze(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         {part: compare(base.results[part], found) for part, found in masked.results.items()} if masked else {}
     )
     blocks = _report(base, changes, measured)
-    report = {"model": loaded.identity, "scan": scan, "mask": args.mask}
+    report = {"model": loaded.identity, "scan": scan_of(loaded.model), "mask": args.mask}
     report |= {name: state.to_dict() for name, state in states.items()}
     report |= {"change": {part: change.to_dict() for part, change in changes.items()}} if masked else {}
     if PROFILE in parts and perturbation is not None:

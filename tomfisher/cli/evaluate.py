@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.experiment.stores import check_belongs
     from tomfisher.masks import SparseMask
     from tomfisher.runtime.rules import remembered
-    from tomfisher.testbed.scan import scanning
+    from tomfisher.runtime.scan import scan_of
 
     if args.output_path:
         refuse_existing(args.output_path, args.overwrite)
@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
     inputs = Inputs(config, whole_file=args.mask is None)
     measure = Measure(config, inputs, loaded, progress=True)
     print(f"{_subject(args, config, measure, mask)}\n", flush=True)
-    with scanning(loaded.model) as scan, remembered():
+    with remembered():
         states = _measured(args, config, measure, mask)
-    report = {"model": loaded.identity, "scan": scan, **states}
+    report = {"model": loaded.identity, "scan": scan_of(loaded.model), **states}
     save_then_print(args.output_path, report, partial(_table, report), indent=1)
     return 0
 

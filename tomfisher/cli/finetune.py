@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.finetune.comparison import Damage
     from tomfisher.finetune.inputs import training_samples
     from tomfisher.masks import SparseMask
-    from tomfisher.testbed.scan import scanning
+    from tomfisher.runtime.scan import scan_of
 
     plan = _plan(args)
     folder = _output(args)
@@ -119,18 +119,17 @@ def run(args: argparse.Namespace) -> int:
     # read before the work: a file that is gone afterwards must not cost the result
     known = _provenance(args, config, inputs, loaded, path)
     data = {**inputs.evaluation_hashes(), "training": training.sha256}
-    with scanning(loaded.model) as scan:
-        found, delta = compare(
-            loaded.model,
-            mask,
-            training.train,
-            training.validation,
-            Measure(config, inputs, loaded),
-            plan,
-            None if damaged is None else Damage(damaged, parse_fill(config.fill)),
-            say=note,
-        )
-    found.provenance.update(known, data=data, scan=scan, finished=provenance.now())
+    found, delta = compare(
+        loaded.model,
+        mask,
+        training.train,
+        training.validation,
+        Measure(config, inputs, loaded),
+        plan,
+        None if damaged is None else Damage(damaged, parse_fill(config.fill)),
+        say=note,
+    )
+    found.provenance.update(known, data=data, scan=scan_of(loaded.model), finished=provenance.now())
     found.save(folder)
     if delta is not None:
         delta.save(folder / "delta.safetensors")

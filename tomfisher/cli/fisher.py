@@ -79,24 +79,22 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.fisher import fisher_diagonal
     from tomfisher.fisher.diagonal import save_finished
     from tomfisher.fisher.store import check_target
-    from tomfisher.testbed.scan import scanning
 
     refuse_existing(args.output_path, args.overwrite)
     check_target(args.output_path)
     loaded = load_named_model(args, setting(args, "fisher_dtype"))
     samples = samples_of(args, loaded)
-    with scanning(loaded.model) as scan:
-        fisher = fisher_diagonal(
-            loaded.model,
-            samples,
-            params=parse_params(setting(args, "params")),
-            labels=setting(args, "labels"),
-            reduction=setting(args, "reduction"),
-            tokens_per_batch=setting(args, "tokens_per_batch"),
-            impl=args.impl,
-            seed=setting(args, "seed"),
-        )
-    fisher.metadata.update(model=loaded.identity, scan=scan)
+    fisher = fisher_diagonal(
+        loaded.model,
+        samples,
+        params=parse_params(setting(args, "params")),
+        labels=setting(args, "labels"),
+        reduction=setting(args, "reduction"),
+        tokens_per_batch=setting(args, "tokens_per_batch"),
+        impl=args.impl,
+        seed=setting(args, "seed"),
+    )
+    fisher.metadata.update(model=loaded.identity)
     save_finished(fisher, args.output_path)
     slow = sum(method != "captured" for method in fisher.methods.values())
     if slow:

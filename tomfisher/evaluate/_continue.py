@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tomfisher.evaluate._execute import has_cache
-from tomfisher.runtime.forward import device_of, logits_at
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.forward import logits_at
 from tomfisher.runtime.rules import Rules, difference
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tomfisher.evaluate._plan import Batch, Row, Step
-from tomfisher.runtime.forward import accepts, cache_argument, pad
+from tomfisher.runtime.batches import pad
+from tomfisher.runtime.forward import accepts, cache_argument
 
 ATTENTION_WITH_MASK = ("sdpa", "eager")
 OTHER_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")

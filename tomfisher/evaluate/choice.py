@@ -15,9 +15,10 @@ from tomfisher.evaluate._execute import batch_arguments, can_pack, can_share, co
 from tomfisher.evaluate._plan import Batch, Pack, Plan, Row, plan_shared, plan_whole
 from tomfisher.evaluate.normalize import TOTAL, check_normalize, decide, scores_of
 from tomfisher.evaluate.records import ALL, Record, Scores
-from tomfisher.fisher.memory import is_out_of_memory
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import device_of, logits_at, measuring, pad
+from tomfisher.runtime.batches import pad
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.forward import logits_at
 from tomfisher.runtime.gate import (
     check_ids,
     check_length,
@@ -26,6 +27,8 @@ from tomfisher.runtime.gate import (
     plain_torch,
     why_not_finite,
 )
+from tomfisher.runtime.memory import is_out_of_memory
+from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import BATCHES, PADDED, SINGLE, Rules, check_rules, difference, weights_kept
 from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.wording import Wording

@@ -16,8 +16,9 @@ from tomfisher.evaluate._continue import generate_is_right, write
 from tomfisher.evaluate.choice import check_stories, gap_of, make_record
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import device_of, measuring
+from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
+from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
 from tomfisher.tasks.wording import Wording
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens

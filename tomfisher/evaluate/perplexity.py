@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import device_of, logits_at, measuring, pad
+from tomfisher.runtime.batches import pad
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.forward import logits_at
 from tomfisher.runtime.gate import (
     check_ids,
     check_length,
@@ -23,6 +25,7 @@ from tomfisher.runtime.gate import (
     position_limit,
     why_not_finite,
 )
+from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
 from tomfisher.tokens import encode_parts
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens

@@ -67,28 +67,24 @@ def plan_study(config: Config, impl: ops.Impl = "auto") -> StudyPlan:
         ValueError: the perplexity's window does not fit the model, or an input is unusable.
     """
     from tomfisher.fisher.plan import plan_fisher
-    from tomfisher.testbed.scan import scanning
 
     inputs, device = Inputs(config), resolve_device(config.device)
     needed = [which for which in ("task", "control") if getattr(config, f"{which}_store") is None]
     fisher = {}
     if needed:
         loaded = _load(config, resolve_dtype(config.fisher_dtype, torch.device("cpu")), device)
-        with scanning(loaded.model):
-            for which in needed:
-                samples = inputs.samples(which, loaded)
-                fisher[which] = plan_fisher(
-                    loaded.model, samples, parse_params(config.params), config.tokens_per_batch, impl
-                )
+        for which in needed:
+            samples = inputs.samples(which, loaded)
+            fisher[which] = plan_fisher(
+                loaded.model, samples, parse_params(config.params), config.tokens_per_batch, impl
+            )
     loaded = _load(config, eval_dtype(config.eval_dtype, device), device)
-    with scanning(loaded.model):
-        seconds_per_point = _seconds_per_point(config, len(inputs.questions), loaded)
     return StudyPlan(
         fisher=fisher,
         points=len(planned_points(config)),
         questions=len(inputs.questions),
         perplexity_tokens=config.perplexity_tokens,
-        seconds_per_point=seconds_per_point,
+        seconds_per_point=_seconds_per_point(config, len(inputs.questions), loaded),
         lacking=too_few(inputs.headline_scenes(), len(config.kappas)),
     )
 

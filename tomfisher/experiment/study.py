@@ -45,6 +45,7 @@ from tomfisher.models.load import (
 )
 from tomfisher.progress import note, progress_bar
 from tomfisher.runtime.rules import remembered, way_of
+from tomfisher.runtime.scan import scan_of
 from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
@@ -88,7 +89,6 @@ class Experiment:
         self._stores: tuple[FisherDiagonal, FisherDiagonal] | None = None
         self._samples: dict[str, list[Sample]] = {}
         self._sums: WeightSums | None = None
-        self._scope = contextlib.ExitStack()
 
     @plain_torch()
     @remembered()
@@ -107,7 +107,7 @@ class Experiment:
             ValueError: the run folder holds another study, an input is unusable, or a store is damaged.
         """
         self._progress = progress
-        with RunFolder.open(self.config, self.overwrite) as folder, contextlib.ExitStack() as self._scope:
+        with RunFolder.open(self.config, self.overwrite) as folder:
             if not folder.pinned():
                 folder.pin(**self._circumstances())
             self._say_what_changed(folder)
@@ -305,18 +305,15 @@ class Experiment:
 
         Loading again instead of converting keeps buffers such as rotary frequencies in float32.
         """
-        from tomfisher.testbed.scan import scanning
-
         config = self.config
         if self._loaded is None or self._loaded.identity["dtype"] != dtype_name(dtype):
             self._loaded = None
-            self._scope.close()
             self.say(f"loading {config.model} in {dtype_name(dtype)} on {self.device}")
             self._loaded = load_model(
                 config.model, dtype, self.device, config.trust_remote_code, config.revision
             )
             folder.pin(perplexity_window=perplexity_window(config, self._loaded.model))
-            folder.pin(scan=self._scope.enter_context(scanning(self._loaded.model)))
+            folder.pin(scan=scan_of(self._loaded.model))
         folder.pin(**{f"{role}_model": self._loaded.identity})
         return self._loaded
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tomfisher.finetune.delta import AppliedDelta, Delta
 from tomfisher.finetune.entries import Entry, find_entries, gathered_gradients, master_values, write
 from tomfisher.finetune.training import check_learning_rate, train
-from tomfisher.fisher.frozen import frozen
 from tomfisher.masks import SparseMask
 from tomfisher.ops.dispatch import Impl
 from tomfisher.perturbation.interrupt import deferred_interrupt
 from tomfisher.runtime.gate import check_trainable, plain_torch
+from tomfisher.runtime.modes import frozen
 from tomfisher.sample import Sample
 
 

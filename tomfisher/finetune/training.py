@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.objective import check_losses, sample_losses
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.forward import measuring
+from tomfisher.runtime.batches import collate, plan_batches
 from tomfisher.runtime.gate import check_samples, plain_torch
+from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
 from tomfisher.sample import Sample
 

@@ -5,7 +5,7 @@ output sees the output gradient as it flows by and adds the per-sample squares t
 runs untouched, so values, device placement and gradient checkpointing are the model's. Matrices that no module of
 their own multiplies (routers) are watched where they are used (`tomfisher.fisher.bare`). Only fused experts, whose
 projections are no modules, are computed by our own implementation (`tomfisher.fisher.experts`), and float32 linear
-layers by oneDNN where that is faster (`tomfisher.models.onednn`).
+layers by oneDNN where that is faster (`tomfisher.runtime.onednn`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from tomfisher import ops
 from tomfisher.fisher import experts
 from tomfisher.fisher.bare import BareProducts, Use
-from tomfisher.fisher.batching import Batch
 from tomfisher.fisher.contributions import (
     Accumulator,
     BatchLayout,
@@ -31,8 +30,9 @@ from tomfisher.fisher.contributions import (
     matrix_product,
 )
 from tomfisher.fisher.layout import LayoutError, Layouts, per_sample
-from tomfisher.fisher.memory import is_out_of_memory
 from tomfisher.models.structure import Owner, owners_of
+from tomfisher.runtime.batches import Batch
+from tomfisher.runtime.memory import is_out_of_memory
 
 
 class _Tap(torch.autograd.Function):

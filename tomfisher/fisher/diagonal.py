@@ -155,8 +155,9 @@ class FisherDiagonal(Mapping[str, Tensor]):
             ValueError: the store is incomplete, altered or of an unknown format.
         """
         tensors, facts = read_store(path, verify)
-        own = [facts.pop(name) for name in ("num_samples", "num_tokens", "methods")]
-        return cls(tensors, *own, facts)
+        return cls(
+            tensors, facts.pop("num_samples"), facts.pop("num_tokens"), facts.pop("methods"), metadata=facts
+        )
 
 
 def save_finished(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:

@@ -13,24 +13,25 @@ from torch import Tensor, nn
 
 from tomfisher import ops
 from tomfisher.files import check_writable
-from tomfisher.fisher.batching import Batch, collate, plan_batches
 from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal, save_finished
-from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.linear_maps import coverage, linear_maps
-from tomfisher.fisher.memory import is_out_of_memory, release, token_budget
 from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
 from tomfisher.fisher.probe import Methods, choose_methods, examine
 from tomfisher.fisher.selection import Params, describe_params, left_out, select_parameters
 from tomfisher.fisher.store import check_target
 from tomfisher.models.load import identify
-from tomfisher.models.onednn import concerns
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
-from tomfisher.runtime.forward import device_of
+from tomfisher.runtime.batches import Batch, collate, plan_batches
+from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
+from tomfisher.runtime.memory import is_out_of_memory, release, token_budget
+from tomfisher.runtime.modes import frozen
+from tomfisher.runtime.onednn import concerns
 from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
+from tomfisher.runtime.scan import scan_of
 from tomfisher.sample import Sample, digest
 
 
@@ -130,6 +131,7 @@ def fisher_diagonal(
             "implementations": run.implementations,
             "rules": rules.to_dict(),
             "versions": versions(),
+            "scan": scan_of(model),
         },
     )
     if out is not None:

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from tomfisher.fisher.experts import PROJECTIONS, is_experts
-from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.products import Products
 from tomfisher.models.decoder import layer_lists, text_decoder
 from tomfisher.models.fixed import fixed_parameters
 from tomfisher.models.structure import Owner, is_linear, owners_of
-from tomfisher.runtime.forward import device_of, logits_at
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.forward import logits_at
+from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.positions import position_limit
 
 _ROWS, _TOKENS = 2, 32  # of the short forward; rows, lest a table of positions has the shape of the vectors

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tomfisher.fisher.batching import Batch
 from tomfisher.fisher.nll import negative_log_likelihood
-from tomfisher.runtime.forward import device_of, logits_at
+from tomfisher.runtime.batches import Batch
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.forward import logits_at
 from tomfisher.runtime.gate import why_not_finite
 from tomfisher.sample import IGNORED
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from torch import nn
 
 from tomfisher import ops
-from tomfisher.fisher.batching import collate, plan_batches
 from tomfisher.fisher.capture import Capture
-from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.linear_maps import Coverage, coverage, linear_maps
-from tomfisher.fisher.memory import activation_bytes_per_token, token_budget
 from tomfisher.fisher.objective import backward, sample_losses
 from tomfisher.fisher.probe import Methods, choose_methods
 from tomfisher.fisher.selection import Params, select_parameters
-from tomfisher.models.onednn import concerns
-from tomfisher.runtime.forward import device_of
+from tomfisher.runtime.batches import collate, plan_batches
+from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
+from tomfisher.runtime.memory import activation_bytes_per_token, token_budget
+from tomfisher.runtime.modes import frozen
+from tomfisher.runtime.onednn import concerns
 from tomfisher.runtime.rules import SINGLE, check_rules
 from tomfisher.sample import Sample
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from tomfisher.fisher.batching import collate
 from tomfisher.fisher.capture import Capture, CapturedModule, capturable
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.experts import is_experts
-from tomfisher.fisher.frozen import frozen
 from tomfisher.fisher.layout import Layouts
-from tomfisher.fisher.memory import is_out_of_memory, release
 from tomfisher.fisher.objective import Reduction, backward, check_losses, sample_losses
 from tomfisher.models.structure import is_linear
+from tomfisher.runtime.batches import collate
+from tomfisher.runtime.memory import is_out_of_memory, release
+from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.rules import SINGLE, Rules
 from tomfisher.sample import IGNORED, Sample
 

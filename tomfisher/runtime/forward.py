@@ -1,63 +1,17 @@
-"""Running a model for measurement: mode, limits, and logits only where they are needed."""
+"""What a model's forward takes, and its logits at the positions where they are needed."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import weakref
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tomfisher.models.onednn import by_onednn
-from tomfisher.runtime.frequencies import fresh_frequencies
-
-
-@contextlib.contextmanager
-def measuring(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's training flag is put back on any exit."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.inference_mode(), by_onednn(model), fresh_frequencies(model):
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def device_of(model: Any) -> torch.device:
-    """The device that token ids have to be on; that of the computation where accelerate offloads the embedding."""
-    embeddings = embedding_of(model)
-    hook: Any = getattr(embeddings, "_hf_hook", None)
-    if getattr(hook, "offload", False):
-        return torch.device(hook.execution_device)
-    return next((embeddings if embeddings is not None else model).parameters()).device
-
-
-def embedding_of(model: Any) -> nn.Module | None:
-    """The module that turns token ids into vectors, or None where the model names none."""
-    try:
-        embeddings = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    return (
-        embeddings
-        if isinstance(embeddings, nn.Module) and any(True for _ in embeddings.parameters())
-        else None
-    )
-
-
-def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Stack id lists, padded on the right, where a causal model does not look, with each row's own last token.
-
-    Not with a padding token: some models warn about theirs, or treat it as what is not there.
-    """
-    length = max(map(len, rows))
-    return torch.tensor([[*row, *[row[-1]] * (length - len(row))] for row in rows], device=device)
+from tomfisher.runtime.batches import pad  # noqa: F401
+from tomfisher.runtime.device import device_of, embedding_of  # noqa: F401
+from tomfisher.runtime.modes import measuring  # noqa: F401
 
 
 def accepts(model: Any, argument: str) -> bool:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tomfisher.models.structure import layer_index
-from tomfisher.runtime.forward import accepts, device_of, measuring
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.forward import accepts
+from tomfisher.runtime.modes import measuring
 from tomfisher.torch_state import plain_torch
 
 # as configs call it; `attribute_map` leads most others to the first

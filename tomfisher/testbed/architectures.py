@@ -21,14 +21,12 @@ class Architecture:
         positions: how positions enter, in a word or two.
         config: the transformers configuration for a recipe's sizes.
         settings: what its recipe sets differently.
-        scans: whether it has state-space layers.
     """
 
     title: str
     positions: str
     config: Callable[[Recipe], Any]
     settings: dict[str, Any] = field(default_factory=dict)
-    scans: bool = False
 
 
 def _shared() -> dict[str, Any]:
@@ -115,12 +113,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("Llama", "RoPE", _llama),
     "qwen2": Architecture("Qwen2", "RoPE", _qwen2),
     "mpt": Architecture("MPT", "ALiBi", _mpt, {**_SLOW_LEARNER, "learning_rate": 2e-3, "intermediate": 512}),
-    "mamba": Architecture(
-        "Mamba", "none", _mamba, {"longest_window": 128, "steps": 1300, "log_every": 100}, scans=True
-    ),
-    "jamba": Architecture(
-        "Jamba", "none", _jamba, {**_SLOW_LEARNER, "longest_window": 128, "steps": 1200}, scans=True
-    ),
+    "mamba": Architecture("Mamba", "none", _mamba, {"longest_window": 128, "steps": 1300, "log_every": 100}),
+    "jamba": Architecture("Jamba", "none", _jamba, {**_SLOW_LEARNER, "longest_window": 128, "steps": 1200}),
 }
 
 

@@ -19,11 +19,10 @@ from torch.nn import functional
 from tomfisher.files import atomic_path, sha256_of_file
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
+from tomfisher.runtime.scan import linear_scan
 from tomfisher.sample import IGNORED
 from tomfisher.testbed import language
-from tomfisher.testbed.architectures import architecture
 from tomfisher.testbed.recipe import Batch, Recipe, batches
-from tomfisher.testbed.scan import linear_scan
 from tomfisher.testbed.tokenizer import BEGIN, build_tokenizer, word_ids
 from tomfisher.torch_state import plain_torch, seeded
 
@@ -60,6 +59,8 @@ def train(
         ValueError: the folder exists, or a setting is out of range.
         FloatingPointError: the loss is no longer finite.
     """
+    from transformers import AutoModelForCausalLM
+
     recipe = recipe or Recipe()
     target = Path(output_path)
     if target.exists():
@@ -68,10 +69,12 @@ def train(
         )
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
-    scan = linear_scan() if architecture(recipe.architecture).scans else contextlib.nullcontext()
-    with _cpu(recipe.seed, threads), scan:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_cpu(recipe.seed, threads))
         started = time.perf_counter()
-        model, log = _optimise(recipe, progress)
+        model = AutoModelForCausalLM.from_config(recipe.config(), dtype=torch.float32).train()
+        stack.enter_context(linear_scan(model))
+        log = _optimise(model, recipe, progress)
         seconds = time.perf_counter() - started
         record: dict[str, Any] = {
             "command": _command(recipe),
@@ -103,11 +106,8 @@ def _cpu(seed: int, threads: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def _optimise(recipe: Recipe, progress: bool) -> tuple[Any, list[dict[str, Any]]]:
-    """Run all steps; give the model and its log."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(recipe.config(), dtype=torch.float32).train()
+def _optimise(model: Any, recipe: Recipe, progress: bool) -> list[dict[str, Any]]:
+    """Run all steps on a new model, and leave it in evaluation mode; give the log."""
     optimiser = _optimiser(model, recipe)
     held_out = _held_out(recipe, LOGGED_STORIES)
     log: list[dict[str, Any]] = []
@@ -139,7 +139,8 @@ def _optimise(recipe: Recipe, progress: bool) -> tuple[Any, list[dict[str, Any]]
                     }
                 )
                 bar.set_postfix(loss=f"{total.item():.3f}", held_out=f"{accuracy['all']:.3f}")
-    return model.eval(), log
+    model.eval()
+    return log
 
 
 def _command(recipe: Recipe) -> str:

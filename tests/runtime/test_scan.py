@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tomfisher.testbed.scan import MODULES, NAME, linear_scan, scanning, selective_scan
+from tomfisher.runtime.modes import frozen, measuring
+from tomfisher.runtime.scan import MODULE_OF, NAME, linear_scan, scan_of, selective_scan
 
 
 def arguments(seed=0, length=13, dtype=torch.float64):
@@ -64,7 +65,7 @@ def test_gradients_are_those_of_finite_differences(softplus):
     assert torch.autograd.gradcheck(scan, inputs)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", MODULE_OF.values())
 def test_output_state_and_gradients_are_those_of_transformers(name):
     reference = getattr(importlib.import_module(name), NAME)
     positional, options = arguments(dtype=torch.float32)
@@ -75,22 +76,23 @@ def test_output_state_and_gradients_are_those_of_transformers(name):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.detach().abs().max()))
 
 
-def test_models_use_it_in_the_block_and_their_own_scan_behind_it():
+@pytest.mark.parametrize("mode", [linear_scan, measuring, frozen])
+def test_models_use_it_in_every_mode_and_their_own_scan_after_it(mode):
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(1)
     config = MambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, state_size=4)
     model = MambaForCausalLM(config).eval()
     ids = torch.arange(18).view(2, 9)
-    modules = [importlib.import_module(name) for name in MODULES]
-    before = [getattr(module, NAME) for module in modules]
+    module = importlib.import_module(MODULE_OF["mamba"])
+    before = getattr(module, NAME)
     with torch.no_grad():
         expected = model(ids).logits
-        with pytest.raises(KeyboardInterrupt), linear_scan():
-            assert all(getattr(module, NAME) is selective_scan for module in modules)
+        with pytest.raises(KeyboardInterrupt), mode(model):
+            assert getattr(module, NAME) is selective_scan
             torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
             raise KeyboardInterrupt
-    assert [getattr(module, NAME) for module in modules] == before
+    assert getattr(module, NAME) is before
 
 
 def of_type(name):
@@ -98,33 +100,37 @@ def of_type(name):
     return SimpleNamespace(config=SimpleNamespace(model_type=name), parameters=lambda: iter([torch.ones(1)]))
 
 
+def runs(model):
+    """Whether `selective_scan` stands in the modules of transformers within the block: Mamba, Jamba."""
+    with linear_scan(model):
+        return [
+            getattr(importlib.import_module(name), NAME, None) is selective_scan
+            for name in MODULE_OF.values()
+        ]
+
+
 def test_the_scan_is_chosen_by_model_type():
-    modules = dict(zip(("mamba", "jamba"), map(importlib.import_module, MODULES), strict=True))
-    for name, module in modules.items():
-        with scanning(of_type(name)) as scan:
-            assert scan == "linear" and getattr(module, NAME) is selective_scan
-        assert getattr(module, NAME) is not selective_scan
-    with scanning(of_type("llama")) as scan:
-        assert scan is None and getattr(modules["mamba"], NAME) is not selective_scan
+    assert scan_of(of_type("mamba")) == "linear" and runs(of_type("mamba")) == [True, False]
+    assert scan_of(of_type("jamba")) == "linear" and runs(of_type("jamba")) == [False, True]
+    assert scan_of(of_type("llama")) is None and runs(of_type("llama")) == [False, False]
     elsewhere = of_type("mamba")
     elsewhere.parameters = lambda: iter([torch.ones(1, device="meta")])
-    with scanning(elsewhere) as scan:
-        assert scan == "transformers" and getattr(modules["mamba"], NAME) is not selective_scan
+    assert scan_of(elsewhere) == "transformers" and runs(elsewhere) == [False, False]
 
 
 def test_a_release_that_keeps_its_scan_elsewhere_is_warned_of(monkeypatch):
-    monkeypatch.delattr(importlib.import_module(MODULES[1]), NAME)
-    warned = pytest.warns(UserWarning, match=r"modeling_jamba.mamba_selective_scan, so jamba")
-    with warned, scanning(of_type("jamba")) as scan:
-        assert scan == "transformers"
-    with warnings.catch_warnings(record=True) as said, scanning(of_type("mamba")) as scan:
-        assert scan == "linear"
+    monkeypatch.delattr(importlib.import_module(MODULE_OF["jamba"]), NAME)
+    assert scan_of(of_type("jamba")) == "transformers"
+    with pytest.warns(UserWarning, match=r"modeling_jamba.mamba_selective_scan, so jamba"):
+        assert runs(of_type("jamba")) == [False, False]
+    with warnings.catch_warnings(record=True) as said, linear_scan(of_type("mamba")):
+        assert scan_of(of_type("mamba")) == "linear"
     assert not said
 
 
 def test_small_numbers_count_as_zero_only_in_the_block():
     tiny = torch.tensor(1e-40)
     assert float(tiny * 1) > 0
-    with linear_scan():
+    with linear_scan(of_type("mamba")):
         assert float(tiny * 1) == 0
     assert float(tiny * 1) > 0

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tomfisher.fisher.batching import collate, plan_batches
+from tomfisher.runtime.batches import collate, plan_batches
 from tomfisher.sample import IGNORED, Sample
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tomfisher import Sample, evaluate, fisher_diagonal, tasks
-from tomfisher.models import load_model, onednn
+from tomfisher.models import load_model
+from tomfisher.runtime import onednn
 
 pytestmark = pytest.mark.skipif(not onednn.has_onednn(), reason="PyTorch was built without oneDNN")
 SIZE = 320  # SIZE * SIZE entries are enough

@@ -1,4 +1,4 @@
-"""Samples into padded batches under a token budget."""
+"""Token sequences in padded batches under a token budget."""
 
 from __future__ import annotations
 
@@ -35,20 +35,30 @@ class Batch:
         return sum(self.lengths)
 
 
-def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
-    """Pad the samples at `indices` on the right.
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Stack id lists, padded on the right, where a causal model does not look, with each row's own last token.
 
-    A causal model never looks to the right, so what stands in the padding cannot change a real position; it
-    repeats the sample's last token, because some models warn about (or treat) their padding token specially.
+    Not with a padding token: some models warn about theirs, or treat it as absent.
+
+    Args:
+        rows: token ids, at least one in each row.
+        device: where the result goes.
+
+    Returns:
+        int64 `[B, T]`, T the length of the longest row.
     """
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[row[-1]] * (length - len(row))] for row in rows], device=device)
+
+
+def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
+    """`pad` the samples at `indices`; padding is not supervised."""
     chosen = [samples[i] for i in indices]
-    lengths = [len(s) for s in chosen]
-    T = max(lengths)
-    input_ids = torch.stack([torch.cat([s.input_ids, s.input_ids[-1:].expand(T - len(s))]) for s in chosen])
+    input_ids = pad([sample.input_ids.tolist() for sample in chosen], torch.device("cpu"))
     labels = torch.full_like(input_ids, IGNORED)
     for row, sample in enumerate(chosen):
         labels[row, : len(sample)] = sample.labels
-    return Batch(list(indices), lengths, input_ids, labels)
+    return Batch(list(indices), [len(sample) for sample in chosen], input_ids, labels)
 
 
 def plan_batches(

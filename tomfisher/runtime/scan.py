@@ -21,7 +21,6 @@ from torch.nn import functional
 MODULE_OF = {
     name: f"transformers.models.{name}.modeling_{name}" for name in ("mamba", "jamba")
 }  # by model type
-MODULES = tuple(MODULE_OF.values())
 NAME = "mamba_selective_scan"
 LINEAR, TRANSFORMERS = "linear", "transformers"
 
@@ -91,8 +90,8 @@ def selective_scan(
         D: skip weights, `[I]`.
         z: gate, `[B, I, T]`.
         delta_bias: added to `dt`, `[I]`.
-        delta_softplus: take the softplus of `dt`, behind the bias.
-        return_last_state: give the state behind the last token as well (no gradient flows through it).
+        delta_softplus: take the softplus of `dt`, after the bias.
+        return_last_state: also give the state after the last token (no gradient flows through it).
 
     Returns:
         y `[B, I, T]`, and with `return_last_state` also `[B, I, N]`.
@@ -115,60 +114,56 @@ def selective_scan(
     return (output, last) if return_last_state else output
 
 
-@contextlib.contextmanager
-def scanning(model: Any) -> Iterator[str | None]:
-    """Run a model with the scan that suits it, for the time of the block.
-
-    Mamba and Jamba on the CPU use `selective_scan` (`linear_scan`); on other devices transformers' own scan stays,
-    which may be a fused kernel. A release of transformers that keeps its scan elsewhere runs its own, slower and
-    equally right, which is warned of.
+def scan_of(model: Any) -> str | None:
+    """Which scan `linear_scan` runs a model with, for the provenance.
 
     Args:
         model: a causal language model of transformers, on its device.
 
-    Yields:
-        What runs, for the provenance: "linear", "transformers", or None for a model without such a scan.
+    Returns:
+        "linear"; "transformers" on another device than the CPU, where that scan may be a fused kernel, and with a
+        release of transformers that keeps its scan elsewhere; None for a model without such a scan.
     """
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in MODULE_OF:
-        yield None
-        return
-    if next(model.parameters()).device.type != "cpu":
-        yield TRANSFORMERS
-        return
-    with linear_scan() as replaced:
-        if MODULE_OF[kind] not in replaced:
-            warnings.warn(
-                f"transformers {importlib.metadata.version('transformers')} has no {MODULE_OF[kind]}.{NAME}, so {kind} "
-                "runs with the scan of transformers: slower, the same up to rounding. Install another release of "
-                "transformers for the linear one.",
-                stacklevel=3,
-            )
-        yield LINEAR if MODULE_OF[kind] in replaced else TRANSFORMERS
+    home = MODULE_OF.get(str(getattr(getattr(model, "config", None), "model_type", None)))
+    if home is None:
+        return None
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return LINEAR if on_cpu and hasattr(importlib.import_module(home), NAME) else TRANSFORMERS
 
 
 @contextlib.contextmanager
-def linear_scan() -> Iterator[tuple[str, ...]]:
-    """Let transformers' Mamba and Jamba use `selective_scan` for the time of the block, in this process.
+def linear_scan(model: Any) -> Iterator[None]:
+    """Let Mamba and Jamba on the CPU use `selective_scan` for the time of the block, in this process.
 
     Numbers below the smallest normal one count as zero meanwhile: states decay to them, and processors are slow
-    there.
+    there. A release of transformers that keeps its scan elsewhere runs its own, slower and equally right, with a
+    warning.
 
-    Yields:
-        The modules of transformers in which the scan was replaced.
+    Args:
+        model: a causal language model of transformers, on its device; other models are left alone.
     """
-    replaced = []
+    scan = scan_of(model)
+    if scan != LINEAR:
+        if scan == TRANSFORMERS and next(model.parameters()).device.type == "cpu":
+            _warn_of_another_release(model.config.model_type)
+        yield
+        return
+    module = importlib.import_module(MODULE_OF[model.config.model_type])
+    original = getattr(module, NAME)
     flushed = float(torch.tensor(1e-40) * 1) == 0
     torch.set_flush_denormal(True)
-    for name in MODULES:
-        with contextlib.suppress(ImportError):
-            module = importlib.import_module(name)
-            if hasattr(module, NAME):
-                replaced.append((module, getattr(module, NAME)))
-                setattr(module, NAME, selective_scan)
+    setattr(module, NAME, selective_scan)
     try:
-        yield tuple(module.__name__ for module, _ in replaced)
+        yield
     finally:
+        setattr(module, NAME, original)
         torch.set_flush_denormal(flushed)
-        for module, original in replaced:
-            setattr(module, NAME, original)
+
+
+def _warn_of_another_release(kind: str) -> None:
+    warnings.warn(
+        f"transformers {importlib.metadata.version('transformers')} has no {MODULE_OF[kind]}.{NAME}, so {kind} runs "
+        "with the scan of transformers: slower, the same up to rounding. Install another release of transformers for "
+        "the linear one.",
+        stacklevel=2,
+    )
