@@ -1,9 +1,9 @@
 """Do sentences of a novel about what someone believes need the same weights as the constructed stories?
 
 Masks of SmolLM2 (κ of each matrix, task minus control) from disjoint halves of the stories, of a novel's sentences
-in which someone thinks, believes or knows, and of its other sentences; then how far every two agree. Two halves of
-one kind say how much agreement there can be. About three minutes on two cores. Any English novel with people in it
-will do, as a text file; "Pride and Prejudice", say, is number 1342 of Project Gutenberg:
+in which someone thinks, believes or knows, and of its other sentences; then how much each pair of masks overlaps. Two
+halves of one kind show how much overlap to expect. About three minutes on two cores. Any English novel in plain text
+will do; "Pride and Prejudice", for one, is number 1342 of Project Gutenberg:
 
     .venv/bin/python examples/natural_text.py pride-and-prejudice.txt
 """
@@ -30,7 +30,7 @@ ANY_VERB = re.compile(rf"\b{VERB}\b", re.IGNORECASE)
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, of a length that is neither a heading nor a page."""
+    """The sentences of a text that are neither as short as a heading nor as long as a page."""
     flat = " ".join(text.split())
     return [s for s in re.split(r"(?<=[.!?])\s+(?=[A-Z“\"])", flat) if len(s.split()) in WORDS]
 
@@ -38,9 +38,7 @@ def sentences(text: str) -> list[str]:
 def halves(things: list[str], what: str) -> dict[str, list[str]]:
     """Two disjoint random halves, in a fixed order."""
     if len(things) < 2 * SAMPLES:
-        raise SystemExit(
-            f"The text has {len(things)} sentences of the kind {what!r}, {2 * SAMPLES} are needed."
-        )
+        raise SystemExit(f"The text has {len(things)} sentences of kind {what!r}; {2 * SAMPLES} are needed.")
     drawn = random.Random(0).sample(things, 2 * SAMPLES)
     return {f"{what} 1": drawn[:SAMPLES], f"{what} 2": drawn[SAMPLES:]}
 
@@ -48,9 +46,9 @@ def halves(things: list[str], what: str) -> dict[str, list[str]]:
 def main(path: str) -> None:
     """Print the table of overlaps."""
     loaded = load_model("smollm2-135m")
-    found = sentences(Path(path).read_text(encoding="utf-8"))
-    texts = halves([s for s in found if BELIEF.search(s)], "novel, belief")
-    texts |= halves([s for s in found if not ANY_VERB.search(s)], "novel, other")
+    every = sentences(Path(path).read_text(encoding="utf-8"))
+    texts = halves([s for s in every if BELIEF.search(s)], "novel, belief")
+    texts |= halves([s for s in every if not ANY_VERB.search(s)], "novel, other")
     stories = tomfisher.tasks.load("false-belief", n=2 * SAMPLES, split="fisher")
     samples: dict[str, list[Sample]] = {
         "stories 1": tomfisher.encode(loaded.tokenizer, stories[:SAMPLES]),

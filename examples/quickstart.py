@@ -13,7 +13,7 @@ KAPPA = 3e-3
 
 
 def main() -> None:
-    """Print false-belief accuracy with the model whole, without the sensitive weights, and with random ones gone."""
+    """Print false-belief accuracy: untouched, without the sensitive weights, and without as many random ones."""
     loaded = load_model("testbed-llama")
     model, tokenizer = loaded.model, loaded.tokenizer
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def accuracy(model: object, tokenizer: object, questions: list[tomfisher.tasks.Story]) -> float:
-    """Share of false-belief questions about beliefs that the model answers rightly."""
+    """Share of false-belief questions about beliefs that the model answers correctly."""
     beliefs = [s for s in questions if s.condition.endswith("/false-belief") and s.kind == "belief"]
     return tomfisher.evaluate.score(model, tokenizer, beliefs).by_group()["all"].accuracy
 

@@ -34,21 +34,21 @@ INTRODUCTION = """\
 
 What tomfisher makes of the causal language models of transformers {version}, {total} in all: each built small and
 random from its configuration, and everything compared with its definition by plain calls of the model. This page is
-written by `make census`; `tests/census` fails where it is not what is found.
+written by `make census`; `tests/census` fails where the page and the result differ.
 
 {built} are built. The Fisher diagonal of all trainable parameters is exact for {exact} of them (float64 autograd one
 sample at a time, on ragged samples; 1e-5 of a tensor's largest entry, or 1e-7 of the model's) and refused, with the
-reason, for {refused}. Rotary frequencies can be looked at in {frequencies}, attention sinks in {sinks}.
+reason, for {refused}. Rotary frequencies can be analysed in {frequencies}, attention sinks in {sinks}.
 
 - **in batches**: the share of the decoder's linear weights whose squares come out of a padded batch; the others are
   computed one sample at a time. **decoder-linear**: how many of the weights that a forward multiplies by in the
   decoder's layers the preset of that name covers.
-- **choice, generate, perplexity**: equal to single rows without a cache, in every way that the model may be run.
+- **choice, generate, perplexity**: equal to single rows without a cache, on every path that the model may be run.
   Choice: rows *packed* in one sequence, beginnings *shared* by a cache, whole rows *padded*, of *equal lengths*, or
-  *single*: where a way is missing, the model was asked and would give other numbers.
+  *single*: where one is missing, it was tried and the model gives other numbers.
 - **perturb**: written, and undone to the bit.
 - **heads**: query heads / key heads × dimensions, where `tomfisher.models.families.describe` finds them.
-  **frequencies**, **sinks**: whether `tomfisher analyze` can look at them; a number is a reason below.
+  **frequencies**, **sinks**: whether `tomfisher analyze` can measure them; a number is a reason below.
 """
 
 
