@@ -33,6 +33,7 @@ _SUBPACKAGES = (
     "experiment",
     "finetune",
     "fisher",
+    "interventions",
     "masks",
     "models",
     "ops",

@@ -9,23 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 from tomfisher import SparseMask, evaluate, perturb, tasks
-from tomfisher.ablation import (
-    Ablation,
-    Ablations,
-    ablate,
-    ablate_run,
-    intervene,
-    measure_internals,
-    off_sink,
-    parse_all,
-    restrict,
-    scale_band,
-)
+from tomfisher.ablation import Ablations, ablate, ablate_run
 from tomfisher.evaluate._execute import can_pack
 from tomfisher.experiment.measure import Measure
 from tomfisher.experiment.verdict import holm
+from tomfisher.interventions import (
+    Ablation,
+    OffSink,
+    ScaleBand,
+    intervene,
+    measure_internals,
+    parse_all,
+    restrict,
+)
 from tomfisher.models import describe, load_model
 from tomfisher.models.families import UnsupportedModel
 
@@ -78,11 +77,11 @@ def test_every_point_is_recomputed_by_hand(done):
     region = {
         name: restrict(done.mask, describe(done.model), name, done.internals.spectrum) for name in NAMES[1:3]
     }
-    sink = off_sink(0.1)
+    sink = OffSink(0.1)
     by_hand = {
         "qk": (region["qk"], ()),
         "other-rows": (region["other-rows"], ()),
-        "scale-band:dominant:0.2": (None, (scale_band("dominant", 0.2),)),
+        "scale-band:dominant:0.2": (None, (ScaleBand("dominant", 0.2),)),
         "off-sink:0.1": (None, (sink,)),
         "qk+off-sink:0.1": (region["qk"], (sink,)),
     }
@@ -231,20 +230,24 @@ def test_inputs_that_are_not_there(study, tmp_path):
         ablate_run(tmp_path / "run")
 
 
+def tiny(config):
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
 def fake_measure(score):
     return lambda: (score(), SimpleNamespace(token=1.0, word=2.0))
 
 
-def test_what_cannot_be_done_is_left_out_with_the_reason_and_the_rest_is_done(lab):
+def test_what_cannot_be_done_is_left_out_with_the_reason_and_the_rest_is_done(tiny_config):
     names = ["full", "qk", "mlp", "mixer", "dominant-rows", "off-sink:0.1", "full+off-sink:0.1"]
     scores = evaluate.Scores((evaluate.Record("a", "g", "c", "x", "belief", 1.0, "p"),))
     for family, kept in (("mamba", ["full", "mixer"]), ("mpt", ["full", "qk", "mlp"])):
-        model = lab.build(family)
+        model = tiny(tiny_config(family))
         weights = {n: p for n, p in model.named_parameters() if p.ndim == 2}
         mask = SparseMask(
             {n: torch.tensor([0]) for n in weights}, {n: tuple(p.shape) for n, p in weights.items()}
         )
-        internals = measure_internals(model, [lab.prompt(9)])
+        internals = measure_internals(model, [list(range(3, 12))])
         found = ablate(
             model,
             mask,
@@ -263,8 +266,16 @@ def test_what_cannot_be_done_is_left_out_with_the_reason_and_the_rest_is_done(la
             ablate(model, mask - mask, fake_measure(lambda: scores), parse_all(["full"]), internals)
 
 
-def test_an_unknown_architecture_still_has_its_whole_mask(lab):
-    model = lab.build("both-ways")
+def test_an_unknown_architecture_still_has_its_whole_mask(tiny_config):
+    options = {
+        "vocab_size": 53,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = tiny(transformers.Gemma3TextConfig(**options, **heads, use_bidirectional_attention=True))
     name = next(n for n, p in model.named_parameters() if p.ndim == 2)
     mask = SparseMask({name: torch.tensor([1, 5])}, {name: tuple(model.get_parameter(name).shape)})
     scores = evaluate.Scores((evaluate.Record("a", "g", "c", "x", "belief", 1.0, "p"),))
@@ -276,7 +287,7 @@ def test_an_unknown_architecture_still_has_its_whole_mask(lab):
 
 
 def test_two_ablations_of_one_name_are_refused(done):
-    two = [Ablation(interventions=(scale_band("slow", 0.5, context=n),)) for n in (10, 20)]
+    two = [Ablation(interventions=(ScaleBand("slow", 0.5, context=n),)) for n in (10, 20)]
     with pytest.raises(ValueError, match=r"2 ablations are called 'scale-band:slow:0\.5'"):
         ablate(done.model, done.mask, fake_measure(done.score), two, done.internals)
 

@@ -308,10 +308,10 @@ def test_rotation_that_depends_on_the_length_is_not_cached(kind):
 
 
 def test_interventions_share_but_do_not_pack():
-    from tomfisher.ablation import intervene, off_sink
+    from tomfisher.interventions import OffSink, intervene
 
     model = build("llama")
-    with intervene(model, off_sink(0.5)):
+    with intervene(model, OffSink(0.5)):
         assert can_share(model) and computes_as_made(model) and not can_pack(model)
     assert can_pack(model)
 

@@ -14,7 +14,7 @@ import transformers as tf
 from torch import Tensor
 
 import tomfisher
-from tomfisher import ablation, analysis, finetune
+from tomfisher import analysis, finetune, interventions
 from tomfisher.fisher.plan import plan_fisher
 from tomfisher.masks import SparseMask, rank, summary
 from tomfisher.sample import Sample
@@ -184,9 +184,9 @@ def tuned_lora(model: Any, tokenizer: Any, F: Any) -> Any:
 
 
 def intervened(model: Any, tokenizer: Any, F: Any) -> Any:
-    internals = ablation.measure_internals(model, prompts())
-    change = ablation.scale_band("dominant", 0.5), ablation.off_sink(0.1)
-    with ablation.intervene(model, *change, internals=internals):
+    internals = interventions.measure_internals(model, prompts())
+    change = interventions.ScaleBand("dominant", 0.5), interventions.OffSink(0.1)
+    with interventions.intervene(model, *change, internals=internals):
         return tomfisher.evaluate.score(model, tokenizer, stories(), progress=False).to_dict()
 
 

@@ -10,14 +10,10 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.ablation.internals import Internals
-from tomfisher.ablation.intervene import intervene
-from tomfisher.ablation.intervention import Intervention
-from tomfisher.ablation.regions import restrict
 from tomfisher.ablation.results import AblationPoint, Ablations, ablation_key
-from tomfisher.ablation.spec import Ablation
 from tomfisher.evaluate.records import Scores
 from tomfisher.experiment.results import BASELINE, RANDOM, TASK_CONTROL, conditions_of, with_scenes
+from tomfisher.interventions import Ablation, Internals, Intervention, intervene, restrict
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.rules import remembered

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tomfisher import provenance
 from tomfisher.ablation.ablate import ablate, known
 from tomfisher.ablation.folder import AblationFolder
-from tomfisher.ablation.internals import Internals, measure_internals
 from tomfisher.ablation.results import Ablations
-from tomfisher.ablation.spec import DEFAULT, MIXER, Ablation, combinations, parse_all
 from tomfisher.experiment.config import Config, parse_fill
 from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.measure import Measure
@@ -20,6 +18,7 @@ from tomfisher.experiment.run_folder import RunFolder
 from tomfisher.experiment.stores import check_belongs, check_weights
 from tomfisher.experiment.study import eval_dtype
 from tomfisher.experiment.verdict import judge
+from tomfisher.interventions import Ablation, Internals, combinations, measure_internals, parse_all
 from tomfisher.models.families import Architecture
 from tomfisher.models.load import LoadedModel, load_model, resolve_device
 from tomfisher.runtime.rules import remembered
@@ -29,6 +28,21 @@ from tomfisher.torch_state import plain_torch
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
 
+DEFAULT = (
+    "full",
+    "qk",
+    "vo",
+    "mlp",
+    "dominant-rows",
+    "other-rows",
+    "scale-band:slow:0.5",
+    "scale-band:dominant:0.5",
+    "rotate-key:90",
+    "scale-key:0.5",
+    "off-sink:0.1",
+    "scale-band:dominant:0.5+off-sink:0.1",
+)
+MIXER = "mixer"
 PROMPTS = 64
 FROM_FILE = "file"
 INDIFFERENT = ("output_path", "kappas", "random_kappas", "random_seeds")  # settings that no point depends on

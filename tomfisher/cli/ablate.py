@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,32 @@ from tomfisher.cli.common import (
 )
 from tomfisher.progress import note
 
+ABLATIONS = "[ablations]"  # where the help lists them; it imports them only when it is shown
 SETTINGS = ("limit", "random_seeds", "perplexity_tokens", "batch_size", "device")
+
+
+class AblationHelp(argparse.RawDescriptionHelpFormatter):
+    """Help that lists the parts of a mask and the interventions there are."""
+
+    def add_text(self, text: str | None) -> None:
+        """Add a paragraph."""
+        super().add_text(text.replace(ABLATIONS, _known()) if text and ABLATIONS in text else text)
+
+
+def _known() -> str:
+    from tomfisher.interventions import INTERVENTIONS, PARTS
+
+    titles = {"ablations of weights": PARTS, "ablations of activations": [i.form for i in INTERVENTIONS]}
+    return "\n".join(
+        textwrap.fill(
+            ", ".join(names),
+            115,
+            initial_indent=f"{title + ':':27}",
+            subsequent_indent=" " * 27,
+            break_on_hyphens=False,
+        )
+        for title, names in titles.items()
+    )
 
 
 def add_parser(subparsers: Any) -> None:
@@ -29,12 +55,10 @@ def add_parser(subparsers: Any) -> None:
         "dominant rotary frequencies), and with queries, keys or attention changed while the weights stay as they\n"
         "are; each beside random controls. Finished points are kept: the same command goes on where it stopped,\n"
         "another --only adds to them, and p is corrected over all of them.\n\n"
-        "ablations of weights:      full, qk, vo, mlp, mixer, dominant-rows, other-rows; not-X is the mask without X\n"
-        "ablations of activations:  scale-band:BAND:FACTOR (slow, middle, fast, dominant), scale-pairs:3.7:FACTOR,\n"
-        "                           rotate-key:DEGREES, aim-key:COSINE, scale-key:FACTOR, off-sink:FACTOR\n"
-        "                           behind them :q or :k, or :TOKEN (counted from 0; the first is the default), and\n"
-        "                           @LAYER or @LAYER.HEAD/LAYER.HEAD to say where\n"
-        "together:                  dominant-rows+off-sink:0.1",
+        f"{ABLATIONS}\n\n"
+        "BAND is slow, middle, fast or dominant. Keys are those of the first token unless TOKEN, counted from 0, is\n"
+        "given. @LAYER or @LAYER.HEAD/LAYER.HEAD after an ablation of activations says where it acts. Together:\n"
+        "dominant-rows+off-sink:0.1",
         (
             "tomfisher ablate runs/demo-testbed",
             "tomfisher ablate runs/demo-testbed --kappa 0.05 --random_seeds 2",
@@ -44,6 +68,7 @@ def add_parser(subparsers: Any) -> None:
             "      --output_path runs/other",
         ),
     )
+    parser.formatter_class = AblationHelp
     parser.add_argument("run", metavar="RUN", help="folder of a finished `tomfisher run`")
     parser.add_argument("--only", help="ablations, comma-separated [a set of twelve]")
     parser.add_argument(

@@ -48,7 +48,7 @@ def has_cache(model: Any) -> bool:
 def can_pack(model: Any) -> bool:
     """Whether rows may be tried side by side in one sequence: the model takes positions and a mask.
 
-    A layer with a window counts tokens by where they stand, and so do the hooks of `tomfisher.ablation.intervene`:
+    A layer with a window counts tokens by where they stand, and so do the hooks of `tomfisher.interventions.intervene`:
     such models share by steps. So does one that `computes_as_made` does not know. Whether the rows come out right is
     asked of the model itself (`ChoiceEvaluator`).
     """
@@ -130,8 +130,8 @@ def computes_as_made(model: Any) -> bool:
 
     That is a hook, of a module or of all, a forward that was replaced, a module of a class that is neither torch's nor
     transformers' nor of a library that keeps tokens apart, or an attention function of somebody's own. The hooks of
-    transformers only look, those of `tomfisher.ablation.intervene` know caches, and accelerate replaces forwards to
-    move tensors between devices.
+    transformers only look, those of `tomfisher.interventions` know caches, and accelerate replaces forwards to move
+    tensors between devices.
 
     Args:
         model: a causal language model of transformers.

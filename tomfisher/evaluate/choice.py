@@ -149,7 +149,7 @@ class ChoiceEvaluator:
             share_prefix: compute the tokens that several sequences begin with once (the same numbers up to
                 rounding): rows side by side in one sequence, each token seeing its own beginning alone; else from a
                 cache. "auto": where the model keeps nothing but keys and values, nobody has put hooks, forwards,
-                modules or attention of their own into it (`tomfisher.ablation.intervene` is known), and the first
+                modules or attention of their own into it (`tomfisher.interventions.intervene` is known), and the first
                 answers are those of single rows; True: there too, or refuse; False: never. Rows are padded on the
                 right: a hook that counts tokens from the end needs `batch_size` 1 as well.
             progress: show a bar on a terminal.

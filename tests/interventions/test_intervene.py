@@ -10,36 +10,36 @@ from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from tomfisher.ablation import (
-    aim_key,
-    intervene,
-    measure_internals,
-    off_sink,
-    rotate_key,
-    scale_band,
-    scale_key,
-    scale_pairs,
-)
 from tomfisher.analysis import bands, rope_spectrum
 from tomfisher.analysis.capture import QueryKey
 from tomfisher.analysis.sinks import attention_map
+from tomfisher.interventions import (
+    AimKey,
+    OffSink,
+    RotateKey,
+    ScaleBand,
+    ScaleKey,
+    ScalePairs,
+    intervene,
+    measure_internals,
+)
 from tomfisher.models.families import UnsupportedModel, describe
 
 LAYOUTS = ("llama", "cohere", "neox", "glm", "phi3", "gemma3", "qwen3")  # half, interleaved, partial, both
 KEYED = (*LAYOUTS, "window", "gpt2", "opt", "jamba")
 EVERY = {
-    "band": lambda: scale_band("slow", 0.3, context=20),
-    "pairs": lambda: scale_pairs([0], -1.5, parts=("q",)),
-    "rotate": lambda: rotate_key(70),
-    "aim": lambda: aim_key(-0.2),
-    "scale": lambda: scale_key(2.5),
-    "sink": lambda: off_sink(0.2),
-    "hide": lambda: off_sink(0),
-    "second": lambda: off_sink(0.1, position=1),
+    "band": lambda: ScaleBand("slow", 0.3, context=20),
+    "pairs": lambda: ScalePairs([0], -1.5, parts=("q",)),
+    "rotate": lambda: RotateKey(70),
+    "aim": lambda: AimKey(-0.2),
+    "scale": lambda: ScaleKey(2.5),
+    "sink": lambda: OffSink(0.2),
+    "hide": lambda: OffSink(0),
+    "second": lambda: OffSink(0.1, position=1),
 }
 CACHED = [(name, kind) for name in ("llama", "cohere", "neox", "window") for kind in EVERY]
 CACHED += [(name, kind) for name in ("gpt2", "opt") for kind in EVERY if kind not in ("band", "pairs")]
-NOTHING = (scale_band("slow", 1, context=20), scale_pairs([0], 1), rotate_key(0), scale_key(1), off_sink(1))
+NOTHING = (ScaleBand("slow", 1, context=20), ScalePairs([0], 1), RotateKey(0), ScaleKey(1), OffSink(1))
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -65,7 +65,7 @@ def test_a_band_is_scaled_exactly_and_nothing_else(lab, name, band):
     model, ids = lab.build(name), lab.prompt()
     before = lab.inside(model, ids)[0]
     rotary = describe(model).attention[0].rotary
-    with intervene(model, scale_band(band, 0.5, context=20)):
+    with intervene(model, ScaleBand(band, 0.5, context=20)):
         after = lab.inside(model, ids)[0]
     chosen = bands(rotary.frequencies, 20) == {"slow": 0, "fast": 2}[band]
     dims = rotary.pairs[chosen].flatten()
@@ -88,7 +88,7 @@ def test_attention_is_that_of_the_scaled_queries_and_keys(lab, name):
     for x, factor in ((q, 3), (k, 3)):
         x[..., pair] *= factor
     seen = QueryKey(q[None], k[None], module.scaling, getattr(module, "sliding_window", None))
-    with intervene(model, scale_pairs([0], 3)):
+    with intervene(model, ScalePairs([0], 3)):
         found = lab.maps(model, ids)[0]
     for head in range(4):
         close(found[head], attention_map(seen, 0, head, len(ids)))
@@ -100,7 +100,7 @@ def test_the_dominant_band_is_each_heads_own_pair(lab):
     own = internals.spectrum.layers[1]
     pairs = describe(model).attention[1].rotary.pairs
     before = lab.inside(model, ids)[1]
-    with intervene(model, scale_band("dominant", 0, at=[1]), internals=internals):
+    with intervene(model, ScaleBand("dominant", 0, at=[1]), internals=internals):
         after = lab.inside(model, ids)[1]
     for part, was, now in zip("qk", before, after, strict=True):
         for head, pair in enumerate(own.dominant(part).tolist()):
@@ -116,7 +116,7 @@ def test_the_first_key_turns_by_exactly_the_angle(lab, name, degrees):
     model, ids = lab.build(name), lab.prompt()
     layer = min(describe(model).attention)
     before = lab.inside(model, ids)[layer]
-    with intervene(model, rotate_key(degrees)):
+    with intervene(model, RotateKey(degrees)):
         after = lab.inside(model, ids)[layer]
     was, now = before[1][:, 0].double(), after[1][:, 0].double()
     close(torch.cosine_similarity(was, now, dim=-1), torch.tensor(math.cos(math.radians(degrees))))
@@ -131,7 +131,7 @@ def test_the_first_key_gets_exactly_the_cosine_with_the_mean_query_of_its_group(
     internals = internals_of(lab, model)
     layer, attention = next(iter(describe(model).attention.items()))
     before = lab.inside(model, ids)[layer][1]
-    with intervene(model, aim_key(cosine), internals=internals):
+    with intervene(model, AimKey(cosine), internals=internals):
         after = lab.inside(model, ids)[layer][1]
     mean = internals.mean_query[layer].unflatten(0, (attention.kv_heads, -1)).mean(1)
     close(torch.cosine_similarity(after[:, 0], mean, dim=-1), torch.tensor(float(cosine)))
@@ -146,7 +146,7 @@ def test_the_mass_of_the_first_token_falls_by_exactly_the_factor(lab, name, fact
     model, ids = lab.build(name), lab.prompt()
     layer = max(describe(model).attention)
     before = lab.maps(model, ids)[-1].double()
-    with intervene(model, off_sink(factor, at=[layer])):
+    with intervene(model, OffSink(factor, at=[layer])):
         after = lab.maps(model, ids)[-1].double()
     mass = before[:, 1:, 0]
     close(after[:, 1:, 0], factor * mass)
@@ -160,7 +160,7 @@ def test_scores_that_are_capped(lab):
     for layer in model.model.layers:
         layer.self_attn.attn_logit_softcapping = 2.0
     before = lab.maps(model, ids)
-    with intervene(model, off_sink(0.3, at=[1])):
+    with intervene(model, OffSink(0.3, at=[1])):
         after = lab.maps(model, ids)
     close(after[1][:, 1:16, 0], 0.3 * before[1][:, 1:16, 0])
     assert before[1][:, 1:16, 0].max() < 0.99 < after[1].sum(-1).min() + 1e-5
@@ -171,7 +171,7 @@ def test_a_null_key_beside_the_others_grows_with_them(lab, factor):
     """GPT-OSS gives part of the attention to no key; what the first token loses goes there too, in proportion."""
     model, ids = lab.build("gpt-oss"), lab.prompt()
     before = lab.maps(model, ids)[1].double()
-    with intervene(model, off_sink(factor, at=[1])):
+    with intervene(model, OffSink(factor, at=[1])):
         after = lab.maps(model, ids)[1].double()
     mass, nothing = before[:, 1:, 0], 1 - before[:, 1:].sum(-1)
     grown = (1 - factor * mass) / (1 - mass)
@@ -191,7 +191,7 @@ def test_low_precision_rounds_and_no_more(lab):
                 close(lab.logits(model, ids), plain, 0.05)
     model = lab.build("llama").bfloat16()
     before = lab.maps(model, ids)[1]
-    with intervene(model, off_sink(0.1, at=[1])):
+    with intervene(model, OffSink(0.1, at=[1])):
         close(lab.maps(model, ids)[1][:, 1:, 0], 0.1 * before[:, 1:, 0], 2e-3)
 
 
@@ -200,7 +200,7 @@ def test_mass_of_a_sink_that_takes_nearly_all_still_falls_by_the_factor(lab):
     with torch.no_grad():
         model.model.layers[1].self_attn.q_proj.weight *= 30
     before = lab.maps(model, ids)[1]
-    with intervene(model, off_sink(0.5, at=[1])):
+    with intervene(model, OffSink(0.5, at=[1])):
         after = lab.maps(model, ids)[1]
     full = before[:, 1:, 0] > 1 - 1e-6
     assert full.any() and (before[:, 1:, 0] == 0).any()
@@ -212,7 +212,7 @@ def test_mass_of_a_sink_that_takes_nearly_all_still_falls_by_the_factor(lab):
 def test_named_layers_and_heads_only(lab, attention):
     model, ids = lab.build("llama", attn_implementation=attention), lab.prompt()
     before = lab.inside(model, ids)
-    with intervene(model, rotate_key(40, at=[(1, 3)]), scale_pairs([1], 0.5, at=[(1, 2)])):
+    with intervene(model, RotateKey(40, at=[(1, 3)]), ScalePairs([1], 0.5, at=[(1, 2)])):
         after = lab.inside(model, ids)
     assert all(torch.equal(*pair) for pair in zip(before[0], after[0], strict=True))
     heads = [(after[1][0][h] != before[1][0][h]).any().item() for h in range(4)]
@@ -220,7 +220,7 @@ def test_named_layers_and_heads_only(lab, attention):
     assert torch.equal(after[1][1][0], before[1][1][0]) and not torch.equal(after[1][1][1], before[1][1][1])
     eager = lab.build("llama")
     plain = lab.maps(eager, ids)
-    with intervene(eager, off_sink(0.5, at=[(0, 2)])):
+    with intervene(eager, OffSink(0.5, at=[(0, 2)])):
         changed = lab.maps(eager, ids)
     close(changed[0][2, 1:, 0], plain[0][2, 1:, 0] / 2)
     assert torch.equal(changed[0][[0, 1, 3]], plain[0][[0, 1, 3]])
@@ -330,7 +330,7 @@ def test_choice_scores_with_shared_prefixes_are_those_without():
 
 def test_outer_blocks_and_earlier_interventions_act_first(lab):
     model, ids = lab.build("llama"), lab.prompt()
-    first, second = scale_key(-2), off_sink(0.3)
+    first, second = ScaleKey(-2), OffSink(0.3)
     with intervene(model, first, second):
         expected = lab.logits(model, ids)
     with intervene(model, first), intervene(model, second):
@@ -338,7 +338,7 @@ def test_outer_blocks_and_earlier_interventions_act_first(lab):
     with intervene(model, second), intervene(model, first):
         assert (lab.logits(model, ids) - expected).abs().max() > 1e-3
     plain = lab.maps(model, ids)[0]
-    with intervene(model, off_sink(0.5), off_sink(0.2)):
+    with intervene(model, OffSink(0.5), OffSink(0.2)):
         close(lab.maps(model, ids)[0][:, 1:, 0], 0.1 * plain[:, 1:, 0])
 
 
@@ -347,7 +347,7 @@ def test_analyses_inside_and_outside_the_block_see_the_changed_keys(lab):
     internals = measure_internals(model, [ids])
     base = rope_spectrum(model, [ids], progress=False)
     assert torch.equal(internals.spectrum.layers[0].q_norm, base.layers[0].q_norm)
-    with intervene(model, scale_pairs([2], 0.5)):
+    with intervene(model, ScalePairs([2], 0.5)):
         found = rope_spectrum(model, [ids], progress=False).layers[0]
     factors = torch.tensor([1, 1, 0.5, 1])
     close(found.q_norm, base.layers[0].q_norm * factors)
@@ -357,7 +357,7 @@ def test_analyses_inside_and_outside_the_block_see_the_changed_keys(lab):
 
     with (
         watching(describe(model), lambda layer, x: seen.update({layer: x.k})),
-        intervene(model, scale_key(0)),
+        intervene(model, ScaleKey(0)),
     ):
         lab.logits(model, ids)
     assert (seen[0][:, :, 0] == 0).all() and (seen[0][:, :, 1:] != 0).all()
@@ -402,7 +402,7 @@ def test_controls_do_the_same_elsewhere(lab):
     model, ids = lab.build("llama"), lab.prompt()
     internals = internals_of(lab, model)
     before = lab.inside(model, ids)[0]
-    for make in (rotate_key(50), scale_key(3)):
+    for make in (RotateKey(50), ScaleKey(3)):
         positions = set()
         for seed in range(4):
             with intervene(model, make.control(seed, internals)):
@@ -411,7 +411,7 @@ def test_controls_do_the_same_elsewhere(lab):
             assert len(changed) == 1 and 0 < changed[0] < internals.shortest
             positions.add(changed[0])
         assert len(positions) == 4
-    band = scale_band("dominant", 0.5)
+    band = ScaleBand("dominant", 0.5)
     hit = set()
     for seed in range(8):
         with intervene(model, band.control(seed, internals), internals=internals):
@@ -426,12 +426,12 @@ def test_controls_do_the_same_elsewhere(lab):
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("gpt2", lambda: scale_band("slow", 0.5, context=9), "gpt2 has no rotary embedding"),
-        ("jamba", lambda: scale_pairs([0], 0.5), "jamba has no rotary embedding"),
-        ("mamba", lambda: off_sink(0.1), "mamba has no attention layer"),
-        ("mpt", lambda: off_sink(0.1), "mpt computes attention in its own code"),
-        ("mpt", lambda: rotate_key(30), "mpt computes attention in its own code"),
-        ("mpt", lambda: scale_band("slow", 0.5), "mpt has no rotary embedding"),
+        ("gpt2", lambda: ScaleBand("slow", 0.5, context=9), "gpt2 has no rotary embedding"),
+        ("jamba", lambda: ScalePairs([0], 0.5), "jamba has no rotary embedding"),
+        ("mamba", lambda: OffSink(0.1), "mamba has no attention layer"),
+        ("mpt", lambda: OffSink(0.1), "mpt computes attention in its own code"),
+        ("mpt", lambda: RotateKey(30), "mpt computes attention in its own code"),
+        ("mpt", lambda: ScaleBand("slow", 0.5), "mpt has no rotary embedding"),
     ],
 )
 def test_what_a_model_does_not_have_is_refused(lab, name, make, message):
@@ -445,11 +445,11 @@ def test_attention_that_goes_another_way_is_refused(lab):
     model = lab.build("upcast")
     with (
         pytest.raises(UnsupportedModel, match="gpt2 computes attention in its own code"),
-        intervene(model, scale_key(2)),
+        intervene(model, ScaleKey(2)),
     ):
         pass
     model = lab.build("llama")
-    with pytest.raises(UnsupportedModel, match="ran without being reached"), intervene(model, scale_key(2)):
+    with pytest.raises(UnsupportedModel, match="ran without being reached"), intervene(model, ScaleKey(2)):
         model.model.layers[0].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
         lab.logits(model, lab.prompt(5))
     model = lab.build("llama")
@@ -457,7 +457,7 @@ def test_attention_that_goes_another_way_is_refused(lab):
     model.set_attn_implementation("somebodys")
     with (
         pytest.raises(UnsupportedModel, match="'somebodys' does not take"),
-        intervene(model, off_sink(0.1)),
+        intervene(model, OffSink(0.1)),
     ):
         pass
 
@@ -465,20 +465,20 @@ def test_attention_that_goes_another_way_is_refused(lab):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: scale_key(1, at=[2]), "there is no layer or head 2. Layers with attention: 0, 1"),
-        (lambda: scale_key(1, at=[(0, 4)]), "there is no layer or head 0.4"),
-        (lambda: scale_pairs([4], 1), "layer 0 has rotary pairs 0 to 3"),
-        (lambda: aim_key(0.5), "Give internals=measure_internals"),
-        (lambda: scale_band("dominant", 0.5), "Give internals=measure_internals"),
-        (lambda: scale_band("low", 0.5), "band must be one of slow, middle, fast, dominant"),
-        (lambda: scale_band("slow", math.nan), "factor must be a finite number"),
-        (lambda: scale_pairs([], 1), "at least one"),
-        (lambda: scale_pairs([0], 1, parts=("v",)), "parts must be 'q', 'k' or both"),
-        (lambda: rotate_key(math.inf), "degrees must be a finite number"),
-        (lambda: aim_key(1.5), "cosine must lie from -1 to 1"),
-        (lambda: off_sink(1.1), "factor must lie from 0 to 1"),
-        (lambda: off_sink(0.1, position=-1), "position must be 0"),
-        (lambda: off_sink(0.1, at=[]), "at names no layer or head"),
+        (lambda: ScaleKey(1, at=[2]), "there is no layer or head 2. Layers with attention: 0, 1"),
+        (lambda: ScaleKey(1, at=[(0, 4)]), "there is no layer or head 0.4"),
+        (lambda: ScalePairs([4], 1), "layer 0 has rotary pairs 0 to 3"),
+        (lambda: AimKey(0.5), "Give internals=measure_internals"),
+        (lambda: ScaleBand("dominant", 0.5), "Give internals=measure_internals"),
+        (lambda: ScaleBand("low", 0.5), "band must be one of slow, middle, fast, dominant"),
+        (lambda: ScaleBand("slow", math.nan), "factor must be a finite number"),
+        (lambda: ScalePairs([], 1), "at least one"),
+        (lambda: ScalePairs([0], 1, parts=("v",)), "parts must be 'q', 'k' or both"),
+        (lambda: RotateKey(math.inf), "degrees must be a finite number"),
+        (lambda: AimKey(1.5), "cosine must lie from -1 to 1"),
+        (lambda: OffSink(1.1), "factor must lie from 0 to 1"),
+        (lambda: OffSink(0.1, position=-1), "position must be 0"),
+        (lambda: OffSink(0.1, at=[]), "at names no layer or head"),
     ],
 )
 def test_bad_arguments(lab, make, message):

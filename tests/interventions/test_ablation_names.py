@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tomfisher.ablation import DEFAULT, combinations, off_sink, parse, parse_all, rotate_key, scale_band
+from tomfisher.ablation import DEFAULT
+from tomfisher.interventions import OffSink, RotateKey, ScaleBand, combinations, parse, parse_all
 
 
 @pytest.mark.parametrize(
@@ -30,12 +31,12 @@ def test_names_are_read_back(name):
 def test_what_a_name_means():
     found = parse("dominant-rows + scale-band:slow:0.5 + off-sink:1e-1@2/0.3")
     assert found.parts == ("dominant-rows",)
-    assert found.interventions == (scale_band("slow", 0.5), off_sink(0.1, at=[2, (0, 3)]))
-    assert parse("scale-band:fast:2:k").interventions == (scale_band("fast", 2, parts=["k"]),)
-    assert parse("off-sink:0.1:3").interventions == (off_sink(0.1, position=3),)
+    assert found.interventions == (ScaleBand("slow", 0.5), OffSink(0.1, at=[2, (0, 3)]))
+    assert parse("scale-band:fast:2:k").interventions == (ScaleBand("fast", 2, parts=["k"]),)
+    assert parse("off-sink:0.1:3").interventions == (OffSink(0.1, position=3),)
     assert parse("off-sink:0.1:0") == parse("off-sink:0.1")
     assert parse("rotate-key:30.0") == parse("rotate-key:30")
-    assert parse("rotate-key:30").interventions == (rotate_key(30),)
+    assert parse("rotate-key:30").interventions == (RotateKey(30),)
 
 
 def test_combinations_are_all_subsets_up_to_the_size_and_none_twice():
@@ -93,8 +94,8 @@ def test_a_combination_that_is_one_of_its_parts_or_another_ablation_is_passed_ov
         ("scale-band:low:1", "band must be one of slow"),
         ("scale-pairs:a:1", "must look like scale-pairs"),
         ("scale-pairs", "must look like scale-pairs"),
-        ("rotate-key:30@x", "with @LAYER or @LAYER.HEAD"),
-        ("rotate-key:30@1.2.3", "with @LAYER or @LAYER.HEAD"),
+        ("rotate-key:30@x", "followed by @LAYER or @LAYER.HEAD"),
+        ("rotate-key:30@1.2.3", "followed by @LAYER or @LAYER.HEAD"),
         ("qk@1", "Unknown ablation 'qk@1'"),
     ],
 )

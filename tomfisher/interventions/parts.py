@@ -20,7 +20,7 @@ REGIONS = ("qk", "vo", "mlp", "mixer", "dominant-rows", "other-rows")
 PARTS = (FULL, *REGIONS, *(f"{NOT}{region}" for region in REGIONS))
 _ROWS = frozenset(("dominant-rows", "other-rows"))  # together they are "qk"
 _ATOMS = _ROWS | {"vo", "mlp", "mixer", "rest"}
-Places = dict[str, tuple[int, Tensor] | None]  # per weight the axis and the positions on it; None: all of it
+Positions = dict[str, tuple[int, Tensor] | None]  # per weight an axis and positions on it; None: all of it
 
 
 def restrict(
@@ -29,7 +29,7 @@ def restrict(
     """The entries of a mask that lie in one part of the model.
 
     "qk" is W_Q and W_K, "vo" W_V and W_O, "mlp" the MLP (experts too), "mixer" what a layer without attention has
-    beside its MLP (state-space layers). "dominant-rows" are the rows of W_Q and W_K that make, in every head, the
+    besides its MLP (state-space layers). "dominant-rows" are the rows of W_Q and W_K that make, in every head, the
     two dimensions of its dominant rotary pair; "other-rows" all their other rows. "not-X" is the mask without
     X, "full" the mask. A projection that makes q, k and v together is cut by rows.
 
@@ -54,9 +54,12 @@ def restrict(
         return mask
     if architecture is None:
         raise UnsupportedModel(f"Where {part!r} lies is not known for this model. Only 'full' is.")
-    places = _places(architecture, part.removeprefix(NOT), list(mask), spectrum)
-    chosen = {name: _inside(mask[name], mask.shapes[name], places[name]) for name in mask if name in places}
-    parents = [{"operation": "restrict", "part": part.removeprefix(NOT), "of": mask.describe()}]
+    region = part.removeprefix(NOT)
+    positions = _positions(architecture, region, mask, spectrum)
+    chosen = {
+        name: _inside(mask[name], mask.shapes[name], positions[name]) for name in mask if name in positions
+    }
+    parents = [{"operation": "restrict", "part": region, "of": mask.describe()}]
     inside = SparseMask(chosen, mask.shapes, mask.kappa, mask.scope, parents)
     return mask - inside if part.startswith(NOT) else inside
 
@@ -66,8 +69,8 @@ def atoms(part: str) -> frozenset[str]:
     if part == FULL:
         return _ATOMS
     region = part.removeprefix(NOT)
-    found = _ROWS if region == "qk" else frozenset((region,))
-    return _ATOMS - found if part.startswith(NOT) else found
+    pieces = _ROWS if region == "qk" else frozenset((region,))
+    return _ATOMS - pieces if part.startswith(NOT) else pieces
 
 
 def nested(parts: Sequence[str]) -> bool:
@@ -75,29 +78,38 @@ def nested(parts: Sequence[str]) -> bool:
     return any(atoms(one) <= atoms(other) for one, other in permutations(parts, 2))
 
 
-def _inside(index: Tensor, shape: tuple[int, ...], place: tuple[int, Tensor] | None) -> Tensor:
-    """Flat positions whose coordinate on one axis is among those of the place."""
-    if place is None:
+def _inside(index: Tensor, shape: tuple[int, ...], chosen: tuple[int, Tensor] | None) -> Tensor:
+    """Those of the flat positions whose coordinate on one axis is chosen."""
+    if chosen is None:
         return index
-    axis, positions = place
+    axis, positions = chosen
     coordinate = index.div(torch.Size(shape[axis + 1 :]).numel(), rounding_mode="floor") % shape[axis]
     return index[torch.isin(coordinate, positions)]
 
 
-def _places(
+def _positions(
     architecture: Architecture, region: str, names: Iterable[str], spectrum: RopeSpectrum | None
-) -> Places:
+) -> Positions:
     if region in ("mlp", "mixer"):
-        return dict.fromkeys(_of_layers(architecture, region, names))
-    layers = architecture.attending(repr(region))
-    if region == "qk":
-        return _joined(_all(a.projection(part)) for a in layers.values() for part in ("q", "k"))
-    if region == "vo":
-        return _joined(_all(a.projection(part)) for a in layers.values() for part in ("v", "o"))
-    return _joined(_rows(architecture, region, spectrum))
+        return dict.fromkeys(_weights(architecture, region, names))
+    layers = architecture.attending(repr(region)).values()
+    if region in ("qk", "vo"):
+        projections = [attention.projection(part) for attention in layers for part in region]  # type: ignore[arg-type]
+        return _joined((projection, projection.index.flatten()) for projection in projections)
+    architecture.rotating()
+    if spectrum is None:
+        raise ValueError(
+            f"{region!r} needs to know which frequencies dominate: give the model's RopeSpectrum."
+        )
+    known = {layer.layer: layer for layer in spectrum.layers}
+    return _joined(
+        (projection, projection.index[dominant == (region == "dominant-rows")])
+        for number, attention in architecture.attention.items()
+        for projection, dominant in _dominant(attention, known.get(number))
+    )
 
 
-def _of_layers(architecture: Architecture, region: str, names: Iterable[str]) -> list[str]:
+def _weights(architecture: Architecture, region: str, names: Iterable[str]) -> list[str]:
     """Weights of the MLPs, or among `names` the other ones of layers that have no attention."""
     if region == "mlp":
         found = [name for layer in architecture.layers for name in layer.mlp]
@@ -113,42 +125,21 @@ def _of_layers(architecture: Architecture, region: str, names: Iterable[str]) ->
     return found
 
 
-def _rows(
-    architecture: Architecture, region: str, spectrum: RopeSpectrum | None
-) -> list[tuple[Projection, Tensor]]:
-    """The rows of W_Q and W_K of the dominant rotary pair of each head, or all their other rows."""
-    layers = architecture.attention
-    architecture.rotating()
-    if spectrum is None:
-        raise ValueError(
-            f"{region!r} needs to know which frequencies dominate: give the model's RopeSpectrum."
-        )
-    known = {layer.layer: layer for layer in spectrum.layers}
-    found = []
-    for number, attention in layers.items():
-        for projection, dominant in _dominant(attention, known.get(number)):
-            found.append((projection, projection.index[dominant == (region == "dominant-rows")]))
-    return found
-
-
 def _dominant(attention: Attention, spectrum: LayerSpectrum | None) -> list[tuple[Projection, Tensor]]:
     """W_Q and W_K of a layer, each with a mask `[heads, head_dim]` of the dominant dimensions."""
+    from tomfisher.analysis.rope import PARTS as QUERIES_AND_KEYS
+
     found = []
-    for part in ("q", "k"):
-        projection = attention.projection("q" if part == "q" else "k")
+    for part in QUERIES_AND_KEYS:
+        projection = attention.projection(part)
         chosen = torch.zeros(projection.index.shape, dtype=torch.bool)
         if attention.rotary is not None and spectrum is not None:
-            pair = spectrum.dominant("q" if part == "q" else "k")
-            chosen.scatter_(1, attention.rotary.pairs[pair], True)
+            chosen.scatter_(1, attention.rotary.pairs[spectrum.dominant(part)], True)
         found.append((projection, chosen))
     return found
 
 
-def _all(projection: Projection) -> tuple[Projection, Tensor]:
-    return projection, projection.index.flatten()
-
-
-def _joined(parts: Iterable[tuple[Projection, Tensor]]) -> Places:
+def _joined(parts: Iterable[tuple[Projection, Tensor]]) -> Positions:
     """Positions per weight; several projections may lie in one weight."""
     found: dict[str, tuple[int, list[Tensor]]] = {}
     for projection, positions in parts:

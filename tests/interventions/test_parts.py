@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tomfisher import SparseMask
-from tomfisher.ablation import PARTS, measure_internals, restrict
 from tomfisher.fisher.selection import select_parameters
+from tomfisher.interventions import PARTS, measure_internals, restrict
 from tomfisher.models.families import UnsupportedModel, describe
 
 ROTATING = ("llama", "neox", "cohere", "glm", "phi3", "gemma3", "qwen2", "mixtral", "qwen2-moe")

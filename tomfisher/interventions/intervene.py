@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tomfisher.ablation.call import AttentionCall, Edit
-from tomfisher.ablation.internals import Internals
-from tomfisher.ablation.intervention import Intervention
+from tomfisher.interventions.base import Intervention
+from tomfisher.interventions.inputs import AttentionInputs, Edit
+from tomfisher.interventions.internals import Internals
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.models.queries import null_key
 from tomfisher.torch_state import plain_torch
@@ -27,7 +27,7 @@ def intervene(model: Any, *interventions: Intervention, internals: Internals | N
 
     Example::
 
-        with tomfisher.ablation.intervene(model, scale_band("slow", 0.5), off_sink(0.1)):
+        with tomfisher.interventions.intervene(model, ScaleBand("slow", 0.5), OffSink(0.1)):
             scores = tomfisher.evaluate.score(model, tokenizer, stories)  # before: with pack=False, to round alike
 
     Interventions act in the order given, and those of an outer block before those of an inner one. They act where
@@ -37,7 +37,7 @@ def intervene(model: Any, *interventions: Intervention, internals: Internals | N
 
     Args:
         model: a causal language model of transformers.
-        interventions: `scale_band`, `scale_pairs`, `rotate_key`, `aim_key`, `scale_key`, `off_sink`.
+        interventions: `ScaleBand`, `ScalePairs`, `RotateKey`, `AimKey`, `ScaleKey`, `OffSink`.
         internals: `measure_internals(model, prompts)` of the untouched model, for those that depend on it.
 
     Yields:
@@ -110,7 +110,7 @@ class _Session:
                 "attn_implementation."
             )
 
-    def edit(self, module: nn.Module, call: AttentionCall) -> AttentionCall:
+    def edit(self, module: nn.Module, call: AttentionInputs) -> AttentionInputs:
         """The call as this block changes it."""
         self._reached.add(id(module))
         call = call._replace(past=self._past[id(module)])
@@ -155,7 +155,9 @@ def _get_interface(self: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
             scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
             window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
             null, added = null_key(kwargs), kwargs.get("position_bias")
-            call = AttentionCall(query, key, attention_mask, scale, softcap, window, sinks=null, added=added)
+            call = AttentionInputs(
+                query, key, attention_mask, scale, softcap, window, sinks=null, added=added
+            )
             for session in sessions:
                 call = session.edit(module, call)
             query, key, attention_mask = call.query, call.key, call.mask

@@ -12,7 +12,7 @@ from torch import Tensor
 from tomfisher.analysis.capture import QueryKey
 from tomfisher.analysis.rope import RopeCollector, RopeSpectrum
 from tomfisher.analysis.run import TOKENS_PER_BATCH, Collector, run
-from tomfisher.models.families import Architecture, UnsupportedModel, describe
+from tomfisher.models.families import Architecture, describe
 from tomfisher.torch_state import plain_torch
 
 
@@ -79,18 +79,6 @@ def needed(architecture: Architecture, internals: Internals | None, what: str) -
             f"{what} depends on what the untouched model does. Give internals=measure_internals(model, prompts)."
         )
     return internals
-
-
-def rotating(architecture: Architecture, what: str) -> None:
-    """Refuse a model without rotary frequencies.
-
-    Raises:
-        UnsupportedModel: no layer of it rotates.
-    """
-    try:
-        architecture.rotating()
-    except UnsupportedModel as error:
-        raise UnsupportedModel(f"{what}: {error}") from error
 
 
 class _MeanQuery:
