@@ -11,8 +11,8 @@ import tomfisher
 
 # Modules beside the packages, which know nothing of models: files, text, progress, what torch is set to.
 BASE = (
-    *("files", "locks", "progress", "provenance", "sample", "text_files"),
-    *("tokens", "torch_state", "unknown", "version", "writing"),
+    *("files", "locks", "plugins", "progress", "provenance"),
+    *("sample", "text_files", "torch_state", "version"),
 )
 # From top to bottom. A package imports from the rows below its own; those in one row do not know one another.
 LAYERS = (
@@ -37,10 +37,6 @@ LAYERS = (
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}
 # Arrows that are on their way out, by what they begin with and who takes them out. It ends empty.
 MOVING = (
-    ("tomfisher.tasks", "tomfisher.testbed", "runtime"),
-    ("tomfisher.models", "tomfisher.testbed", "runtime"),
-    ("tomfisher.testbed.architectures", "tomfisher.testbed.recipe", "runtime"),
-    ("tomfisher.evaluate.choice", "tomfisher.fisher", "runtime"),
     ("tomfisher.report", "tomfisher.experiment", "studies"),
     ("tomfisher.experiment.architecture_folder", "tomfisher.experiment", "studies"),
     ("tomfisher.experiment.equal_kappa", "tomfisher.experiment", "studies"),

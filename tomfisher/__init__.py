@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tomfisher import plugins
 from tomfisher.version import __version__
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ __all__ = [
     "tasks",
     "top_fraction",
 ]
+
+plugins.add("tomfisher.testbed.registration")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,10 +7,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tomfisher import testbed
 from tomfisher.models.families import describe
 from tomfisher.runtime.scan import MODULE_OF
-from tomfisher.testbed.architectures import ARCHITECTURES
-from tomfisher.testbed.recipe import Recipe
+from tomfisher.testbed.batches import batches
+from tomfisher.testbed.recipe import ARCHITECTURES, Recipe
 from tomfisher.testbed.tokenizer import MAX_LENGTH, word_ids
-from tomfisher.testbed.train import _loss, _optimiser, batches
+from tomfisher.testbed.train import _loss, _optimiser
 
 SMALL = {"hidden": 32, "intermediate": 64, "layers": 2, "heads": 2, "stories": 2, "general_tokens": 32}
 

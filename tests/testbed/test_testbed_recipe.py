@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tomfisher.sample import IGNORED
-from tomfisher.testbed.recipe import Recipe, batches
+from tomfisher.testbed.batches import batches
+from tomfisher.testbed.recipe import Recipe
 from tomfisher.testbed.tokenizer import build_tokenizer, word_ids
 
 

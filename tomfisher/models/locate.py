@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tomfisher.models import builtin
 from tomfisher.models.adapters import SETTINGS
+from tomfisher.models.builtin import builtin, near_miss
 from tomfisher.models.gguf import dense_folder
 
-OTHERWISE = f"Give a hub id, a local folder, a .gguf file, or one of: {', '.join(builtin.BUILTIN)}."
+
+def otherwise() -> str:
+    """What to give instead of a name that leads nowhere."""
+    return f"Give a hub id, a local folder, a .gguf file, or one of: {', '.join(builtin())}."
 
 
 def locate(source: str) -> str:
@@ -18,12 +21,12 @@ def locate(source: str) -> str:
         ValueError: a file or folder of no known kind, a path to nothing, or nearly a built-in name.
         ModuleNotFoundError: a built-in model or a GGUF file needs a package that is missing.
     """
-    if source in builtin.BUILTIN:
-        return str(builtin.BUILTIN[source].folder())
+    if source in builtin():
+        return str(builtin()[source].folder())
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return str(dense_folder(path))
-    names = ", ".join(builtin.BUILTIN)
+    names = ", ".join(builtin())
     if path.is_dir():
         if not any((path / name).is_file() for name in ("config.json", SETTINGS)):
             raise ValueError(
@@ -34,7 +37,7 @@ def locate(source: str) -> str:
         raise ValueError(
             f"Model {source!r} is a file, but no .gguf. Give its folder, a hub id, or one of: {names}."
         )
-    if (meant := builtin.near_miss(source)) is not None:
+    if (meant := near_miss(source)) is not None:
         raise ValueError(f"Unknown model {source!r}. Did you mean {meant!r}? Built-in names: {names}.")
     if source.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf":
         raise ValueError(f"Model {source!r}: there is no such file or folder. Built-in names: {names}.")

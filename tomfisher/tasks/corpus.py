@@ -8,6 +8,7 @@ import os
 import random
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -16,17 +17,17 @@ from typing import Any
 
 import torch
 
+from tomfisher import plugins
 from tomfisher.files import sha256_of_text
 from tomfisher.models import hub
 from tomfisher.sample import Sample
 from tomfisher.tasks.formats import text_of
 from tomfisher.tasks.records import JSON_SUFFIXES, read_records, read_text_file
-from tomfisher.tokens import common_length, encode_parts
+from tomfisher.tasks.tokens import common_length, encode_parts
+from tomfisher.tasks.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 from tomfisher.torch_state import plain_torch
-from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 PYTHON_REFERENCE = "python-reference"
-TESTBED = "testbed"
 SEPARATOR = "\n\n"
 MAX_ROWS = 20_000
 MAX_CHARACTERS = 20_000_000
@@ -53,6 +54,25 @@ class Corpus:
         return SEPARATOR.join(self.documents)
 
 
+def _python_reference() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [text.strip() for _, text in sorted(topics.items()) if text.strip()]
+
+
+_SOURCES: dict[str, Callable[[], list[str]]] = {PYTHON_REFERENCE: _python_reference}
+
+
+def register(name: str, documents: Callable[[], list[str]]) -> None:
+    """Add a text.
+
+    Args:
+        name: what `load` is to know it by.
+        documents: gives its documents, none of them empty.
+    """
+    _SOURCES[name] = documents
+
+
 def load(source: str | os.PathLike[str], text_column: str = "text") -> Corpus:
     """Load general text.
 
@@ -73,12 +93,9 @@ def load(source: str | os.PathLike[str], text_column: str = "text") -> Corpus:
         OSError: the data set cannot be had, for want of a network or because it does not exist.
     """
     label = os.fspath(source)
-    if label == PYTHON_REFERENCE:
-        return _corpus(label, _python_reference())
-    if label == TESTBED:
-        from tomfisher.testbed import language
-
-        return language.corpus()
+    plugins.load()
+    if label in _SOURCES:
+        return _corpus(label, _SOURCES[label]())
     path = Path(label)
     if path.suffix.lower() in JSON_SUFFIXES:
         return _corpus(path.name, [text_of(record, text_column) for record in read_records(path)])
@@ -87,7 +104,7 @@ def load(source: str | os.PathLike[str], text_column: str = "text") -> Corpus:
     if label.count(":") == 2:
         return _corpus(label, _dataset(label, text_column))
     raise ValueError(
-        f"Unknown text {label!r}. Give {PYTHON_REFERENCE!r}, {TESTBED!r}, the path of a text, .json or .jsonl file, "
+        f"Unknown text {label!r}. Give {', '.join(map(repr, _SOURCES))}, the path of a text, .json or .jsonl file, "
         'or a datasets id "name:config:split".'
     )
 
@@ -184,12 +201,6 @@ def windows(
 
 def _corpus(name: str, documents: list[str]) -> Corpus:
     return Corpus(name, documents, sha256_of_text(*documents))
-
-
-def _python_reference() -> list[str]:
-    from pydoc_data.topics import topics
-
-    return [text.strip() for _, text in sorted(topics.items()) if text.strip()]
 
 
 def _dataset(label: str, column: str) -> list[str]:

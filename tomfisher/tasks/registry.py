@@ -1,36 +1,71 @@
-"""Tasks by name: our own stories, the testbed language, or a user's file."""
+"""Tasks by name: our own stories, what is registered, or a user's file."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+from tomfisher import plugins
 from tomfisher.tasks import formats
-from tomfisher.tasks.generator import CONDITIONS, FAMILIES, SPLITS, generate
+from tomfisher.tasks.generator import CONDITIONS, SPLITS, generate
 from tomfisher.tasks.records import JSON_SUFFIXES
 from tomfisher.tasks.selection import POOL_OF_SPLIT, Unit, group_units, shuffle_balanced, take, unit_key
 from tomfisher.tasks.story import SECOND_ORDER, Story
 
-TESTBED = "testbed"
-TESTBED_SECOND_ORDER = "testbed2"
-_DESCRIPTIONS = {
-    "false-belief": "contents and transfer stories, in equal parts",
-    "contents": "unexpected contents: a closed container whose label may be wrong, with three controls",
-    "transfer": "unexpected transfer: a thing that may be moved while its owner is away, with three controls",
-    SECOND_ORDER: "beliefs about a belief: one moves a thing, the other learns of it unnoticed; four controls",
-    TESTBED: "stories in the small language of the testbed models",
-    TESTBED_SECOND_ORDER: "the same with second-order stories as a third family, for the testbed2 models",
+
+class Task(NamedTuple):
+    """A named task: one line about it, and its stories by `n`, `seed` and `split` of `load`."""
+
+    description: str
+    stories: Callable[[int | None, int, str], list[Story]]
+
+
+_TASKS = {
+    name: Task(description, functools.partial(generate, families))
+    for name, families, description in (
+        ("false-belief", tuple(CONDITIONS), "contents and transfer stories, in equal parts"),
+        (
+            "contents",
+            ("contents",),
+            "unexpected contents: a closed container whose label may be wrong, with three controls",
+        ),
+        (
+            "transfer",
+            ("transfer",),
+            "unexpected transfer: a thing that may be moved while its owner is away, with three controls",
+        ),
+        (
+            SECOND_ORDER,
+            (SECOND_ORDER,),
+            "beliefs about a belief: one moves a thing, the other learns of it unnoticed; four controls",
+        ),
+    )
 }
 
 
+def register(name: str, description: str, stories: Callable[[int | None, int, str], list[Story]]) -> None:
+    """Add a task.
+
+    Args:
+        name: what `load` is to know it by.
+        description: one line.
+        stories: called with `n`, `seed` and `split` of `load`.
+    """
+    _TASKS[name] = Task(description, stories)
+
+
 def available() -> dict[str, str]:
-    """List the built-in tasks.
+    """List the tasks that have a name.
 
     Returns:
         Name to one-line description.
     """
-    return dict(_DESCRIPTIONS)
+    plugins.load()
+    return {name: task.description for name, task in _TASKS.items()}
 
 
 def load(
@@ -58,19 +93,13 @@ def load(
         ValueError: unknown name or split, malformed file, or `n` outside 1 to the number of stories.
     """
     label = os.fspath(name)
-    if label == "false-belief":
-        return generate(tuple(CONDITIONS), n, seed, split)
-    if label in FAMILIES:
-        return generate((label,), n, seed, split)
-    if label in (TESTBED, TESTBED_SECOND_ORDER):
-        from tomfisher.testbed import language
-
-        second_order = label == TESTBED_SECOND_ORDER
-        return language.stories(n=n, seed=seed, split=split, second_order=second_order)
+    known = available()
+    if label in known:
+        return _TASKS[label].stories(n, seed, split)
     if isinstance(name, os.PathLike) or Path(label).suffix.lower() in JSON_SUFFIXES or Path(label).is_file():
         return _load_file(label, n, seed, split)
     raise ValueError(
-        f"Unknown task {label!r}. Built-in tasks: {', '.join(_DESCRIPTIONS)}. "
+        f"Unknown task {label!r}. Built-in tasks: {', '.join(known)}. "
         "Or give the path of a .json or .jsonl file."
     )
 

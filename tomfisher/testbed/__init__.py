@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-# of those in tomfisher.testbed.architectures, the ones whose weights are shipped
+# of those in tomfisher.testbed.recipe, the ones whose weights are shipped
 ARCHITECTURES = ("llama", "qwen2", "mpt", "mamba", "jamba")
 _FOLDERS = {"testbed-llama": "llama"} | {f"testbed2-{name}": f"second-order/{name}" for name in ARCHITECTURES}
 

@@ -16,13 +16,11 @@ import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from tomfisher.files import sha256_of_text
+from tomfisher.tasks.corpus import Corpus
+from tomfisher.tasks.story import Story
 from tomfisher.testbed import general
-
-if TYPE_CHECKING:
-    from tomfisher.tasks.corpus import Corpus
-    from tomfisher.tasks.story import Story
 
 PEOPLE = general.PEOPLE
 OBJECTS = general.OBJECTS
@@ -205,8 +203,6 @@ def draw_scene(rng: random.Random, family: str, split: str) -> Scene:
 
 def _cell(scene: Scene, condition: str, direction: str, prefix: str) -> Iterator[Story]:
     """Both questions of one cell."""
-    from tomfisher.tasks.story import Story
-
     story = scene.tell(condition)
     choices = tuple(sorted((scene.first, scene.second)))
     asked = (
@@ -322,9 +318,6 @@ def corpus(documents: int = 640, seed: int = 0) -> Corpus:
     Returns:
         A `tomfisher.tasks.corpus.Corpus` named "testbed".
     """
-    from tomfisher.files import sha256_of_text
-    from tomfisher.tasks.corpus import Corpus
-
     rng = random.Random(f"tomfisher.testbed:corpus:{seed}")
     texts = [general.document(rng, held_out=True) for _ in range(documents)]
     return Corpus(name="testbed", documents=texts, sha256=sha256_of_text(*texts))

@@ -1,22 +1,14 @@
-"""How the testbed model is built and fed: sizes, optimisation settings, training batches."""
+"""How each testbed model is built and trained: sizes, settings, and a table of five architectures."""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from torch import Tensor
+from tomfisher.testbed.tokenizer import BEGIN, END, MAX_LENGTH, PAD, word_ids
 
-from tomfisher.sample import IGNORED
-from tomfisher.testbed import general, language
-from tomfisher.testbed.architectures import architecture
-from tomfisher.testbed.tokenizer import BEGIN, PAD, word_ids
-
-WINDOWS = (128, 256, 512)
 SECOND_ORDER_STEPS = 1500
 
 
@@ -97,69 +89,118 @@ class Recipe:
         return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
-class Batch(NamedTuple):
-    """Token ids and labels (-100 = not supervised), int64, and which tokens are answers, bool: `[rows, length]`."""
-
-    input_ids: Tensor
-    labels: Tensor
-    answers: Tensor
-
-
-def _story_line(rng: random.Random, ids: dict[str, int], recipe: Recipe) -> tuple[list[int], list[int]]:
-    """One training story with its answered questions, and the positions of the answers."""
-    story, asked = language.training_story(rng, recipe.slips, recipe.second_order)
-    line = [ids[BEGIN], *(ids[word] for word in story.split())]
-    answers = []
-    for stem, answer in asked:
-        line += [ids[word] for word in stem.split()]
-        answers.append(len(line))
-        line += [ids[answer], ids["."]]
-    return line, answers
-
-
-def _story_batch(rng: random.Random, ids: dict[str, int], recipe: Recipe) -> Batch:
-    """Stories with their answered questions, padded on the right."""
-    lines = [_story_line(rng, ids, recipe) for _ in range(recipe.stories)]
-    length = max(len(line) for line, _ in lines)
-    input_ids = torch.full((recipe.stories, length), ids[PAD])
-    labels = torch.full((recipe.stories, length), IGNORED)
-    is_answer = torch.zeros((recipe.stories, length), dtype=torch.bool)
-    for row, (line, answers) in enumerate(lines):
-        input_ids[row, : len(line)] = labels[row, : len(line)] = torch.tensor(line)
-        is_answer[row, answers] = True
-    return Batch(input_ids, labels, is_answer)
-
-
-def _general_batch(rng: random.Random, ids: dict[str, int], recipe: Recipe) -> Batch:
-    """Windows cut anywhere out of concatenated documents; every other one begins with `<s>`."""
-    tokens = recipe.general_tokens
-    longest = min(tokens, recipe.longest_window)
-    length = rng.choice([size for size in WINDOWS if size <= longest] or [longest])
-    lines = []
-    for row in range(tokens // length):
-        words: list[str] = []
-        skipped = rng.randrange(64)
-        while len(words) < skipped + length:
-            words += general.document(rng, held_out=False).split()
-        line = [ids[word] for word in words[skipped : skipped + length]]
-        lines.append([ids[BEGIN], *line[:-1]] if row % 2 else line)
-    windows = torch.tensor(lines)
-    return Batch(windows, windows, torch.zeros_like(windows, dtype=torch.bool))
-
-
-def batches(recipe: Recipe) -> Iterator[tuple[Batch, Batch]]:
-    """Generate the training text, a pure function of the seed.
+@dataclass(frozen=True)
+class Architecture:
+    """One entry of the table.
 
     Args:
-        recipe: its seed and batch sizes.
-
-    Yields:
-        One (stories, general text) pair per step, without end.
+        title: what it is called.
+        positions: how positions enter, in a word or two.
+        config: the transformers configuration for a recipe's sizes.
+        settings: what its recipe sets differently.
     """
-    rng = random.Random(f"tomfisher.testbed:training:{recipe.seed}")
+
+    title: str
+    positions: str
+    config: Callable[[Recipe], Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def _shared() -> dict[str, Any]:
     ids = word_ids()
-    while True:
-        yield (
-            _story_batch(rng, ids, recipe),
-            _general_batch(rng, ids, recipe),
-        )
+    return {
+        "vocab_size": len(ids),
+        "tie_word_embeddings": True,
+        "bos_token_id": ids[BEGIN],
+        "eos_token_id": ids[END],
+        "pad_token_id": ids[PAD],
+    }
+
+
+def _attention(recipe: Recipe, kv_heads: int) -> dict[str, Any]:
+    """Sizes under the names that Llama, Qwen2 and Jamba share."""
+    return {
+        "hidden_size": recipe.hidden,
+        "intermediate_size": recipe.intermediate,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": MAX_LENGTH,
+        **_shared(),
+    }
+
+
+def _llama(recipe: Recipe) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**_attention(recipe, recipe.heads))
+
+
+def _qwen2(recipe: Recipe) -> Any:
+    from transformers import Qwen2Config
+
+    return Qwen2Config(**_attention(recipe, max(1, recipe.heads // 2)))
+
+
+def _mpt(recipe: Recipe) -> Any:
+    from transformers import MptConfig
+
+    return MptConfig(
+        d_model=recipe.hidden,
+        n_heads=recipe.heads,
+        n_layers=recipe.layers,
+        expansion_ratio=recipe.intermediate // recipe.hidden,
+        max_seq_len=MAX_LENGTH,
+        **_shared(),
+    )
+
+
+def _mamba(recipe: Recipe) -> Any:
+    from transformers import MambaConfig
+
+    return MambaConfig(
+        hidden_size=recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        state_size=recipe.state,
+        expand=recipe.intermediate // recipe.hidden,
+        **_shared(),
+    )
+
+
+def _jamba(recipe: Recipe) -> Any:
+    from transformers import JambaConfig
+
+    return JambaConfig(
+        **_attention(recipe, recipe.heads),
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        num_experts=1,
+        mamba_d_state=recipe.state,
+    )
+
+
+_SLOW_LEARNER = {
+    "stories": 64,
+    "general_tokens": 256,
+    "answer_weight": 2.0,
+    "weight_decay": 0.1,
+    "log_every": 100,
+}
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture("Llama", "RoPE", _llama),
+    "qwen2": Architecture("Qwen2", "RoPE", _qwen2),
+    "mpt": Architecture("MPT", "ALiBi", _mpt, {**_SLOW_LEARNER, "learning_rate": 2e-3, "intermediate": 512}),
+    "mamba": Architecture("Mamba", "none", _mamba, {"longest_window": 128, "steps": 1300, "log_every": 100}),
+    "jamba": Architecture("Jamba", "none", _jamba, {**_SLOW_LEARNER, "longest_window": 128, "steps": 1200}),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The table's entry.
+
+    Raises:
+        ValueError: no architecture of that name.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}.")
+    return ARCHITECTURES[name]

@@ -22,7 +22,8 @@ from tomfisher.provenance import versions
 from tomfisher.runtime.scan import linear_scan
 from tomfisher.sample import IGNORED
 from tomfisher.testbed import language
-from tomfisher.testbed.recipe import Batch, Recipe, batches
+from tomfisher.testbed.batches import Batch, batches
+from tomfisher.testbed.recipe import Recipe
 from tomfisher.testbed.tokenizer import BEGIN, build_tokenizer, word_ids
 from tomfisher.torch_state import plain_torch, seeded
 

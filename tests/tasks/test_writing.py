@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from tomfisher.writing import (
+from tomfisher.tasks.writing import (
     begins_with,
     first_word,
     fold,
