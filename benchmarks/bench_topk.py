@@ -28,7 +28,6 @@ from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
 from tomfisher.fisher.shards import read_spans
 from tomfisher.masks.fraction import count
 from tomfisher.ops import TopK, topk
-from tomfisher.ops.topk_stored import topk_stored
 
 SUM, READ = "read sum", "read file"
 BASELINE = "torch.topk"
@@ -145,7 +144,7 @@ def _stored_case(path: Path, label: str, cache: str, k: int, args: argparse.Name
     threads = torch.get_num_threads()
 
     def ours() -> TopK:
-        return topk_stored(path, span.offset, span.numel, span.dtype, k, impl="cpp")
+        return topk(span, k, impl="cpp")
 
     prepare = partial(topk_data.drop_from_cache, path) if cache == "cold" else None
     contenders = {

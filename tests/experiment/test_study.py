@@ -377,20 +377,20 @@ def test_missing_fisher_values_are_added_while_the_stores_are_there(finished, da
 
 
 def test_ranking_a_study_reads_each_store_once(finished, monkeypatch):
-    from tomfisher.masks.entries import topk_summary_stored
+    from tomfisher.masks.entries import topk_summary
 
     passes: list[tuple] = []
 
-    def once(*args):
-        passes.append(args[:2])
-        return topk_summary_stored(*args)
+    def once(span, *args):
+        passes.append((span.path, span.offset))
+        return topk_summary(span, *args)
 
     def forbidden(*args):
         pytest.fail("a pass of its own")
 
-    for name in ("topk", "topk_stored", "summary", "summary_stored"):
+    for name in ("topk", "summary"):
         monkeypatch.setattr(f"tomfisher.masks.entries.{name}", forbidden)
-    monkeypatch.setattr("tomfisher.masks.entries.topk_summary_stored", once)
+    monkeypatch.setattr("tomfisher.masks.entries.topk_summary", once)
     folder = Path(finished["output_path"])
     (folder / "fisher-values.json").unlink()
     run(finished)

@@ -50,15 +50,11 @@ def scatter_() -> Arguments:
 
 
 def topk() -> Arguments:
-    return [torch.randn(20), torch.randn(7)], [4, 2], "reference", False
+    return [torch.randn(20), torch.randn(7)], [4, 2], None, "reference", False
 
 
 def topk_across() -> Arguments:
     return [torch.randn(20), torch.randn(7)], 6, "reference"
-
-
-def summary() -> Arguments:
-    return [torch.randn(20), torch.empty(0)], [0.5, -1.0], "reference", False
 
 
 def topk_summary() -> Arguments:
@@ -82,9 +78,8 @@ CALLS: list[tuple[str, Callable[[], Arguments]]] = [
     ("masked_fill_mean_", masked_fill_mean_),
     ("scatter_", scatter_),
     ("topk", topk),
+    ("topk", topk_summary),
     ("topk_across", topk_across),
-    ("summary", summary),
-    ("topk_summary", topk_summary),
     ("rope_energy", rope_energy),
     ("sink_mass", sink_mass),
 ]

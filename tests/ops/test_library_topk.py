@@ -8,7 +8,7 @@ import torch
 from tomfisher.ops import rope_energy, sink_mass, topk, topk_across, topk_summary
 
 CASES = {
-    "topk": ([torch.randn(30), torch.empty(0), torch.randn(5)], [7, 0, 5], "reference", False),
+    "topk": ([torch.randn(30), torch.empty(0), torch.randn(5)], [7, 0, 5], None, "reference", False),
     "topk_across": ([torch.randn(30), torch.empty(0), torch.randn(5)], 12, "reference"),
     "rope_energy": (torch.randn(2, 6, 3, 8).transpose(1, 2), 3, True, [2, 3], "reference"),
     "sink_mass": (

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tomfisher.ops import Summary, summary, summary_stored
+from tomfisher.ops import Span, Summary, summary
 
 IMPLS = ["reference"] + (["cpp"] if importlib.util.find_spec("tomfisher._C") else [])
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -170,7 +170,7 @@ def test_from_a_file_as_in_memory(tmp_path: Path, impl: str, n: int, dtype: torc
     values = torch.randn(n).to(dtype)
     path = tmp_path / "x"
     path.write_bytes(b"x" * gap + values.view(torch.uint8).numpy().tobytes() + b"yz")
-    found = summary_stored(path, gap, n, dtype, [0.25, -1.0], impl)
+    found = summary(Span(path, gap, (n,), dtype), [0.25, -1.0], impl)
     expected = summary(values, [0.25, -1.0], "reference")
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -180,12 +180,12 @@ def test_bad_files_are_refused(tmp_path: Path, impl: str) -> None:
     path = tmp_path / "x"
     path.write_bytes(torch.tensor([1.0, math.nan, 2.0]).numpy().tobytes())
     with pytest.raises(ValueError, match="NaN or infinity at flat index 1"):
-        summary_stored(path, 0, 3, torch.float32, impl=impl)
+        summary(Span(path, 0, (3,), torch.float32), impl=impl)
     with pytest.raises(ValueError, match="do not lie within"):
-        summary_stored(path, 0, 4, torch.float32, impl=impl)
+        summary(Span(path, 0, (4,), torch.float32), impl=impl)
     with pytest.raises(TypeError, match=r"got torch\.int8"):
-        summary_stored(path, 0, 1, torch.int8, impl=impl)
+        summary(Span(path, 0, (1,), torch.int8), impl=impl)
     with pytest.raises(ValueError, match="without NaN"):
-        summary_stored(path, 0, 1, torch.float32, [math.nan], impl)
+        summary(Span(path, 0, (1,), torch.float32), [math.nan], impl)
     with pytest.raises(FileNotFoundError):
-        summary_stored(tmp_path / "nothing", 0, 0, torch.float32, impl=impl)
+        summary(Span(tmp_path / "nothing", 0, (0,), torch.float32), impl=impl)

@@ -14,8 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tomfisher.ops import topk
-from tomfisher.ops.topk_stored import topk_stored
+from tomfisher.ops import Span, topk
 
 IMPLS = ["reference"] + (["cpp"] if importlib.util.find_spec("tomfisher._C") else [])
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -41,7 +40,7 @@ def test_equals_the_selection_in_memory(
     values = torch.randint(-2, 3, (n,)).to(dtype) if few else torch.randn(n).to(dtype)
     path = write(tmp_path / "x", values, b"x" * gap, b"yz")
     for k in {0, 1, n // 200, int(where * n), n}:
-        found = topk_stored(path, gap, n, dtype, k, impl)
+        found = topk(Span(path, gap, (n,), dtype), k, impl)
         expected = topk(values, k, impl="reference")
         assert torch.equal(found.indices, expected.indices)
         assert torch.equal(found.values, expected.values)
@@ -51,7 +50,7 @@ def test_equals_the_selection_in_memory(
 @pytest.mark.parametrize("impl", IMPLS)
 def test_negative_zero_comes_back_as_zero(tmp_path: Path, impl: str) -> None:
     path = write(tmp_path / "x", torch.tensor([-1.0, -0.0, 0.0]))
-    found = topk_stored(path, 0, 3, torch.float32, 2, impl)
+    found = topk(Span(path, 0, (3,), torch.float32), 2, impl)
     assert found.indices.tolist() == [1, 2] and not torch.signbit(found.values).any()
 
 
@@ -59,17 +58,17 @@ def test_negative_zero_comes_back_as_zero(tmp_path: Path, impl: str) -> None:
 def test_bad_requests_are_refused(tmp_path: Path, impl: str) -> None:
     path = write(tmp_path / "x", torch.tensor([1.0, math.nan, 2.0]))
     with pytest.raises(ValueError, match="NaN or infinity at flat index 1"):
-        topk_stored(path, 0, 3, torch.float32, 1, impl)
+        topk(Span(path, 0, (3,), torch.float32), 1, impl)
     for offset, numel in ((0, 4), (9, 1), (-4, 1), (0, 2**62), (2**63, 1), (0, -1)):
         with pytest.raises(ValueError, match="do not lie within"):
-            topk_stored(path, offset, numel, torch.float32, 0, impl)
+            topk(Span(path, offset, (numel,), torch.float32), 0, impl)
     with pytest.raises(ValueError, match="k must be between 0 and 1"):
-        topk_stored(path, 0, 1, torch.float32, 2, impl)
+        topk(Span(path, 0, (1,), torch.float32), 2, impl)
     with pytest.raises(TypeError, match=r"got torch\.int8"):
-        topk_stored(path, 0, 1, torch.int8, 0, impl)
+        topk(Span(path, 0, (1,), torch.int8), 0, impl)
     with pytest.raises(FileNotFoundError):
-        topk_stored(tmp_path / "nothing", 0, 0, torch.float32, 0, impl)
-    assert topk_stored(path, 12, 0, torch.float32, 0, impl).indices.tolist() == []
+        topk(Span(tmp_path / "nothing", 0, (0,), torch.float32), 0, impl)
+    assert topk(Span(path, 12, (0,), torch.float32), 0, impl).indices.tolist() == []
 
 
 @pytest.mark.slow
@@ -83,14 +82,14 @@ def test_more_than_2_to_the_31_entries_in_bounded_memory(tmp_path: Path) -> None
             file.seek(index * 4)
             file.write(torch.tensor([value]).numpy().tobytes())
     code = (
-        "import resource, torch; from tomfisher.ops.topk_stored import topk_stored\n"
-        "topk_stored(PATH, 0, 1000, torch.float32, 7)\n"
+        "import resource, torch; from tomfisher.ops import Span, topk\n"
+        "topk(Span(PATH, 0, (1000,), torch.float32), 7)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "found = topk_stored(PATH, 0, N, torch.float32, 7)\n"
+        "found = topk(Span(PATH, 0, (N,), torch.float32), 7)\n"
         "print(found.indices.tolist(), found.values.tolist())\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    code = code.replace("PATH", repr(os.fspath(path))).replace("N,", f"{n},")
+    code = code.replace("PATH", repr(os.fspath(path))).replace("(N,", f"({n},")
     try:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path

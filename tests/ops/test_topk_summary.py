@@ -15,16 +15,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tomfisher.ops import (
+    Span,
     Summary,
     TopK,
     TopKSummary,
     resolve,
     summary,
-    summary_stored,
     topk,
-    topk_stored,
     topk_summary,
-    topk_summary_stored,
 )
 
 HAS_CPP = importlib.util.find_spec("tomfisher._C") is not None
@@ -104,7 +102,7 @@ def test_any_finite_bit_patterns(impl: str, raw: bytes, dtype: torch.dtype, wher
 @pytest.mark.parametrize(
     ("n", "k"), [(CUT - 3, CUT // 2), (1_100_003, 0), (1_100_003, 900), (1_100_003, 20_000)]
 )
-def test_both_roads_and_any_thread_count(shape: str, dtype: torch.dtype, n: int, k: int) -> None:
+def test_both_methods_and_any_thread_count(shape: str, dtype: torch.dtype, n: int, k: int) -> None:
     values = make(shape, n, dtype)
     counted, selected = summary(values, THRESHOLDS, "reference"), topk(values, k, "reference")
     assert int(counted.histogram.sum()) == n
@@ -119,8 +117,8 @@ def test_a_pass_that_is_given_up_counts_nothing_twice(tmp_path: Path, impl: str)
     """In ascending order the bound keeps rising: the streaming pass over the file is void and counting takes over."""
     values, path = torch.arange(3_000_000, dtype=torch.float32), tmp_path / "x"
     path.write_bytes(values.numpy().tobytes())
-    at = path, 0, len(values), torch.float32
-    found = topk_summary_stored(*at, 100, [5.0, 2_999_998.0], impl)
+    span = Span(path, 0, (len(values),), torch.float32)
+    found = topk_summary(span, 100, [5.0, 2_999_998.0], impl)
     assert found.summary.above.tolist() == [2_999_994, 1]
     assert int(found.summary.histogram.sum()) == len(values)
     assert found.top.indices.tolist() == list(range(2_999_999, 2_999_899, -1))
@@ -142,11 +140,12 @@ def test_from_a_file(
     values = make(shape, n, dtype)
     path = tmp_path / "x"
     path.write_bytes(b"x" * gap + values.view(torch.uint8).numpy().tobytes() + b"yz")
-    counted = summary_stored(path, gap, n, dtype, THRESHOLDS, "reference")
+    span = Span(path, gap, (n,), dtype)
+    counted = summary(span, THRESHOLDS, "reference")
     with threads(count):
         for k in {0, min(1, n), n // 200, int(where * n), n}:
-            found = topk_summary_stored(path, gap, n, dtype, k, THRESHOLDS, impl)
-            assert same(found.top, topk_stored(path, gap, n, dtype, k, "reference"))
+            found = topk_summary(span, k, THRESHOLDS, impl)
+            assert same(found.top, topk(span, k, "reference"))
             assert same(found.summary, counted)
 
 
@@ -191,18 +190,18 @@ def test_bad_requests_are_refused(tmp_path: Path, impl: str) -> None:
     path = tmp_path / "x"
     path.write_bytes(torch.tensor([1.0, math.nan, 2.0]).numpy().tobytes())
     with pytest.raises(ValueError, match="NaN or infinity at flat index 1"):
-        topk_summary_stored(path, 0, 3, torch.float32, 1, impl=impl)
+        topk_summary(Span(path, 0, (3,), torch.float32), 1, impl=impl)
     with pytest.raises(ValueError, match="do not lie within"):
-        topk_summary_stored(path, 0, 4, torch.float32, 1, impl=impl)
+        topk_summary(Span(path, 0, (4,), torch.float32), 1, impl=impl)
     with pytest.raises(ValueError, match="k must be between 0 and 1"):
-        topk_summary_stored(path, 0, 1, torch.float32, 2, impl=impl)
+        topk_summary(Span(path, 0, (1,), torch.float32), 2, impl=impl)
     with pytest.raises(ValueError, match="without NaN"):
-        topk_summary_stored(path, 0, 1, torch.float32, 1, [math.nan], impl)
+        topk_summary(Span(path, 0, (1,), torch.float32), 1, [math.nan], impl)
     with pytest.raises(FileNotFoundError):
-        topk_summary_stored(tmp_path / "nothing", 0, 0, torch.float32, 0, impl=impl)
+        topk_summary(Span(tmp_path / "nothing", 0, (0,), torch.float32), 0, impl=impl)
 
 
 @pytest.mark.skipif(not HAS_CPP, reason="the C++ extension is not built")
 def test_auto_takes_the_pass_that_does_both() -> None:
-    for op in ("topk_summary", "topk_summary_stored"):
+    for op in ("topk_summary", "topk_stored"):
         assert resolve(op, "auto", torch.device("cpu"))[0] == "cpp"

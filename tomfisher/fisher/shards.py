@@ -6,9 +6,11 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
+
+from tomfisher.ops import Span
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _MAX_DIMENSIONS = 64  # torch's
@@ -18,27 +20,6 @@ _DTYPES = {
     "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32,
     "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64,
 }  # fmt: skip
-
-
-class Span(NamedTuple):
-    """The bytes of one tensor: row-major, little-endian, without gaps.
-
-    Attributes:
-        path: the file.
-        offset: of the first byte, from the beginning of the file.
-        shape: the tensor's.
-        dtype: the tensor's.
-    """
-
-    path: Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        """Number of entries."""
-        return math.prod(self.shape)
 
 
 def read_spans(path: str | os.PathLike[str]) -> dict[str, Span]:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from tomfisher.ops import (
-    Summary,
-    summary,
-    summary_stored,
-    topk,
-    topk_stored,
-    topk_summary,
-    topk_summary_stored,
-)
+from tomfisher.ops import Span, Summary, summary, topk, topk_summary
 from tomfisher.ops.checks import DTYPES
 
 
@@ -41,20 +32,21 @@ class Entries(NamedTuple):
 
     Attributes:
         name: the tensor's.
-        shape: the tensor's.
-        span: where its bytes lie (`tomfisher.fisher.shards.Span`), None for one in memory.
-        values: the tensor in memory, None for one in a file.
+        values: the tensor, or where it lies in a file.
     """
 
     name: str
-    shape: tuple[int, ...]
-    span: Any
-    values: Tensor | None
+    values: Tensor | Span
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(self.values.shape)
 
     @property
     def numel(self) -> int:
         """How many entries there are."""
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     def largest(self, k: int, thresholds: Sequence[float] | None = None) -> Largest:
         """The k largest entries, and with thresholds a summary of all from the same pass.
@@ -70,9 +62,7 @@ class Entries(NamedTuple):
         counted: Summary | None = None
         with self._named("ranked"):
             if thresholds is None:
-                top = topk_stored(*self._place, k) if self.values is None else topk(self.values, k)
-            elif self.values is None:
-                top, counted = topk_summary_stored(*self._place, k, thresholds)
+                top = topk(self.values, k)
             else:
                 top, counted = topk_summary(self.values, k, thresholds)
         return Largest(top.values.cpu().double() + 0.0, top.indices.cpu(), counted)
@@ -88,13 +78,7 @@ class Entries(NamedTuple):
             ValueError: NaN or infinity, or a damaged file; the message names the tensor.
         """
         with self._named("summed up"):
-            if self.values is None:
-                return summary_stored(*self._place, thresholds)
             return summary(self.values, thresholds)
-
-    @property
-    def _place(self) -> tuple[Path, int, int, torch.dtype]:
-        return self.span.path, self.span.offset, self.numel, self.span.dtype
 
     @contextmanager
     def _named(self, done: str) -> Iterator[None]:
@@ -119,7 +103,4 @@ def entries_of(F: Mapping[str, Tensor], name: str) -> Entries:
         name: one of its names.
     """
     span = F.span(name) if hasattr(F, "span") else None
-    if span is not None and span.dtype in DTYPES:
-        return Entries(name, span.shape, span, None)
-    values = F[name]
-    return Entries(name, tuple(values.shape), None, values)
+    return Entries(name, F[name] if span is None or span.dtype not in DTYPES else span)

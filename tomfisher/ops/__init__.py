@@ -12,12 +12,8 @@ from tomfisher.ops.sink_mass import SinkMass, sink_mass
 from tomfisher.ops.square_accumulate import square_accumulate_
 from tomfisher.ops.squared_gradient import squared_gradient_
 from tomfisher.ops.summary import Summary, summary
-from tomfisher.ops.summary_stored import summary_stored
-from tomfisher.ops.topk import TopK, topk
-from tomfisher.ops.topk_across import TopKAcross, topk_across
-from tomfisher.ops.topk_stored import topk_stored
-from tomfisher.ops.topk_summary import TopKSummary, topk_summary
-from tomfisher.ops.topk_summary_stored import topk_summary_stored
+from tomfisher.ops.topk import TopK, TopKAcross, TopKSummary, topk, topk_across, topk_summary
+from tomfisher.ops.vectors import Span
 from tomfisher.ops.weight_sums import weight_sums
 
 __all__ = [
@@ -27,6 +23,7 @@ __all__ = [
     "MovedWeightError",
     "RopeEnergy",
     "SinkMass",
+    "Span",
     "Summary",
     "TopK",
     "TopKAcross",
@@ -39,11 +36,8 @@ __all__ = [
     "square_accumulate_",
     "squared_gradient_",
     "summary",
-    "summary_stored",
     "topk",
     "topk_across",
-    "topk_stored",
     "topk_summary",
-    "topk_summary_stored",
     "weight_sums",
 ]

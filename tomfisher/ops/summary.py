@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, overload
 
-import torch
 from torch import Tensor
 
-from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.reference.summary import histogram_edges
-from tomfisher.ops.vectors import check_finite, labels_of, vectors_of
+from tomfisher.ops.dispatch import Impl
+from tomfisher.ops.select import Pass, histogram_edges, select
+from tomfisher.ops.vectors import Span
 
 
 class Summary(NamedTuple):
@@ -35,7 +33,7 @@ class Summary(NamedTuple):
 
 
 @overload
-def summary(values: Tensor, thresholds: Sequence[float] = (), impl: Impl = "auto") -> Summary: ...
+def summary(values: Tensor | Span, thresholds: Sequence[float] = (), impl: Impl = "auto") -> Summary: ...
 
 
 @overload
@@ -45,7 +43,7 @@ def summary(
 
 
 def summary(
-    values: Tensor | Sequence[Tensor], thresholds: Sequence[float] = (), impl: Impl = "auto"
+    values: Tensor | Span | Sequence[Tensor], thresholds: Sequence[float] = (), impl: Impl = "auto"
 ) -> Summary | list[Summary]:
     """Count entries by size, exactly; the C++ implementation reads each tensor once.
 
@@ -57,7 +55,8 @@ def summary(
 
     Args:
         values: one tensor of any shape, or several of one dtype on one device; float16, bfloat16, float32 or
-            float64. A non-contiguous tensor is copied.
+            float64. A non-contiguous tensor is copied; a `Span` stays in its file, of which the C++ implementation
+            reads blocks of 1 MiB on every thread.
         thresholds: numbers to count the entries above, in any order; not rounded to the values' dtype.
         impl: "auto", "cpp" or "reference".
 
@@ -65,47 +64,18 @@ def summary(
         A `Summary` on the values' device, or a list of them, whose histograms can be added up.
 
     Raises:
+        FileNotFoundError: no such file.
         TypeError: a tensor has another dtype, or dtypes differ.
-        ValueError: NaN or infinity among the values, NaN among the thresholds, or devices that differ.
+        ValueError: NaN or infinity among the values, NaN among the thresholds, devices that differ, or a span that
+            does not lie within its file.
     """
-    flats, single = vectors_of(values, "Call summary once per {}.")
-    bounds = checked_thresholds(thresholds)
-    if not flats:
-        return []
-    results = [as_summary(*parts) for parts in zip(*_op(flats, bounds, impl, single), strict=True)]
+    passes, single = select(values, 0, thresholds, impl, "summary")
+    results = [as_summary(found) for found in passes]
     return results[0] if single else results
 
 
-@torch.library.custom_op("tomfisher::summary", mutates_args=())
-def _op(
-    flats: Sequence[Tensor], thresholds: Sequence[float], impl: str, single: bool
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    _, run = resolve("summary", impl, flats[0].device)
-    extremes, histograms, above, status = run(flats, thresholds)
-    check_finite(labels_of(len(flats), single), flats, status)
-    return extremes, histograms, above
-
-
-@_op.register_fake
-def _(
-    flats: Sequence[Tensor], thresholds: Sequence[float], impl: str, single: bool
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    return (
-        [flat.new_empty(2) for flat in flats],
-        [flat.new_empty(len(histogram_edges(flat.dtype)) - 1, dtype=torch.int64) for flat in flats],
-        [flat.new_empty(len(thresholds), dtype=torch.int64) for flat in flats],
-    )
-
-
-def checked_thresholds(thresholds: Sequence[float]) -> list[float]:
-    """The thresholds as Python floats, none of which is NaN."""
-    bounds = [float(threshold) for threshold in thresholds]
-    if any(math.isnan(bound) for bound in bounds):
-        raise ValueError(f"thresholds must be numbers to compare with, without NaN, got {bounds}.")
-    return bounds
-
-
-def as_summary(extremes: Tensor, histogram: Tensor, above: Tensor) -> Summary:
-    """The result from an implementation's parts."""
+def as_summary(found: Pass) -> Summary:
+    """The result from a pass that counted."""
+    extremes, histogram, above = found.counts
     edges = histogram_edges(extremes.dtype).to(extremes.device)
     return Summary(extremes[0], extremes[1], histogram, edges, above)

@@ -5,23 +5,16 @@ The extension takes contiguous tensors and the number of threads; what is not co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 import tomfisher._C  # noqa: F401  (registers torch.ops.tomfisher_cpp)
-from tomfisher.ops.cpp import (  # noqa: F401  (register themselves)
-    masked_fill_mean,
-    scatter,
-    summary,
-    summary_stored,
-    topk,
-    topk_across,
-    topk_stored,
-    weight_sums,
-)
+from tomfisher.ops.cpp import masked_fill_mean, scatter, weight_sums  # noqa: F401  (register themselves)
 from tomfisher.ops.dispatch import register
+from tomfisher.ops.vectors import Span
 
 
 @register("square_accumulate_", "cpp")
@@ -56,3 +49,49 @@ def _rows(operand: Tensor) -> Tensor:
     """The operand in a dtype that the extension multiplies, with the entries of a row side by side."""
     rows = operand.float() if operand.dtype not in (torch.float16, torch.bfloat16, torch.float32) else operand
     return rows if rows.shape[1] < 2 or rows.stride(1) == 1 else rows.contiguous()
+
+
+@register("topk", "cpp")
+@register("topk_summary", "cpp")
+def topk(
+    flats: Sequence[Tensor], counts: Sequence[int], thresholds: Sequence[float] | None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """One pass over each vector, which finds NaN and infinity as well."""
+    contiguous = [flat.contiguous() for flat in flats]
+    threads = torch.get_num_threads()
+    if thresholds is None:
+        indices, status = torch.ops.tomfisher_cpp.topk(contiguous, counts, threads)
+        return indices, [], [], [], status
+    bounds = torch.tensor(thresholds, dtype=torch.float64)
+    return torch.ops.tomfisher_cpp.topk_summary(contiguous, counts, bounds, threads)
+
+
+@register("topk_stored", "cpp")
+def topk_stored(
+    span: Span, k: int, thresholds: Sequence[float] | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], int]:
+    """One pass over a file, of which each thread holds a block.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    place = os.fspath(span.path), span.offset, span.numel, span.dtype, k
+    threads = torch.get_num_threads()
+    try:
+        if thresholds is None:
+            values, indices, status = torch.ops.tomfisher_cpp.topk_file(*place, threads)
+            return values, indices, (), int(status)
+        bounds = torch.tensor(thresholds, dtype=torch.float64)
+        values, indices, *counted, status = torch.ops.tomfisher_cpp.topk_summary_file(*place, bounds, threads)
+        return values, indices, tuple(counted), int(status)
+    except RuntimeError as error:
+        if "Cannot read" not in str(error):
+            raise
+        raise OSError(str(error)) from error
+
+
+@register("topk_across", "cpp")
+def topk_across(flats: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass over all vectors."""
+    contiguous = [flat.contiguous() for flat in flats]
+    return torch.ops.tomfisher_cpp.topk_across(contiguous, k, torch.get_num_threads())
