@@ -23,7 +23,7 @@ from tomfisher.benchmarks import models, plots
 from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, record, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
 from tomfisher.evaluate import ChoiceEvaluator
-from tomfisher.evaluate._execute import can_pack, can_share
+from tomfisher.evaluate.execute import can_pack, can_share
 from tomfisher.fisher import select_parameters
 from tomfisher.models import load_model
 from tomfisher.models.load import DTYPES, resolve_device

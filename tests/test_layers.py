@@ -40,7 +40,6 @@ MOVING = (
     ("tomfisher.report", "tomfisher.experiment", "studies"),
     ("tomfisher.experiment.architecture_folder", "tomfisher.experiment", "studies"),
     ("tomfisher.experiment.equal_kappa", "tomfisher.experiment", "studies"),
-    ("tomfisher.benchmarks.bench_choice", "tomfisher.evaluate", "runtime"),
 )
 
 ROOT = Path(tomfisher.__file__).parent

@@ -29,25 +29,23 @@ def test_a_folder_is_locked_once_and_free_again(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("open_folder", ["run", "ablations"])
-@pytest.mark.parametrize(
-    "code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO, None]
-)
-def test_where_there_are_no_locks_the_work_goes_on_with_a_warning(
-    tmp_path, monkeypatch, open_folder, code
-) -> None:
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO])
+def test_where_there_are_no_locks_a_file_stands_for_one(tmp_path, monkeypatch, open_folder, code) -> None:
     def flock(handle, operation):
         raise OSError(code, os.strerror(code))
 
-    if code is None:
-        monkeypatch.setattr(locks, "fcntl", None)
-    else:
-        monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     config = Config(model="m", output_path=str(tmp_path))
-    folder = RunFolder.open(config) if open_folder == "run" else AblationFolder.open(tmp_path)
-    reason = "this system has no fcntl" if code is None else os.strerror(code)
-    said = pytest.warns(UserWarning, match=f"cannot be locked .{reason}.*no other tomfisher process")
-    with said, folder as opened:
-        assert opened.path == tmp_path
+
+    def opened():
+        return RunFolder.open(config) if open_folder == "run" else AblationFolder.open(tmp_path)
+
+    with opened() as folder:
+        assert folder.path == tmp_path
+        with pytest.raises(ValueError, match="Another tomfisher process is working in"), opened():
+            pass
+    with opened():
+        pass
 
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES])
@@ -60,14 +58,20 @@ def test_a_lock_that_is_held_is_a_refusal(tmp_path, monkeypatch, code) -> None:
         pass
 
 
-def test_a_system_without_fcntl_imports_and_locks_with_a_warning(tmp_path) -> None:
+def test_a_system_without_fcntl_locks_by_a_file(tmp_path) -> None:
     code = (
-        "import sys, warnings; sys.modules['fcntl'] = None; warnings.simplefilter('always')\n"
+        "import sys; sys.modules['fcntl'] = None\n"
         "from tomfisher.locks import locked\n"
-        f"with locked({str(tmp_path)!r}): print('worked')"
+        f"with locked({str(tmp_path)!r}):\n"
+        "    try:\n"
+        f"        with locked({str(tmp_path)!r}): pass\n"
+        "    except ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "worked\n" and "cannot be locked (this system has no fcntl)" in done.stderr
+    assert (
+        done.stdout.startswith("Another tomfisher process is working in")
+        and not (tmp_path / ".lock").exists()
+    )
 
 
 def test_a_lock_may_be_waited_for_and_lie_elsewhere(tmp_path) -> None:

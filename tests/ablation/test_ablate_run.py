@@ -13,7 +13,7 @@ import transformers
 
 from tomfisher import SparseMask, evaluate, perturb, tasks
 from tomfisher.ablation import Ablations, ablate, ablate_run
-from tomfisher.evaluate._execute import can_pack
+from tomfisher.evaluate.execute import can_pack
 from tomfisher.experiment.measure import Measure
 from tomfisher.experiment.verdict import holm
 from tomfisher.interventions import (

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tomfisher.evaluate import ChoiceEvaluator, score
-from tomfisher.evaluate._plan import cost
 from tomfisher.evaluate.choice import PACKED, STEPS, WHOLE
+from tomfisher.evaluate.plan import cost
 
 STRATEGIES = [PACKED, STEPS, WHOLE]
 PACKED_HERE = ["llama", "gpt2", "opt", "gpt-neox", "mixtral"]
@@ -91,13 +91,13 @@ def gap(first, second):
 
 def test_a_wrong_cache_row_is_seen_and_rows_are_run_whole(models, tokenizer, stories, monkeypatch):
     """The oracle tests can fail: rows behind another story's cache give other numbers."""
-    from tomfisher.evaluate import _execute
+    from tomfisher.evaluate import execute
 
     evaluator = ChoiceEvaluator(tokenizer, stories, pack=False)
     right = evaluator.score(models("llama"), share_prefix=True)
-    select = _execute._select
+    select = execute._select
     monkeypatch.setattr(
-        _execute, "_select", lambda cache, parents, device: select(cache, [0] * len(parents), device)
+        execute, "_select", lambda cache, parents, device: select(cache, [0] * len(parents), device)
     )
     evaluator = ChoiceEvaluator(tokenizer, stories, pack=False)
     with pytest.raises(ValueError, match="nats from those of single rows"):
@@ -110,10 +110,10 @@ def test_a_wrong_cache_row_is_seen_and_rows_are_run_whole(models, tokenizer, sto
 def test_wrong_positions_or_a_wrong_mask_are_seen_and_nothing_is_packed(
     models, tokenizer, stories, monkeypatch, spoilt
 ):
-    from tomfisher.evaluate import _execute
+    from tomfisher.evaluate import execute
 
     right = ChoiceEvaluator(tokenizer, stories).score(models("llama"), share_prefix=True)
-    layout = _execute.layout
+    layout = execute.layout
 
     def wrong_layout(batch):
         positions, visible = layout(batch)
@@ -121,7 +121,7 @@ def test_wrong_positions_or_a_wrong_mask_are_seen_and_nothing_is_packed(
             return positions, visible.new_ones(visible.shape).tril(batch.past)
         return torch.arange(positions.shape[1]).expand_as(positions) + batch.past, visible
 
-    monkeypatch.setattr(_execute, "layout", wrong_layout)
+    monkeypatch.setattr(execute, "layout", wrong_layout)
     found = ChoiceEvaluator(tokenizer, stories).score(models("llama"), share_prefix=True)
     assert gap(right, found) < 1e-4
     assert right.packed and not found.packed and "nats from those of single rows" in found.rules["reason"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tomfisher.evaluate import ChoiceEvaluator
-from tomfisher.evaluate._execute import (
+from tomfisher.evaluate.execute import (
     batch_arguments,
     can_pack,
     can_share,
@@ -20,7 +20,7 @@ from tomfisher.evaluate._execute import (
     execute,
     layout,
 )
-from tomfisher.evaluate._plan import Batch, Row, cost, plan_shared, plan_whole
+from tomfisher.evaluate.plan import Batch, Row, cost, plan_shared, plan_whole
 from tomfisher.runtime import onednn
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.modes import measuring

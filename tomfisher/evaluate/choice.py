@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._execute import batch_arguments, can_pack, can_share, computes_as_made, execute
-from tomfisher.evaluate._plan import Batch, Pack, Plan, Row, plan_shared, plan_whole
+from tomfisher.evaluate.execute import batch_arguments, can_pack, can_share, computes_as_made, execute
 from tomfisher.evaluate.normalize import TOTAL, check_normalize, decide, scores_of
+from tomfisher.evaluate.plan import Batch, Pack, Plan, Row, plan_shared, plan_whole
 from tomfisher.evaluate.records import ALL, Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import pad
@@ -35,7 +35,7 @@ from tomfisher.tasks.unknown import warn_of_dropped_characters, warn_of_unknown_
 from tomfisher.tasks.wording import Wording
 
 BATCH_SIZE = 32
-WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the strategies: see `tomfisher.evaluate._plan`
+WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the strategies: see `tomfisher.evaluate.plan`
 
 
 class ChoiceEvaluator:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._continue import generate_is_right, write
 from tomfisher.evaluate.choice import check_stories, gap_of, make_record
+from tomfisher.evaluate.continuation import generate_is_right, write
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.device import device_of

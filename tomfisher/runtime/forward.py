@@ -7,11 +7,8 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-
-from tomfisher.runtime.batches import pad  # noqa: F401
-from tomfisher.runtime.device import device_of, embedding_of  # noqa: F401
-from tomfisher.runtime.modes import measuring  # noqa: F401
 
 
 def accepts(model: Any, argument: str) -> bool:
@@ -80,3 +77,8 @@ def logits_at(model: Any, ids: Tensor, keep: Tensor, **arguments: Any) -> Tensor
             f"{ids.shape[1]} tokens: a row can no longer be told to belong to a token. Every token must have one row."
         )
     return logits if kept else logits[:, keep + rows.offset]
+
+
+def logprobs(logits: Tensor) -> Tensor:
+    """`log softmax(logits)` over the vocabulary, without a gradient; float32, or float64 where the logits are."""
+    return logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tomfisher.models.structure import layer_index
-from tomfisher.runtime.device import device_of
+from tomfisher.runtime.device import device_of, embedding_of
 from tomfisher.runtime.forward import accepts
 from tomfisher.runtime.modes import measuring
 from tomfisher.torch_state import plain_torch
@@ -94,19 +94,12 @@ def _learned_positions(model: Any) -> int | None:
 
 def _tables(model: nn.Module) -> _Tables:
     """The embeddings beside that of the tokens, each with its number of rows."""
-    tokens = _input_embeddings(model)
+    tokens = embedding_of(model)
     return tuple(
         (id(module), int(module.weight.shape[0]))
         for module in model.modules()
         if isinstance(module, nn.Embedding) and module is not tokens
     )
-
-
-def _input_embeddings(model: Any) -> Any:
-    try:
-        return model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # transformers' own way of saying that there are none
-        return None
 
 
 class _Enough(Exception):
@@ -167,5 +160,5 @@ def _stop(module: nn.Module, args: Any) -> None:
 def _plain_id(model: Any) -> int:
     """The first token id that is no padding, which some models give no position."""
     config = model.config.get_text_config(decoder=True)
-    padding = {getattr(config, "pad_token_id", None), getattr(_input_embeddings(model), "padding_idx", None)}
+    padding = {getattr(config, "pad_token_id", None), getattr(embedding_of(model), "padding_idx", None)}
     return next(token for token in range(len(padding) + 1) if token not in padding)

@@ -29,17 +29,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registry
 
-from tomfisher.runtime.forward import (
-    Rows,
-    accepts,
-    device_of,
-    embedding_of,
-    logits_at,
-    measuring,
-    pad,
-    rows_of,
-    set_rows,
-)
+from tomfisher.runtime.batches import pad
+from tomfisher.runtime.device import device_of, embedding_of
+from tomfisher.runtime.forward import Rows, accepts, logits_at, logprobs, rows_of, set_rows
+from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.weights import WeightBits
 
 BATCHES = PADDED, EQUAL, SINGLE = ("padded batches", "batches of equal lengths", "single rows")
@@ -212,7 +205,7 @@ def way_of(rules: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Of a record of rules what says how a model was run, without the numbers that were measured."""
     if rules is None:
         return None
-    return {key: rules[key] for key in ("road", "batches", "rows", "repeats", "cached") if key in rules}
+    return {key: rules[key] for key in ("strategy", "batches", "rows", "repeats", "cached") if key in rules}
 
 
 class _Questions:
@@ -262,13 +255,13 @@ class _Questions:
                 "rows", f"one text of {len(ids)} tokens gave {shape}, not logits [1, T, V]", _WAY["rows"]
             )
         assert isinstance(logits, Tensor)
-        return _logprobs(logits)[0]
+        return logprobs(logits)[0]
 
     def _at(self, *texts: list[int], where: list[int] | None = None, rows: Sequence[int] = (0,)) -> Tensor:
         """Log-probabilities `[R, K, V]` of some rows of a forward, at some positions."""
         keep = torch.tensor(where or _positions(len(texts[0])), device=self.device)
         logits = logits_at(self.model, pad(texts, self.device), keep)
-        return _logprobs(logits[list(rows)])
+        return logprobs(logits[list(rows)])
 
     def _alone(self, text: list[int]) -> Tensor:
         """Log-probabilities `[K, V]` of a text in a forward of its own, at its `_positions`."""
@@ -393,7 +386,7 @@ class _Questions:
             # rows are asked for instead, which is right on any model, and `Rows.kept` says so.
             return False
         return logits.shape[1] == len(keep) and self._rounds(
-            difference(_logprobs(logits)[0], whole[keep + self.offset])
+            difference(logprobs(logits)[0], whole[keep + self.offset])
         )
 
     def _batches(self, rows: int, tokens: int | None) -> tuple[str, str]:
@@ -478,10 +471,6 @@ def _cuts(length: int) -> list[int]:
     power = 1 << max(0, (length - 1).bit_length() - 1)
     end = length - (3 if length % 4 == 2 else 2)
     return sorted({cut for cut in (length // 3 | 1, power + 1, end) if 0 < cut < length})
-
-
-def _logprobs(logits: Tensor) -> Tensor:
-    return logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def difference(a: Tensor, b: Tensor) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._execute import has_cache
+from tomfisher.evaluate.execute import has_cache
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.forward import logits_at
+from tomfisher.runtime.forward import logits_at, logprobs
 from tomfisher.runtime.rules import Rules, difference
 
 
@@ -38,7 +38,8 @@ def generate_is_right(model: Any, prompt: Sequence[int], rules: Rules) -> bool:
     )
     pairs = zip(out.logits, (ids, out.sequences[:, :-1]), strict=True)
     apart = [
-        difference(_logprobs(written), _logprobs(_next(model, ids)).to(written)) for written, ids in pairs
+        difference(logprobs(written), logprobs(_next(model, ids)).to(written.device))
+        for written, ids in pairs
     ]
     return max(apart) <= rules.tolerance
 
@@ -77,7 +78,3 @@ def write(
 def _next(model: Any, ids: Tensor) -> Tensor:
     """Logits `[B, V]` of the token behind each row."""
     return logits_at(model, ids, torch.tensor([ids.shape[1] - 1], device=ids.device))[:, 0]
-
-
-def _logprobs(logits: Tensor) -> Tensor:
-    return logits.float().log_softmax(-1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate._plan import Batch, Row, Step
+from tomfisher.evaluate.plan import Batch, Row, Step
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.forward import accepts, cache_argument
 
