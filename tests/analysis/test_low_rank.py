@@ -10,7 +10,7 @@ import torch
 from tomfisher import SparseMask, perturb
 from tomfisher.analysis import effective_rank, low_rank, mask_profile
 from tomfisher.analysis.low_rank import change_ranks, singular_values
-from tomfisher.models.structure import layer_index
+from tomfisher.runtime.structure import layer_index
 
 
 def random_mask(model, fraction, seed=0):

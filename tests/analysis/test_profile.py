@@ -12,7 +12,7 @@ from tomfisher import SparseMask
 from tomfisher.analysis import mask_profile, rope_spectrum
 from tomfisher.analysis.counts import count_parts
 from tomfisher.models.families import describe
-from tomfisher.models.structure import layer_index
+from tomfisher.runtime.structure import layer_index
 
 HEAD, WIDTH = 8, 32
 # where dimension d of head h of q, k, v stands in the projection, and which dimensions make pair p

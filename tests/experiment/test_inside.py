@@ -18,7 +18,7 @@ from tomfisher.experiment import Config, Experiment, Point, Results
 from tomfisher.experiment.inputs import Inputs
 from tomfisher.experiment.inside import Inside, chosen_kappa, random_seeds, rounded
 from tomfisher.models import load_model
-from tomfisher.models.structure import layer_index
+from tomfisher.runtime.structure import layer_index
 from tomfisher.tasks.encode import encode
 
 STATES = ["task-control", "control-only", "random"]

@@ -17,10 +17,10 @@ import tomfisher
 from tomfisher import analysis, finetune, interventions
 from tomfisher.fisher.plan import plan_fisher
 from tomfisher.masks import SparseMask, rank, summary
+from tomfisher.runtime.torch_state import plain_torch, seeded
 from tomfisher.sample import Sample
 from tomfisher.tasks import corpus
 from tomfisher.tasks.story import Story
-from tomfisher.torch_state import plain_torch, seeded
 
 WORDS = [f"w{i}" for i in range(40)]
 

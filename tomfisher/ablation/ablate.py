@@ -17,7 +17,7 @@ from tomfisher.interventions import Ablation, Internals, Intervention, intervene
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.rules import remembered
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from tomfisher.evaluate import Perplexity

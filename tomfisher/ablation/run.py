@@ -23,7 +23,7 @@ from tomfisher.models.families import Architecture
 from tomfisher.models.load import LoadedModel, load_model, resolve_device
 from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.scan import scan_of
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask

@@ -11,7 +11,7 @@ from torch import Tensor
 from tomfisher.analysis.plain import plain
 from tomfisher.analysis.rope import BANDS, PARTS, LayerSpectrum, Part, RopeSpectrum
 from tomfisher.analysis.sinks import MEASURES, AttentionSinks, LayerSinks
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 
 class PairChange(NamedTuple):

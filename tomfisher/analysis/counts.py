@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tomfisher.masks import SparseMask
 from tomfisher.models.families import Architecture, Layer, Projection, Rotary
-from tomfisher.models.structure import layer_index
+from tomfisher.runtime.structure import layer_index
 
 Group = Literal["qk", "vo", "mlp", "mixer", "other"]
 GROUPS: tuple[Group, ...] = ("qk", "vo", "mlp", "mixer", "other")

@@ -15,7 +15,7 @@ from tomfisher.analysis.permutation import dealt, two_sided
 from tomfisher.analysis.rope import BANDS, RopeSpectrum, bands
 from tomfisher.evaluate.statistics import holm
 from tomfisher.models.families import UnsupportedModel
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 Level = Literal["head", "layer", "model"]
 DOMINANT = "dominant"

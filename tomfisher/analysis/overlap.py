@@ -13,7 +13,7 @@ from tomfisher.analysis.hypergeometric import Draw, tails
 from tomfisher.analysis.plain import plain
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 
 @dataclass(frozen=True)

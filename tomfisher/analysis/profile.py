@@ -15,10 +15,10 @@ from tomfisher.analysis.rope import RopeSpectrum
 from tomfisher.analysis.spread import Spread, spread
 from tomfisher.masks import SparseMask
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
-from tomfisher.models.structure import is_conv1d
 from tomfisher.perturbation.fill import FillLike
 from tomfisher.perturbation.targets import named_tensors
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.structure import is_conv1d
+from tomfisher.runtime.torch_state import plain_torch
 
 Rows = list[dict[str, Any]]
 

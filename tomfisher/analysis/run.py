@@ -13,7 +13,7 @@ from tomfisher.models.families import Architecture, UnsupportedModel
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import pad, plan_batches
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.forward import accepts, rows_of
+from tomfisher.runtime.forward import accepts, forward, rows_of
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
@@ -134,11 +134,11 @@ def supported(x: Tensor) -> Tensor:
 
 
 def _forward(model: Any, ids: Tensor) -> None:
-    options: dict[str, Any] = {"use_cache": False} if accepts(model, "use_cache") else {}
+    options: dict[str, Any] = {}
     if rows_of(model).kept and accepts(model, "logits_to_keep"):
         # as a tensor: a number makes Gemma 4 compute its last layers for so many queries only
         options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
-    logits = model(input_ids=ids, **options).logits
+    logits = forward(model, ids, **options).logits
     if bool(logits.isnan().any()):
         raise ValueError(
             f"The model's logits are NaN, so nothing inside can be measured. {why_not_finite(model)}"

@@ -146,8 +146,8 @@ def _fisher_store(path: Path, thresholds: list[float]) -> str:
     from tomfisher.experiment.stores import open_store
     from tomfisher.experiment.table import align
     from tomfisher.masks import summary
-    from tomfisher.models.structure import layer_pattern
     from tomfisher.ops import Summary
+    from tomfisher.runtime.structure import layer_pattern
 
     F = open_store(path)
     kinds: dict[str, list[Summary]] = {}

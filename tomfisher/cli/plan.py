@@ -83,7 +83,7 @@ def format_fisher(plan: FisherPlan) -> str:
 
 def _covered(coverage: Coverage) -> str:
     """Share of the decoder's linear maps; those that are missing, a line for each kind in all layers."""
-    from tomfisher.models.structure import layer_pattern
+    from tomfisher.runtime.structure import layer_pattern
 
     shares = [f"{part / max(1, coverage.weights):.1%}" for part in (coverage.captured, coverage.fallback)]
     text = (
@@ -96,7 +96,7 @@ def _covered(coverage: Coverage) -> str:
 
 def _methods(plan: FisherPlan) -> Iterator[str]:
     """Every parameter under its method; those that differ only in the layer share a line."""
-    from tomfisher.models.structure import layer_pattern
+    from tomfisher.runtime.structure import layer_pattern
 
     for method, count in plan.method_counts().items():
         yield f"{method}: {count} tensors"

@@ -46,7 +46,7 @@ from tomfisher.models.load import (
 from tomfisher.progress import note, progress_bar
 from tomfisher.runtime.rules import remembered, way_of
 from tomfisher.runtime.scan import scan_of
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from tomfisher.fisher import FisherDiagonal

@@ -19,8 +19,8 @@ from tomfisher.finetune.training import check_learning_rate, mean_loss
 from tomfisher.masks import SparseMask
 from tomfisher.perturbation import perturb
 from tomfisher.runtime.rules import check_rules, remembered
+from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample
-from tomfisher.torch_state import plain_torch
 
 if TYPE_CHECKING:
     from tomfisher.evaluate import Perplexity

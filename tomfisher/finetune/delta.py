@@ -20,7 +20,7 @@ from tomfisher.perturbation import stack
 from tomfisher.perturbation.interrupt import deferred_interrupt
 from tomfisher.perturbation.standing import Changed, Entries, changed, describe, put_back
 from tomfisher.perturbation.targets import named_tensors
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher.finetune.training import check_learning_rate, train
-from tomfisher.models.structure import is_conv1d, is_linear
 from tomfisher.runtime.gate import check_trainable, plain_torch, seeded
 from tomfisher.runtime.modes import frozen
+from tomfisher.runtime.structure import is_conv1d, is_linear
 from tomfisher.sample import Sample
 
 INSTALL = "pip install peft"

@@ -30,9 +30,9 @@ from tomfisher.fisher.contributions import (
     matrix_product,
 )
 from tomfisher.fisher.layout import LayoutError, Layouts, per_sample
-from tomfisher.models.structure import Owner, owners_of
 from tomfisher.runtime.batches import Batch
 from tomfisher.runtime.memory import is_out_of_memory
+from tomfisher.runtime.structure import Owner, owners_of
 
 
 class _Tap(torch.autograd.Function):

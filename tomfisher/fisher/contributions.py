@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from tomfisher import ops
 from tomfisher.fisher.layout import LayoutError, per_sample
-from tomfisher.models.structure import is_conv1d, is_linear
+from tomfisher.runtime.structure import is_conv1d, is_linear
 
 
 @dataclass(frozen=True)

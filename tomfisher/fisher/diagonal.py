@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tomfisher.fisher.shards import Span
 from tomfisher.fisher.store import check_target, read_store, write_store
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 
 class FisherDiagonal(Mapping[str, Tensor]):

@@ -14,11 +14,11 @@ from tomfisher.fisher.experts import PROJECTIONS, is_experts
 from tomfisher.fisher.products import Products
 from tomfisher.models.decoder import layer_lists, text_decoder
 from tomfisher.models.fixed import fixed_parameters
-from tomfisher.models.structure import Owner, is_linear, owners_of
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.forward import logits_at
+from tomfisher.runtime.forward import logits_at, ordinary_ids
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.positions import position_limit
+from tomfisher.runtime.structure import Owner, is_linear, owners_of
 
 _ROWS, _TOKENS = 2, 32  # of the short forward; rows, lest a table of positions has the shape of the vectors
 _NO_MAPS = (
@@ -229,7 +229,7 @@ def _short_forward(
     ran: set[nn.Module] = set()
     products = Products(asked, certain)
     length = position_limit(model)
-    ids = _plain_ids(model, min(_TOKENS, length or _TOKENS)).to(device_of(model))
+    ids = _spread_ids(model, min(_TOKENS, length or _TOKENS)).to(device_of(model))
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         for module in model.modules():
@@ -240,21 +240,8 @@ def _short_forward(
     return products, ran
 
 
-def _plain_ids(model: nn.Module, length: int) -> torch.Tensor:
-    """Token ids `[2, length]` that stand for nothing special (padding, images) in the model's config."""
-    config: Any = model.config
-    special = set(_special_ids(config.to_dict()))
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocabulary = getattr(text, "vocab_size", None)
-    plain = [i for i in range(vocabulary if isinstance(vocabulary, int) else 64) if i not in special]
-    ids = torch.tensor(plain or [0])
+def _spread_ids(model: nn.Module, length: int) -> torch.Tensor:
+    """Ordinary token ids `[2, length]` from the whole vocabulary."""
+    ids = torch.tensor(ordinary_ids(model))
     at = torch.linspace(0, len(ids) - 1, _ROWS * length).long()
     return ids[at].view(_ROWS, length)
-
-
-def _special_ids(config: Mapping[str, Any]) -> Iterable[int]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _special_ids(value)
-        elif str(key).endswith(("_id", "_index", "_ids")):
-            yield from (i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int))

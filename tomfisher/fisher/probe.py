@@ -14,11 +14,11 @@ from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.experts import is_experts
 from tomfisher.fisher.layout import Layouts
 from tomfisher.fisher.objective import Reduction, backward, check_losses, sample_losses
-from tomfisher.models.structure import is_linear
 from tomfisher.runtime.batches import collate
 from tomfisher.runtime.memory import is_out_of_memory, release
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.rules import SINGLE, Rules
+from tomfisher.runtime.structure import is_linear
 from tomfisher.sample import IGNORED, Sample
 
 PROBE_TOKENS = 12

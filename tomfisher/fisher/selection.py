@@ -10,7 +10,7 @@ from torch import nn
 from tomfisher.fisher.linear_maps import decoder_linear_weights
 from tomfisher.models.families import Attention, UnsupportedModel, describe
 from tomfisher.models.fixed import fixed_parameters
-from tomfisher.models.structure import FUSED_QUERY_KEY, SEPARATE_QUERY_KEY
+from tomfisher.runtime.structure import FUSED_QUERY_KEY, SEPARATE_QUERY_KEY
 
 Params = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 PRESETS = {

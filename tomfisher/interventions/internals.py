@@ -13,7 +13,7 @@ from tomfisher.analysis.capture import QueryKey
 from tomfisher.analysis.rope import RopeCollector, RopeSpectrum
 from tomfisher.analysis.run import TOKENS_PER_BATCH, Collector, run
 from tomfisher.models.families import Architecture, describe
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 
 @dataclass(frozen=True)

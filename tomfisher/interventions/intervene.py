@@ -15,7 +15,7 @@ from tomfisher.interventions.inputs import AttentionInputs, Edit
 from tomfisher.interventions.internals import Internals
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.models.queries import null_key
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 _LOCK = threading.RLock()
 _sessions: list[_Session] = []  # of all models, in the order in which their blocks were entered

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tomfisher.masks.ranking import Scope, rank
 from tomfisher.masks.sparse_mask import SparseMask
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 
 @plain_torch()

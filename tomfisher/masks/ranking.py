@@ -14,10 +14,10 @@ from torch import Tensor
 from tomfisher.masks.entries import Entries, Largest, entries_of, stored
 from tomfisher.masks.fraction import checked_kappa, count, smallest_kappa
 from tomfisher.masks.sparse_mask import SparseMask
-from tomfisher.models.structure import layer_index, layer_pattern
 from tomfisher.ops import Summary
 from tomfisher.progress import progress_bar
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.structure import layer_index, layer_pattern
+from tomfisher.runtime.torch_state import plain_torch
 
 Scope = Literal["tensor", "layer", "model"]
 _SCOPES = ("tensor", "layer", "model")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tomfisher.masks import store
 from tomfisher.masks.sampling import sample_positions
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 Patterns = str | Iterable[str] | Callable[[str], bool]
 

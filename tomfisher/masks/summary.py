@@ -9,7 +9,7 @@ from torch import Tensor
 from tomfisher.masks.entries import entries_of, stored
 from tomfisher.ops import Summary
 from tomfisher.progress import progress_bar
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 
 @plain_torch()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from tomfisher.models.structure import is_linear
+from tomfisher.runtime.structure import is_linear
 
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _NO_LAYERS = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.LayerNorm, nn.RMSNorm)

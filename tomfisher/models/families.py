@@ -13,9 +13,9 @@ from tomfisher.models.decoder import layer_lists, text_decoder
 from tomfisher.models.mlp import mlp_weights
 from tomfisher.models.probe import Made, Probed, probe
 from tomfisher.models.rotary import Rotary, find_rotary, turns
-from tomfisher.models.structure import is_conv1d
 from tomfisher.models.weights_check import NOT_CAUSAL
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.structure import is_conv1d
+from tomfisher.runtime.torch_state import plain_torch
 
 __all__ = ["Architecture", "Attention", "Layer", "Projection", "Rotary", "UnsupportedModel", "describe"]
 Position = Literal["rope", "alibi", "relative", "learned", "sinusoidal", "none", "unknown"]

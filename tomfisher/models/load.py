@@ -17,7 +17,7 @@ from tomfisher.models.bases import adapter_folder, base_of
 from tomfisher.models.gguf import recorded
 from tomfisher.models.locate import locate, otherwise
 from tomfisher.models.pretrained import Place, check_kind, place_of, read_model, read_tokenizer
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,

@@ -8,7 +8,6 @@ signs: so the signs of what reaches attention say which output of which map made
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,8 +25,11 @@ from tomfisher.models.attention_calls import (
 )
 from tomfisher.models.codes import ROWS, Codes
 from tomfisher.models.queries import is_biased, query_key
-from tomfisher.models.structure import is_linear
 from tomfisher.models.weights_check import fitted_scale, wrong_weights
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.forward import accepts, forward, ordinary_ids
+from tomfisher.runtime.modes import running
+from tomfisher.runtime.structure import is_linear
 
 TOKENS = 6
 Made = tuple[nn.Module, Tensor]
@@ -79,15 +81,20 @@ def probe(
         The layers, what each attention module does, in the order of the calls, and whether the first layer's input
         depends on the position.
     """
-    ids = torch.full((ROWS, TOKENS), _token(model), device=_device(model))
+    ids = torch.full((ROWS, TOKENS), _token(model), device=device_of(model))
+    last = (
+        {"logits_to_keep": torch.tensor([TOKENS - 1], device=ids.device)}
+        if accepts(model, "logits_to_keep")
+        else {}
+    )
     finder = _Finder(lists)
-    with _quiet(model):
+    with torch.no_grad(), running(model):
         with finder.watching(decoder):
-            _forward(model, ids[:1])
+            forward(model, ids[:1], **last)
         layers = finder.layers()
         coded = _Coded(finder.found, layers)
         with coded.watching():
-            _forward(model, ids)
+            forward(model, ids, **last)
     return layers, list(coded.found.values()), id(layers[0]) in finder.placed
 
 
@@ -257,41 +264,7 @@ def _let_through(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     return args[0].to(output.dtype) if same else output
 
 
-@contextlib.contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's training flag is put back on any exit."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def _device(model: Any) -> torch.device:
-    embeddings = model.get_input_embeddings()
-    hook: Any = getattr(embeddings, "_hf_hook", None)
-    if getattr(hook, "offload", False):  # accelerate fetches its weights there
-        return torch.device(hook.execution_device)
-    return next((model if embeddings is None else embeddings).parameters()).device
-
-
 def _token(model: Any) -> int:
     """A token that the config gives no meaning of its own (padding, begin, image)."""
-    config = model.config.get_text_config(decoder=True)
-    special: set[int] = set()
-    for settings in (model.config.to_dict(), config.to_dict()):
-        for name, value in settings.items():
-            if name.endswith(("token_id", "token_index")):
-                special.update(value if isinstance(value, list) else [value])
-    return next(i for i in range(5, 5 + len(special) + 1) if i not in special)
-
-
-def _forward(model: Any, ids: Tensor) -> None:
-    names = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
-    if "logits_to_keep" in names:
-        options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
-    model(input_ids=ids, **options)
+    ids = ordinary_ids(model)
+    return next((i for i in ids if i >= 5), ids[-1])

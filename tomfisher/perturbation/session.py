@@ -21,7 +21,7 @@ from tomfisher.perturbation.site import Site
 from tomfisher.perturbation.standing import Changed, changed, describe, put_back, standing
 from tomfisher.perturbation.sums import States, WeightSums
 from tomfisher.perturbation.targets import named_tensors, resolve_targets
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.torch_state import plain_torch
 
 
 @dataclass(frozen=True)

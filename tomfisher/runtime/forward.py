@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,40 @@ def accepts(model: Any, argument: str) -> bool:
 def cache_argument(model: Any) -> str | None:
     """What the model's forward calls its cache: "cache" since transformers 5.24, "past_key_values" before; or None."""
     return next((name for name in ("cache", "past_key_values") if accepts(model, name)), None)
+
+
+def forward(model: Any, ids: Tensor, **arguments: Any) -> Any:
+    """What the model gives for token ids, without a cache unless `use_cache` asks for one.
+
+    Args:
+        model: a causal language model of transformers.
+        ids: `[B, T]`.
+        **arguments: for its forward.
+    """
+    if accepts(model, "use_cache"):
+        arguments.setdefault("use_cache", False)
+    return model(input_ids=ids, **arguments)
+
+
+def ordinary_ids(model: Any) -> list[int]:
+    """Token ids that stand for nothing special (padding, begin, image) in the model's config, rising; [0] at least.
+
+    Args:
+        model: a causal language model of transformers.
+    """
+    config = model.config
+    special = set(_special_ids(config.to_dict()))
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    vocabulary = getattr(text, "vocab_size", None)
+    return [i for i in range(vocabulary if isinstance(vocabulary, int) else 64) if i not in special] or [0]
+
+
+def _special_ids(config: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _special_ids(value)
+        elif str(key).endswith(("_id", "_index", "_ids")):
+            yield from (i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int))
 
 
 @dataclass(frozen=True)
@@ -64,12 +99,10 @@ def logits_at(model: Any, ids: Tensor, keep: Tensor, **arguments: Any) -> Tensor
         ValueError: the model gives another number of rows than it was found to give.
     """
     rows = rows_of(model)
-    if accepts(model, "use_cache"):
-        arguments.setdefault("use_cache", False)
     kept = rows.kept and accepts(model, "logits_to_keep")
     if kept:
         arguments["logits_to_keep"] = keep + rows.offset
-    logits: Tensor = model(input_ids=ids, **arguments).logits
+    logits: Tensor = forward(model, ids, **arguments).logits
     expected = len(keep) if kept else ids.shape[1] + rows.offset
     if logits.shape[1] != expected:
         raise ValueError(

@@ -1,6 +1,6 @@
 """What every public function asks before it begins: is this a model with numbers in it, and does it take these tokens?
 
-`tomfisher.runtime.positions` and `tomfisher.torch_state` belong to it; their functions are here too.
+`tomfisher.runtime.positions` and `tomfisher.runtime.torch_state` belong to it; their functions are here too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tomfisher.runtime.positions import check_length, position_limit
+from tomfisher.runtime.torch_state import plain_torch, seeded
 from tomfisher.sample import IGNORED, Sample
 from tomfisher.text_files import check_text
-from tomfisher.torch_state import plain_torch, seeded
 
 __all__ = [
     "check_ids",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tomfisher.models.structure import is_conv1d
+from tomfisher.runtime.structure import is_conv1d
 
 # Smaller matrices cost less than the call: no difference at 256 x 256, twice the time at 128 x 128.
 SMALLEST = 256 * 256

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tomfisher.models.structure import layer_index
 from tomfisher.runtime.device import device_of, embedding_of
-from tomfisher.runtime.forward import accepts
+from tomfisher.runtime.forward import forward, ordinary_ids
 from tomfisher.runtime.modes import measuring
-from tomfisher.torch_state import plain_torch
+from tomfisher.runtime.structure import layer_index
+from tomfisher.runtime.torch_state import plain_torch
 
 # as configs call it; `attribute_map` leads most others to the first
 _NAMES = (
@@ -148,17 +148,11 @@ def _asked(model: Any) -> int | None:
             stack.callback(layer.register_forward_pre_hook(_stop).remove)
         stack.enter_context(suppress(_Enough))
         with plain_torch(), measuring(model), lookups:
-            ids = torch.full((1, _PROBE_TOKENS), _plain_id(model), device=device_of(model))
-            model(input_ids=ids, **({"use_cache": False} if accepts(model, "use_cache") else {}))
+            padding = getattr(embedding_of(model), "padding_idx", None)  # some models give it no position
+            token = next((i for i in ordinary_ids(model) if i != padding), 0)
+            forward(model, torch.full((1, _PROBE_TOKENS), token, device=device_of(model)))
     return min(lookups.positions, default=None)
 
 
 def _stop(module: nn.Module, args: Any) -> None:
     raise _Enough
-
-
-def _plain_id(model: Any) -> int:
-    """The first token id that is no padding, which some models give no position."""
-    config = model.config.get_text_config(decoder=True)
-    padding = {getattr(config, "pad_token_id", None), getattr(embedding_of(model), "padding_idx", None)}
-    return next(token for token in range(len(padding) + 1) if token not in padding)

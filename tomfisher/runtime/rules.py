@@ -31,7 +31,7 @@ from torch.nn.modules import module as registry
 
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of, embedding_of
-from tomfisher.runtime.forward import Rows, accepts, logits_at, logprobs, rows_of, set_rows
+from tomfisher.runtime.forward import Rows, accepts, forward, logits_at, logprobs, rows_of, set_rows
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.weights import WeightBits
 
@@ -246,8 +246,7 @@ class _Questions:
 
     def _whole(self, ids: list[int]) -> Tensor:
         """Log-probabilities `[R, V]` of every row that one text gives."""
-        arguments = {"use_cache": False} if accepts(self.model, "use_cache") else {}
-        found = self.model(input_ids=torch.tensor([ids], device=self.device), **arguments)
+        found = forward(self.model, torch.tensor([ids], device=self.device))
         logits = getattr(found, "logits", None)
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[0] != 1:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(found).__name__
@@ -378,9 +377,8 @@ class _Questions:
         where = _positions(len(self.short))
         keep = torch.tensor(where, device=self.device)
         ids = pad([self.short], self.device)
-        arguments = {"use_cache": False} if accepts(self.model, "use_cache") else {}
         try:
-            logits = self.model(input_ids=ids, logits_to_keep=keep + self.offset, **arguments).logits
+            logits = forward(self.model, ids, logits_to_keep=keep + self.offset).logits
         except Exception:
             # It has just run on this text without that argument, which then takes something else (a number): all
             # rows are asked for instead, which is right on any model, and `Rows.kept` says so.

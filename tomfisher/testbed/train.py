@@ -20,12 +20,12 @@ from tomfisher.files import atomic_path, sha256_of_file
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
 from tomfisher.runtime.scan import linear_scan
+from tomfisher.runtime.torch_state import plain_torch, seeded
 from tomfisher.sample import IGNORED
 from tomfisher.testbed import language
 from tomfisher.testbed.batches import Batch, batches
 from tomfisher.testbed.recipe import Recipe
 from tomfisher.testbed.tokenizer import BEGIN, build_tokenizer, word_ids
-from tomfisher.torch_state import plain_torch, seeded
 
 if TYPE_CHECKING:
     from tomfisher.tasks.story import Story

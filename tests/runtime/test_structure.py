@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tomfisher.models.structure import is_conv1d, is_linear, layer_index, owners_of
+from tomfisher.runtime.structure import is_conv1d, is_linear, layer_index, owners_of
 
 
 @pytest.mark.parametrize(
