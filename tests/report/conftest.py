@@ -134,10 +134,7 @@ def row_test(part, rows, head=None, layer=None, found=30, expected=10.0, p=0.001
         "found": found,
         "expected": expected,
         "fold": found / expected,
-        "p": p,
-        "p_corrected": p,
-        "p_pairs": p / 2 if head is None else None,
-        "p_pairs_corrected": 2 * p if head is None else None,
+        **({"p_pairs": p / 2, "p_pairs_corrected": 2 * p} if head is None else {"p": p, "p_corrected": p}),
     }
 
 

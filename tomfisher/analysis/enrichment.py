@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tomfisher.analysis.counts import PartCount
-from tomfisher.analysis.hypergeometric import Draw, tails
-from tomfisher.analysis.permutation import dealt, two_sided
+from tomfisher.analysis.permutation import permuted_counts, two_sided
 from tomfisher.analysis.rope import BANDS, RopeSpectrum, bands
 from tomfisher.evaluate.statistics import holm
 from tomfisher.models.families import UnsupportedModel
@@ -39,12 +39,12 @@ class RowTest:
         masked: masked entries.
         found: those of them in such rows.
         expected: mean of `found` if every mask of as many entries were equally likely.
-        p: two-sided, exact (`tomfisher.analysis.hypergeometric`).
-        p_corrected: over all tests of the same level: after Holm at the level of the model, after Benjamini and
-            Hochberg at the others.
-        p_pairs: two-sided, if instead each head's pairs were dealt anew among the frequencies, their entries
-            staying together (`tomfisher.analysis.permutation`); at least 0.0002. None at the level of a head.
-        p_pairs_corrected: the same correction of `p_pairs`.
+        p: of a head, two-sided: hypergeometric, as if every mask of as many entries were equally likely.
+        p_corrected: after Benjamini and Hochberg over all heads and rows.
+        p_pairs: of a layer or the model, two-sided, if each head's pairs were permuted among the frequencies, the
+            entries of a pair staying together (`tomfisher.analysis.permutation`); at least 0.0002.
+        p_pairs_corrected: over all tests of the same level: after Holm at the level of the model, after Benjamini and
+            Hochberg at that of the layers.
     """
 
     level: Level
@@ -58,8 +58,8 @@ class RowTest:
     masked: int
     found: int
     expected: float
-    p: float
-    p_corrected: float
+    p: float | None = None
+    p_corrected: float | None = None
     p_pairs: float | None = None
     p_pairs_corrected: float | None = None
 
@@ -69,19 +69,19 @@ class RowTest:
         return self.found / self.expected if self.expected else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """Every attribute, and the fold."""
-        return {**vars(self), "fold": self.fold}
+        """Every attribute but the p of the other levels, and the fold."""
+        others = ("p_pairs", "p_pairs_corrected") if self.level == "head" else ("p", "p_corrected")
+        return {name: value for name, value in vars(self).items() if name not in others} | {"fold": self.fold}
 
 
 @dataclass(frozen=True)
 class Enrichment:
     """All tests of one mask; made by `enrichment`.
 
-    Under the null hypothesis the masked entries are a uniform draw without replacement from the entries of the
-    weight (level "layer"), from those of the head given how many the head has ("head"), or independent draws from
-    each layer's weight ("model"): the law of `SparseMask.random_like`. A sensitive row usually has many masked
-    entries, so they are no uniform draw wherever that row lies, and p is small for the scatter alone. `p_pairs` asks
-    the narrower question whether it is these frequencies that have such rows: it is the one to read.
+    A sensitive row usually has many masked entries, so they are no uniform draw wherever that row lies. `p_pairs`
+    therefore asks whether it is these frequencies that have such rows: pairs of a head are permuted, each with its
+    entries. A head has too few pairs for that; its `p`, of a uniform draw without replacement from its rows, is small
+    for the scatter alone and only ranks heads (`strongest`).
 
     The two parts and four kinds of rows of the model's level are one family, and Holm's correction bounds the chance
     of any false finding among them, however they depend on each other. All tests of the layers are one family, those
@@ -105,17 +105,16 @@ class Enrichment:
 
     def strongest(self, n: int = 10) -> list[RowTest]:
         """The n heads with the smallest p for their dominant rows."""
-        return sorted(self.at("head", DOMINANT), key=lambda test: test.p)[:n]
+        return sorted(self.at("head", DOMINANT), key=lambda test: test.p or 0.0)[:n]
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row for each part and kind of rows: all layers together, and in how many layers whole pairs stand out."""
+        """One row for each part and kind of rows: all layers together, and in how many layers pairs stand out."""
+        columns = ("part", "rows", "masked", "found", "expected", "fold", "p_pairs", "p_pairs_corrected")
         rows = []
         for test in self.at("model"):
             layers = [t for t in self.at("layer", test.rows) if t.part == test.part]
             out = sum(t.p_pairs_corrected is not None and t.p_pairs_corrected < 0.05 for t in layers)
-            columns = ("part", "rows", "masked", "found", "expected", "fold", "p_corrected", "p_pairs")
-            named = {name: getattr(test, name) for name in (*columns, "p_pairs_corrected")}
-            rows.append(named | {"layers_below_5%": out})
+            rows.append({name: getattr(test, name) for name in columns} | {"layers_below_5%": out})
         return rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,9 +133,9 @@ class Enrichment:
 def enrichment(parts: Sequence[PartCount], spectrum: RopeSpectrum, dominant_pairs: int = 1) -> Enrichment:
     """Test whether masked entries of W_Q and W_K gather in the rows of dominant pairs, and in those of each band.
 
-    For N entries, K of them in such rows, n masked and x masked in such rows, x is hypergeometric under chance::
+    For N entries, K of them in such rows, n masked and x masked in such rows::
 
-        expected = n · K / N        p = min(1, 2 · min(P(X <= x), P(X >= x)))
+        expected = n · K / N        p = min(1, 2 · min(P(X <= x), P(X >= x))), X hypergeometric
 
     Args:
         parts: counts of a mask (`tomfisher.analysis.counts.count_parts`).
@@ -155,18 +154,32 @@ def enrichment(parts: Sequence[PartCount], spectrum: RopeSpectrum, dominant_pair
         raise UnsupportedModel(
             "The mask names no weight of queries or keys that are rotated, so no row has a frequency."
         )
-    found: list[_Counted] = []
+    heads: list[RowTest] = []
+    layers: list[RowTest] = []
+    nulls: dict[tuple[str, str], list[Tensor]] = {}
     for part in rotated:
-        found += _of_part(part, _chosen(part, spectrum, dominant_pairs))
-    for kind in ("q", "k"):
-        for rows in ROWS:
-            layers = [c for c in found if (c.test.level, c.test.part, c.test.rows) == ("layer", kind, rows)]
-            if layers:
-                null = torch.stack([c.null for c in layers if c.null is not None]).sum(0)
-                draws = [draw for c in layers for draw in c.draws]
-                found.append(_test("model", None, kind, None, rows, None, draws, null))
-    order = list(CORRECTIONS)
-    tests = sorted((c.test for c in found), key=lambda test: (order.index(test.level), ROWS.index(test.rows)))
+        assert part.pairs is not None and part.layer is not None
+        chosen = _chosen(part, spectrum, dominant_pairs)
+        permuted = permuted_counts(part.pairs, chosen, seed=2 * part.layer + (part.kind == "k"))
+        for rows, pairs in chosen.items():
+            of_heads = list(_of_heads(part, rows, pairs))
+            heads += of_heads
+            layers.append(_sum(of_heads, "layer", permuted[rows]))
+            nulls.setdefault((part.kind, rows), []).append(permuted[rows])
+    model = [
+        _sum(
+            [test for test in layers if (test.part, test.rows) == (kind, rows)],
+            "model",
+            torch.stack(nulls[kind, rows]).sum(0),
+        )
+        for rows in ROWS
+        for kind in ("q", "k")
+        if (kind, rows) in nulls
+    ]
+    tests = [
+        *model,
+        *(test for level in (layers, heads) for rows in ROWS for test in level if test.rows == rows),
+    ]
     return Enrichment(tuple(_corrected(tests)), dominant_pairs, spectrum.context)
 
 
@@ -203,58 +216,45 @@ def _chosen(part: PartCount, spectrum: RopeSpectrum, n: int) -> dict[str, Tensor
     return {DOMINANT: best, **of_bands}
 
 
-class _Counted(NamedTuple):
-    """A test, the draws that it is of, and its count when pairs are dealt anew."""
+def _of_heads(part: PartCount, rows: str, pairs: Tensor) -> Iterator[RowTest]:
+    """The test of each head of one weight."""
+    from scipy.stats import hypergeom
 
-    test: RowTest
-    draws: list[Draw]
-    null: Tensor | None
-
-
-def _of_part(part: PartCount, chosen: dict[str, Tensor]) -> Iterator[_Counted]:
-    """Tests of one weight and of each of its heads."""
-    assert part.units is not None and part.pairs is not None and part.layer is not None
-    population, of_heads = part.units.shape[1] * part.unit_weights, part.units.sum(1).tolist()
-    nulls = dealt(part.pairs, chosen, seed=2 * part.layer + (part.kind == "k"))
-    for rows, pairs in chosen.items():
-        special = (2 * part.unit_weights * pairs.sum(1)).tolist()
-        inside = (part.pairs * pairs).sum(1).tolist()
-        whole = Draw(part.weights, sum(special), part.masked, sum(inside))
-        yield _test("layer", part.layer, part.kind, None, rows, None, [whole], nulls[rows])
-        for head, (k, n, x) in enumerate(zip(special, of_heads, inside, strict=True)):
-            named = tuple(pairs[head].nonzero().flatten().tolist())
-            yield _test("head", part.layer, part.kind, head, rows, named, [Draw(population, k, n, x)])
+    assert part.units is not None and part.pairs is not None
+    population, masked = part.units.shape[1] * part.unit_weights, part.units.sum(1).numpy()
+    special = (2 * part.unit_weights * pairs.sum(1)).numpy()
+    found = (part.pairs * pairs).sum(1).numpy()
+    law = hypergeom(population, special, masked)
+    p = (2 * np.minimum(law.cdf(found), law.sf(found - 1))).clip(max=1.0)
+    for head, (k, n, x) in enumerate(zip(special.tolist(), masked.tolist(), found.tolist(), strict=True)):
+        named = tuple(pairs[head].nonzero().flatten().tolist())
+        expected = n * k / population
+        where = ("head", part.layer, part.kind, head, rows, named)
+        yield RowTest(*where, population, k, n, x, expected, float(p[head]))
 
 
-def _test(
-    level: Level,
-    layer: int | None,
-    part: str,
-    head: int | None,
-    rows: str,
-    pairs: tuple[int, ...] | None,
-    draws: list[Draw],
-    null: Tensor | None = None,
-) -> _Counted:
-    population, special, masked, found = (sum(column) for column in zip(*draws, strict=True))
-    expected, p = sum(draw.expected for draw in draws), tails(draws).two_sided
-    p_pairs = None if null is None else two_sided(found, null)
-    where = (level, layer, part, head, rows, pairs)
-    return _Counted(RowTest(*where, population, special, masked, found, expected, p, p, p_pairs), draws, null)
+def _sum(tests: Sequence[RowTest], level: Level, null: Tensor) -> RowTest:
+    """The test of a weight from those of its heads, or of the model from those of its weights."""
+    first = tests[0]
+    population, special, masked, found = (
+        sum(getattr(test, name) for test in tests) for name in ("population", "special", "masked", "found")
+    )
+    is_layer = level == "layer"
+    expected = masked * special / population if is_layer else sum(test.expected for test in tests)
+    where = (level, first.layer if is_layer else None, first.part, None, first.rows, None)
+    return RowTest(*where, population, special, masked, found, expected, p_pairs=two_sided(found, null))
 
 
 def _corrected(tests: Sequence[RowTest]) -> list[RowTest]:
-    """The tests with both p corrected over all tests of their level."""
-    found = list(tests)
+    """The tests with their p corrected over all tests of their level."""
+    corrected = []
     for level, correction in CORRECTIONS.items():
-        members = [i for i, test in enumerate(found) if test.level == level]
+        members = [test for test in tests if test.level == level]
+        name = "p" if level == "head" else "p_pairs"
         correct = holm if correction == "holm" else _benjamini_hochberg
-        for i, p in zip(members, correct([found[i].p for i in members]), strict=True):
-            found[i] = replace(found[i], p_corrected=p)
-        of_pairs = {i: value for i in members if (value := found[i].p_pairs) is not None}
-        for i, p in zip(of_pairs, correct(list(of_pairs.values())), strict=True):
-            found[i] = replace(found[i], p_pairs_corrected=p)
-    return found
+        for test, p in zip(members, correct([getattr(test, name) for test in members]), strict=True):
+            corrected.append(replace(test, **{f"{name}_corrected": p}))
+    return corrected
 
 
 def _benjamini_hochberg(p_values: Sequence[float]) -> list[float]:

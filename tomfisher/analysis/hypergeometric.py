@@ -1,16 +1,17 @@
-"""Exact tests of how many of a sample's members are special, alone or summed over strata."""
+"""How many of a random sample's members are special: exact tail probabilities, alone or summed over strata."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-_STEPS = 60
+NEGLIGIBLE = 1e-30
 
 
 class Draw(NamedTuple):
@@ -25,14 +26,6 @@ class Draw(NamedTuple):
     def expected(self) -> float:
         """Mean of `found` when every subset is equally likely: drawn · special / population."""
         return self.drawn * self.special / self.population if self.population else 0.0
-
-    @property
-    def variance(self) -> float:
-        """Variance of `found` when every subset is equally likely."""
-        if self.population < 2:
-            return 0.0
-        share = self.special / self.population
-        return self.drawn * share * (1 - share) * (self.population - self.drawn) / (self.population - 1)
 
 
 class Tails(NamedTuple):
@@ -51,9 +44,9 @@ class Tails(NamedTuple):
 def tails(draws: Sequence[Draw]) -> Tails:
     """Tails of the sum of `found` over independent draws, exact but for rounding, far out too.
 
-    One draw is hypergeometric. Of several, the law is the convolution of theirs. With P(x) the law of the sum, what is
-    convolved is the tilted law P_θ(x) = P(x) · exp(θx - K), K = log Σ P(x) exp(θx), whose mean is what was found: there
-    its values are large, so that a Fourier transform keeps their relative precision. Then P(x) = P_θ(x) · exp(K - θx).
+    Each draw is hypergeometric, and the law P of the sum is the convolution of theirs. What is convolved is the tilted
+    law P_θ(x) = P(x) · exp(θx - K), K = log Σ P(x) exp(θx), whose mean is what was found: there its values are large,
+    so that they keep their relative precision. Then P(x) = P_θ(x) · exp(K - θx).
 
     Args:
         draws: at least one.
@@ -64,43 +57,40 @@ def tails(draws: Sequence[Draw]) -> Tails:
 
     Source: exponential tilting as in saddlepoint approximations (Daniels, 1954), without their approximation.
     """
-    total = sum(draw.found for draw in draws)
-    laws = [_Law(draw) for draw in draws]
-    if len(laws) == 1:
-        place = total - laws[0].low
-        with np.errstate(under="ignore"):
-            chances = np.exp(laws[0].logs)
-        parts = chances[:place], chances[place : place + 1], chances[place + 1 :]
-        return Tails(*(float(part.sum()) for part in parts))
-    start, end = sum(law.low for law in laws), sum(law.high for law in laws)
-    if total in (start, end):  # every draw at its end
-        at = math.exp(sum(float(law.logs[0 if total == start else -1]) for law in laws))
-        return _with_smaller(at, 0.0, total == end)
-    theta = _tilt(laws, total)
+    from scipy.optimize import brentq
+    from scipy.signal import convolve
+
+    total, laws = sum(draw.found for draw in draws), [_Law(draw) for draw in draws]
+    if total in (sum(law.low for law in laws), sum(law.high for law in laws)):  # every draw at its end
+        above = total > sum(law.low for law in laws)
+        at = math.exp(sum(float(law.logs[-1 if above else 0]) for law in laws))
+        return Tails(1 - at, at, 0.0) if above else Tails(0.0, at, 1 - at)
+
+    def missing(theta: float) -> float:
+        return total - sum(law.tilted(theta).mean for law in laws)
+
+    bound = 1.0
+    while missing(-bound) < 0 or missing(bound) > 0:
+        bound *= 2
+    theta = float(brentq(missing, -bound, bound, xtol=1e-6, rtol=1e-6))
     tilted = [law.tilted(theta) for law in laws]
-    constant = sum(law.constant for law in tilted)
-    chances, first = _convolved(tilted, total, end - start)
-    values = np.arange(first, first + len(chances))
+    chances = np.maximum(reduce(convolve, (law.chances for law in tilted)), 0.0)
+    values = np.arange(len(chances)) + sum(law.low for law in tilted) - total
+    constant = sum(law.constant for law in tilted) - theta * total
     with np.errstate(under="ignore"):
-        found = chances * np.exp(np.minimum(constant - theta * values, 700.0))
-    at = float(found[total - first])
-    smaller = found[total - first + 1 :] if theta >= 0 else found[: total - first]
-    return _with_smaller(at, float(smaller.sum()), theta >= 0)
-
-
-def _with_smaller(at: float, tail: float, is_above: bool) -> Tails:
-    """The tails, of which the smaller one is known well and the other is what is left."""
-    rest = max(0.0, 1 - at - tail)
-    return Tails(rest, at, tail) if is_above else Tails(tail, at, rest)
+        chances = chances * np.exp(np.minimum(constant - theta * values, 700.0))
+    at = float(chances[values == 0][0])
+    smaller = float(chances[values > 0 if theta >= 0 else values < 0].sum())
+    rest = max(0.0, 1 - at - smaller)
+    return Tails(rest, at, smaller) if theta >= 0 else Tails(smaller, at, rest)
 
 
 class _Tilted(NamedTuple):
-    """A tilted law: probabilities of `low`, `low` + 1, ..., its mean and variance, and log Σ P(x) exp(θx)."""
+    """A tilted law: probabilities of `low`, `low` + 1, ..., the mean, and log Σ P(x) exp(θx)."""
 
     low: int
     chances: Floats
     mean: float
-    variance: float
     constant: float
 
 
@@ -109,67 +99,30 @@ class _Law:
 
     def __init__(self, draw: Draw) -> None:
         population, special, drawn, _ = draw
-        self.low = max(0, drawn + special - population)
-        self.high = min(drawn, special)
+        self.low, self.high = max(0, drawn + special - population), min(drawn, special)
+        # log P(x + 1) / P(x); scipy.stats.hypergeom.logpmf loses ten digits in large populations
         x = np.arange(self.low, self.high, dtype=np.float64)
-        # P(x + 1) / P(x), summed up from the most likely value, where it matters most
-        ratios = np.log((special - x) * (drawn - x)) - np.log(
-            (x + 1) * (population - special - drawn + x + 1)
-        )
-        mode = (drawn + 1) * (special + 1) // (population + 2)
-        mode = min(max(mode, self.low), self.high) - self.low
-        below = -np.cumsum(ratios[:mode][::-1])[::-1]
-        logs = np.concatenate([below, np.zeros(1), np.cumsum(ratios[mode:])])
-        with np.errstate(under="ignore"):
-            self.logs: Floats = logs - math.log(float(np.exp(logs).sum()))
+        ratios = np.log((special - x) * (drawn - x))
+        ratios -= np.log((x + 1) * (population - special - drawn + x + 1))
+        # summed up from the most likely value, where it matters most
+        mode = int(np.searchsorted(-ratios, 0.0))
+        logs = np.concatenate([-np.cumsum(ratios[:mode][::-1])[::-1], [0.0], np.cumsum(ratios[mode:])])
+        self.logs: Floats = logs - _log_sum(logs)
 
     def tilted(self, theta: float) -> _Tilted:
-        """The law P(x) exp(θx), normalised."""
+        """The law P(x) exp(θx), normalised, without the values that are negligible."""
         x = np.arange(self.low, self.high + 1, dtype=np.float64)
         logs = self.logs + theta * x
-        largest = float(logs.max())
+        constant = _log_sum(logs)
         with np.errstate(under="ignore"):
-            chances = np.exp(logs - largest)
-        whole = float(chances.sum())
-        chances /= whole
-        mean = float(chances @ x)
-        variance = float(chances @ (x - mean) ** 2)
-        return _Tilted(self.low, chances, mean, variance, largest + math.log(whole))
+            chances = np.exp(logs - constant)
+        kept = np.flatnonzero(chances > NEGLIGIBLE)
+        inside = slice(kept[0], kept[-1] + 1)
+        return _Tilted(self.low + int(kept[0]), chances[inside], float(chances @ x), constant)
 
 
-def _tilt(laws: Sequence[_Law], total: int) -> float:
-    """The θ for which the mean of the sum is `total`, or near it: Newton's method between bounds that close in."""
-    theta, low, high = 0.0, -math.inf, math.inf
-    for _ in range(_STEPS):
-        tilted = [law.tilted(theta) for law in laws]
-        missing = total - sum(law.mean for law in tilted)
-        variance = sum(law.variance for law in tilted)
-        if abs(missing) <= 1e-3 * (1 + math.sqrt(variance)):
-            break
-        low, high = (theta, high) if missing > 0 else (low, theta)
-        step = missing / variance if variance > 0 else math.copysign(1.0, missing)
-        theta += max(-4.0, min(4.0, step))
-        if not low < theta < high:
-            theta = (low + high) / 2
-    return theta
-
-
-def _convolved(laws: Sequence[_Tilted], total: int, span: int) -> tuple[Floats, int]:
-    """Probabilities of the sum of tilted laws, in a window about `total` outside which is nothing, and its start."""
-    width = math.sqrt(sum(law.variance for law in laws))
-    # by Bernstein's inequality less than 1e-29 lies farther than this from the mean
-    size = 1 << (2 * math.ceil(12 * width + 60)).bit_length()
-    size = min(size, 1 << (span + 1).bit_length())
-    spectrum: Any = 1.0
-    centre = 0
-    for law in laws:
-        middle = round(law.mean)
-        centre += middle
-        place = (np.arange(len(law.chances)) + law.low - middle) % size
-        spectrum = spectrum * np.fft.rfft(np.bincount(place, law.chances, size))
-    around = np.fft.irfft(spectrum, size)
-    # entry k is the sum of all values that are centre + k modulo size; those within half of it count
-    first = max(total - size // 2, sum(law.low for law in laws))
-    last = min(total + size // 2 - 1, sum(law.low + len(law.chances) - 1 for law in laws))
-    values = np.arange(first, last + 1)
-    return np.maximum(around[(values - centre) % size], 0.0), first
+def _log_sum(logs: Floats) -> float:
+    """log Σ exp(logs)."""
+    largest = float(logs.max())
+    with np.errstate(under="ignore"):
+        return largest + math.log(float(np.exp(logs - largest).sum()))

@@ -1,4 +1,4 @@
-"""Whole rotary pairs dealt anew among the frequencies: a null hypothesis that lets entries of one row go together."""
+"""Permutation of whole rotary pairs among the frequencies: a null hypothesis that keeps entries of a row together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ ROUNDS = 9_999
 _CHUNK = 1 << 24  # numbers that are shuffled at once
 
 
-def dealt(counts: Tensor, chosen: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Masked entries in chosen pairs when each head's pairs are shuffled, again and again.
+def permuted_counts(counts: Tensor, chosen: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Masked entries in chosen pairs under random permutations of each head's pairs.
 
     Args:
         counts: int64 `[heads, P]`, masked entries of each pair.
@@ -21,18 +21,18 @@ def dealt(counts: Tensor, chosen: dict[str, Tensor], seed: int) -> dict[str, Ten
     Returns:
         For each kind int64 `[9999]`, summed over the heads; all kinds see the same shuffles.
     """
-    kept = counts.any(1)  # a head without entries has none in any deal
+    kept = counts.any(1)  # a head without entries has none in any permutation
     values = counts[kept].numpy().astype(np.float64)
     pairs = np.stack([which[kept].numpy().reshape(-1) for which in chosen.values()], axis=1).astype(
         np.float64
     )
-    generator, found = np.random.default_rng(seed), []
+    generator, counted = np.random.default_rng(seed), []
     rounds = max(1, _CHUNK // max(1, values.size))
     for start in range(0, ROUNDS, rounds):
         shuffled = np.repeat(values[None], min(rounds, ROUNDS - start), axis=0)
         generator.permuted(shuffled, axis=-1, out=shuffled)
-        found.append(shuffled.reshape(len(shuffled), -1) @ pairs)
-    sums = torch.from_numpy(np.concatenate(found)).round().long()
+        counted.append(shuffled.reshape(len(shuffled), -1) @ pairs)
+    sums = torch.from_numpy(np.concatenate(counted)).round().long()
     return dict(zip(chosen, sums.T, strict=True))
 
 
@@ -41,7 +41,7 @@ def two_sided(found: int, null: Tensor) -> float:
 
     Args:
         found: the count.
-        null: the n counts that `dealt` gave.
+        null: the n counts of `permuted_counts`.
     """
     tails = (int((null <= found).sum()), int((null >= found).sum()))
     return min(1.0, 2 * (1 + min(tails)) / (1 + len(null)))

@@ -34,7 +34,7 @@ MAP_DECIMALS = 4
 DERIVED = ("norm_before_rotation", "energy")
 FIXED = ("frequencies", "band", "attention_factor")
 NAMELESS = {
-    "heads": ("level", "rows", "population", "special", "p_pairs", "p_pairs_corrected"),
+    "heads": ("level", "rows", "population", "special"),
     "layers": ("level", "head", "pairs"),
 }
 

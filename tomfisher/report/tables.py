@@ -203,17 +203,15 @@ def enrichment_table(profile: Mapping[str, Any]) -> Table | None:
                 p_value(test.get("p_pairs_corrected")),
                 f"{more} of {len(layers)}",
                 f"{len(out) - more} of {len(layers)}",
-                p_value(test["p_corrected"]),
             ]
         )
     return Table(
         f"Masked entries in the rows of some frequencies. Dominant: the {_plural(found['dominant_pairs'])} of largest "
         f"mean norm of each head; slow, middle and fast are relative to {found['context']} tokens. Expected: if every "
-        "place of the matrix were equally likely. p (pairs): two-sided, with each head's pairs dealt anew among the "
+        "place of the matrix were equally likely. p (pairs): two-sided, with each head's pairs permuted among the "
         "frequencies, their entries staying together, after Holm over this table; it asks whether it is these "
         "frequencies. Layers: those with such a p of their own below 0.05 after Benjamini and Hochberg over all layers "
-        "and kinds of rows. p (places): two-sided, hypergeometric, after Holm; small wherever entries share rows, "
-        "whatever their frequency.",
+        "and kinds of rows.",
         [
             "Rows",
             "Masked there",
@@ -222,7 +220,6 @@ def enrichment_table(profile: Mapping[str, Any]) -> Table | None:
             "p (pairs)",
             "Layers with more",
             "Layers with fewer",
-            "p (places)",
         ],
         rows,
     )
