@@ -21,13 +21,14 @@ from torch import Tensor
 
 from tomfisher import tasks
 from tomfisher.analysis.analyze import PARTS, Analysis, analyze
-from tomfisher.analysis.capture import QueryKey, watching
+from tomfisher.analysis.collect import watching
 from tomfisher.benchmarks import memory, models, plots
 from tomfisher.benchmarks.harness import Contender, interleave, quantiles, record, summary
 from tomfisher.benchmarks.tables import SPEED, TIME, Column, render, shown
 from tomfisher.models import load_model
 from tomfisher.models.families import describe
 from tomfisher.models.load import resolve_device
+from tomfisher.models.queries import QueryKey
 from tomfisher.runtime.batches import plan_batches
 from tomfisher.runtime.onednn import by_onednn
 from tomfisher.tasks.encode import encode

@@ -156,7 +156,8 @@ def test_an_empty_mask_has_a_profile(lab):
     model = lab.build("llama")
     profile = mask_profile(mask_of(model, {}), model, rope_spectrum(model, lab.prompts()))
     assert profile.nnz == 0 and profile.sparsity() == []
-    assert all(test.p == 1 and test.found == 0 for test in profile.enrichment.tests)
+    tests = profile.enrichment.tests
+    assert all((t.p if t.level == "head" else t.p_pairs) == 1 and t.found == 0 for t in tests)
     again = json.loads(json.dumps(profile.to_dict(), allow_nan=False))
     assert again["groups"][0]["share"] is None
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from tomfisher.analysis.capture import watching
+from tomfisher.analysis.collect import watching
 from tomfisher.models.families import describe
 
 SMALL = {

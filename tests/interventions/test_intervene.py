@@ -11,7 +11,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from tomfisher.analysis import bands, rope_spectrum
-from tomfisher.analysis.capture import QueryKey
 from tomfisher.analysis.sinks import attention_map
 from tomfisher.interventions import (
     AimKey,
@@ -24,6 +23,7 @@ from tomfisher.interventions import (
     measure_internals,
 )
 from tomfisher.models.families import UnsupportedModel, describe
+from tomfisher.models.queries import QueryKey
 
 LAYOUTS = ("llama", "cohere", "neox", "glm", "phi3", "gemma3", "qwen3")  # half, interleaved, partial, both
 KEYED = (*LAYOUTS, "window", "gpt2", "opt", "jamba")
@@ -353,7 +353,7 @@ def test_analyses_inside_and_outside_the_block_see_the_changed_keys(lab):
     close(found.q_norm, base.layers[0].q_norm * factors)
     close(found.k_norm, base.layers[0].k_norm * factors)
     seen = {}
-    from tomfisher.analysis.capture import watching
+    from tomfisher.analysis.collect import watching
 
     with (
         watching(describe(model), lambda layer, x: seen.update({layer: x.k})),

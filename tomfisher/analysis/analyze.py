@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from tomfisher.analysis.collect import TOKENS_PER_BATCH, collect
 from tomfisher.analysis.rope import RopeCollector
-from tomfisher.analysis.run import TOKENS_PER_BATCH, ask, run
 from tomfisher.analysis.sinks import SinkCollector
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.runtime.gate import check_model, plain_torch
-from tomfisher.runtime.rules import remembered
+from tomfisher.runtime.rules import check_rules, remembered
 
 PARTS = ("rope", "sinks")
 
@@ -87,8 +87,8 @@ def analyze(
         rules = None
         if collectors:
             seen = list(collectors.values())
-            lengths = run(model, architecture, prompts, seen, tokens_per_batch, progress)
-            rules = ask(model, prompts, tokens_per_batch).to_dict()
+            lengths = collect(model, architecture, prompts, seen, tokens_per_batch, progress)
+            rules = check_rules(model, prompts, tokens=tokens_per_batch).to_dict()
     except UnsupportedModel as error:
         return Analysis({}, {part: unavailable.get(part, str(error)) for part in parts})
     return Analysis({part: c.result(lengths) for part, c in collectors.items()}, unavailable, rules)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tomfisher.analysis.plain import plain
+from tomfisher.analysis.jsonable import jsonable
 from tomfisher.analysis.rope import BANDS, PARTS, LayerSpectrum, Part, RopeSpectrum
 from tomfisher.analysis.sinks import MEASURES, AttentionSinks, LayerSinks
 from tomfisher.runtime.torch_state import plain_torch
@@ -94,7 +94,7 @@ class SpectrumChange:
         changes = {
             part: zip(self._layers(), self.norms(part), self.bands(part), strict=True) for part in PARTS
         }
-        return plain(
+        return jsonable(
             {
                 **{
                     part: [{"layer": both[0].layer, "norm": norm, "bands": band} for both, norm, band in rows]
@@ -153,7 +153,7 @@ class SinkChange:
             {"layer": layer.layer, **{name: values[i] for name, values in differences.items()}}
             for i, layer in enumerate(self.before.layers)
         ]
-        return plain({"layers": layers, "largest": [head._asdict() for head in self.largest()]})
+        return jsonable({"layers": layers, "largest": [head._asdict() for head in self.largest()]})
 
 
 def relative(before: Tensor, after: Tensor) -> Tensor:

@@ -228,9 +228,8 @@ def _of_heads(part: PartCount, rows: str, pairs: Tensor) -> Iterator[RowTest]:
     p = (2 * np.minimum(law.cdf(found), law.sf(found - 1))).clip(max=1.0)
     for head, (k, n, x) in enumerate(zip(special.tolist(), masked.tolist(), found.tolist(), strict=True)):
         named = tuple(pairs[head].nonzero().flatten().tolist())
-        expected = n * k / population
-        where = ("head", part.layer, part.kind, head, rows, named)
-        yield RowTest(*where, population, k, n, x, expected, float(p[head]))
+        where = (part.layer, part.kind, head, rows, named)
+        yield RowTest("head", *where, population, k, n, x, n * k / population, p=float(p[head]))
 
 
 def _sum(tests: Sequence[RowTest], level: Level, null: Tensor) -> RowTest:
@@ -241,8 +240,9 @@ def _sum(tests: Sequence[RowTest], level: Level, null: Tensor) -> RowTest:
     )
     is_layer = level == "layer"
     expected = masked * special / population if is_layer else sum(test.expected for test in tests)
-    where = (level, first.layer if is_layer else None, first.part, None, first.rows, None)
-    return RowTest(*where, population, special, masked, found, expected, p_pairs=two_sided(found, null))
+    where = (first.layer if is_layer else None, first.part, None, first.rows, None)
+    counts = (population, special, masked, found, expected)
+    return RowTest(level, *where, *counts, p_pairs=two_sided(found, null))
 
 
 def _corrected(tests: Sequence[RowTest]) -> list[RowTest]:
@@ -253,7 +253,8 @@ def _corrected(tests: Sequence[RowTest]) -> list[RowTest]:
         name = "p" if level == "head" else "p_pairs"
         correct = holm if correction == "holm" else _benjamini_hochberg
         for test, p in zip(members, correct([getattr(test, name) for test in members]), strict=True):
-            corrected.append(replace(test, **{f"{name}_corrected": p}))
+            changes: dict[str, Any] = {f"{name}_corrected": p}
+            corrected.append(replace(test, **changes))
     return corrected
 
 

@@ -122,7 +122,7 @@ class _Law:
 
 
 def _log_sum(logs: Floats) -> float:
-    """log Σ exp(logs)."""
+    """Log Σ exp(logs)."""
     largest = float(logs.max())
     with np.errstate(under="ignore"):
         return largest + math.log(float(np.exp(logs - largest).sum()))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tomfisher.analysis.hypergeometric import Draw, tails
-from tomfisher.analysis.plain import plain
+from tomfisher.analysis.jsonable import jsonable
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
 from tomfisher.runtime.torch_state import plain_torch
@@ -78,7 +78,7 @@ class Overlap:
 
     def to_dict(self) -> dict[str, Any]:
         """The rows, JSON-ready."""
-        return plain({"pairs": self.summary()})
+        return jsonable({"pairs": self.summary()})
 
 
 @plain_torch()

@@ -9,8 +9,8 @@ from typing import Any
 
 from tomfisher.analysis.counts import GROUPS, PartCount, count_parts, short_name
 from tomfisher.analysis.enrichment import Enrichment, enrichment
+from tomfisher.analysis.jsonable import jsonable
 from tomfisher.analysis.low_rank import RankChange, Unranked, change_ranks
-from tomfisher.analysis.plain import plain
 from tomfisher.analysis.rope import RopeSpectrum
 from tomfisher.analysis.spread import Spread, spread
 from tomfisher.masks import SparseMask
@@ -166,7 +166,7 @@ class MaskProfile:
     @plain_torch()
     def to_dict(self) -> dict[str, Any]:
         """Everything, JSON-ready: tables, parts, tests and matrices."""
-        return plain(
+        return jsonable(
             {
                 "nnz": self.nnz,
                 "numel": self.numel,

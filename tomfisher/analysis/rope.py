@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tomfisher.analysis.capture import QueryKey
-from tomfisher.analysis.plain import plain
-from tomfisher.analysis.run import TOKENS_PER_BATCH, run, supported
+from tomfisher.analysis.collect import TOKENS_PER_BATCH, collect, supported
+from tomfisher.analysis.jsonable import jsonable
 from tomfisher.models.families import Architecture, Rotary, describe
+from tomfisher.models.queries import QueryKey
 from tomfisher.ops.rope_energy import rope_energy
 from tomfisher.runtime.gate import check_model, plain_torch
 
@@ -145,7 +145,7 @@ class RopeSpectrum:
             for layer in self.layers
         ]
         head = {"prompts": self.prompts, "tokens": self.tokens, "context": self.context}
-        return plain(head | {"bands": list(BANDS), "layers": layers})
+        return jsonable(head | {"bands": list(BANDS), "layers": layers})
 
 
 class RopeCollector:
@@ -163,7 +163,7 @@ class RopeCollector:
         self._sums: dict[tuple[int, Part], Tensor] = {}
         self._tokens: dict[int, int] = dict.fromkeys(self._rotary, 0)
 
-    def look(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
+    def update(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
         """Add one layer of one batch."""
         rotary = self._rotary.get(layer)
         if rotary is None:
@@ -223,5 +223,5 @@ def rope_spectrum(
     check_model(model)
     architecture = describe(model)
     collector = RopeCollector(architecture)
-    lengths = run(model, architecture, prompts, [collector], tokens_per_batch, progress, "rope")
+    lengths = collect(model, architecture, prompts, [collector], tokens_per_batch, progress, "rope")
     return collector.result(lengths, context)

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.analysis.capture import QueryKey
-from tomfisher.analysis.plain import plain
-from tomfisher.analysis.run import TOKENS_PER_BATCH, run, supported
+from tomfisher.analysis.collect import TOKENS_PER_BATCH, collect, supported
+from tomfisher.analysis.jsonable import jsonable
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
-from tomfisher.models.queries import attention_weights
+from tomfisher.models.queries import QueryKey, attention_weights
 from tomfisher.ops.sink_mass import SinkMass, sink_mass
 from tomfisher.runtime.gate import check_model, plain_torch
 
@@ -108,7 +107,7 @@ class AttentionSinks:
         ]
         head = {key: getattr(self, key) for key in ("prompts", "tokens", "long_prompts", "epsilon", "window")}
         maps = {f"{layer}.{index}": found for (layer, index), found in self.maps.items()}
-        return plain(head | {"metric": self.metric(), "layers": layers, "maps": maps})
+        return jsonable(head | {"metric": self.metric(), "layers": layers, "maps": maps})
 
 
 class SinkCollector:
@@ -148,7 +147,7 @@ class SinkCollector:
                 )
         self._sums: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
 
-    def look(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
+    def update(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
         """Add one layer of one batch."""
         seen = seen._replace(q=supported(seen.q), k=supported(seen.k))
         sums = self._sums[layer]
@@ -288,5 +287,5 @@ def attention_sinks(
     architecture = describe(model)
     collector = SinkCollector(architecture, epsilon, window, heads, map_prompts)
     return collector.result(
-        run(model, architecture, prompts, [collector], tokens_per_batch, progress, "sinks")
+        collect(model, architecture, prompts, [collector], tokens_per_batch, progress, "sinks")
     )

@@ -241,12 +241,13 @@ class Inside:
     def _named_maps(
         self, heads: Iterable[tuple[int, int]], maps: Mapping[str, Mapping[tuple[int, int], Tensor]]
     ) -> dict[str, Any]:
-        from tomfisher.analysis.plain import plain
+        from tomfisher.analysis.jsonable import jsonable
 
         tokens = [self.loaded.tokenizer.decode([i]) for i in self._prompts[0][:MAP_TOKENS].tolist()]
         return {
             f"{layer}.{head}": {
-                state: plain(found[layer, head].round(decimals=MAP_DECIMALS)) for state, found in maps.items()
+                state: jsonable(found[layer, head].round(decimals=MAP_DECIMALS))
+                for state, found in maps.items()
             }
             | {"tokens": tokens}
             for layer, head in heads

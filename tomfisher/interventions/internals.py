@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.analysis.capture import QueryKey
+from tomfisher.analysis.collect import TOKENS_PER_BATCH, Collector, collect
 from tomfisher.analysis.rope import RopeCollector, RopeSpectrum
-from tomfisher.analysis.run import TOKENS_PER_BATCH, Collector, run
 from tomfisher.models.families import Architecture, describe
+from tomfisher.models.queries import QueryKey
 from tomfisher.runtime.torch_state import plain_torch
 
 
@@ -63,7 +63,7 @@ def measure_internals(
     if architecture.rotates:
         rope = RopeCollector(architecture)
         collectors.append(rope)
-    lengths = run(model, architecture, prompts, collectors, tokens_per_batch, progress, "internals")
+    lengths = collect(model, architecture, prompts, collectors, tokens_per_batch, progress, "internals")
     spectrum = None if rope is None else rope.result(lengths)
     return Internals(spectrum, queries.result(), max(lengths), min(lengths))
 
@@ -88,7 +88,7 @@ class _MeanQuery:
         self._sums: dict[int, Tensor] = {}
         self._tokens: dict[int, int] = {}
 
-    def look(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
+    def update(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
         """Add one layer of one batch."""
         position = torch.arange(seen.q.shape[2], device=seen.q.device)
         ends = torch.tensor(lengths, device=seen.q.device)[:, None]

@@ -126,7 +126,7 @@ class _Session:
 def _patch() -> None:
     """Shadow `get_interface` on transformers' one instance while any block is open.
 
-    The class keeps its own, so that whatever else wraps that (`tomfisher.analysis.capture`) gets the changed
+    The class keeps its own, so that whatever else wraps that (`tomfisher.analysis.collect`) gets the changed
     queries and keys, whichever was there first.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -1,31 +1,34 @@
-"""Prompts through a model in batches, with collectors looking at the queries and keys of each layer."""
+"""Running prompts through a model while collectors see the queries and keys of each layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tomfisher.analysis.capture import QueryKey, watching
+from tomfisher.models.attention_calls import AttentionCall, OwnAttention, Running, inside, watching_interface
 from tomfisher.models.families import Architecture, UnsupportedModel
+from tomfisher.models.queries import QueryKey, query_key
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import pad, plan_batches
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.forward import accepts, forward, rows_of
+from tomfisher.runtime.forward import logits_at
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
 from tomfisher.runtime.modes import measuring
-from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
+from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
 
 TOKENS_PER_BATCH = 4096
+Observer = Callable[[int, QueryKey], None]
 
 
 class Collector(Protocol):
     """Sums up what it sees of the queries and keys; keeps sums, never activations."""
 
-    def look(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
-        """Take in one layer of one batch.
+    def update(self, layer: int, seen: QueryKey, lengths: list[int], prompts: list[int]) -> None:
+        """Add one layer of one batch.
 
         Args:
             layer: its number.
@@ -36,7 +39,7 @@ class Collector(Protocol):
 
 
 @plain_torch()
-def run(
+def collect(
     model: Any,
     architecture: Architecture,
     prompts: Sequence[Sequence[int] | Tensor],
@@ -51,7 +54,7 @@ def run(
         model: a causal language model of transformers.
         architecture: of that model.
         prompts: token ids.
-        collectors: what looks.
+        collectors: what sees the queries and keys.
         tokens_per_batch: upper bound of batch size times length; a longer prompt is a batch of its own.
         progress: show a bar on a terminal.
         what: label of the bar.
@@ -69,17 +72,18 @@ def run(
     seen: set[int] = set()
     batch: list[int] = []
 
-    def look(layer: int, inputs: QueryKey) -> None:
-        _check_extent(inputs, max(len(rows[i]) for i in batch))
+    def observe(layer: int, inputs: QueryKey) -> None:
+        lengths = [len(rows[i]) for i in batch]
+        _check_extent(inputs, max(lengths))
         seen.add(layer)
         for collector in collectors:
-            collector.look(layer, inputs, [len(rows[i]) for i in batch], batch)
+            collector.update(layer, inputs, lengths, batch)
 
-    rules = ask(model, rows, tokens_per_batch)
+    rules = check_rules(model, rows, tokens=tokens_per_batch)
     most = 1 if rules.batches == SINGLE else None
     batches = plan_batches([len(row) for row in rows], tokens_per_batch, most, rules.padded)
     bar = progress_bar(total=len(rows), desc=what, unit="prompt", enabled=progress)
-    with bar, watching(architecture, look), weights_kept(model), measuring(model):
+    with bar, watching(architecture, observe), weights_kept(model), measuring(model):
         for batch in batches:
             _forward(model, pad([rows[i] for i in batch], device_of(model)))
             if missing := sorted(architecture.attention.keys() - seen):
@@ -90,11 +94,6 @@ def run(
                 )
             bar.update(len(batch))
     return [len(row) for row in rows]
-
-
-def ask(model: Any, prompts: Sequence[Sequence[int] | Tensor], tokens_per_batch: int) -> Rules:
-    """What the model says to the rules on these prompts, and the batches that follow (`tomfisher.runtime.rules`)."""
-    return check_rules(model, prompts, tokens=tokens_per_batch)
 
 
 def _check_extent(inputs: QueryKey, length: int) -> None:
@@ -134,12 +133,58 @@ def supported(x: Tensor) -> Tensor:
 
 
 def _forward(model: Any, ids: Tensor) -> None:
-    options: dict[str, Any] = {}
-    if rows_of(model).kept and accepts(model, "logits_to_keep"):
-        # as a tensor: a number makes Gemma 4 compute its last layers for so many queries only
-        options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
-    logits = forward(model, ids, **options).logits
+    logits = logits_at(model, ids, torch.tensor([ids.shape[1] - 1], device=ids.device))
     if bool(logits.isnan().any()):
         raise ValueError(
             f"The model's logits are NaN, so nothing inside can be measured. {why_not_finite(model)}"
         )
+
+
+@contextlib.contextmanager
+def watching(architecture: Architecture, observe: Observer) -> Iterator[None]:
+    """Call `observe(layer, inputs)` in every attention layer of every forward pass inside the block.
+
+    It works with any attention implementation (eager, sdpa, flash): the implementation that the model is set to
+    still does the work, after `observe` has seen what it is given. Attention in a module's own code is found among its
+    PyTorch calls. On any exit, everything is as it was before. Other models that run meanwhile are not observed; a
+    second thread that watches waits for the first.
+
+    Args:
+        architecture: of the model that runs (`tomfisher.models.describe`).
+        observe: must keep neither queries nor keys.
+
+    Yields:
+        Nothing.
+    """
+    watcher = _Watcher(architecture, observe)
+    running: list[Running] = []
+    own = [a.module for a in architecture.attention.values() if not a.interface]
+    mode = (
+        OwnAttention(lambda: running[-1] if running else None, watcher) if own else contextlib.nullcontext()
+    )
+    with watching_interface(watcher.concerns, watcher), inside(own, running), mode:
+        yield
+
+
+class _Watcher:
+    """Hands each call of the architecture's layers to `observe`."""
+
+    def __init__(self, architecture: Architecture, observe: Observer) -> None:
+        self._layers = {id(a.module): (index, a) for index, a in architecture.attention.items()}
+        self._observe = observe
+
+    def concerns(self, module: nn.Module) -> bool:
+        """Whether the module is one of the layers'."""
+        return id(module) in self._layers
+
+    def enters(self, call: AttentionCall) -> None:
+        """See `Watcher.enters`."""
+        index, attention = self._layers[id(call.module)]
+        if call.scores is not None and attention.scale is None:
+            return
+        seen = query_key(call, attention.scale)
+        self._observe(index, seen._replace(k=seen.k[:, :: attention.repeats]))
+
+    def leaves(self, call: AttentionCall, output: Tensor) -> Tensor:
+        """See `Watcher.leaves`."""
+        return output

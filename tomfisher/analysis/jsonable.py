@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Tensors become nested lists, and numbers that are not finite become None.
 
     Args:
@@ -18,9 +18,9 @@ def plain(value: Any) -> Any:
         The same nesting of dicts and lists.
     """
     if isinstance(value, Tensor):
-        return plain(value.tolist())
+        return jsonable(value.tolist())
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [jsonable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

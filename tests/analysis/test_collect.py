@@ -12,9 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from transformers.modeling_utils import AttentionInterface
 
-from tomfisher.analysis.capture import watching
+from tomfisher.analysis.collect import collect, watching
 from tomfisher.analysis.rope import RopeCollector
-from tomfisher.analysis.run import run
 from tomfisher.analysis.sinks import SinkCollector
 from tomfisher.models.families import UnsupportedModel, describe
 
@@ -101,13 +100,13 @@ def test_model_and_transformers_come_back_as_they_were(lab, name, fails):
     original, implementation = AttentionInterface.get_interface, model.config._attn_implementation
 
     class Collector:
-        def look(self, layer, seen, lengths, prompts):
+        def update(self, layer, seen, lengths, prompts):
             assert not any(module.training for module in model.modules())
             if fails and layer == 1:
                 raise KeyboardInterrupt
 
     try:
-        run(model, describe(model), lab.prompts(), [Collector()])
+        collect(model, describe(model), lab.prompts(), [Collector()])
     except KeyboardInterrupt:
         assert fails
     assert AttentionInterface.get_interface is original
@@ -135,9 +134,9 @@ def test_attention_that_is_never_seen_is_an_error_not_a_silent_zero(lab):
     for block in model.transformer.h:
         block.attn.reorder_and_upcast_attn = True  # has its own attention when eager
     with pytest.raises(UnsupportedModel, match="layers 0, 1 ran without being seen"):
-        run(model, before, lab.prompts(), [])
+        collect(model, before, lab.prompts(), [])
     assert not describe(model).interface
-    run(model, describe(model), lab.prompts(), [SinkCollector(describe(model))])
+    collect(model, describe(model), lab.prompts(), [SinkCollector(describe(model))])
 
 
 @pytest.mark.parametrize("name", ["llama", "mpt"])
@@ -146,14 +145,14 @@ def test_no_activation_outlives_its_layer(lab, name):
     architecture, held, most = describe(model), [], []
 
     class Watcher:
-        def look(self, layer, seen, lengths, prompts):
+        def update(self, layer, seen, lengths, prompts):
             most.append(sum(reference() is not None for reference in held))
             held.extend((weakref.ref(seen.q), weakref.ref(seen.k)))
 
     collectors = [SinkCollector(architecture, heads=[(0, 0)]), Watcher()]
     if name == "llama":
         collectors.insert(0, RopeCollector(architecture))
-    run(model, architecture, lab.prompts(), collectors, tokens_per_batch=64)
+    collect(model, architecture, lab.prompts(), collectors, tokens_per_batch=64)
     assert len(most) == 8 and max(most) == 0
 
 
@@ -168,7 +167,7 @@ def test_no_activation_outlives_its_layer(lab, name):
 def test_unusable_prompts_are_refused(lab, prompts, message):
     model = lab.build("llama")
     with pytest.raises(ValueError, match=message):
-        run(model, describe(model), prompts, [])
+        collect(model, describe(model), prompts, [])
 
 
 class Live(TorchDispatchMode):
@@ -207,7 +206,7 @@ class Hoarder:
     def __init__(self):
         self.kept = []
 
-    def look(self, layer, seen, lengths, prompts):
+    def update(self, layer, seen, lengths, prompts):
         self.kept.append(seen.q.clone())
 
 
@@ -216,7 +215,9 @@ def peak(model, architecture, prompts, kept):
     collectors = [RopeCollector(architecture), SinkCollector(architecture)]
     collectors += [Hoarder()] if kept == "queries" else []
     with Live() as live:
-        run(model, architecture, prompts, collectors, tokens_per_batch=4 * len(prompts[0]), progress=False)
+        collect(
+            model, architecture, prompts, collectors, tokens_per_batch=4 * len(prompts[0]), progress=False
+        )
         gc.collect()
         return live.most, live.now
 
@@ -247,13 +248,13 @@ def test_no_map_is_alive_unless_its_head_was_named(lab, heads):
     architecture, seen = describe(model), []
 
     class Watcher:
-        def look(self, layer, inputs, lengths, prompts):
+        def update(self, layer, inputs, lengths, prompts):
             seen.append(sum(x.is_floating_point() for x in square(length)))
 
     sinks = SinkCollector(architecture, heads=heads)
     collectors = [RopeCollector(architecture), sinks, Watcher()]
     assert not square(length)
-    run(
+    collect(
         model,
         architecture,
         lab.prompts((length,) * 6),
