@@ -19,7 +19,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 NEVER = "not verified on a GPU"
 _LAUNCH = "launch.py"
 # parts of csrc/ (folders and prefixes of files) that one benchmark times and the others do not
-_PARTS = ("fill", "fisher", "packed_fill", "summary", "tests", "topk")
+_PARTS = ("fill", "fisher", "packed_fill", "tests", "topk")
 _TIMES: dict[str, tuple[str, ...]] = {
     "analysis": (),
     "choice": (),

@@ -193,13 +193,13 @@ struct TemporaryFile {
   std::string path = "/tmp/tomfisher_topk_XXXXXX";
 };
 
-void test_roads() {
+void test_methods() {
   std::mt19937_64 random(1);
   const std::int64_t n = 3'000'000;
   Vector<Format::f32> numbers(static_cast<std::size_t>(n));
   for (auto& each : numbers) each = number<Format::f32>(std::uniform_real_distribution<double>(0, 1)(random));
-  CHECK(select<Format::f32>(whole<Format::f32>(numbers), 300, {2, threads}).road == Road::streaming);
-  CHECK(select<Format::f32>(whole<Format::f32>(numbers), n / 3, {2, threads}).road == Road::counting);
+  CHECK(select<Format::f32>(whole<Format::f32>(numbers), 300, {2, threads}).method == Method::streaming);
+  CHECK(select<Format::f32>(whole<Format::f32>(numbers), n / 3, {2, threads}).method == Method::counting);
 }
 
 // The whole sample lies high and everything else low: the estimate is wrong and has to be found out.
@@ -405,7 +405,7 @@ int main() {
   test_format<Format::f32>();
   test_format<Format::f64>();
   test_against_a_sort<Format::f32>(1'100'000, {8});
-  test_roads();
+  test_methods();
   test_the_first_bad_index_is_the_lowest();
   test_a_misleading_sample();
   test_a_misleading_sample_of_a_file();

@@ -151,7 +151,7 @@ template <Format F>
 Selection<F> count_select(const Source& source, std::int64_t k, const Team& team, const Thresholds* thresholds) {
   using Bits = typename Traits<F>::Bits;
   Selection<F> out;
-  out.road = Road::counting;
+  out.method = Method::counting;
   Bits prefix = 0;
   auto left = static_cast<std::uint64_t>(k);  // the k-th key is the left-th largest of those with this prefix
   for (int shift = 8 * static_cast<int>(sizeof(Bits)) - kDigitBits; shift >= 0; shift -= kDigitBits) {

@@ -45,7 +45,7 @@ Selection<F> select(const Source& source, std::int64_t k, const Team& team, cons
   Selection<F> out;
   const bool streaming = k <= source.size() / kStreamingShare || source.size() <= kSmall;
   if (streaming && stream_select<F>(source, k, team, thresholds, out)) {
-    out.road = Road::streaming;
+    out.method = Method::streaming;
     return out;
   }
   return count_select<F>(source, k, team, thresholds);

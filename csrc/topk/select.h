@@ -15,13 +15,13 @@ template <Format F>
 using Found = Candidates<typename Traits<F>::Key>;
 
 // How a selection went; for tests and measurements.
-enum class Road { nothing, streaming, counting };
+enum class Method { nothing, streaming, counting };
 
 template <Format F>
 struct Selection {
   Found<F> entries;             // by descending key, then ascending index; empty where first_bad is not -1
   std::int64_t first_bad = -1;  // index of the first NaN or infinity
-  Road road = Road::nothing;
+  Method method = Method::nothing;
   std::optional<Summary<F>> summary;  // of all entries, if asked for and first_bad is -1
 };
 

@@ -53,13 +53,11 @@ CALLS: dict[str, Callable[[Path], Arguments]] = {
     "packed_scatter_": lambda _: (
         *packed(), torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1,
     ),
-    "topk": lambda _: ([torch.randn(20), torch.randn(7)], [4, 2], 2),
-    "topk_across": lambda _: ([torch.randn(20), torch.randn(7)], 6, 2),
-    "topk_file": lambda path: (values(path), 0, 20, torch.float32, 4, 2),
-    "topk_summary": lambda _: (
+    "select": lambda _: (
         [torch.randn(20), torch.randn(7)], [4, 2], torch.tensor([0.5], dtype=torch.float64), 2,
     ),
-    "topk_summary_file": lambda path: (
+    "select_across": lambda _: ([torch.randn(20), torch.randn(7)], 6, 2),
+    "select_file": lambda path: (
         values(path), 0, 20, torch.float32, 4, torch.tensor([0.5], dtype=torch.float64), 2,
     ),
 }  # fmt: skip

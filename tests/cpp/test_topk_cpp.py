@@ -78,7 +78,7 @@ def test_equals_a_stable_sort(
 ) -> None:
     values = make(shape, n, seed, dtype)
     for k in {0, min(1, n), max(n - 1, 0), n, int(where * n), n // 300}:
-        (found,), status = OPS.topk([values], [k], threads)
+        (found,), *_, status = OPS.select([values], [k], None, threads)
         assert status.tolist() == [-1]
         assert torch.equal(found, oracle(values, k))
 
@@ -92,7 +92,7 @@ def test_any_bit_pattern_is_put_in_order_or_refused(
     raw = data.draw(st.binary(min_size=size, max_size=40 * size))
     values = torch.frombuffer(bytearray(raw[: len(raw) // size * size]), dtype=dtype)
     k = data.draw(st.integers(0, len(values)))
-    (found,), status = OPS.topk([values], [k], threads)
+    (found,), *_, status = OPS.select([values], [k], None, threads)
     bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
     assert status.tolist() == [bad[0] if bad else -1]
     assert len(found) == k
@@ -106,7 +106,7 @@ def test_millions_with_one_to_eight_threads_give_the_same_bits(shape: str) -> No
     order = oracle(values, len(values) // 2)
     for k in (1, 23, 17_000, 230_000, len(order)):
         for threads in (1, 2, 5, 8) if k < len(order) else (2,):
-            (found,), _ = OPS.topk([values], [k], threads)
+            (found,), *_ = OPS.select([values], [k], None, threads)
             assert torch.equal(found, order[:k]), (k, threads)
 
 
@@ -123,7 +123,7 @@ def test_across_a_list_equals_a_sort_of_the_whole(
 ) -> None:
     flats = [make(shape, n, i, dtype) for i, n in enumerate(lengths)]
     k = int(where * sum(lengths))
-    owners, indices, status = OPS.topk_across(flats, k, threads)
+    owners, indices, status = OPS.select_across(flats, k, threads)
     expected = oracle(torch.cat(flats), k)
     starts = torch.tensor([0, *lengths]).cumsum(0)
     assert torch.equal(starts[owners] + indices, expected)
@@ -140,16 +140,16 @@ def test_the_first_non_finite_entry_is_found_whatever_k(bad: float, dtype: torch
         values[first] = values[-1] = bad
         for k in {0, 1, n // 1000, n // 2, n}:
             for threads in (1, 3):
-                assert OPS.topk([values], [k], threads)[1].tolist() == [first]
+                assert OPS.select([values], [k], None, threads)[-1].tolist() == [first]
     clean = make("normal", 500, 0, dtype)
-    assert OPS.topk_across([clean, values, values], 5, 2)[2].tolist() == [-1, first, first]
+    assert OPS.select_across([clean, values, values], 5, 2)[2].tolist() == [-1, first, first]
 
 
 def test_negative_nan_is_found_too() -> None:
     values = torch.zeros(100)
     values.view(torch.int32)[41] = -1
     assert torch.isnan(values[41]) and torch.signbit(values[41])
-    assert OPS.topk([values], [3], 1)[1].tolist() == [41]
+    assert OPS.select([values], [3], None, 1)[-1].tolist() == [41]
 
 
 def test_it_is_what_auto_runs_on_the_cpu_and_keeps_the_contract_of_the_op() -> None:
@@ -169,7 +169,7 @@ def test_flushing_denormals_does_not_change_the_order() -> None:
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush denormals")
     try:
-        (found,), _ = OPS.topk([tiny], [700], 2)
+        (found,), *_ = OPS.select([tiny], [700], None, 2)
     finally:
         torch.set_flush_denormal(False)
     assert torch.equal(found, expected)
@@ -180,13 +180,13 @@ def test_the_schemas_hold_for_every_dtype_and_for_empty_vectors(tmp_path: Path) 
     check = partial(torch.library.opcheck, test_utils=checks)
     x = torch.randn(100)
     x.numpy().tofile(tmp_path / "x")
-    check(OPS.topk.default, ([x, x.half()], [3, 0], 2))
-    check(OPS.topk_across.default, ([x, x[:0], x], 5, 2))
-    check(OPS.topk_file.default, (str(tmp_path / "x"), 4, 99, torch.float32, 5, 1))
+    check(OPS.select.default, ([x, x.half()], [3, 0], None, 2))
+    check(OPS.select_across.default, ([x, x[:0], x], 5, 2))
+    check(OPS.select_file.default, (str(tmp_path / "x"), 4, 99, torch.float32, 5, None, 1))
     bounds = torch.tensor([0.5, -1.0], dtype=torch.float64)
     for dtype in DTYPES:
-        check(OPS.topk_summary.default, ([x.to(dtype), x[:0].to(dtype)], [3, 0], bounds, 2))
-    check(OPS.topk_summary_file.default, (str(tmp_path / "x"), 4, 99, torch.float32, 5, bounds, 1))
+        check(OPS.select.default, ([x.to(dtype), x[:0].to(dtype)], [3, 0], bounds, 2))
+    check(OPS.select_file.default, (str(tmp_path / "x"), 4, 99, torch.float32, 5, bounds, 1))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -194,27 +194,27 @@ def test_a_file_large_enough_to_be_sampled(shape: str, tmp_path: Path) -> None:
     values = make(shape, 17_000_000, 4, torch.float32)
     values.numpy().tofile(tmp_path / "x")
     for k in (17, 17_000):
-        (expected,), _ = OPS.topk([values], [k], 1)
-        found, indices, _ = OPS.topk_file(str(tmp_path / "x"), 0, len(values), torch.float32, k, 2)
+        (expected,), *_ = OPS.select([values], [k], None, 1)
+        found, indices, *_ = OPS.select_file(str(tmp_path / "x"), 0, len(values), torch.float32, k, None, 2)
         assert torch.equal(indices, expected) and torch.equal(found, values[expected])
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda x: OPS.topk([x], [101], 1),
-        lambda x: OPS.topk([x], [-1], 1),
-        lambda x: OPS.topk([x], [], 1),
-        lambda x: OPS.topk([x[::2]], [1], 1),
-        lambda x: OPS.topk([x.long()], [1], 1),
-        lambda x: OPS.topk_across([x, x.half()], 1, 1),
-        lambda x: OPS.topk_across([x, x], 201, 1),
-        lambda x: OPS.topk_summary([x], [101], x.double(), 1),
-        lambda x: OPS.topk_summary([x], [], x.double(), 1),
-        lambda x: OPS.topk_summary([x[::2]], [0], x[:0].double(), 1),
-        lambda x: OPS.topk_summary([x.long()], [0], x[:0].double(), 1),
-        lambda x: OPS.topk_summary([x], [0], x, 1),
-        lambda x: OPS.topk_summary([x], [0], x.double()[::2], 1),
+        lambda x: OPS.select([x], [101], None, 1),
+        lambda x: OPS.select([x], [-1], None, 1),
+        lambda x: OPS.select([x], [], None, 1),
+        lambda x: OPS.select([x[::2]], [1], None, 1),
+        lambda x: OPS.select([x.long()], [1], None, 1),
+        lambda x: OPS.select_across([x, x.half()], 1, 1),
+        lambda x: OPS.select_across([x, x], 201, 1),
+        lambda x: OPS.select([x], [101], x.double(), 1),
+        lambda x: OPS.select([x], [], x.double(), 1),
+        lambda x: OPS.select([x[::2]], [0], x[:0].double(), 1),
+        lambda x: OPS.select([x.long()], [0], x[:0].double(), 1),
+        lambda x: OPS.select([x], [0], x, 1),
+        lambda x: OPS.select([x], [0], x.double()[::2], 1),
     ],
 )
 def test_what_could_read_out_of_bounds_is_refused_below_python_too(call) -> None:
@@ -237,7 +237,7 @@ def test_another_python_thread_runs_meanwhile() -> None:
     try:
         other.start()
         before = len(ticks)
-        OPS.topk([values], [2_000_000], 1)
+        OPS.select([values], [2_000_000], None, 1)
         during = len(ticks) - before
     finally:
         sys.setswitchinterval(interval)
@@ -255,10 +255,10 @@ def test_every_instruction_set_gives_the_same_bits(isa: str, tmp_path: Path) -> 
         "    for n in (0, 1, 15, 33, 127, 129, 70_003):\n"
         "        x = torch.randn(n, generator=torch.Generator().manual_seed(n)).to(dtype)\n"
         "        for k in (0, n // 300, n // 2, n):\n"
-        "            print(hash(tuple(ops.topk([x], [k], 2)[0][0].tolist())))\n"
+        "            print(hash(tuple(ops.select([x], [k], None, 2)[0][0].tolist())))\n"
         "        if n:\n"
         "            x[n // 2] = -torch.inf\n"
-        "            print(ops.topk([x], [0], 1)[1].item())\n"
+        "            print(ops.select([x], [0], None, 1)[-1].item())\n"
     )
 
     def run(limit: str) -> list[str]:

@@ -84,7 +84,7 @@ def test_the_sdist_builds_a_wheel_with_the_extension_for_every_later_python(
     assert str(tmp_path).encode() not in library, "the library holds a path of the machine that built it"
     code = (
         "import sys; sys.path.insert(0, 'site'); import torch, tomfisher._C as c; assert 'site' in c.__file__; "
-        "print(torch.ops.tomfisher_cpp.topk([torch.tensor([1.0, 3.0, 2.0])], [2], 1)[0][0].tolist())"
+        "print(torch.ops.tomfisher_cpp.select([torch.tensor([1.0, 3.0, 2.0])], [2], None, 1)[0][0].tolist())"
     )
     # -S and an explicit path: the checkout that is installed in this environment must not be found first
     paths = os.pathsep.join(p for p in sys.path if p.endswith("site-packages"))

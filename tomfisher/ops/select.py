@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tomfisher.ops.dispatch import register, resolve
+from tomfisher.ops.dispatch import register, resolve, traced
 from tomfisher.ops.vectors import (
     Span,
     check_count,
@@ -35,7 +35,7 @@ class Pass(NamedTuple):
 
     values: Tensor
     indices: Tensor
-    counts: tuple[Tensor, ...]
+    counts: Sequence[Tensor]
 
 
 def select(
@@ -70,7 +70,8 @@ def select(
     counts = check_counts(k, flats, single)
     if not flats:
         return [], False
-    indices, *parts = _op(flats, counts, bounds, impl, single)
+    run = _op if traced(*flats) else _run
+    indices, *parts = run(flats, counts, bounds, impl, single)
     counted = [()] * len(flats) if bounds is None else list(zip(*parts, strict=True))
     return [
         Pass(flat[index], index, part) for flat, index, part in zip(flats, indices, counted, strict=True)
@@ -110,8 +111,7 @@ def _select_stored(span: Span, k: int | Sequence[int], thresholds: list[float] |
     return Pass(values, indices, counted)
 
 
-@torch.library.custom_op("tomfisher::topk", mutates_args=())
-def _op(
+def _run(
     flats: Sequence[Tensor],
     counts: Sequence[int],
     thresholds: Sequence[float] | None,
@@ -124,6 +124,9 @@ def _op(
     check_finite(labels_of(len(flats), single), flats, status)
     indices, extremes, histograms, above = found
     return indices, extremes, histograms, above
+
+
+_op = torch.library.custom_op("tomfisher::topk", _run, mutates_args=())
 
 
 @_op.register_fake
@@ -177,7 +180,7 @@ def _reference(
 @register("topk_stored", "reference")
 def _stored_reference(
     span: Span, k: int, thresholds: Sequence[float] | None
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...], int]:
+) -> tuple[Tensor, Tensor, Sequence[Tensor], int]:
     """The definition, of the file in memory.
 
     Args:
@@ -191,7 +194,7 @@ def _stored_reference(
     """
     flat = span.mapped()
     (indices,), *parts, status = _reference([flat], [k], thresholds)
-    return flat[indices] + 0.0, indices, tuple(part for (part,) in filter(None, parts)), int(status)
+    return flat[indices] + 0.0, indices, [part for (part,) in filter(None, parts)], int(status)
 
 
 def indices_of_largest(flat: Tensor, k: int) -> Tensor:

@@ -53,45 +53,41 @@ def _rows(operand: Tensor) -> Tensor:
 
 @register("topk", "cpp")
 @register("topk_summary", "cpp")
-def topk(
+def select(
     flats: Sequence[Tensor], counts: Sequence[int], thresholds: Sequence[float] | None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor]:
     """One pass over each vector, which finds NaN and infinity as well."""
     contiguous = [flat.contiguous() for flat in flats]
-    threads = torch.get_num_threads()
-    if thresholds is None:
-        indices, status = torch.ops.tomfisher_cpp.topk(contiguous, counts, threads)
-        return indices, [], [], [], status
-    bounds = torch.tensor(thresholds, dtype=torch.float64)
-    return torch.ops.tomfisher_cpp.topk_summary(contiguous, counts, bounds, threads)
+    bounds = _float64(thresholds)
+    return torch.ops.tomfisher_cpp.select(contiguous, counts, bounds, torch.get_num_threads())
+
+
+@register("topk_across", "cpp")
+def select_across(flats: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass over all vectors."""
+    contiguous = [flat.contiguous() for flat in flats]
+    return torch.ops.tomfisher_cpp.select_across(contiguous, k, torch.get_num_threads())
 
 
 @register("topk_stored", "cpp")
-def topk_stored(
+def select_stored(
     span: Span, k: int, thresholds: Sequence[float] | None
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...], int]:
+) -> tuple[Tensor, Tensor, Sequence[Tensor], int]:
     """One pass over a file, of which each thread holds a block.
 
     Raises:
         OSError: the file cannot be read.
     """
-    place = os.fspath(span.path), span.offset, span.numel, span.dtype, k
-    threads = torch.get_num_threads()
+    path, bounds = os.fspath(span.path), _float64(thresholds)
     try:
-        if thresholds is None:
-            values, indices, status = torch.ops.tomfisher_cpp.topk_file(*place, threads)
-            return values, indices, (), int(status)
-        bounds = torch.tensor(thresholds, dtype=torch.float64)
-        values, indices, *counted, status = torch.ops.tomfisher_cpp.topk_summary_file(*place, bounds, threads)
-        return values, indices, tuple(counted), int(status)
+        return torch.ops.tomfisher_cpp.select_file(
+            path, span.offset, span.numel, span.dtype, k, bounds, torch.get_num_threads()
+        )
     except RuntimeError as error:
         if "Cannot read" not in str(error):
             raise
         raise OSError(str(error)) from error
 
 
-@register("topk_across", "cpp")
-def topk_across(flats: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One pass over all vectors."""
-    contiguous = [flat.contiguous() for flat in flats]
-    return torch.ops.tomfisher_cpp.topk_across(contiguous, k, torch.get_num_threads())
+def _float64(thresholds: Sequence[float] | None) -> Tensor | None:
+    return None if thresholds is None else torch.tensor(thresholds, dtype=torch.float64)
