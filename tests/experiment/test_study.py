@@ -377,7 +377,7 @@ def test_missing_fisher_values_are_added_while_the_stores_are_there(finished, da
 
 
 def test_ranking_a_study_reads_each_store_once(finished, monkeypatch):
-    from tomfisher.masks.entries import topk_summary
+    from tomfisher.ops import topk_summary
 
     passes: list[tuple] = []
 
@@ -389,8 +389,8 @@ def test_ranking_a_study_reads_each_store_once(finished, monkeypatch):
         pytest.fail("a pass of its own")
 
     for name in ("topk", "summary"):
-        monkeypatch.setattr(f"tomfisher.masks.entries.{name}", forbidden)
-    monkeypatch.setattr("tomfisher.masks.entries.topk_summary", once)
+        monkeypatch.setattr(f"tomfisher.ops.{name}", forbidden)
+    monkeypatch.setattr("tomfisher.ops.topk_summary", once)
     folder = Path(finished["output_path"])
     (folder / "fisher-values.json").unlink()
     run(finished)

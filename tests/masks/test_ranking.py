@@ -70,7 +70,7 @@ def test_a_sweep_does_not_select_again(monkeypatch) -> None:
     def forbidden(*args: object) -> None:
         raise AssertionError("selected again")
 
-    monkeypatch.setattr("tomfisher.masks.entries.topk", forbidden)
+    monkeypatch.setattr("tomfisher.ops.topk", forbidden)
     for kappa in (0.2, 0.1, 0.05):
         mask = task.mask(kappa) - control.mask(kappa)
         assert 0 < mask.nnz <= task.mask(kappa).nnz

@@ -59,7 +59,7 @@ def test_a_ranking_gives_the_summaries_of_its_pass(
         raise AssertionError("another pass")
 
     for other in ("topk", "summary"):
-        monkeypatch.setattr(f"tomfisher.masks.entries.{other}", forbidden)
+        monkeypatch.setattr(f"tomfisher.ops.{other}", forbidden)
     for source in (F, stored):
         ranking = rank(source, 0.1, scope, thresholds=thresholds)
         assert ranking.mask(0.05) == alone.mask(0.05)

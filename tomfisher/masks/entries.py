@@ -1,4 +1,4 @@
-"""One tensor of a mapping as something to select from: in memory, or left in its file."""
+"""One tensor of a mapping as something to select from and to count, in memory or left in its file; `summary` of all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tomfisher.ops import Span, Summary, summary, topk, topk_summary
+from tomfisher import ops
+from tomfisher.ops import Span, Summary
 from tomfisher.ops.checks import DTYPES
+from tomfisher.progress import progress_bar
+from tomfisher.runtime.torch_state import plain_torch
 
 
 class Largest(NamedTuple):
@@ -62,9 +65,9 @@ class Entries(NamedTuple):
         counted: Summary | None = None
         with self._named("ranked"):
             if thresholds is None:
-                top = topk(self.values, k)
+                top = ops.topk(self.values, k)
             else:
-                top, counted = topk_summary(self.values, k, thresholds)
+                top, counted = ops.topk_summary(self.values, k, thresholds)
         return Largest(top.values.cpu().double() + 0.0, top.indices.cpu(), counted)
 
     def summary(self, thresholds: Sequence[float] = ()) -> Summary:
@@ -78,7 +81,7 @@ class Entries(NamedTuple):
             ValueError: NaN or infinity, or a damaged file; the message names the tensor.
         """
         with self._named("summed up"):
-            return summary(self.values, thresholds)
+            return ops.summary(self.values, thresholds)
 
     @contextmanager
     def _named(self, done: str) -> Iterator[None]:
@@ -104,3 +107,25 @@ def entries_of(F: Mapping[str, Tensor], name: str) -> Entries:
     """
     span = F.span(name) if hasattr(F, "span") else None
     return Entries(name, F[name] if span is None or span.dtype not in DTYPES else span)
+
+
+@plain_torch()
+def summary(F: Mapping[str, Tensor], thresholds: Sequence[float] = ()) -> dict[str, Summary]:
+    """Extremes, a histogram over powers of two, and the numbers of entries above thresholds, per tensor.
+
+    Exact, in one pass over each tensor; of a Fisher store opened from disk only a block is held at a time.
+    Histograms of tensors of one dtype have the same edges, so those of a layer or of the model are sums.
+
+    Args:
+        F: any mapping from names to tensors of float16, bfloat16, float32 or float64 values.
+        thresholds: numbers to count the entries above.
+
+    Returns:
+        A `tomfisher.ops.Summary` for every name, in the order of F.
+
+    Raises:
+        TypeError: a tensor has no floating-point dtype.
+        ValueError: a tensor holds NaN or infinity, or a threshold is NaN.
+    """
+    names = progress_bar(list(F), desc="Summing up", unit="tensor", enabled=stored(F))
+    return {name: entries_of(F, name).summary(thresholds) for name in names}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tomfisher.masks.entries import Entries, Largest, entries_of, stored
+from tomfisher.masks.entries import Entries, entries_of, stored
 from tomfisher.masks.fraction import checked_kappa, count, smallest_kappa
 from tomfisher.masks.sparse_mask import SparseMask
 from tomfisher.ops import Summary
@@ -183,7 +183,7 @@ def rank(
 
 
 class _Reader:
-    """Takes the largest entries of one tensor after another, and notes on the way what each tensor is like.
+    """Takes the largest entries above zero of one tensor after another, and notes what each tensor is like.
 
     Args:
         F: the tensors.
@@ -197,15 +197,17 @@ class _Reader:
         self.summaries: dict[str, Summary] = {}
 
     def entries(self, name: str) -> Entries:
-        found = entries_of(self.F, name)
-        self.shapes[name] = found.shape
-        return found
+        entries = entries_of(self.F, name)
+        self.shapes[name] = entries.shape
+        return entries
 
-    def largest(self, entries: Entries, k: int) -> Largest:
-        found = entries.largest(k, self.thresholds)
-        if found.summary is not None:
-            self.summaries[entries.name] = found.summary
-        return found
+    def largest(self, entries: Entries, k: int) -> tuple[Tensor, Tensor]:
+        """Values and positions, without the end of the list that no sample reached."""
+        values, positions, counted = entries.largest(k, self.thresholds)
+        if counted is not None:
+            self.summaries[entries.name] = counted
+        k = int((values > 0).sum())
+        return values[:k], positions[:k]
 
 
 def _count(kappa: float, numel: int, compat: str | None) -> int:
@@ -214,8 +216,7 @@ def _count(kappa: float, numel: int, compat: str | None) -> int:
 
 def _tensor_list(reader: _Reader, name: str, kappa: float, compat: str | None) -> TopList:
     entries = reader.entries(name)
-    top, index, _ = reader.largest(entries, _count(kappa, entries.numel, compat))
-    top, index = _above_zero(top, index)
+    top, index = reader.largest(entries, _count(kappa, entries.numel, compat))
     return TopList((name,), entries.numel, torch.zeros_like(index), index, top)
 
 
@@ -226,8 +227,7 @@ def _group_list(reader: _Reader, names: tuple[str, ...], kappa: float) -> TopLis
     owner = index = torch.empty(0, dtype=torch.int64)
     for position, name in enumerate(names):
         entries = reader.entries(name)
-        top, where, _ = reader.largest(entries, min(k, entries.numel))
-        top, where = _above_zero(top, where)
+        top, where = reader.largest(entries, min(k, entries.numel))
         if 0 < k == len(best):  # an entry no larger than the k-th so far comes after it
             larger = top > best[-1]
             top, where = top[larger], where[larger]
@@ -237,12 +237,6 @@ def _group_list(reader: _Reader, names: tuple[str, ...], kappa: float) -> TopLis
         owner = torch.cat([owner, torch.full_like(where, position)])[order]
         index = torch.cat([index, where])[order]
     return TopList(names, numel, owner, index, best)
-
-
-def _above_zero(values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the end of the list that no sample reached."""
-    k = int((values > 0).sum())
-    return values[:k], positions[:k]
 
 
 def _is_short(top: TopList, kappa: float, compat: str | None) -> bool:
@@ -267,11 +261,7 @@ def _split(top: TopList, k: int) -> dict[str, Tensor]:
 
 
 def _short(short: list[TopList], groups: int, kappa: float, compat: str | None) -> str:
-    def words(top: TopList) -> str:
-        names = layer_pattern(top.names[0]) if len(top.names) == 1 else f"{top.names[0]} and its group"
-        return f"{names} ({len(top.values)} of {_count(kappa, top.numel, compat)})"
-
-    kinds = [f"{n} x {what}" if n > 1 else what for what, n in Counter(map(words, short)).most_common()]
+    kinds = _kinds(f"{_name(top)} ({len(top.values)} of {_count(kappa, top.numel, compat)})" for top in short)
     listed = "; ".join(kinds[:4]) + (f"; and {len(kinds) - 4} more kinds" if len(kinds) > 4 else "")
     return (
         f"In {len(short)} of {groups} tensors or groups fewer entries are above zero than kappa={kappa:g} asks for; no "
@@ -281,17 +271,23 @@ def _short(short: list[TopList], groups: int, kappa: float, compat: str | None) 
 
 def _missed(missed: list[TopList], kappa: float, compat: str | None) -> str:
     needed = 1 if compat is None else 2
+    kinds = _kinds(
+        f"{_name(top)} ({top.numel} entries, needs kappa >= {smallest_kappa(top.numel, needed):g})"
+        for top in missed
+    )
+    return f"kappa={kappa:g} selects no entry in {len(missed)} of the tensors or groups: {'; '.join(kinds)}."
 
-    def words(top: TopList) -> str:
-        names = layer_pattern(top.names[0]) if len(top.names) == 1 else f"{top.names[0]} and its group"
-        return f"{names} ({top.numel} entries, needs kappa >= {smallest_kappa(top.numel, needed):g})"
 
-    # tensors that differ only in the layer share a mention
-    listed = "; ".join(f"{n} x {what}" if n > 1 else what for what, n in Counter(map(words, missed)).items())
-    return f"kappa={kappa:g} selects no entry in {len(missed)} of the tensors or groups: {listed}."
+def _name(top: TopList) -> str:
+    return layer_pattern(top.names[0]) if len(top.names) == 1 else f"{top.names[0]} and its group"
+
+
+def _kinds(mentions: Iterable[str]) -> list[str]:
+    """Each mention once, with how often it occurs, the commonest first: layers of one kind share theirs."""
+    return [f"{n} x {what}" if n > 1 else what for what, n in Counter(mentions).most_common()]
 
 
 def _source(F: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a Fisher says about itself, where F is one."""
-    said = {key: getattr(F, key, None) for key in ("definition", "num_samples")}
-    return {key: value for key, value in said.items() if isinstance(value, (dict, int))}
+    facts = {key: getattr(F, key, None) for key in ("definition", "num_samples")}
+    return {key: value for key, value in facts.items() if isinstance(value, (dict, int))}
