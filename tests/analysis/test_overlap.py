@@ -45,7 +45,7 @@ def test_jaccard_is_that_of_the_sets():
         expected = (
             len([i for n, i in a if n == "a"]) * len([i for n, i in b if n == "a"]) / 600 + 30 * 30 / 100
         )
-        assert pair.expected_shared == pytest.approx(expected)
+        assert pair.expected == pytest.approx(expected)
 
 
 def test_expected_jaccard_and_p_are_those_of_random_masks():

@@ -58,10 +58,9 @@ def test_a_planted_pair_of_a_head_is_named_in_every_layout(lab, name, kind):
     assert (hit.layer, hit.kind, hit.group, hit.tensor, hit.masked) == (1, kind, "qk", parameter, 10)
     assert hit.pairs.nonzero().tolist() == [[head, wanted]] and int(hit.pairs.sum()) == 10
     assert sorted(hit.units[head].nonzero().flatten().tolist()) == sorted(pair(wanted))
-    top = max(profile.heads(), key=lambda row: row["masked"])
-    assert (top["layer"], top["kind"], top["head"], top["share"]) == (1, kind, head, 1.0)
     heads = attention.heads if kind == "q" else attention.kv_heads
-    assert top["weights"] == HEAD * WIDTH and len(hit.heads) == heads
+    assert hit.heads.tolist() == [10 * (h == head) for h in range(heads)]
+    assert hit.weights == heads * HEAD * WIDTH
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_what_a_family_lacks_is_said_and_modules_are_counted(lab, name, groups, 
     if name == "both-ways":
         assert {"self_attn.q_proj", "mlp.gate_proj"} <= kinds
     if name == "mamba":
-        assert "mixer.in_proj" in kinds and profile.heads() == []
+        assert "mixer.in_proj" in kinds and all(part.heads is None for part in profile.parts)
     assert (profile.enrichment is None) == ("enrichment" in missing)
 
 

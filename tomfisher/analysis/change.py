@@ -70,8 +70,8 @@ class SpectrumChange:
         found = []
         for part in PARTS:
             for (before, after), change in zip(self._layers(), self.norms(part), strict=True):
-                order = change.abs().flatten().argsort(descending=True, stable=True)[:n].tolist()
-                for head, pair in (divmod(i, change.shape[1]) for i in order):
+                order = change.abs().flatten().argsort(descending=True, stable=True)[:n]
+                for head, pair in (divmod(i, change.shape[1]) for i in order.tolist()):
                     wavelength = float(before.rotary.wavelengths[pair])
                     values = (float(x[head, pair]) for x in (before.norm(part), after.norm(part), change))
                     found.append(PairChange(before.layer, part, head, pair, wavelength, *values))
@@ -91,18 +91,15 @@ class SpectrumChange:
     @plain_torch()
     def to_dict(self) -> dict[str, Any]:
         """Relative changes as JSON-ready lists, per layer, head and pair or band, and the largest."""
-        changes = {
-            part: zip(self._layers(), self.norms(part), self.bands(part), strict=True) for part in PARTS
+        layers = [layer.layer for layer in self.before.layers]
+        parts: dict[str, Any] = {
+            part: [
+                {"layer": layer, "norm": norm, "bands": bands}
+                for layer, norm, bands in zip(layers, self.norms(part), self.bands(part), strict=True)
+            ]
+            for part in PARTS
         }
-        return jsonable(
-            {
-                **{
-                    part: [{"layer": both[0].layer, "norm": norm, "bands": band} for both, norm, band in rows]
-                    for part, rows in changes.items()
-                },
-                "largest": [pair._asdict() for pair in self.largest()],
-            }
-        )
+        return jsonable(parts | {"largest": [pair._asdict() for pair in self.largest()]})
 
 
 @dataclass(frozen=True)
@@ -176,14 +173,12 @@ def compare(before: Any, after: Any) -> SpectrumChange | SinkChange:
         TypeError: they are not of one of these kinds.
         ValueError: they differ in prompts, settings or layers.
     """
-    kinds: tuple[tuple[type, type, tuple[str, ...]], ...] = (
-        (RopeSpectrum, SpectrumChange, ("prompts", "tokens", "context")),
-        (AttentionSinks, SinkChange, ("prompts", "tokens", "long_prompts", "epsilon", "window")),
-    )
-    for kind, change, settings in kinds:
-        if isinstance(before, kind) and isinstance(after, kind):
-            _check_comparable(before, after, settings)
-            return change(before, after)
+    if isinstance(before, RopeSpectrum) and isinstance(after, RopeSpectrum):
+        _check_comparable(before, after, ("prompts", "tokens", "context"))
+        return SpectrumChange(before, after)
+    if isinstance(before, AttentionSinks) and isinstance(after, AttentionSinks):
+        _check_comparable(before, after, ("prompts", "tokens", "long_prompts", "epsilon", "window"))
+        return SinkChange(before, after)
     raise TypeError(
         f"Two RopeSpectrum or two AttentionSinks can be compared, got {type(before).__name__} and "
         f"{type(after).__name__}."

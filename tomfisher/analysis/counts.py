@@ -61,16 +61,8 @@ class PartCount:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the dimensions: heads and pairs as lists or None."""
-        return {
-            "layer": self.layer,
-            "kind": self.kind,
-            "group": self.group,
-            "tensor": self.tensor,
-            "masked": self.masked,
-            "weights": self.weights,
-            "heads": self.heads,
-            "pairs": self.pairs,
-        }
+        names = ("layer", "kind", "group", "tensor", "masked", "weights", "heads", "pairs")
+        return {name: getattr(self, name) for name in names}
 
 
 def count_parts(mask: SparseMask, architecture: Architecture | None = None) -> list[PartCount]:

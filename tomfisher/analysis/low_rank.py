@@ -66,19 +66,6 @@ class RankChange:
         }
 
 
-@dataclass(frozen=True)
-class Unranked:
-    """A matrix whose change has no known singular values.
-
-    Attributes:
-        tensor: the weight's name; "NAME[e]" for the matrix of expert e.
-        reason: why.
-    """
-
-    tensor: str
-    reason: str
-
-
 def effective_rank(singular: Tensor) -> float:
     """exp(-Σ p_i ln p_i) with p_i = σ_i / Σ σ; 0 for no singular values.
 
@@ -101,7 +88,7 @@ def change_ranks(
     seed: int = 0,
     compat: str | None = None,
     transposed: frozenset[str] = frozenset(),
-) -> list[RankChange | Unranked]:
+) -> list[RankChange | str]:
     """Measure the change of every matrix that a perturbation makes; the weights are restored to the bit.
 
     Only the masked entries are read. The change's rows and columns without a masked entry add nothing, and blocks
@@ -117,23 +104,23 @@ def change_ranks(
         transposed: weights that keep their outputs on the second axis.
 
     Returns:
-        One `RankChange` for each matrix of the mask; `Unranked` where its fill cannot be computed (a weight masked
-        entirely), or a connected block has more than 4096 rows and columns (which would take minutes).
+        One `RankChange` for each matrix of the mask, or the reason why there is none: its fill cannot be computed (a
+        weight masked entirely), or a connected block has more than 4096 rows and columns (which would take minutes).
     """
     change, failed = _changes(model, mask, fill, seed, compat)
     taken = dict.fromkeys(mask, 0)
-    found: list[RankChange | Unranked] = []
+    found: list[RankChange | str] = []
     for label, rows, columns, shape in matrices(mask, transposed):
         name = label.partition("[")[0]
         if name in failed:
-            found.append(Unranked(label, failed[name]))
+            found.append(failed[name])
             continue
         values = change[name][taken[name] : taken[name] + len(rows)]
         taken[name] += len(rows)
         try:
             singular = singular_values(rows, columns, values, label)
         except ValueError as error:  # also a decomposition that does not converge
-            found.append(Unranked(label, str(error)))
+            found.append(str(error))
         else:
             found.append(RankChange(label, len(rows), min(shape), float(values.norm()), singular))
     return found

@@ -26,7 +26,7 @@ class PairOverlap:
         masked_a: entries of the first.
         masked_b: entries of the second.
         shared: entries of both.
-        expected_shared: its mean if both were random with the same count in every tensor.
+        expected: its mean if both were random with the same count in every tensor.
         p: two-sided, of `shared` under that law (`tomfisher.analysis.hypergeometric`).
     """
 
@@ -35,7 +35,7 @@ class PairOverlap:
     masked_a: int
     masked_b: int
     shared: int
-    expected_shared: float
+    expected: float
     p: float
 
     @property
@@ -46,7 +46,7 @@ class PairOverlap:
     @property
     def expected_jaccard(self) -> float:
         """The Jaccard index at the expected number of shared entries (nearly the expected index: it is convex)."""
-        return self._jaccard(self.expected_shared)
+        return self._jaccard(self.expected)
 
     def _jaccard(self, shared: float) -> float:
         union = self.masked_a + self.masked_b - shared
@@ -61,20 +61,8 @@ class Overlap:
 
     def summary(self) -> list[dict[str, Any]]:
         """One row per pair."""
-        return [
-            {
-                "a": pair.a,
-                "b": pair.b,
-                "masked_a": pair.masked_a,
-                "masked_b": pair.masked_b,
-                "shared": pair.shared,
-                "expected": pair.expected_shared,
-                "jaccard": pair.jaccard,
-                "expected_jaccard": pair.expected_jaccard,
-                "p": pair.p,
-            }
-            for pair in self.pairs
-        ]
+        names = ("a", "b", "masked_a", "masked_b", "shared", "expected", "jaccard", "expected_jaccard", "p")
+        return [{name: getattr(pair, name) for name in names} for pair in self.pairs]
 
     def to_dict(self) -> dict[str, Any]:
         """The rows, JSON-ready."""

@@ -10,7 +10,7 @@ from typing import Any
 from tomfisher.analysis.counts import GROUPS, PartCount, count_parts, short_name
 from tomfisher.analysis.enrichment import Enrichment, enrichment
 from tomfisher.analysis.jsonable import jsonable
-from tomfisher.analysis.low_rank import RankChange, Unranked, change_ranks
+from tomfisher.analysis.low_rank import RankChange, change_ranks
 from tomfisher.analysis.rope import RopeSpectrum
 from tomfisher.analysis.spread import Spread, spread
 from tomfisher.masks import SparseMask
@@ -112,18 +112,6 @@ class MaskProfile:
         found = self.by(lambda part: part.layer)
         order = sorted(found, key=lambda layer: (layer is None, layer or 0))
         return [self._shares({"layer": layer}, found[layer]) for layer in order]
-
-    @plain_torch()
-    def heads(self) -> Rows:
-        """One row per layer, kind and head; of k and v each key and value head."""
-        rows = []
-        for part in self.parts:
-            if part.heads is not None:
-                size = part.weights // len(part.heads)
-                for head, masked in enumerate(part.heads.tolist()):
-                    named = {"layer": part.layer, "kind": part.kind, "head": head}
-                    rows.append(self._shares(named, (masked, size)))
-        return rows
 
     def _shares(self, named: dict[str, Any], counts: tuple[int, int]) -> dict[str, Any]:
         """Share of the mask beside share of the weights, and their ratio."""
@@ -271,7 +259,7 @@ def _matrices(
     transposed = frozenset(f"{name}.weight" for name, module in model.named_modules() if is_conv1d(module))
     random = mask.random_like(seed)
     spreads = [spread(m, transposed) for m in (mask, random)]
-    changes: list[Sequence[RankChange | Unranked | None]] = [
+    changes: list[Sequence[RankChange | str | None]] = [
         [None] * len(spreads[0])
         if fill is None
         else change_ranks(model, which, fill, seed, compat, transposed)
@@ -279,7 +267,7 @@ def _matrices(
     ]
     found = []
     for own, beside, *both in zip(*spreads, *changes, strict=True):
-        reasons = [change.reason for change in both if isinstance(change, Unranked)]
+        reasons = [change for change in both if isinstance(change, str)]
         one, other = (None if reasons or not isinstance(change, RankChange) else change for change in both)
         layer = layers[own.tensor.partition("[")[0]]
         reason = reasons[0] if reasons else None
