@@ -13,12 +13,12 @@ from tomfisher.models.attention_calls import AttentionCall, OwnAttention, Runnin
 from tomfisher.models.families import Architecture, UnsupportedModel
 from tomfisher.models.queries import QueryKey, query_key
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.batches import pad, plan_batches
+from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.forward import logits_at
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
 from tomfisher.runtime.modes import measuring
-from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
+from tomfisher.runtime.rules import check_rules, weights_kept
 
 TOKENS_PER_BATCH = 4096
 Observer = Callable[[int, QueryKey], None]
@@ -80,8 +80,7 @@ def collect(
             collector.update(layer, inputs, lengths, batch)
 
     rules = check_rules(model, rows, tokens=tokens_per_batch)
-    most = 1 if rules.batches == SINGLE else None
-    batches = plan_batches([len(row) for row in rows], tokens_per_batch, most, rules.padded)
+    batches = rules.plan([len(row) for row in rows], tokens_per_batch)
     bar = progress_bar(total=len(rows), desc=what, unit="prompt", enabled=progress)
     with bar, watching(architecture, observe), weights_kept(model), measuring(model):
         for batch in batches:

@@ -16,6 +16,7 @@ from tomfisher.evaluate.choice import check_stories, gap_of, make_record
 from tomfisher.evaluate.continuation import generate_is_right, write
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
+from tomfisher.runtime.batches import plan_batches
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
 from tomfisher.runtime.modes import measuring
@@ -108,14 +109,13 @@ def score_generate(
     rules = check_rules(model, [*prompts, written], batch_size)
     batch_size = 1 if rules.batches == SINGLE else batch_size
     times = repetitions if temperature > 0 else 1
-    jobs = sorted(
-        ((i, r) for i in range(len(chosen)) for r in range(times)), key=lambda j: len(prompts[j[0]])
-    )
+    jobs = [(i, r) for i in range(len(chosen)) for r in range(times)]
     words: dict[tuple[int, int], str] = {}
     bar = progress_bar(total=len(jobs), desc="generate", unit="completion", enabled=progress)
     with weights_kept(model), measuring(model), _own_settings(model, tokenizer, max_new_tokens), bar:
         cached = max_new_tokens > 1 and generate_is_right(model, prompts[longest], rules)
-        for batch in _equal_lengths(jobs, prompts, batch_size):
+        for rows in plan_batches([len(prompts[i]) for i, _ in jobs], max_samples=batch_size, padded=False):
+            batch = [jobs[row] for row in rows]
             draw = _Draw(model, [(chosen[i].id, r) for i, r in batch], temperature, top_p, seed)
             for job, text in zip(
                 batch, _complete(model, tokenizer, [prompts[i] for i, _ in batch], draw, cached), strict=True
@@ -238,20 +238,6 @@ def _own_settings(model: Any, tokenizer: Any, max_new_tokens: int) -> Iterator[N
         vars(model).pop("generation_config", None)
         for module, settings in holders:
             module.generation_config = settings
-
-
-def _equal_lengths(
-    jobs: Sequence[tuple[int, int]], prompts: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Cut jobs sorted by prompt length into batches of one length."""
-    batch: list[tuple[int, int]] = []
-    for job in jobs:
-        if batch and (len(batch) == batch_size or len(prompts[batch[0][0]]) != len(prompts[job[0]])):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
 
 
 def _question(tokenizer: Any, story: Any, wording: Wording) -> _Question:

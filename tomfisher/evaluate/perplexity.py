@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from tomfisher.runtime.gate import (
     why_not_finite,
 )
 from tomfisher.runtime.modes import measuring
-from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
+from tomfisher.runtime.rules import check_rules, weights_kept
 from tomfisher.tasks.tokens import encode_parts
 from tomfisher.tasks.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
@@ -161,7 +160,8 @@ def perplexity(
     total, device = 0.0, device_of(model)
     bar = progress_bar(total=tokens, desc="perplexity", unit="token", enabled=progress)
     with weights_kept(model), measuring(model), bar:
-        for batch in _batches(windows, 1 if rules.batches == SINGLE else batch_size, rules.padded):
+        for chosen in rules.plan([w.length for w in windows], rows=batch_size):
+            batch = [windows[i] for i in chosen]
             total += _batch_nll(model, documents, batch, device)
             bar.update(sum(w.end - w.first for w in batch))
     words, size = sum(doc.words for doc in documents), sum(doc.size for doc in documents)
@@ -178,14 +178,6 @@ def perplexity(
         nll=total,
         rules=rules.to_dict(),
     )
-
-
-def _batches(windows: Sequence[_Window], size: int, padded: bool) -> Iterator[Sequence[_Window]]:
-    """Windows sorted by length in batches; of one length where nothing may be padded."""
-    groups = [windows] if padded else [list(g) for _, g in itertools.groupby(windows, lambda w: w.length)]
-    for group in groups:
-        for i in range(0, len(group), size):
-            yield group[i : i + size]
 
 
 def _inputs(documents: Sequence[_Document], window: _Window) -> list[int]:

@@ -11,10 +11,10 @@ from torch import nn
 
 from tomfisher.fisher.objective import check_losses, sample_losses
 from tomfisher.progress import progress_bar
-from tomfisher.runtime.batches import collate, plan_batches
+from tomfisher.runtime.batches import collate
 from tomfisher.runtime.gate import check_samples, plain_torch
 from tomfisher.runtime.modes import measuring
-from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
+from tomfisher.runtime.rules import Rules, check_rules, weights_kept
 from tomfisher.sample import Sample
 
 VALIDATION_TOKENS = 2048
@@ -111,9 +111,8 @@ def mean_loss(model: nn.Module, samples: Sequence[Sample]) -> float:
     total = 0.0
     lengths = [len(sample) for sample in samples]
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=VALIDATION_TOKENS)
-    most = 1 if rules.batches == SINGLE else None
     with weights_kept(model), measuring(model):
-        for chosen in plan_batches(lengths, VALIDATION_TOKENS, most, rules.padded):
+        for chosen in rules.plan(lengths, VALIDATION_TOKENS):
             batch = collate(samples, chosen)
             total += float(sample_losses(model, batch, "empirical", "mean", 0).double().sum())
     return total / len(samples)
@@ -123,9 +122,7 @@ def _parts(samples: Sequence[Sample], chosen: list[int], rules: Rules) -> list[l
     """The samples of a step in the forwards that the model's rules allow: one, if they may be padded."""
     if rules.padded:
         return [chosen]
-    lengths = [len(samples[i]) for i in chosen]
-    most = 1 if rules.batches == SINGLE else None
-    return [[chosen[i] for i in part] for part in plan_batches(lengths, sum(lengths), most, padded=False)]
+    return [[chosen[i] for i in part] for part in rules.plan([len(samples[i]) for i in chosen])]
 
 
 def _check(samples: Sequence[Sample], steps: int, batch_size: int) -> None:

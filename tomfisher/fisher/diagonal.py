@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tomfisher.fisher.shards import Span
+from tomfisher.fisher.spans import Span
 from tomfisher.fisher.store import check_target, read_store, write_store
 from tomfisher.runtime.torch_state import plain_torch
 

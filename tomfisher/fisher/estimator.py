@@ -24,13 +24,13 @@ from tomfisher.fisher.store import check_target
 from tomfisher.models.load import identify
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
-from tomfisher.runtime.batches import Batch, collate, plan_batches
+from tomfisher.runtime.batches import Batch, collate
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
 from tomfisher.runtime.memory import is_out_of_memory, release, token_budget
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.onednn import concerns
-from tomfisher.runtime.rules import SINGLE, Rules, check_rules, weights_kept
+from tomfisher.runtime.rules import Rules, check_rules, weights_kept
 from tomfisher.runtime.scan import scan_of
 from tomfisher.sample import Sample, digest
 
@@ -230,10 +230,8 @@ class _Run:
     def _batches(self, indices: Sequence[int], budget: int) -> list[list[int]]:
         lengths = [len(self.samples[i]) for i in indices]
         # a parameter on the fallback needs the gradient of one sample alone
-        most = 1 if self.methods.one_at_a_time or self.rules.batches == SINGLE else None
-        return [
-            [indices[i] for i in batch] for batch in plan_batches(lengths, budget, most, self.rules.padded)
-        ]
+        most = 1 if self.methods.one_at_a_time else None
+        return [[indices[i] for i in batch] for batch in self.rules.plan(lengths, budget, most)]
 
     def _replan(self, budget: int) -> None:
         """Plan the batches to come anew; those that are begun stay, and come first."""

@@ -15,13 +15,13 @@ from tomfisher.fisher.linear_maps import Coverage, coverage, linear_maps
 from tomfisher.fisher.objective import backward, sample_losses
 from tomfisher.fisher.probe import Methods, choose_methods
 from tomfisher.fisher.selection import Params, select_parameters
-from tomfisher.runtime.batches import collate, plan_batches
+from tomfisher.runtime.batches import collate
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
 from tomfisher.runtime.memory import activation_bytes_per_token, token_budget
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.onednn import concerns
-from tomfisher.runtime.rules import SINGLE, check_rules
+from tomfisher.runtime.rules import check_rules
 from tomfisher.sample import Sample
 
 # forward and input gradients are two matrix products per weight, the captured gradient is a third
@@ -106,8 +106,7 @@ def plan_fisher(
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
     methods = choose_methods(model, selection, samples, rules=rules, budget=budget)
     lengths = [len(s) for s in samples]
-    most = 1 if methods.one_at_a_time or rules.batches == SINGLE else None
-    batches = plan_batches(lengths, budget, most, rules.padded)
+    batches = rules.plan(lengths, budget, 1 if methods.one_at_a_time else None)
     largest = max(lengths[b[0]] * len(b) for b in batches)
     alone = [name for name in methods.fallback if name not in methods.unreached]
     used = {"squared_gradient_": methods.captured, "square_accumulate_": alone}

@@ -62,7 +62,10 @@ def collate(samples: Sequence[Sample], indices: Sequence[int]) -> Batch:
 
 
 def plan_batches(
-    lengths: Sequence[int], tokens_per_batch: int, max_samples: int | None = None, padded: bool = True
+    lengths: Sequence[int],
+    tokens_per_batch: int | None = None,
+    max_samples: int | None = None,
+    padded: bool = True,
 ) -> list[list[int]]:
     """Group sample indices so that `B * T` stays within the budget, longest samples first.
 
@@ -71,14 +74,14 @@ def plan_batches(
 
     Args:
         lengths: tokens of each sample.
-        tokens_per_batch: upper bound of `B * T`.
-        max_samples: upper bound of B.
+        tokens_per_batch: upper bound of `B * T`, or None.
+        max_samples: upper bound of B, or None.
         padded: whether samples of different lengths may stand in one batch.
 
     Returns:
         Lists of indices into `lengths`; every index occurs once.
     """
-    if tokens_per_batch < 1:
+    if tokens_per_batch is not None and tokens_per_batch < 1:
         raise ValueError(f"tokens_per_batch must be at least 1 or 'auto', got {tokens_per_batch}.")
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
@@ -86,8 +89,8 @@ def plan_batches(
         current = batches[-1] if batches else []
         longest = lengths[current[0]] if current else 0
         full = max_samples is not None and len(current) >= max_samples
-        alike = padded or lengths[index] == longest
-        if current and alike and not full and (len(current) + 1) * longest <= tokens_per_batch:
+        full |= tokens_per_batch is not None and (len(current) + 1) * longest > tokens_per_batch
+        if current and not full and (padded or lengths[index] == longest):
             current.append(index)
         else:
             batches.append([index])

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registry
 
-from tomfisher.runtime.batches import pad
+from tomfisher.runtime.batches import pad, plan_batches
 from tomfisher.runtime.device import device_of, embedding_of
 from tomfisher.runtime.forward import Rows, accepts, forward, logits_at, logprobs, rows_of, set_rows
 from tomfisher.runtime.modes import measuring
@@ -74,6 +74,21 @@ class Rules:
     def tolerance(self) -> float:
         """Differences of a log-probability up to this one, in nats, are rounding."""
         return SLACK * self.rounding
+
+    def plan(
+        self, lengths: Sequence[int], tokens: int | None = None, rows: int | None = None
+    ) -> list[list[int]]:
+        """The batches that these rules allow.
+
+        Args:
+            lengths: tokens of each text.
+            tokens: upper bound of a batch's tokens, padding included; a longer text is a batch of its own.
+            rows: upper bound of its rows.
+
+        Returns:
+            Indices into `lengths`, the longest texts first.
+        """
+        return plan_batches(lengths, tokens, 1 if self.batches == SINGLE else rows, self.padded)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything by name, fit for JSON."""

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tomfisher.fisher.shards import read_spans
+from tomfisher.fisher.spans import read_spans
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -47,39 +47,39 @@ def test_spans_are_where_the_bytes_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "data", "message"),
+    ("header", "data"),
     [
-        ({"w": entry(end=12)}, b"x" * 12, "takes 12 bytes.*need 8"),
-        ({"w": entry(end=4)}, b"x" * 8, "takes 4 bytes"),
-        ({"w": entry()}, b"x" * 7, "lies at bytes 0 to 8 of 7"),
-        ({"w": entry()}, b"x" * 9, "end at byte"),
-        ({"w": entry(begin=4, end=12)}, b"x" * 12, "begins at byte"),
-        ({"w": entry(), "v": entry()}, b"x" * 16, "'[wv]' begins at byte"),
-        ({"w": entry(), "v": entry(begin=4, end=12)}, b"x" * 12, "'v' begins at byte"),
-        ({"w": entry(shape=[2**63], end=2**65)}, b"x", "has the shape"),
-        ({"w": entry(shape=[2**61], end=2**63 - 1)}, b"x", "lies at bytes"),
-        ({"w": entry(shape=[2**32, 2**32], end=0)}, b"", "takes 0 bytes"),
-        ({"w": entry(begin=8, end=0)}, b"x" * 8, "lies at bytes 8 to 0"),
-        ({"w": entry(shape=[-2])}, b"x" * 8, "has the shape"),
-        ({"w": entry(shape=[2.0])}, b"x" * 8, "has the shape"),
-        ({"w": entry(shape=[True, 2])}, b"x" * 8, "has the shape"),
-        ({"w": entry(begin=-8, end=0)}, b"x" * 8, "the offsets"),
-        ({"w": entry(begin=None)}, b"x" * 8, "the offsets"),
-        ({"w": entry(dtype="F33")}, b"x" * 8, "dtype 'F33'"),
-        ({"w": entry(dtype=["F32"])}, b"x" * 8, "dtype"),
-        ({"w": 3}, b"", "dtype None"),
-        ([], b"", "no JSON object"),
-        (b"{", b"", "no valid JSON"),
-        (b"\xff\xfe", b"", "no valid JSON"),
-        (b"[" * 100_000, b"", "no valid JSON"),
-        (b'{"w": ' + b"9" * 5000 + b"}", b"", "no valid JSON"),
-        ({"w": entry(shape=[10**4000, 10**4000])}, b"x" * 8, "has the shape"),
-        ({"w": entry(shape=[2**62] * 10_000)}, b"x" * 8, "has the shape"),
-        (b'{"w": 1, "w": 2}', b"", "given twice"),
+        ({"w": entry(end=12)}, b"x" * 12),
+        ({"w": entry(end=4)}, b"x" * 8),
+        ({"w": entry()}, b"x" * 7),
+        ({"w": entry()}, b"x" * 9),
+        ({"w": entry(begin=4, end=12)}, b"x" * 12),
+        ({"w": entry(), "v": entry()}, b"x" * 16),
+        ({"w": entry(), "v": entry(begin=4, end=12)}, b"x" * 12),
+        ({"w": entry(shape=[2**63], end=2**65)}, b"x"),
+        ({"w": entry(shape=[2**61], end=2**63 - 1)}, b"x"),
+        ({"w": entry(shape=[2**32, 2**32], end=0)}, b""),
+        ({"w": entry(begin=8, end=0)}, b"x" * 8),
+        ({"w": entry(shape=[-2])}, b"x" * 8),
+        ({"w": entry(shape=[2.0])}, b"x" * 8),
+        ({"w": entry(shape=[True, 2])}, b"x" * 8),
+        ({"w": entry(begin=-8, end=0)}, b"x" * 8),
+        ({"w": entry(begin=None)}, b"x" * 8),
+        ({"w": entry(dtype="F33")}, b"x" * 8),
+        ({"w": entry(dtype=["F32"])}, b"x" * 8),
+        ({"w": 3}, b""),
+        ([], b""),
+        (b"{", b""),
+        (b"\xff\xfe", b""),
+        (b"[" * 100_000, b""),
+        (b'{"w": ' + b"9" * 5000 + b"}", b""),
+        ({"w": entry(shape=[10**4000, 10**4000])}, b"x" * 8),
+        ({"w": entry(shape=[2**62] * 10_000)}, b"x" * 8),
+        (b'{"w": 1, "w": 2}', b""),
     ],
 )
-def test_a_hostile_header_is_refused(tmp_path: Path, header: Any, data: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
+def test_a_hostile_header_is_refused(tmp_path: Path, header: Any, data: bytes) -> None:
+    with pytest.raises(ValueError, match="damaged or no safetensors file") as caught:
         read_spans(stored(tmp_path / "x", header, data))
     assert str(tmp_path / "x") in str(caught.value)
 
@@ -138,6 +138,11 @@ def test_a_flipped_bit_gives_an_error_or_spans_within_the_file(tmp_path: Path, w
     except ValueError:
         return
     assert all(s.offset + s.numel * s.dtype.itemsize <= len(data) for s in spans.values())
+
+
+def test_a_dtype_that_torch_has_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x: 'w' has the dtype F8_E8M0, not one of"):
+        read_spans(stored(tmp_path / "x", {"w": entry(end=2, dtype="F8_E8M0")}, b"xx"))
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
