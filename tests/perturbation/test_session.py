@@ -10,7 +10,9 @@ from torch import nn
 
 import tomfisher
 from tomfisher.masks import SparseMask
+from tomfisher.ops import scatter_
 from tomfisher.perturbation import perturb
+from tomfisher.perturbation.entries import Entries
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -169,21 +171,20 @@ def test_a_dropped_perturbation_is_permanent_and_blocks_nobody() -> None:
 
 
 def test_an_error_in_the_middle_of_apply_restores_everything(monkeypatch) -> None:
-    import tomfisher.perturbation.fill as fill_module
-
     model = small_model()
     saved, mask = snapshot(model), mask_of(model)
-    real = fill_module.scatter_
+    real = Entries._put
     calls = []
 
-    def write_half_then_fail(weights, indices, values, impl) -> None:
-        calls.append(len(weights))
+    def write_half_then_fail(entries: Entries, values) -> None:
+        calls.append(len(values))
         if len(calls) == 1:
-            real(weights[:2], indices[:2], values[:2], impl=impl)
+            half = entries.targets[:2]
+            scatter_([t.view for t in half], [t.index for t in half], values[:2])
             raise MemoryError("boom")
-        real(weights, indices, values, impl=impl)
+        real(entries, values)
 
-    monkeypatch.setattr(fill_module, "scatter_", write_half_then_fail)
+    monkeypatch.setattr(Entries, "_put", write_half_then_fail)
     perturbation = perturb(model, mask, fill="zero")
     with pytest.raises(MemoryError, match="boom"):
         perturbation.apply()

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-import tomfisher.perturbation.sums as sums_module
 from tomfisher.masks import SparseMask
 from tomfisher.ops import weight_sums
-from tomfisher.perturbation import WeightSums, perturb
+from tomfisher.perturbation import WeightSums, perturb, session
+from tomfisher.perturbation import sums as sums_module
 
 
 def model_of(*sizes: int) -> nn.Module:
@@ -32,7 +32,8 @@ def reads(monkeypatch) -> list[int]:
         counts.append(len(weights))
         return weight_sums(weights, impl=impl)
 
-    monkeypatch.setattr(sums_module, "weight_sums", counted)
+    for module in (sums_module, session):
+        monkeypatch.setattr(module, "weight_sums", counted)
     return counts
 
 

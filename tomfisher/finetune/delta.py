@@ -16,9 +16,9 @@ from tomfisher.finetune import delta_file
 from tomfisher.finetune.entries import Entry, find_entries, write
 from tomfisher.masks import SparseMask
 from tomfisher.ops.dispatch import Impl
-from tomfisher.perturbation import stack
-from tomfisher.perturbation.interrupt import deferred_interrupt
-from tomfisher.perturbation.standing import Changed, Entries, changed, describe, put_back
+from tomfisher.perturbation import guard
+from tomfisher.perturbation.entries import Changed, changed, describe, put_back
+from tomfisher.perturbation.guard import deferred_interrupt
 from tomfisher.perturbation.targets import named_tensors
 from tomfisher.runtime.torch_state import plain_torch
 
@@ -113,7 +113,7 @@ class AppliedDelta:
         self._entries = list(entries)
         self._old = list(old)
         self._keys = {entry.key for entry in entries}
-        stack.push(self, self._keys)
+        guard.push(self, self._keys)
 
     def __repr__(self) -> str:
         return f"AppliedDelta({self.delta.nnz} entries, {'applied' if self.applied else 'undone'})"
@@ -134,24 +134,22 @@ class AppliedDelta:
         """Restore, and give the entries that somebody else changed."""
         if not self.applied:
             raise RuntimeError(f"{self} cannot be undone twice.")
-        if later := stack.above(self, self._keys):
+        if later := guard.above(self, self._keys):
             raise RuntimeError(f"{self} cannot be undone yet: undo {later[0]} first, it was applied later.")
         self._refuse_moved()
         with deferred_interrupt():
             found = self._changed()
             write(self._entries, self._old, self._impl)
             put_back(found, self._impl)
-            stack.remove(self)
+            guard.remove(self)
             self.applied = False
         return found
 
     def _changed(self) -> list[Changed]:
         """Entries that do not hold the new values."""
-        found = []
-        for entry, new in zip(self._entries, _new_values(self.delta, self._entries), strict=True):
-            own = Entries(entry.name, entry.weight, entry.index)
-            found += changed([own], new.view(torch.uint8))
-        return found
+        pairs = zip(self._entries, _new_values(self.delta, self._entries), strict=True)
+        each = [changed(e.name, e.weight, e.index, e.read(), new.view(torch.uint8)) for e, new in pairs]
+        return [one for one in each if one is not None]
 
     @plain_torch()
     def reapply(self) -> None:
@@ -165,7 +163,7 @@ class AppliedDelta:
         self._refuse_moved()
         with deferred_interrupt():
             write(self._entries, _new_values(self.delta, self._entries), self._impl)
-            stack.push(self, self._keys)
+            guard.push(self, self._keys)
             self.applied = True
 
     def _refuse_moved(self) -> None:

@@ -14,7 +14,7 @@ from tomfisher.finetune.entries import Entry, find_entries, gathered_gradients, 
 from tomfisher.finetune.training import check_learning_rate, train
 from tomfisher.masks import SparseMask
 from tomfisher.ops.dispatch import Impl
-from tomfisher.perturbation.interrupt import deferred_interrupt
+from tomfisher.perturbation.guard import deferred_interrupt
 from tomfisher.runtime.gate import check_trainable, plain_torch
 from tomfisher.runtime.modes import frozen
 from tomfisher.sample import Sample

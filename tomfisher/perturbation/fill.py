@@ -6,30 +6,19 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tomfisher.ops import scatter_
-from tomfisher.ops.dispatch import Impl
 from tomfisher.ops.masked_fill import NonFiniteMeanError
 from tomfisher.ops.reference.masked_fill import round_once, unmasked_sum
-from tomfisher.ops.reference.scatter import gather
-from tomfisher.perturbation.site import Place
-from tomfisher.perturbation.sums import States, WeightSums
+from tomfisher.perturbation.entries import Entries
 from tomfisher.perturbation.targets import Target
 
 FillLike = str | float | tuple[str, float]
 _CHUNK = 1 << 18
-
-
-class Written(NamedTuple):
-    """A place that was written, and the values `[k]` that were there before; None if its table keeps them."""
-
-    place: Place
-    old: list[Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -82,70 +71,28 @@ def _kind_and_number(fill: object) -> tuple[object, object]:
     return "number", fill
 
 
-def write_fill(
-    fill: Fill,
-    places: Sequence[tuple[Place, States]],
-    sums: WeightSums,
-    seed: int,
-    compat: str | None,
-    impl: Impl,
-) -> list[Written]:
-    """Write the fill to every target, or after an error to none.
+def write_fill(fill: Fill, entries: Entries, sums: Tensor | None, seed: int) -> None:
+    """Write the fill to all entries, or after an error to none.
 
     Args:
         fill: what to write.
-        places: where, and the states that the weights are in.
-        sums: what is known of the weights; a mean looks there first.
+        entries: where.
+        sums: `weight_sums(entries.weights)`, for the mean of the unmasked entries alone; None writes other fills, and
+            "mean" as the paper's code takes it.
         seed: for "noise".
-        compat: "authors" for the paper's mean.
-        impl: implementation of the operations.
-
-    Returns:
-        What `restore` needs.
 
     Raises:
-        MovedWeightError: the memory of a weight was replaced.
         ValueError: a value cannot be computed; the tensor is named.
     """
-    done: list[Written] = []
+    if sums is None:
+        pairs = zip(entries.targets, entries.read(), strict=True)
+        entries.write([_new_values(fill, target, old, seed) for target, old in pairs])
+        return
+    _refuse_full(entries.targets)
     try:
-        for place, states in places:
-            if fill.kind == "mean" and compat is None:
-                _fill_mean(place, states, sums, impl)
-                done.append(Written(place, None))
-                continue
-            targets = place.targets
-            old = [gather(target.view, target.index) for target in targets]
-            new = [_new_values(fill, t, v, seed) for t, v in zip(targets, old, strict=True)]
-            done.append(Written(place, old))
-            scatter_([t.view for t in targets], [t.index for t in targets], new, impl=impl)
-    except BaseException:
-        restore(done, impl)
-        raise
-    return done
-
-
-def _fill_mean(place: Place, states: States, sums: WeightSums, impl: Impl) -> None:
-    """Write the means of targets on one device; after an error nothing is written."""
-    if not place.table.fillable:
-        _refuse_full(place.targets)
-    try:
-        place.table.fill_mean(sums.of_group(place.group, states, impl))
+        entries.fill_mean(sums)
     except NonFiniteMeanError as error:
-        raise _not_finite(place.targets[error.position]) from error
-
-
-def restore(written: Sequence[Written], impl: Impl) -> None:
-    """Write the old values back, bit for bit.
-
-    Raises:
-        MovedWeightError: the memory of a weight was replaced; nothing is written.
-    """
-    for place, old in written:
-        if old is None:
-            place.table.undo()
-        else:
-            scatter_([t.view for t in place.targets], [t.index for t in place.targets], old, impl=impl)
+        raise _not_finite(entries.targets[error.position]) from error
 
 
 def _refuse_full(targets: Sequence[Target]) -> None:

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
-from tomfisher.ops import MovedWeightError
+from tomfisher.ops import weight_sums
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.perturbation import stack
-from tomfisher.perturbation.fill import Fill, FillLike, Written, restore, write_fill
-from tomfisher.perturbation.interrupt import deferred_interrupt
-from tomfisher.perturbation.site import Site
-from tomfisher.perturbation.standing import Changed, changed, describe, put_back, standing
-from tomfisher.perturbation.sums import States, WeightSums
-from tomfisher.perturbation.targets import named_tensors, resolve_targets
+from tomfisher.perturbation import guard
+from tomfisher.perturbation.entries import Changed, Entries, describe, put_back
+from tomfisher.perturbation.fill import Fill, FillLike, write_fill
+from tomfisher.perturbation.guard import deferred_interrupt
+from tomfisher.perturbation.sums import Contents, WeightSums, complete, version_of
+from tomfisher.perturbation.targets import Place, Target, named_tensors, place_of, resolve_targets
 from tomfisher.runtime.torch_state import plain_torch
 
 
-@dataclass(frozen=True)
-class _Applied:
-    """A write that can be undone, with the states of the targets around it and the bytes that were written."""
+class _Before(NamedTuple):
+    """What tensors held before a write, and their versions right after it; nothing where no sums are kept."""
 
-    site: Site
-    written: list[Written]
-    before: list[States]
-    after: list[States]
-    standing: list[Tensor]
+    contents: list[Contents]
+    versions: list[int | None]
 
 
 class Perturbation:
@@ -63,22 +59,26 @@ class Perturbation:
         self._seed = seed
         self._compat = compat
         self._impl = impl
-        self._given = sums
-        self._sums = WeightSums() if sums is None else sums
-        targets = resolve_targets(target, mask)
-        self.nnz = sum(t.index.numel() for t in targets)
+        self._sums = sums
+        self._seen: dict[str, tuple[Tensor, Place]] = {}
+        self._storages: list[
+            StorageWeakRef
+        ] = []  # while referred to, their identities are given to no others
+        self._entries: list[Entries] = []
+        self._before: list[_Before] | None = None  # one per device while it is applied
+        self._find()
+        views = [target.view for target in self._targets()]
+        self.nnz = sum(target.index.numel() for target in self._targets())
         # only there may what was made in inference mode be written to
-        self._mode = torch.inference_mode if any(t.view.is_inference() for t in targets) else torch.no_grad
-        by_mean = fill.kind == "mean" and compat is None
-        self._by_table = by_mean
-        used = ("weight_sums", "masked_fill_mean_", "scatter_") if by_mean else ("scatter_",)
+        self._mode = torch.inference_mode if any(view.is_inference() for view in views) else torch.no_grad
+        self._by_mean = fill.kind == "mean" and compat is None
+        used = ("weight_sums", "masked_fill_mean_", "scatter_") if self._by_mean else ("scatter_",)
         self.implementations = {
             f"{op}@{device.type}": resolve(op, impl, device)[0]
-            for device in dict.fromkeys(t.view.device for t in targets)
+            for device in dict.fromkeys(view.device for view in views)
             for op in used
         }
-        self._site: Site | None = None
-        self._log: _Applied | None = None
+        self._let_go()
 
     def __repr__(self) -> str:
         state = "applied" if self.applied else "not applied"
@@ -88,7 +88,7 @@ class Perturbation:
     @property
     def applied(self) -> bool:
         """Whether the weights are perturbed by this object now."""
-        return self._log is not None
+        return self._before is not None
 
     def apply(self) -> Perturbation:
         """Write the fill: completely, or after an error or Ctrl-C on the way not at all.
@@ -115,30 +115,59 @@ class Perturbation:
 
     __enter__ = apply
 
-    def _write(self) -> None:
-        if self._given is None:  # what changed the weights since may have left their version counters alone
-            self._sums = WeightSums()
-        if self._site is not None and self._site.holds():
-            try:
-                return self._write_to(self._site)
-            except MovedWeightError:
-                pass  # the same tensors with other memory: look at everything again
-        return self._write_to(Site(self._target, self.mask, self._impl))
+    def _find(self) -> None:
+        """Look where the mask lands, unless every name still leads to the same tensor in the same memory."""
+        named = named_tensors(self._target)
+        if self._seen and all(
+            named.get(name) is tensor and place_of(tensor) == place
+            for name, (tensor, place) in self._seen.items()
+        ):
+            return
+        by_device: dict[torch.device, list[Target]] = {}
+        for target in resolve_targets(self._target, self.mask):
+            by_device.setdefault(target.view.device, []).append(target)
+        self._entries = [Entries(targets, self._impl) for targets in by_device.values()]
+        self._seen = {name: (named[name], place_of(named[name])) for name in self.mask}
+        self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor, _ in self._seen.values()]
 
-    def _write_to(self, site: Site) -> None:
-        before = [self._sums.states(place.group) for place in site.places]
-        places = list(zip(site.places, before, strict=True))
-        written = write_fill(self.fill, places, self._sums, self._seed, self._compat, self._impl)
+    def _targets(self) -> list[Target]:
+        return [target for entries in self._entries for target in entries.targets]
+
+    def _keys(self) -> frozenset[guard.Key]:
+        return frozenset(target.key for target in self._targets())
+
+    def _let_go(self) -> None:
+        """Forget views, which would keep memory that the model replaces; its own tensors may be remembered."""
+        if any(target.view is not target.weight for target in self._targets()):
+            self._seen, self._entries = {}, []
+
+    def _write(self) -> None:
+        self._find()
+        before = []
         try:
-            seen = [standing(place.entries) for place in site.places]
-            stack.push(self, site.keys)
+            for entries in self._entries:
+                contents = self._contents(entries)
+                write_fill(self.fill, entries, self._sums_of(entries, contents), self._seed)
+                before.append(_Before(contents, [version_of(weight) for weight in entries.weights]))
+            guard.push(self, self._keys())
         except BaseException:
-            restore(written, self._impl)
+            for entries in self._entries:
+                entries.restore()
             raise
-        after = [States(len(place.targets)) for place in site.places]
-        for place, states in zip(site.places, after, strict=True):
-            self._sums.mark_group(place.group, states)
-        self._log = _Applied(site, written, before, after, seen)
+        self._before = before
+
+    def _contents(self, entries: Entries) -> list[Contents]:
+        """What the tensors hold now, where sums are kept."""
+        sums = self._sums
+        return [] if sums is None else [sums.contents(each.view, each.place) for each in entries.targets]
+
+    def _sums_of(self, entries: Entries, contents: list[Contents]) -> Tensor | None:
+        """What a mean of unmasked entries is taken from; None for other fills."""
+        if not self._by_mean:
+            return None
+        if self._sums is None:
+            return weight_sums(entries.weights, self._impl)
+        return complete(entries.weights, contents, self._impl)
 
     def undo(self) -> None:
         """Write the old values back, bit for bit, where still stands what was written. Ctrl-C waits until it is done.
@@ -149,51 +178,57 @@ class Perturbation:
                 is written; or somebody else changed some of the entries: these are named and keep their values,
                 all others are restored.
         """
-        if found := self._undo():
-            raise RuntimeError(describe(found, str(self)))
+        if others := self._undo():
+            raise RuntimeError(describe(others, str(self)))
 
     def _undo(self) -> list[Changed]:
         """Restore, and give the entries that somebody else changed."""
-        if self._log is None:
+        if self._before is None:
             raise RuntimeError(f"{self} cannot be undone: apply() it first.")
-        log = self._log
-        if later := stack.above(self, log.site.keys):
+        if later := guard.above(self, self._keys()):
             raise RuntimeError(f"{self} cannot be undone yet: undo {later[0]} first, it was applied later.")
-        if not self._by_table or not log.site.holds():
-            self._refuse_moved(log.site)
+        self._refuse_moved()
         with plain_torch(), deferred_interrupt(), self._mode():
-            found = self._changed(log)
-            now = [self._sums.states(place.group) for place in log.site.places]
-            try:
-                restore(log.written, self._impl)
-            except MovedWeightError as error:
-                self._refuse_moved(log.site)
-                label = log.site.places[0].targets[error.position].label
-                raise RuntimeError(
-                    f"{self} cannot be undone: {label} was given another dtype or layout since it was applied. "
-                    "Give it back its own first."
-                ) from error
-            stack.remove(self)
-            self._log = None
-            for place, *states in zip(log.site.places, now, log.before, log.after, strict=True):
-                self._sums.recall(place.group, *states)
-            self._site = log.site if self._by_table and log.site.keep() else None
-            put_back(found, self._impl)
-        return found
+            others = [each for entries in self._entries for each in entries.changed()]
+            now = [self._contents(entries) for entries in self._entries]
+            for entries in self._entries:
+                entries.restore()
+            guard.remove(self)
+            for entries, held, before in zip(self._entries, now, self._before, strict=True):
+                self._recall(entries, held, before)
+            self._before = None
+            put_back(others, self._impl)
+            self._let_go()
+        return others
 
-    def _changed(self, log: _Applied) -> list[Changed]:
-        """Entries that do not hold what was written; memory that was replaced is left to `restore` to refuse."""
-        if not all(place.unmoved for place in log.site.places):
-            return []
-        pairs = zip(log.site.places, log.standing, strict=True)
-        return [each for place, written in pairs for each in changed(place.entries, written)]
+    def _recall(self, entries: Entries, held: list[Contents], before: _Before) -> None:
+        """Declare that a tensor to which nobody else wrote holds again what it held before the write."""
+        if self._sums is None:
+            return
+        for target, now, old, version in zip(entries.targets, held, *before, strict=True):
+            if now.since == version:
+                self._sums.mark(target.view, target.place, old)
 
-    def _refuse_moved(self, site: Site) -> None:
+    def _refuse_moved(self) -> None:
         """Weights whose memory was replaced, as by `model.to(...)`, cannot be reached any more."""
-        if moved := site.moved(named_tensors(self._target)):
+        named = named_tensors(self._target)
+        replaced, converted = [], []
+        for name in (name for target in self._targets() for name in target.names):
+            place = place_of(named[name]) if name in named else None
+            _, before = self._seen[name]
+            if place is None or place[:2] != before[:2]:
+                replaced.append(name)
+            elif place != before:
+                converted.append(name)
+        if replaced:
             raise RuntimeError(
-                f"{self} cannot be undone: the memory of {some(moved)} was replaced since it was applied, by "
+                f"{self} cannot be undone: the memory of {some(replaced)} was replaced since it was applied, by "
                 "model.to(...) for example. Undo before moving or converting a model; load this one again."
+            )
+        if converted:
+            raise RuntimeError(
+                f"{self} cannot be undone: {some(converted)} was given another dtype or layout since it was "
+                "applied. Give it back its own first."
             )
 
     def __exit__(
@@ -202,19 +237,19 @@ class Perturbation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        found: list[Changed] = []
+        others: list[Changed] = []
         try:
             if self.applied:
-                found = self._undo()
+                others = self._undo()
         except KeyboardInterrupt:  # it arrived before the write began
             if self.applied:
                 self._undo()
             raise
-        if found:
-            said = describe(found, str(self))
+        if others:
+            message = describe(others, str(self))
             if error is None:
-                raise RuntimeError(said)
-            warnings.warn(said, stacklevel=2)  # the block's own error is the one to be seen
+                raise RuntimeError(message)
+            warnings.warn(message, stacklevel=2)  # the block's own error is the one to be seen
 
 
 @plain_torch()

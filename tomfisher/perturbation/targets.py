@@ -11,9 +11,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
-from tomfisher.perturbation.stack import Key
+from tomfisher.perturbation.guard import Key
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+Place = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -22,20 +25,41 @@ class Target:
 
     Attributes:
         names: the tensors of the mask that are this memory, sorted; several if weights are tied.
-        view: the tensor, detached; a vector in memory order where it is dense.
+        weight: the tensor that the first name leads to.
+        view: what is written: the weight, or a vector in memory order of one that is dense but not contiguous.
         index: `[k]` int64, flat row-major positions in `view`, sorted, on its device; k >= 1.
-        key: the storage behind the view.
+        key: the storage that holds it.
+        place: of the view.
     """
 
     names: tuple[str, ...]
+    weight: Tensor
     view: Tensor
     index: Tensor
     key: Key
+    place: Place
 
     @property
     def label(self) -> str:
         """The names for a message."""
         return " = ".join(self.names)
+
+    def positions(self) -> Tensor:
+        """The index as flat row-major positions in `weight`, as masks count them."""
+        if self.view is self.weight:
+            return self.index
+        order = _memory_order(self.weight)
+        in_memory = torch.unravel_index(self.index, [self.weight.shape[d] for d in order])
+        flat = torch.zeros_like(self.index)
+        for dimension, size in enumerate(self.weight.shape):
+            flat = flat * size + in_memory[order.index(dimension)]
+        return flat
+
+
+def place_of(tensor: Tensor) -> Place:
+    """Where in memory a tensor lies, and how; the first number is its storage's own while the storage exists."""
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def named_tensors(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,13 +93,12 @@ def resolve_targets(target: nn.Module | Mapping[str, Tensor], mask: SparseMask) 
     _check_names(tensors, mask)
     for name in mask:
         _check_tensor(name, tensors[name])
-    merged: dict[tuple[object, ...], list[tuple[str, Tensor, Tensor]]] = {}
+    shared: dict[Place, dict[str, Tensor]] = {}  # the memory of a vector or a tensor with gaps, by name
     for name, index in _beside(tensors, mask).items():
         if index.numel():
-            view, positions = _flatten(tensors[name].detach(), index)
-            key = (view.device, view.data_ptr(), view.dtype, view.shape, view.stride())
-            merged.setdefault(key, []).append((name, view, positions))
-    targets = [_merge(shared) for shared in merged.values()]
+            view = _in_memory(tensors[name])
+            shared.setdefault(place_of(view), {})[name] = _in_view(tensors[name], view, index)
+    targets = [_merge(tensors, indices) for indices in shared.values()]
     _check_overlap(targets)
     return targets
 
@@ -133,26 +156,23 @@ def _beside(tensors: dict[str, Tensor], mask: SparseMask) -> dict[str, Tensor]:
     return indices
 
 
-def _flatten(tensor: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The tensor as a vector in memory order, with the positions to match; unchanged if it has gaps."""
+def _memory_order(tensor: Tensor) -> list[int]:
+    return sorted(range(tensor.ndim), key=lambda d: tensor.stride(d), reverse=True)
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The tensor as a vector in memory order; as it is if it has gaps."""
     if tensor.is_contiguous():
-        return tensor.view(-1), index
-    in_memory = tensor.permute(sorted(range(tensor.ndim), key=lambda d: tensor.stride(d), reverse=True))
-    if not in_memory.is_contiguous():
-        return tensor, index
-    return in_memory.view(-1), _offsets(tensor, index).sort().values
+        return tensor.detach().view(-1)
+    ordered = tensor.detach().permute(_memory_order(tensor))
+    return ordered.view(-1) if ordered.is_contiguous() else tensor
 
 
-def row_major(tensor: Tensor, target: Target) -> Tensor:
-    """The target's positions as flat row-major positions in the tensor whose memory it is, as masks count them."""
-    if tensor.is_contiguous() or target.view.shape == tensor.shape:
-        return target.index
-    order = sorted(range(tensor.ndim), key=lambda d: tensor.stride(d), reverse=True)
-    in_memory = torch.unravel_index(target.index, [tensor.shape[d] for d in order])
-    flat = torch.zeros_like(target.index)
-    for dimension, size in enumerate(tensor.shape):
-        flat = flat * size + in_memory[order.index(dimension)]
-    return flat.sort().values
+def _in_view(tensor: Tensor, view: Tensor, index: Tensor) -> Tensor:
+    """Row-major positions in the tensor as positions in its `_in_memory`."""
+    if tensor.is_contiguous() or view is tensor:
+        return index
+    return _offsets(tensor, index).sort().values
 
 
 def _offsets(tensor: Tensor, index: Tensor) -> Tensor:
@@ -162,13 +182,14 @@ def _offsets(tensor: Tensor, index: Tensor) -> Tensor:
     return torch.stack(steps).sum(0) if steps else index
 
 
-def _merge(shared: list[tuple[str, Tensor, Tensor]]) -> Target:
-    names = tuple(sorted(name for name, _, _ in shared))
-    index = (
-        shared[0][2] if len(shared) == 1 else torch.cat([positions for _, _, positions in shared]).unique()
-    )
-    view = shared[0][1]
-    return Target(names, view, index, (str(view.device), view.untyped_storage().data_ptr()))
+def _merge(tensors: Mapping[str, Tensor], indices: dict[str, Tensor]) -> Target:
+    """One target for all names of one memory, with their positions in it."""
+    names = tuple(sorted(indices))
+    index = indices[names[0]] if len(names) == 1 else torch.cat(list(indices.values())).unique()
+    weight = tensors[names[0]]
+    view = weight if weight.is_contiguous() else _in_memory(weight)
+    key = (str(weight.device), weight.untyped_storage().data_ptr())
+    return Target(names, weight, view, index, key, place_of(view))
 
 
 def _check_overlap(targets: list[Target]) -> None:

@@ -22,7 +22,7 @@ def masked_fill_mean_cpp(
     Returns:
         int64 `[1]`: -1, or the position of the first weight without a finite mean: then nothing was written.
     """
-    plain = [weight.detach().contiguous() for weight in weights]
+    plain = [weight.contiguous() for weight in weights]
     positions = [index.contiguous() for index in indices]
     logs = [log.contiguous() for log in undo]
     known = None if sums is None else sums.contiguous()

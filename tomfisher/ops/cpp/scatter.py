@@ -33,9 +33,11 @@ def in_memory(weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The vector, without a copy (it also covers gaps between entries), and int64 `[k]`.
     """
+    if weight.is_contiguous():
+        return weight, index.contiguous()
     weight = weight.detach()
-    if weight.is_contiguous() or not weight.numel():
-        return weight.reshape(-1), index.contiguous()
+    if not weight.numel():
+        return weight.reshape(-1), index
     extent = 1 + sum((n - 1) * step for n, step in zip(weight.shape, weight.stride(), strict=True))
     coordinates = torch.unravel_index(index, weight.shape)
     position = torch.zeros_like(index)

@@ -6,10 +6,11 @@ import threading
 import pytest
 import torch
 
-import tomfisher.perturbation.fill as fill_module
 from tomfisher.masks import SparseMask
+from tomfisher.ops import scatter_
 from tomfisher.perturbation import perturb
-from tomfisher.perturbation.interrupt import deferred_interrupt
+from tomfisher.perturbation.entries import Entries
+from tomfisher.perturbation.guard import deferred_interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -33,18 +34,18 @@ def target() -> tuple[dict[str, torch.Tensor], SparseMask]:
 @pytest.fixture
 def interrupted_writes(monkeypatch):
     """Every sparse write is hit by Ctrl-C after its first tensor; returns how far each write came."""
-    real, progress = fill_module.scatter_, []
+    progress = []
 
-    def slow(weights, indices, values, impl) -> None:
+    def slow(entries: Entries, values) -> None:
         progress.append(0)
-        for i in range(len(weights)):
-            real(weights[i : i + 1], indices[i : i + 1], values[i : i + 1], impl=impl)
+        for i, target in enumerate(entries.targets):
+            scatter_([target.view], [target.index], [values[i]])
             progress[-1] += 1
             if i == 0:
                 press()
 
     def switch() -> list[int]:
-        monkeypatch.setattr(fill_module, "scatter_", slow)
+        monkeypatch.setattr(Entries, "_put", slow)
         return progress
 
     return switch

@@ -8,11 +8,8 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from tomfisher.masks import SparseMask
-from tomfisher.ops import FillTable, resolve
-from tomfisher.perturbation import Perturbation, WeightSums, perturb
-from tomfisher.perturbation import site as site_module
-
-PACKED = resolve("masked_fill_mean_", "auto", torch.device("cpu"))[0] == "cpp"
+from tomfisher.perturbation import Perturbation, WeightSums, perturb, session
+from tomfisher.perturbation.entries import Entries
 
 
 class Block(nn.Module):
@@ -42,15 +39,15 @@ def fresh(model: nn.Module, mask: SparseMask) -> list[list[int]]:
 
 
 @pytest.fixture
-def tables(monkeypatch) -> list[FillTable]:
-    """Every table that a perturbation made."""
-    made: list[FillTable] = []
+def looked(monkeypatch) -> list[Entries]:
+    """All entries that a perturbation looked for."""
+    made: list[Entries] = []
 
-    def counted(*arguments) -> FillTable:
-        made.append(FillTable(*arguments))
+    def counted(*arguments) -> Entries:
+        made.append(Entries(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(site_module, "FillTable", counted)
+    monkeypatch.setattr(session, "Entries", counted)
     return made
 
 
@@ -63,18 +60,17 @@ def used_twice(model: nn.Module) -> Perturbation:
     return perturbation
 
 
-@pytest.mark.skipif(not PACKED, reason="needs the C++ extension")
-def test_one_table_serves_all_fills_of_the_same_weights(tables: list[FillTable]) -> None:
+def test_entries_are_looked_for_once_while_the_weights_are_the_same(looked: list[Entries]) -> None:
     model = model_of()
     saved, perturbation = bits(model), used_twice(model)
-    assert len(tables) == 1 and tables[0].packed
+    assert len(looked) == 1
     expected = fresh(model, perturbation.mask)
-    tables.clear()
+    looked.clear()
     for _ in range(3):
         with perturbation:
             assert bits(model) == expected != saved
         assert bits(model) == saved
-    assert tables == []
+    assert looked == []
 
 
 def in_place(model: nn.Module) -> None:
@@ -135,11 +131,11 @@ def test_memory_replaced_while_perturbed_is_noticed_every_time(change) -> None:
     assert perturbation.applied and bits(model) == saved
 
 
-@pytest.mark.skipif(not PACKED, reason="only a packed table is kept")
-def test_a_dtype_or_layout_changed_while_perturbed_is_refused_and_can_be_changed_back() -> None:
+@pytest.mark.parametrize("fill", ["mean", "zero"])
+def test_a_dtype_or_layout_changed_while_perturbed_is_refused_and_can_be_changed_back(fill: str) -> None:
     model = nn.ParameterDict({"w": nn.Parameter(torch.randn(4, 4))})
     weight, saved = model["w"], bits(model)
-    perturbation = perturb(model, SparseMask({"w": torch.tensor([1])}, {"w": (4, 4)})).apply()
+    perturbation = perturb(model, SparseMask({"w": torch.tensor([1])}, {"w": (4, 4)}), fill=fill).apply()
     own = weight.data
     weight.data = own.t()
     with pytest.raises(RuntimeError, match=r"w was given another dtype or layout"):
@@ -172,7 +168,7 @@ def test_memory_freed_and_given_out_again_is_not_mistaken() -> None:
             assert model["w"][0, 1] == value
 
 
-def test_another_write_between_fill_and_undo_is_noticed_by_the_prepared_one() -> None:
+def test_another_write_between_fill_and_undo_is_noticed_by_the_same_one() -> None:
     model = model_of()
     perturbation = used_twice(model)
     with pytest.raises(RuntimeError, match="somebody else changed"), perturbation, torch.no_grad():

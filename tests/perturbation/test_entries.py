@@ -174,12 +174,12 @@ def test_the_undo_of_a_training_looks_too(failing: bool) -> None:
 
 
 def test_where_what_was_written_cannot_be_kept_nothing_stays_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory(entries: object) -> Tensor:
+    def out_of_memory(values: object) -> Tensor:
         raise MemoryError
 
     model = model_of()
     before = bits(model)
-    monkeypatch.setattr("tomfisher.perturbation.session.standing", out_of_memory)
+    monkeypatch.setattr("tomfisher.perturbation.entries.joined", out_of_memory)
     perturbation = perturb(model, mask_of(model), fill="zero")
     with pytest.raises(MemoryError):
         perturbation.apply()

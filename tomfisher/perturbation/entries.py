@@ -1,0 +1,153 @@
+"""The masked entries of a model: read, overwritten with the old values kept, and put back to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from tomfisher.ops import scatter_
+from tomfisher.ops.dispatch import Impl, resolve
+from tomfisher.ops.masked_fill import NonFiniteMeanError
+from tomfisher.perturbation.targets import Target
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Entries of one tensor that no longer hold what was written.
+
+    Attributes:
+        label: what a message calls the tensor.
+        weight: the tensor, of any strides.
+        at: `[k]` int64, rising flat row-major positions of those entries alone.
+        values: `[k]`, what stands there now.
+    """
+
+    label: str
+    weight: Tensor
+    at: Tensor
+    values: Tensor
+
+
+class Entries:
+    """The masked entries of the tensors on one device.
+
+    Masks are checked when they are made and targets when they are found, so the implementations of the operations
+    are called without the operations' own checks.
+
+    Args:
+        targets: at least one.
+        impl: implementation of the operations.
+
+    Attributes:
+        targets: the targets.
+        weights: their tensors.
+    """
+
+    def __init__(self, targets: Sequence[Target], impl: Impl) -> None:
+        self.targets = list(targets)
+        self.weights = [target.view for target in targets]
+        self._old = [target.view.new_empty(target.index.numel()) for target in targets]
+        self._written: Tensor | None = None  # the bytes of what was written
+        self._dirty = False  # whether there is something to restore
+        self._indices = [target.index for target in targets]
+        device = targets[0].view.device
+        self._fill = resolve("masked_fill_mean_", impl, device)[1]
+        self._scatter = resolve("scatter_", impl, device)[1]
+
+    def read(self) -> list[Tensor]:
+        """What stands there now, `[k]` per target, bit patterns unchanged."""
+        return [weight.take(index) for weight, index in zip(self.weights, self._indices, strict=True)]
+
+    def write(self, values: Sequence[Tensor]) -> None:
+        """Keep the old values and write others, `[k]` per target."""
+        self._old = self.read()
+        self._dirty = True
+        self._put(values)
+        self._written = joined(self.read())
+
+    def fill_mean(self, sums: Tensor) -> None:
+        """Keep the old values and write the mean of each tensor's unmasked entries.
+
+        Args:
+            sums: float64 `[n, 2]`, `weight_sums(weights)`.
+
+        Raises:
+            NonFiniteMeanError: a tensor has no finite mean; nothing is written.
+        """
+        failed = int(self._fill(self.weights, self._indices, self._old, sums))
+        if failed >= 0:
+            raise NonFiniteMeanError(failed)
+        self._dirty = True
+        increment_version(self.weights)
+        self._written = joined(self.read())
+
+    def restore(self) -> None:
+        """Write the old values back, bit for bit, if others were written, be it in part."""
+        if self._dirty:
+            self._put(self._old)
+            self._dirty = False
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        self._scatter(self.weights, self._indices, values)
+        increment_version(self.weights)
+
+    def changed(self) -> list[Changed]:
+        """The entries that hold other bits than were written."""
+        values, written = self.read(), self._written
+        if written is None or torch.equal(joined(values), written):
+            return []
+        parts = zip(self.targets, values, written.split([each.nbytes for each in values]), strict=True)
+        each = [changed(t.label, t.weight, t.positions(), value, then) for t, value, then in parts]
+        return [one for one in each if one is not None]
+
+
+def joined(values: Sequence[Tensor]) -> Tensor:
+    """The bytes of vectors of any dtypes, one after another, as uint8."""
+    if len({value.dtype for value in values}) > 1:  # cat would convert them
+        values = [value.view(torch.uint8) for value in values]
+    return torch.cat(list(values)).view(torch.uint8)
+
+
+def changed(label: str, weight: Tensor, at: Tensor, values: Tensor, written: Tensor) -> Changed | None:
+    """The entries whose `values`, as they stand now, have other bits than what was written.
+
+    Args:
+        label: what a message calls the tensor.
+        weight: the tensor, of any strides.
+        at: `[k]` int64, flat row-major positions in it.
+        values: `[k]`, what stands there now.
+        written: uint8, the bytes that were written there.
+    """
+    other = (values.view(torch.uint8) != written).view(at.numel(), -1).any(1)
+    if not bool(other.any()):
+        return None
+    at, order = at[other].sort()
+    return Changed(label, weight.detach(), at, values[other][order])
+
+
+def put_back(others: Sequence[Changed], impl: Impl) -> None:
+    """Write the values of changed entries again, after everything was restored."""
+    for each in others:
+        scatter_([each.weight], [each.at], [each.values], impl=impl)
+
+
+def describe(others: Sequence[Changed], what: str) -> str:
+    """Which entries somebody else changed, in words."""
+    count = sum(each.at.numel() for each in others)
+    places = [
+        f"{each.label} at {', '.join(map(str, each.at[:_SHOWN].tolist()))}"
+        + (", ..." if each.at.numel() > _SHOWN else "")
+        for each in others[:_SHOWN]
+    ]
+    more = f" and {len(others) - _SHOWN} more tensors" if len(others) > _SHOWN else ""
+    return (
+        f"{what}: somebody else changed {count} of its entries since they were written ({'; '.join(places)}{more}). "
+        "They keep the values that they have now; all others hold again what they held before. Load the model again "
+        "to have the original ones, and change weights before perturbing them or after the undo."
+    )
