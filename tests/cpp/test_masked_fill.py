@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bits import DTYPES, INTEGERS, bits
 from tomfisher.ops import masked_fill_mean_, resolve, scatter_
 from tomfisher.ops.masked_fill import NonFiniteMeanError
 from tomfisher.ops.weight_sums import weight_sums
+from truth import mean_without, neighbours
 
 pytest.importorskip("tomfisher._C")
 LEVELS = ["scalar", "avx2", "avx512"]
 HERE = LEVELS[
     : 1 + ["scalar", "avx2", "avx512", "avx512bf16", "amx"].index(torch.ops.tomfisher_cpp.cpu_isa())
 ]
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fill(weights: list[Tensor], indices: list[Tensor], known: bool, **settings) -> tuple[int, list[Tensor]]:
@@ -29,24 +29,6 @@ def fill(weights: list[Tensor], indices: list[Tensor], known: bool, **settings) 
     sums = torch.ops.tomfisher_cpp.weight_sums(weights, 1) if known else None
     threads, isa = settings.get("threads", 2), settings.get("isa", "")
     return torch.ops.tomfisher_cpp.masked_fill_mean_(weights, indices, undo, sums, threads, isa), undo
-
-
-def exact_mean(weight: Tensor, index: list[int]) -> Fraction:
-    """Mean of the unmasked entries in rational arithmetic."""
-    masked = set(index)
-    kept = [Fraction(v) for i, v in enumerate(weight.flatten().double().tolist()) if i not in masked]
-    return sum(kept, Fraction(0)) / len(kept)
-
-
-def neighbours(value: float, dtype: torch.dtype) -> list[Fraction]:
-    """Fractions of `value` in `dtype` and of the two numbers beside it."""
-    at = torch.tensor(value, dtype=torch.float64).to(dtype)
-    up, down = (torch.nextafter(at, torch.tensor(side, dtype=dtype)) for side in (math.inf, -math.inf))
-    return [Fraction(float(x)) for x in (at, up, down) if torch.isfinite(x)]
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.view(BITS[tensor.element_size()])
 
 
 @pytest.mark.parametrize("isa", HERE)
@@ -62,7 +44,7 @@ def test_fill_is_the_nearest_number_to_the_exact_mean(isa, known, numbers, dtype
     index = data.draw(
         st.lists(st.integers(0, len(numbers) - 1), min_size=1, max_size=len(numbers) - 1, unique=True)
     )
-    before, exact = weight.clone(), exact_mean(weight, index)
+    before, exact = weight.clone(), mean_without(weight, index)
     failed, (undo,) = fill([weight], [torch.tensor(index)], known, isa=isa)
     assert failed == -1
     got = Fraction(float(weight[index[0]]))
@@ -137,7 +119,7 @@ def test_a_masked_giant_and_a_vanishing_sum_are_seen(dtype, known) -> None:
 def test_a_difference_of_sums_is_used_only_where_it_is_good_enough(exponent: int) -> None:
     weight = 0.1 + torch.randn(400, generator=torch.Generator().manual_seed(exponent))
     weight[11] = -(10.0**exponent)
-    exact = exact_mean(weight, [11])
+    exact = mean_without(weight, [11])
     assert fill([weight], [torch.tensor([11])], known=True)[0] == -1
     got = Fraction(weight[11].item())
     unit = max(abs(other - got) for other in neighbours(float(got), torch.float32))
@@ -175,7 +157,9 @@ def test_the_public_operation_with_any_strides_and_undo_of_every_bit(dtype, know
         torch.randn(5).to(dtype),
         torch.empty(0, 3).to(dtype),
     ]
-    weights[3][2] = torch.tensor([-3], dtype=BITS[dtype.itemsize]).view(dtype)[0]  # a NaN with its payload
+    weights[3][2] = torch.tensor([-3], dtype=INTEGERS[dtype.itemsize]).view(dtype)[
+        0
+    ]  # a NaN with its payload
     index = [
         torch.tensor([5, 299, 0]),
         torch.tensor([1, 119]),

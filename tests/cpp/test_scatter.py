@@ -4,23 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from bits import DTYPES, bits, random_bits
 from tomfisher.ops import resolve, scatter_
 
 pytest.importorskip("tomfisher._C")
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.view(BITS[tensor.element_size()])
-
-
-def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    """Any bit pattern, NaNs with payloads included."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-(2**15), 2**15, shape, generator=generator).to(BITS[dtype.itemsize]).view(dtype)
 
 
 @settings(max_examples=80, deadline=None)

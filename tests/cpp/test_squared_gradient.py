@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import truth
 from tomfisher.ops import resolve, squared_gradient_
 
 pytest.importorskip("tomfisher._C")
@@ -35,18 +36,6 @@ def run(
     return F[0]
 
 
-def check(F: Tensor, Y: Tensor, X: Tensor, bounds: Bounds) -> None:
-    """F is finite and as near to float64 as worst-case float32 rounding of T terms, a square and S sums allows."""
-    exact = torch.zeros(Y.shape[1], X.shape[1], dtype=torch.float64)
-    allowed = torch.zeros_like(exact)
-    for start, stop in bounds:
-        y, x = Y[start:stop].double(), X[start:stop].double()
-        exact += (y.T @ x).square()
-        allowed += (2 * (stop - start) + len(bounds) + 2) * EPS * (y.abs().T @ x.abs()).square()
-    assert torch.isfinite(F).all()
-    assert ((F.double() - exact).abs() <= allowed).all()
-
-
 def packed(lengths: list[int]) -> Bounds:
     return list(itertools.pairwise(itertools.accumulate(lengths, initial=0)))
 
@@ -69,7 +58,7 @@ def operands(tokens: int, d_out: int, d_in: int, dtype: torch.dtype, seed: int =
 )
 def test_any_shape_on_any_instruction_set(isa, lengths, d_out, d_in, dtype, threads, seed) -> None:
     Y, X = operands(sum(lengths), d_out, d_in, dtype, seed)
-    check(run(Y, X, packed(lengths), isa, threads), Y, X, packed(lengths))
+    truth.assert_squared_gradient(run(Y, X, packed(lengths), isa, threads), Y, X, packed(lengths))
 
 
 @levels
@@ -77,7 +66,7 @@ def test_any_shape_on_any_instruction_set(isa, lengths, d_out, d_in, dtype, thre
 def test_long_samples_are_cut_and_put_together(isa, dtype) -> None:
     bounds = packed([3, 1001, 257, 0, 513, 40, 2048])
     Y, X = operands(bounds[-1][1], 37, 70, dtype)
-    check(run(Y, X, bounds, isa), Y, X, bounds)
+    truth.assert_squared_gradient(run(Y, X, bounds, isa), Y, X, bounds)
 
 
 @levels
@@ -86,7 +75,7 @@ def test_long_samples_are_cut_and_put_together(isa, dtype) -> None:
 def test_F_of_several_blocks(isa, dtype, shape) -> None:
     bounds = packed([5, 2, 9])
     Y, X = operands(16, *shape, dtype)
-    check(run(Y, X, bounds, isa), Y, X, bounds)
+    truth.assert_squared_gradient(run(Y, X, bounds, isa), Y, X, bounds)
 
 
 @levels
@@ -96,7 +85,7 @@ def test_error_is_no_larger_than_eager_pytorch_in_the_same_dtype(isa, dtype, sha
     B, T, d_out, d_in = shape
     Y, X = operands(B * T, d_out, d_in, dtype)
     bounds = packed([T] * B)
-    exact = sum((Y[a:b].double().T @ X[a:b].double()).square() for a, b in bounds)
+    exact = truth.squared_gradient(Y, X, bounds)
     eager = sum((Y[a:b].T @ X[a:b]).float().square() for a, b in bounds)
     mine = (run(Y, X, bounds, isa).double() - exact).abs().max()
     # the slack covers a different order of summation: a few roundings of the largest entry
@@ -135,7 +124,7 @@ def test_nothing_outside_the_segments_and_the_operands_is_read_or_written(isa, d
     F = torch.full((3, 33, 69), math.nan)
     F[1] = 0.0
     got = run(Y, X, bounds, isa, F=F[1:2])
-    check(got, Y, X, bounds)
+    truth.assert_squared_gradient(got, Y, X, bounds)
     assert F[0].isnan().all() and F[2].isnan().all()
 
 
@@ -154,7 +143,9 @@ def test_targets_say_which_slice_a_segment_adds_to(isa, segments, threads, dtype
     starts, stops = [a for a, _ in bounds], [b for _, b in bounds]
     torch.ops.tomfisher_cpp.squared_gradient_(F, Y, X, starts, stops, targets, threads, isa)
     for e in range(5):
-        check(F[e], Y, X, [b for b, target in zip(bounds, targets, strict=True) if target == e])
+        truth.assert_squared_gradient(
+            F[e], Y, X, [b for b, target in zip(bounds, targets, strict=True) if target == e]
+        )
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])

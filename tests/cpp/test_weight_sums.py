@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import truth
+from bits import DTYPES
 from tomfisher.ops import resolve
 from tomfisher.ops.weight_sums import weight_sums
 
@@ -16,7 +18,6 @@ LEVELS = ["scalar", "avx2", "avx512"]
 HERE = LEVELS[
     : 1 + ["scalar", "avx2", "avx512", "avx512bf16", "amx"].index(torch.ops.tomfisher_cpp.cpu_isa())
 ]
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ROW, BLOCK = 512, 512 * 128
 
 
@@ -29,8 +30,7 @@ def random(length: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 
 def check(sums: Tensor, weight: Tensor) -> None:
-    values = weight.double().flatten().tolist()
-    total, absolute = math.fsum(values), math.fsum(map(abs, values))
+    total, absolute = truth.weight_sums(weight)
     # the documented bound: 64 roundings of float64
     assert abs(sums[0].item() - total) <= 2.0**-47 * absolute
     assert abs(sums[1].item() - absolute) <= 2.0**-47 * absolute

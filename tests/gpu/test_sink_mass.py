@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import truth
 from tomfisher.ops import SinkMass, sink_mass
 
 pytest.importorskip("tomfisher.kernels.sink_mass")
@@ -14,30 +15,11 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 EPS = torch.finfo(torch.float32).eps
 
 
-def truth(
-    q: Tensor, k: Tensor, scale: float, causal: bool, first: int, slopes: Tensor | None, window: int | None
-) -> tuple[SinkMass, float]:
-    """Explicit float64 softmax of unpadded sequences, and the largest score in absolute value."""
-    T = q.shape[2]
-    shared = k.double().repeat_interleave(q.shape[1] // k.shape[1], 1)
-    score = q.double() @ shared.mT * scale
-    at = torch.arange(T, device=q.device)
-    back = at[:, None] - at
-    if slopes is not None:
-        score -= slopes.double()[:, None, None] * back
-    largest = score.abs().max().item()
-    if causal:
-        score = score.masked_fill((back < 0) | (back >= (window or T)), -math.inf)
-    A = score.softmax(-1)
-    share = T - at if causal else T
-    return SinkMass(A[..., :first].sum(-1), torch.special.entr(A).sum(-1), A.sum(-2) / share), largest
-
-
 def check(q: Tensor, k: Tensor, scale: float = 0.2, causal: bool = True, first: int = 1,
           slopes: Tensor | None = None, window: int | None = None) -> None:  # fmt: skip
     options = {"causal": causal, "first": first, "slopes": slopes, "window": window}
     found, eager = (sink_mass(q, k, scale, impl=impl, **options) for impl in ("triton", "reference"))
-    want, largest = truth(q, k, scale, **options)
+    want, largest = truth.sink_mass(q, k, scale, **options)
     for name, got, low, exact in zip(SinkMass._fields, found, eager, want, strict=True):
         slack = 8 * EPS * (1 + largest) * (1 + exact.max())
         error, allowed = (got - exact).abs().max(), (low - exact).abs().max() + slack

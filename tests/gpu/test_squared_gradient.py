@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import truth
 from tomfisher.ops import resolve, squared_gradient_
 
 kernels = pytest.importorskip("tomfisher.kernels.squared_gradient")
@@ -16,31 +17,15 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 EPS = torch.finfo(torch.float32).eps
 LENGTHS = [0, 1, 63, 64, 65, 200, 0]
 GIB = 1 << 30
+TENSOR_CORES = 2  # they truncate where the FPU rounds
 
 
 def bounds_of(lengths: list[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise([0, *itertools.accumulate(lengths)]))
 
 
-def truth(Y: Tensor, X: Tensor, bounds: list[tuple[int, int]]) -> Tensor:
-    F = torch.zeros(Y.shape[1], X.shape[1], dtype=torch.float64, device=Y.device)
-    for start, stop in bounds:
-        F += (Y[start:stop].double().T @ X[start:stop].double()).square()
-    return F
-
-
-def allowance(Y: Tensor, X: Tensor, bounds: list[tuple[int, int]]) -> Tensor:
-    """Worst-case float32 rounding per entry, twice over: tensor cores truncate where the FPU rounds."""
-    total = torch.zeros(Y.shape[1], X.shape[1], dtype=torch.float64, device=Y.device)
-    for start, stop in bounds:
-        size = Y[start:stop].double().abs().T @ X[start:stop].double().abs()
-        total += 2 * (2 * (stop - start) + len(bounds) + 2) * EPS * size.square()
-    return total
-
-
 def check(F: Tensor, Y: Tensor, X: Tensor, bounds: list[tuple[int, int]]) -> None:
-    assert torch.isfinite(F).all()
-    assert ((F.double() - truth(Y, X, bounds)).abs() <= allowance(Y, X, bounds)).all()
+    truth.assert_squared_gradient(F, Y, X, bounds, TENSOR_CORES)
 
 
 def operands(rows: int, d_out: int, d_in: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -87,7 +72,7 @@ def test_error_is_no_larger_than_eager_pytorch_in_the_same_dtype(
     B, T, d_out, d_in = shape
     Y, X = operands(B * T, d_out, d_in, dtype)
     bounds = bounds_of([T] * B)
-    exact = truth(Y, X, bounds)
+    exact = truth.squared_gradient(Y, X, bounds)
     eager = sum((Y[a:b].T @ X[a:b]).square().double() for a, b in bounds)
     F = torch.zeros(d_out, d_in, device="cuda")
     squared_gradient_(F, Y.view(B, T, -1), X.view(B, T, -1))
@@ -145,8 +130,8 @@ def test_targets_say_which_slice_a_segment_adds_to(dtype: torch.dtype, splits: i
     kernels.squared_gradient(F, Y, X, bounds, targets, splits=splits)
     for e in range(6):
         mine = [b for b, t in zip(bounds, targets, strict=True) if t == e]
-        slack = allowance(Y, X, mine) + 4 * EPS * F[e].double()
-        assert ((F[e].double() - start[e].double() - truth(Y, X, mine)).abs() <= slack).all()
+        slack = TENSOR_CORES * truth.squared_gradient_rounding(Y, X, mine) + 4 * EPS * F[e].double()
+        assert ((F[e].double() - start[e].double() - truth.squared_gradient(Y, X, mine)).abs() <= slack).all()
         assert torch.equal(F[e], start[e]) == (e in (1, 3, 5))
 
 

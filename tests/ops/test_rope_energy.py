@@ -4,22 +4,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
+import truth
 from tomfisher.ops import rope_energy
 
 EPS = torch.finfo(torch.float32).eps
-
-
-def truth(x: Tensor, layout: str, width: int) -> tuple[Tensor, Tensor]:
-    rotated = x.double()[..., :width]
-    energy = torch.zeros(x.shape[2], width // 2, dtype=torch.float64)
-    norm = torch.zeros_like(energy)
-    for pair in range(width // 2):
-        i, j = (2 * pair, 2 * pair + 1) if layout == "interleaved" else (pair, pair + width // 2)
-        length = torch.hypot(rotated[..., i], rotated[..., j])
-        energy[:, pair], norm[:, pair] = length.square().sum((0, 1)), length.sum((0, 1))
-    return energy, norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -29,7 +18,7 @@ def test_equals_float64(dtype: torch.dtype, layout: str, head: int, width: int) 
     x = torch.randn(3, 50, 2, head).to(dtype)
     found = rope_energy(x, layout, width)
     assert found.tokens == 150
-    for got, want in zip(found[:2], truth(x, layout, width), strict=True):
+    for got, want in zip(found[:2], truth.rope_energy(x, layout, width), strict=True):
         assert got.dtype == torch.float32
         # a square, a root, and sums of 50 and 3 terms, none of them negative
         assert ((got - want).abs() <= 60 * EPS * want).all()

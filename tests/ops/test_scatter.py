@@ -1,31 +1,15 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bits import DTYPES, bits, random_bits
 from tomfisher.ops import scatter_
 from tomfisher.ops.reference.scatter import gather
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
-
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().view(BITS[tensor.element_size()])
-
-
-def random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    """Every bit pattern may occur: NaN payloads, infinities, denormals, both zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    count = math.prod(shape) * dtype.itemsize
-    raw = torch.randint(0, 256, (count,), dtype=torch.uint8, generator=generator)
-    return raw.view(dtype).view(shape)
 
 
 @settings(max_examples=80, deadline=None)

@@ -8,38 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+import truth
 from tomfisher.ops import squared_gradient_
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 EPS = torch.finfo(torch.float32).eps
-
-
-def truth(Y: Tensor, X: Tensor, bounds: list[tuple[int, int]], dtype: torch.dtype = torch.float64) -> Tensor:
-    """Sum over segments of the squared gradient, by einsum in `dtype`; Y, X are [N, ·]."""
-    F = torch.zeros(Y.shape[1], X.shape[1], dtype=dtype)
-    for start, stop in bounds:
-        F += torch.einsum("to,ti->oi", Y[start:stop].to(dtype), X[start:stop].to(dtype)).square()
-    return F
-
-
-def allowance(Y: Tensor, X: Tensor, bounds: list[tuple[int, int]]) -> Tensor:
-    """Worst-case float32 rounding, per entry: T terms in a sum g, then a square, then S sums of squares.
-
-    |error of g| <= T·eps·A with A = sum of |terms|; the square adds 2·|g|·that; the outer sum S·eps·g².
-    """
-    total = torch.zeros(Y.shape[1], X.shape[1], dtype=torch.float64)
-    for start, stop in bounds:
-        size = torch.einsum("to,ti->oi", Y[start:stop].double().abs(), X[start:stop].double().abs())
-        total += (2 * (stop - start) + len(bounds) + 2) * EPS * size.square()
-    return total
-
-
-def check(F: Tensor, Y: Tensor, X: Tensor, bounds: list[tuple[int, int]]) -> None:
-    exact = truth(Y, X, bounds)
-    assert torch.isfinite(F).all()
-    assert ((F.double() - exact).abs() <= allowance(Y, X, bounds)).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,7 +33,7 @@ def test_packed_segments_with_empty_ones(lengths, d_out, d_in, dtype, seed) -> N
     bounds = list(itertools.pairwise(offsets))
     F = torch.zeros(d_out, d_in)
     assert squared_gradient_(F, Y, X, offsets=offsets) is F
-    check(F, Y, X, bounds)
+    truth.assert_squared_gradient(F, Y, X, bounds)
     again = torch.zeros(d_out, d_in)
     squared_gradient_(again, Y, X, offsets=torch.tensor(offsets))
     assert torch.equal(F, again)
@@ -71,14 +45,14 @@ def test_error_is_no_larger_than_eager_pytorch_in_the_same_dtype(dtype, shape) -
     B, T, d_out, d_in = shape
     Y, X = torch.randn(B, T, d_out).to(dtype), torch.randn(B, T, d_in).to(dtype)
     bounds = [(b * T, (b + 1) * T) for b in range(B)]
-    exact = truth(Y.flatten(0, 1), X.flatten(0, 1), bounds)
+    exact = truth.squared_gradient(Y.flatten(0, 1), X.flatten(0, 1), bounds)
     eager = sum(torch.einsum("to,ti->oi", Y[b], X[b]).square() for b in range(B))
     F = torch.zeros(d_out, d_in)
     squared_gradient_(F, Y, X)
     mine, theirs = (F.double() - exact).abs().max(), (eager.double() - exact).abs().max()
     # the slack covers a different order of summation: a few roundings of the largest entry
     assert mine <= theirs + 8 * math.sqrt(T) * EPS * exact.max()
-    check(F, Y.flatten(0, 1), X.flatten(0, 1), bounds)
+    truth.assert_squared_gradient(F, Y.flatten(0, 1), X.flatten(0, 1), bounds)
 
 
 def test_it_is_the_square_of_the_samples_sum_not_of_tokens_or_batch() -> None:
@@ -97,7 +71,9 @@ def test_lengths_ignore_padding_even_if_it_is_nan(dtype) -> None:
         Y[b, n:] = X[b, n:] = math.nan
     F = torch.zeros(5, 3)
     squared_gradient_(F, Y, X, lengths=torch.tensor(lengths))
-    check(F, Y.flatten(0, 1), X.flatten(0, 1), [(6 * b, 6 * b + n) for b, n in enumerate(lengths)])
+    truth.assert_squared_gradient(
+        F, Y.flatten(0, 1), X.flatten(0, 1), [(6 * b, 6 * b + n) for b, n in enumerate(lengths)]
+    )
 
 
 def test_rows_outside_the_offsets_are_ignored() -> None:
@@ -105,7 +81,7 @@ def test_rows_outside_the_offsets_are_ignored() -> None:
     Y[:2] = X[:2] = Y[8:] = X[8:] = math.inf
     F = torch.zeros(4, 3)
     squared_gradient_(F, Y, X, offsets=[2, 5, 5, 8])
-    check(F, Y, X, [(2, 5), (5, 8)])
+    truth.assert_squared_gradient(F, Y, X, [(2, 5), (5, 8)])
 
 
 def test_targets_say_which_slice_a_segment_adds_to() -> None:
@@ -118,7 +94,10 @@ def test_targets_say_which_slice_a_segment_adds_to() -> None:
     for e in range(3):
         mine = [b for b, t in zip(bounds, targets, strict=True) if t == e]
         added = F[e].double() - start[e].double()
-        assert ((added - truth(Y, X, mine)).abs() <= allowance(Y, X, mine) + 4 * EPS * F[e].double()).all()
+        assert (
+            (added - truth.squared_gradient(Y, X, mine)).abs()
+            <= truth.squared_gradient_rounding(Y, X, mine) + 4 * EPS * F[e].double()
+        ).all()
     assert torch.equal(F[3], start[3])
 
 
@@ -128,7 +107,7 @@ def test_transposed_and_sliced_operands() -> None:
     assert not Y.is_contiguous() and not X.is_contiguous()
     F = torch.zeros(7, 4)
     squared_gradient_(F, Y, X)
-    check(F, Y.reshape(-1, 7), X.reshape(-1, 4), [(0, 7), (7, 14), (14, 21)])
+    truth.assert_squared_gradient(F, Y.reshape(-1, 7), X.reshape(-1, 4), [(0, 7), (7, 14), (14, 21)])
 
 
 def test_swapped_operands_give_the_transpose() -> None:

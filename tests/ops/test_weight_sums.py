@@ -5,17 +5,13 @@ import math
 import pytest
 import torch
 
+import truth
+from bits import DTYPES
 from tomfisher.ops import weight_sums
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 BOUND = 2.0**-47  # of the absolute sum
-
-
-def exact(weight: torch.Tensor) -> tuple[float, float]:
-    values = weight.double().flatten().tolist()
-    return math.fsum(values), math.fsum(map(abs, values))
 
 
 def adversaries(count: int) -> dict[str, torch.Tensor]:
@@ -36,7 +32,7 @@ def test_error_is_within_the_stated_bound(count: int) -> None:
     for name, row, weight in zip(
         cases, weight_sums(list(cases.values())).tolist(), cases.values(), strict=True
     ):
-        total, absolute = exact(weight)
+        total, absolute = truth.weight_sums(weight)
         assert abs(row[0] - total) <= BOUND * absolute, name
         assert abs(row[1] - absolute) <= BOUND * absolute, name
 
@@ -48,7 +44,7 @@ def test_every_dtype_and_layout(dtype: torch.dtype) -> None:
     got = weight_sums(weights)
     assert got.dtype == torch.float64 and got.shape == (6, 2)
     for row, weight in zip(got.tolist(), weights, strict=True):
-        total, absolute = exact(weight)
+        total, absolute = truth.weight_sums(weight)
         assert row[0] == pytest.approx(total, rel=0, abs=BOUND * absolute)
         assert row[1] == pytest.approx(absolute, rel=1e-14)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import truth
 from tomfisher.ops import rope_energy
 
 pytest.importorskip("tomfisher.kernels.rope_energy")
@@ -15,18 +16,13 @@ EPS = torch.finfo(torch.float32).eps
 SLACK = 8 * EPS  # relative: all terms are >= 0, a chunk is added up as a tree and the chunks in float64
 
 
-def truth(x: Tensor, layout: str, width: int, lengths: list[int]) -> tuple[Tensor, Tensor]:
-    rows = torch.cat([sequence[:n] for sequence, n in zip(x, lengths, strict=True)]).double()[..., :width]
-    i, j = (rows[..., 0::2], rows[..., 1::2]) if layout == "interleaved" else rows.chunk(2, -1)
-    energy = i**2 + j**2
-    return energy.sum(0), energy.sqrt().sum(0)
-
-
 def check(x: Tensor, layout: str, width: int, lengths: list[int]) -> None:
     found = rope_energy(x, layout, width, lengths, impl="triton")
     eager = rope_energy(x, layout, width, lengths, impl="reference")
     assert found.tokens == sum(lengths)
-    for got, low, want in zip(found[:2], eager[:2], truth(x, layout, width, lengths), strict=True):
+    for got, low, want in zip(
+        found[:2], eager[:2], truth.rope_energy(x, layout, width, lengths), strict=True
+    ):
         assert got.dtype == torch.float32
         assert ((got - want).abs() <= (low - want).abs() + SLACK * want).all()
 

@@ -4,33 +4,25 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
+from bits import DTYPES, bits, random_bits
 from tomfisher.ops import scatter_
 
 kernels = pytest.importorskip("tomfisher.kernels.scatter")
-
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(BITS[tensor.element_size()])
-
-
-def random_bits(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Every bit pattern may occur: NaN payloads, infinities, denormals, both zeros."""
-    raw = torch.randint(0, 256, (math.prod(shape) * dtype.itemsize,), dtype=torch.uint8)
-    return raw.view(dtype).view(shape)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [0, 1, kernels.ENTRIES - 1, kernels.ENTRIES, kernels.ENTRIES + 1])
 def test_writes_these_bits_there_and_nothing_else(dtype: torch.dtype, count: int) -> None:
     base = random_bits((40, 70), dtype)
-    weights = [random_bits((2000,), dtype), base, random_bits((50, 41), dtype).t(), base.clone()[:, ::2]]
+    weights = [
+        random_bits((2000,), dtype, 1),
+        base,
+        random_bits((50, 41), dtype, 2).t(),
+        base.clone()[:, ::2],
+    ]
     indices = [torch.randperm(weight.numel())[:count] for weight in weights]
-    values = [random_bits((count,), dtype) for _ in weights]
+    values = [random_bits((count,), dtype, 3 + i) for i in range(len(weights))]
     expected = [bits(weight).flatten().clone() for weight in weights]
     for wanted, index, value in zip(expected, indices, values, strict=True):
         wanted[index] = bits(value)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import truth
 from tomfisher.ops import SinkMass, sink_mass
 
 launcher = pytest.importorskip("tomfisher.kernels.sink_mass")
@@ -14,40 +15,16 @@ DTYPES = [torch.float32, torch.float16]
 EPS = torch.finfo(torch.float32).eps
 
 
-def truth(
-    q: Tensor, k: Tensor, scale: float, causal: bool, lengths: list[int], first: int, slopes: Tensor | None,
-    window: int | None,
-) -> tuple[SinkMass, float]:  # fmt: skip
-    """Explicit float64 softmax, and the largest score in absolute value."""
-    B, H, T, _ = q.shape
-    result = SinkMass(*(torch.zeros(B, H, T, dtype=torch.float64) for _ in range(3)))
-    largest = 1.0
-    for b, n in enumerate(lengths):
-        for h in range(H if n else 0):
-            score = q[b, h, :n].double() @ k[b, h * k.shape[1] // H, :n].double().T * scale
-            back = torch.arange(n)[:, None] - torch.arange(n)
-            if slopes is not None:
-                score -= slopes[h].double() * back
-            if causal:
-                score[(back < 0) | (back >= (window or n))] = -math.inf
-            largest = max(largest, score[score > -math.inf].abs().max().item())
-            A = score.softmax(-1)
-            result.first_mass[b, h, :n] = A[:, :first].sum(1)
-            result.entropy[b, h, :n] = -torch.xlogy(A, A).sum(1)
-            result.column_mean[b, h, :n] = A.sum(0) / (torch.arange(n, 0, -1) if causal else n)
-    return result, largest
-
-
 def check(q: Tensor, k: Tensor, scale: float = 0.2, causal: bool = True, lengths: list[int] | None = None,
           first: int = 1, slopes: Tensor | None = None, window: int | None = None) -> None:  # fmt: skip
     lengths = lengths or [q.shape[2]] * q.shape[0]
     options = (scale, causal, lengths, first, slopes, window)
     found, eager = (sink_mass(q, k, *options, impl=impl) for impl in ("triton", "reference"))
-    want, largest = truth(q, k, *options)
+    want, largest = truth.sink_mass(q, k, *options)
     for name, got, low, exact in zip(SinkMass._fields, found, eager, want, strict=True):
         assert got.dtype == torch.float32
         # a score is off by a few units in its last place, and a weight by as much relatively
-        slack = 8 * EPS * largest * (1 + exact.max())
+        slack = 8 * EPS * max(1, largest) * (1 + exact.max())
         error, allowed = (got - exact).abs().max(), (low - exact).abs().max() + slack
         assert error <= allowed, f"{name}: {error:.3g} > {allowed:.3g}"
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import truth
 from tomfisher.ops import squared_gradient_
 
 kernels = pytest.importorskip("tomfisher.kernels.squared_gradient")
@@ -23,27 +24,6 @@ SMALL = tuning.Config(16, 16, 16, 4, 2)
 
 def bounds_of(lengths: list[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise([0, *itertools.accumulate(lengths)]))
-
-
-def truth(Y: Tensor, X: Tensor, bounds: list[tuple[int, int]]) -> Tensor:
-    F = torch.zeros(Y.shape[1], X.shape[1], dtype=torch.float64)
-    for start, stop in bounds:
-        F += (Y[start:stop].double().T @ X[start:stop].double()).square()
-    return F
-
-
-def allowance(Y: Tensor, X: Tensor, bounds: list[tuple[int, int]]) -> Tensor:
-    """Worst-case float32 rounding per entry: T terms in a sum, a square, S squares in a sum."""
-    total = torch.zeros(Y.shape[1], X.shape[1], dtype=torch.float64)
-    for start, stop in bounds:
-        size = Y[start:stop].double().abs().T @ X[start:stop].double().abs()
-        total += (2 * (stop - start) + len(bounds) + 2) * EPS * size.square()
-    return total
-
-
-def check(F: Tensor, Y: Tensor, X: Tensor, bounds: list[tuple[int, int]]) -> None:
-    assert torch.isfinite(F).all()
-    assert ((F.double() - truth(Y, X, bounds)).abs() <= allowance(Y, X, bounds)).all()
 
 
 def operands(rows: int, d_out: int, d_in: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -77,7 +57,7 @@ def test_ragged_segments(dtype: torch.dtype, d_out: int, d_in: int) -> None:
     bounds = bounds_of(LENGTHS)
     F = torch.zeros(d_out, d_in)
     squared_gradient_(F, Y, X, offsets=[0, *itertools.accumulate(LENGTHS)], impl="triton")
-    check(F, Y, X, bounds)
+    truth.assert_squared_gradient(F, Y, X, bounds)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -86,7 +66,7 @@ def test_every_shipped_tile(dtype: torch.dtype, config: tuning.Config) -> None:
     Y, X = operands(sum(LENGTHS), 145, 139, dtype)
     F = torch.zeros(145, 139)
     kernels.squared_gradient(F, Y, X, bounds_of(LENGTHS), config=config)
-    check(F, Y, X, bounds_of(LENGTHS))
+    truth.assert_squared_gradient(F, Y, X, bounds_of(LENGTHS))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -97,7 +77,7 @@ def test_error_is_no_larger_than_eager_pytorch_in_the_same_dtype(
     B, T, d_out, d_in = shape
     Y, X = operands(B * T, d_out, d_in, dtype)
     bounds = bounds_of([T] * B)
-    exact = truth(Y, X, bounds)
+    exact = truth.squared_gradient(Y, X, bounds)
     eager = sum((Y[a:b].T @ X[a:b]).square().double() for a, b in bounds)
     F = torch.zeros(d_out, d_in)
     squared_gradient_(F, Y.view(B, T, -1), X.view(B, T, -1), impl="triton")
@@ -112,7 +92,7 @@ def test_it_adds_to_what_is_there_as_the_reference_does() -> None:
     expected = F.clone()
     squared_gradient_(F, Y, X, offsets=[0, 20, 90], impl="triton")
     squared_gradient_(expected, Y, X, offsets=[0, 20, 90], impl="reference")
-    slack = 2 * allowance(Y, X, [(0, 20), (20, 90)]) + 2 * EPS * expected.double()
+    slack = 2 * truth.squared_gradient_rounding(Y, X, [(0, 20), (20, 90)]) + 2 * EPS * expected.double()
     assert ((F - expected).abs() <= slack).all()
     assert not torch.equal(F, torch.zeros_like(F))
 
@@ -125,7 +105,9 @@ def test_padding_of_both_operands_is_never_used(dtype: torch.dtype) -> None:
         Y[b, n:], X[b, n:] = math.nan, math.inf
     F = torch.zeros(48, 32)
     squared_gradient_(F, Y, X, lengths=lengths, impl="triton")
-    check(F, Y.flatten(0, 1), X.flatten(0, 1), [(b * T, b * T + n) for b, n in enumerate(lengths)])
+    truth.assert_squared_gradient(
+        F, Y.flatten(0, 1), X.flatten(0, 1), [(b * T, b * T + n) for b, n in enumerate(lengths)]
+    )
 
 
 @pytest.mark.parametrize("splits", [1, 3])
@@ -135,7 +117,7 @@ def test_memory_around_F_and_beside_the_operands_is_left_alone(splits: int) -> N
     wide_Y, wide_X = torch.full((60, 96), math.nan), torch.full((60, 64), math.nan)
     Y, X = wide_Y[5:55, 16:53].normal_(), wide_X[5:55, 16:37].normal_()
     kernels.squared_gradient(F, Y, X, [(0, 20), (20, 45), (45, 50)], config=SMALL, splits=splits)
-    check(F, Y, X, [(0, 20), (20, 45), (45, 50)])
+    truth.assert_squared_gradient(F, Y, X, [(0, 20), (20, 45), (45, 50)])
     assert guarded[0].isnan().all() and guarded[2].isnan().all()
 
 
@@ -146,7 +128,7 @@ def test_columns_beside_a_view_that_is_read_without_a_copy(width: int) -> None:
     assert kernels._aligned(Y) is Y and kernels._aligned(X) is X
     F = torch.zeros(width, width)
     kernels.squared_gradient(F, Y, X, [(0, 10), (10, 33)])
-    check(F, Y, X, [(0, 10), (10, 33)])
+    truth.assert_squared_gradient(F, Y, X, [(0, 10), (10, 33)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -157,14 +139,14 @@ def test_transposed_sliced_and_expanded_operands(dtype: torch.dtype) -> None:
     for y, x in ((Y, X), (Y, expanded), (expanded, X)):
         F = torch.zeros(y.shape[1], x.shape[1])
         squared_gradient_(F, y, x, offsets=[0, 17, 40], impl="triton")
-        check(F, y, x, [(0, 17), (17, 40)])
+        truth.assert_squared_gradient(F, y, x, [(0, 17), (17, 40)])
 
 
 def test_rows_of_any_other_floating_dtype_are_rounded_as_the_definition_says() -> None:
     Y, X = torch.randn(30, 20, dtype=torch.float64), torch.randn(30, 24, dtype=torch.float64)
     F = torch.zeros(20, 24)
     squared_gradient_(F, Y, X, offsets=[0, 13, 30], impl="triton")
-    check(F, Y.float(), X.float(), [(0, 13), (13, 30)])
+    truth.assert_squared_gradient(F, Y.float(), X.float(), [(0, 13), (13, 30)])
 
 
 @pytest.mark.parametrize("splits", [None, 1, 2, 5])
@@ -178,8 +160,8 @@ def test_targets_say_which_slice_a_segment_adds_to(dtype: torch.dtype, splits: i
     kernels.squared_gradient(F, Y, X, bounds, targets, config=SMALL, splits=splits)
     for e in range(6):
         mine = [b for b, t in zip(bounds, targets, strict=True) if t == e]
-        slack = allowance(Y, X, mine) + 4 * EPS * F[e].double()
-        assert ((F[e].double() - start[e].double() - truth(Y, X, mine)).abs() <= slack).all()
+        slack = truth.squared_gradient_rounding(Y, X, mine) + 4 * EPS * F[e].double()
+        assert ((F[e].double() - start[e].double() - truth.squared_gradient(Y, X, mine)).abs() <= slack).all()
         assert torch.equal(F[e], start[e]) == (e in (1, 3, 5))
 
 
@@ -190,7 +172,7 @@ def test_split_samples(dtype: torch.dtype, splits: int) -> None:
     Y, X = operands(sum(lengths), 33, 47, dtype)
     F = torch.zeros(33, 47)
     kernels.squared_gradient(F, Y, X, bounds_of(lengths), config=SMALL, splits=splits)
-    check(F, Y, X, bounds_of(lengths))
+    truth.assert_squared_gradient(F, Y, X, bounds_of(lengths))
 
 
 @pytest.mark.parametrize("splits", [1, 4])
@@ -209,7 +191,7 @@ def test_the_tile_shape_does_not_change_a_single_bit_of_a_small_product() -> Non
         F = torch.zeros(70, 52)
         kernels.squared_gradient(F, Y, X, bounds_of([25, 35]), config=config)
         results.append(F)
-    assert all(torch.equal(F, truth(Y, X, bounds_of([25, 35])).float()) for F in results)
+    assert all(torch.equal(F, truth.squared_gradient(Y, X, bounds_of([25, 35])).float()) for F in results)
 
 
 def test_no_row_and_no_column() -> None:
@@ -255,7 +237,7 @@ def test_an_F_that_starts_anywhere_takes_a_tile_for_it(monkeypatch: pytest.Monke
     for start, warps in ((0, 8), (1, 4)):
         F = memory[start:][: 2048 * 1024].view(2048, 1024).zero_()
         squared_gradient_(F, Y, X, impl="triton")
-        check(F, Y, X, [(0, 4)])
+        truth.assert_squared_gradient(F, Y, X, [(0, 4)])
         assert launches.options[-1]["num_warps"] == warps
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tomfisher.ops import topk, topk_across
+from truth import largest
 
 launcher = pytest.importorskip("tomfisher.kernels.topk")
 from tomfisher.kernels import topk_filter, topk_radix  # noqa: E402
@@ -15,11 +16,6 @@ from tomfisher.kernels import topk_filter, topk_radix  # noqa: E402
 # bfloat16 is not for the interpreter
 DTYPES = [torch.float16, torch.float32, torch.float64]
 BEYOND_SMALL = 70_001  # more entries than the launcher takes as candidates without a bound
-
-
-def expected(values: Tensor, k: int) -> list[int]:
-    numbers = values.flatten().double().tolist()
-    return sorted(range(len(numbers)), key=lambda i: (-numbers[i], i))[:k]
 
 
 @pytest.fixture
@@ -42,14 +38,14 @@ def roads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_few_entries(dtype: torch.dtype, n: int) -> None:
     values = torch.randn(n).to(dtype)
     for k in {0, 1, n // 3, n - 1, n}:
-        assert topk(values, k, impl="triton").indices.tolist() == expected(values, k)
+        assert topk(values, k, impl="triton").indices.tolist() == largest(values, k).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_small_share_takes_one_pass(dtype: torch.dtype, roads: list[str]) -> None:
     values = torch.randn(BEYOND_SMALL).exp().to(dtype)
     found = topk(values, 70, impl="triton")
-    assert found.indices.tolist() == expected(values, 70)
+    assert found.indices.tolist() == largest(values, 70).tolist()
     assert roads == ["keep_from"]
 
 
@@ -57,14 +53,14 @@ def test_a_small_share_takes_one_pass(dtype: torch.dtype, roads: list[str]) -> N
 @pytest.mark.parametrize("k", [1, 500, 30_000, BEYOND_SMALL])
 def test_heavy_ties_take_the_lowest_indices(dtype: torch.dtype, k: int, roads: list[str]) -> None:
     values = torch.randint(-2, 3, (BEYOND_SMALL,)).to(dtype)
-    assert topk(values, k, impl="triton").indices.tolist() == expected(values, k)
+    assert topk(values, k, impl="triton").indices.tolist() == largest(values, k).tolist()
     assert roads[-1] == "select"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_large_share_of_distinct_values(dtype: torch.dtype, roads: list[str]) -> None:
     values = torch.randn(BEYOND_SMALL).to(dtype)
-    assert topk(values, 35_000, impl="triton").indices.tolist() == expected(values, 35_000)
+    assert topk(values, 35_000, impl="triton").indices.tolist() == largest(values, 35_000).tolist()
     assert roads == ["select"]
 
 
@@ -77,7 +73,7 @@ def test_all_equal(fill: float) -> None:
 @pytest.mark.parametrize("descending", [False, True])
 def test_sorted_values(descending: bool) -> None:
     values = torch.arange(BEYOND_SMALL).float().sort(descending=descending).values
-    assert topk(values, 300, impl="triton").indices.tolist() == expected(values, 300)
+    assert topk(values, 300, impl="triton").indices.tolist() == largest(values, 300).tolist()
 
 
 def test_a_sample_that_misleads_is_found_out(roads: list[str]) -> None:
@@ -86,7 +82,7 @@ def test_a_sample_that_misleads_is_found_out(roads: list[str]) -> None:
     topk_filter.sample(torch.arange(BEYOND_SMALL).float(), drawn)
     assert len(drawn.unique()) == 4096
     values[drawn.long()] += 1  # every sampled entry is larger than every other
-    assert topk(values, 5000, impl="triton").indices.tolist() == expected(values, 5000)
+    assert topk(values, 5000, impl="triton").indices.tolist() == largest(values, 5000).tolist()
     assert roads == ["keep_from", "select"]
 
 
@@ -95,7 +91,7 @@ def test_zeros_of_either_sign_and_denormals(n: int) -> None:
     values = torch.tensor([-0.0, 0.0, 1e-45, -1e-45, 3e-45, -0.0])[torch.randint(0, 6, (n,))]
     for k in (n // 4, n // 2, n):
         found = topk(values, k, impl="triton")
-        assert found.indices.tolist() == expected(values, k)
+        assert found.indices.tolist() == largest(values, k).tolist()
         assert torch.equal(torch.signbit(found.values), torch.signbit(values[found.indices]))
 
 
@@ -130,7 +126,7 @@ def test_a_list_of_sizes_and_roads() -> None:
     ]
     counts = [7, 0, 100, 900, 40, 1]
     for tensor, k, found in zip(values, counts, topk(values, counts, impl="triton"), strict=True):
-        assert found.indices.tolist() == expected(tensor, k)
+        assert found.indices.tolist() == largest(tensor, k).tolist()
 
 
 @pytest.mark.parametrize("k", [0, 1, 90, 4000, 140_000])
@@ -138,7 +134,7 @@ def test_across_tensors_ties_go_to_the_earlier_one(k: int) -> None:
     shared = torch.randint(0, 4000, (BEYOND_SMALL,)).float()
     tensors = [torch.empty(0), shared[:100], shared, torch.empty(0), shared.clone()]
     found = topk_across(tensors, k, impl="triton")
-    place = torch.tensor(expected(torch.cat(tensors), k), dtype=torch.int64)
+    place = largest(torch.cat(tensors), k)
     owners = torch.tensor([1] * 100 + [2] * BEYOND_SMALL + [4] * BEYOND_SMALL)[place]
     starts = torch.tensor([0, 0, 100, 0, 100 + BEYOND_SMALL])
     assert torch.equal(found.owners, owners)
@@ -152,7 +148,7 @@ def test_across_more_tensors_than_the_sample_has_entries(
     monkeypatch.setattr(launcher, "_SAMPLE", (400, 1 << 17))
     tensors = list(torch.randperm(450 * 17).float().split(17))
     found = topk_across(tensors, 9, impl="triton")
-    place = torch.tensor(expected(torch.cat(tensors), 9))
+    place = largest(torch.cat(tensors), 9)
     assert torch.equal(found.owners, place // 17) and torch.equal(found.indices, place % 17)
     assert set(roads) == {"keep_from"}
 
@@ -182,13 +178,13 @@ class Largest(TorchDispatchMode):
 def test_scratch_of_many_vectors_is_bounded(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     flats = [torch.randn(1000) for _ in range(30)]
     monkeypatch.setattr(launcher, "_SCRATCH", limit)
-    with Largest() as largest:
+    with Largest() as allocated:
         indices, status = launcher.topk(flats, [10] * 30)
-    assert [found.tolist() for found in indices] == [expected(flat, 10) for flat in flats]
+    assert [found.tolist() for found in indices] == [largest(flat, 10).tolist() for flat in flats]
     assert status.tolist() == [-1] * 30
     alone = 1000 * 8 + 128
-    assert largest.found <= max(alone, limit / 96 * 8)
-    assert limit < 1 << 29 or largest.found >= 30 * alone - 30 * 128
+    assert allocated.found <= max(alone, limit / 96 * 8)
+    assert limit < 1 << 29 or allocated.found >= 30 * alone - 30 * 128
 
 
 def test_a_model_of_560_large_tensors_is_worked_on_in_few_parts_of_bounded_need() -> None:
@@ -220,4 +216,4 @@ def test_what_lies_beside_the_vector_does_not_matter() -> None:
     values = memory[BEYOND_SMALL + 1 : 2 * BEYOND_SMALL]
     values.copy_(torch.randn(BEYOND_SMALL - 1))
     for k in (80, 30_000):
-        assert topk(values, k, impl="triton").indices.tolist() == expected(values, k)
+        assert topk(values, k, impl="triton").indices.tolist() == largest(values, k).tolist()

@@ -6,23 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
+import truth
+from bits import DTYPES
 from tomfisher.ops import weight_sums
 
 kernels = pytest.importorskip("tomfisher.kernels.weight_sums")
 
-DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 BOUND = 2.0**-47  # of the absolute sum
 SIZES = [0, 1, 5, kernels.BLOCK + 1, kernels.CHUNK - 1, kernels.CHUNK, 2 * kernels.CHUNK + 77]
 
 
-def exact(weight: Tensor) -> tuple[float, float]:
-    values = weight.double().flatten().tolist()
-    return math.fsum(values), math.fsum(map(abs, values))
-
-
 def check(got: Tensor, weights: list[Tensor]) -> None:
     for row, weight in zip(got.tolist(), weights, strict=True):
-        total, absolute = exact(weight)
+        total, absolute = truth.weight_sums(weight)
         assert abs(row[0] - total) <= BOUND * absolute
         assert abs(row[1] - absolute) <= BOUND * absolute
 
