@@ -50,24 +50,33 @@ def scatter_() -> Arguments:
 
 
 def topk() -> Arguments:
-    return [torch.randn(20), torch.randn(7)], [4, 2], None, "reference", False
-
-
-def topk_across() -> Arguments:
-    return [torch.randn(20), torch.randn(7)], 6, "reference"
+    return [torch.randn(30), torch.empty(0), torch.randn(5)], [7, 0, 5], None, "reference", False
 
 
 def topk_summary() -> Arguments:
     return [torch.randn(20).half(), torch.empty(0).half()], [4, 0], [0.5, -1.0, 2.0], "reference", False
 
 
+def topk_across() -> Arguments:
+    return [torch.randn(30), torch.empty(0), torch.randn(5)], 12, "reference"
+
+
 def rope_energy() -> Arguments:
     return torch.randn(2, 5, 3, 8), 4, False, [5, 2], "reference"
+
+
+def rope_energy_interleaved() -> Arguments:
+    return torch.randn(2, 6, 3, 8).transpose(1, 2), 3, True, [2, 3], "reference"
 
 
 def sink_mass() -> Arguments:
     q, k = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
     return q, k, 1 / math.sqrt(8), True, [6, 3], 1, None, None, "reference"
+
+
+def sink_mass_with_slopes_and_a_window() -> Arguments:
+    q, k = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+    return q, k, 0.3, True, [6, 4], 1, torch.rand(4), 3, "reference"
 
 
 CALLS: list[tuple[str, Callable[[], Arguments]]] = [
@@ -81,7 +90,9 @@ CALLS: list[tuple[str, Callable[[], Arguments]]] = [
     ("topk", topk_summary),
     ("topk_across", topk_across),
     ("rope_energy", rope_energy),
+    ("rope_energy", rope_energy_interleaved),
     ("sink_mass", sink_mass),
+    ("sink_mass", sink_mass_with_slopes_and_a_window),
 ]
 
 
@@ -143,3 +154,42 @@ def test_squared_gradient_compiles_without_a_break(lengths: list[int] | None) ->
     expected = step(eager, Y, X)
     found = torch.compile(step, backend="eager", fullgraph=True)(compiled, Y, X)
     assert torch.equal(found, expected) and torch.equal(compiled, eager)
+
+
+def test_the_public_functions_run_under_fake_tensors() -> None:
+    with torch._subclasses.FakeTensorMode():
+        for found in (
+            tomfisher.ops.topk(torch.empty(10), 3),
+            *tomfisher.ops.topk([torch.empty(4), torch.empty(5, 2)], 3),
+        ):
+            assert found.values.shape == found.indices.shape == (3,) and found.threshold.shape == ()
+        both = tomfisher.ops.topk_summary(torch.empty(10).double(), 3, [0.5])
+        assert both.top.values.shape == (3,) and both.summary.above.shape == (1,)
+        assert both.summary.histogram.shape == (2048 - 1 + 2,) and both.summary.max.dtype == torch.float64
+        across = tomfisher.ops.topk_across([torch.empty(10), torch.empty(4)], 12)
+        assert across.values.shape == across.owners.shape == across.indices.shape == (12,)
+        x = torch.empty(2, 4, 6, 8)
+        assert tomfisher.ops.rope_energy(x).energy.shape == (6, 4)
+        assert tomfisher.ops.sink_mass(x, x, 0.5).entropy.shape == (2, 4, 6)
+
+
+def test_a_graph_without_breaks_gives_the_same_and_still_refuses_what_is_not_finite() -> None:
+    def both(values: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        both = tomfisher.ops.topk_summary(other, 2, [0.0])
+        return (
+            *tomfisher.ops.topk(values, 3),
+            *tomfisher.ops.topk_across([values, other], 4),
+            *both.top,
+            *both.summary,
+        )
+
+    compiled = torch.compile(both, backend="eager", fullgraph=True)
+    operands = torch.randn(5, 6), torch.randn(7)
+    for got, want in zip(compiled(*operands), both(*operands), strict=True):
+        assert torch.equal(got, want)
+    operands[0][2, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"values must be finite.*nan at flat index 13"):
+        compiled(*operands)
+    across = torch.compile(tomfisher.ops.topk_across, backend="eager", fullgraph=True)
+    with pytest.raises(ValueError, match=r"tensors\[1\] must be finite.*inf at flat index 2"):
+        across([torch.ones(2), torch.tensor([1.0, 2.0, torch.inf])], 1)
