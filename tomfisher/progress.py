@@ -25,7 +25,7 @@ def progress_bar(
         iterable: what to walk over; None for a bar that is moved with `.update(n)`.
         total: number of units when `iterable` has no length.
         desc: short label in front of the bar.
-        unit: the word behind the count ("token", "prompt").
+        unit: the word after the count ("token", "prompt").
         enabled: False switches bar and lines off.
 
     Returns:
@@ -95,7 +95,7 @@ class _Lines:
         note(f"{self._desc}: {text}")
 
     def set_postfix(self, *args: Any, **values: Any) -> None:
-        """Figures behind the bar; a line has none."""
+        """Figures after the bar; a line has none."""
 
 
 def duration(seconds: float) -> str:

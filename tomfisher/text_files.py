@@ -78,7 +78,7 @@ def check_text(text: Any, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{what} is no text: character {error.start} is {text[error.start]!a}, half of a surrogate pair, behind "
+            f"{what} is no text: character {error.start} is {text[error.start]!a}, half of a surrogate pair, after "
             f"{text[max(0, error.start - 20) : error.start]!a}. Read the text with the encoding it was written in."
         ) from None
 

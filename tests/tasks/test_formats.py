@@ -106,7 +106,7 @@ def test_places_in_arrays_name_line_and_record(tmp_path: Path) -> None:
         ('[\n{"a": 1},\n{"a": }\n]', 3, "record 2: not valid JSON"),
         ('[\n{"a": 1}\n{"a": 2}]', 3, "comma is missing"),
         ('[\n{"prompt": "p"},\n', 2, "not closed"),
-        ('[{"a": 1}]\n[{"a": 2}]', 2, "behind the list's closing bracket"),
+        ('[{"a": 1}]\n[{"a": 2}]', 2, "after the list's closing bracket"),
         ('{\n"prompt": "p",\n"choices": [}', 3, "not valid JSON"),
     ],
 )

@@ -286,7 +286,7 @@ LAST_TURN = (
         (TURN + ASK + "<think>\n{% endif %}", f"{ASKED}<|assistant|>\n", "", "outside of any thinking block"),
         (LAST_TURN + ASK + "{% endif %}", f"{ASKED}<|assistant|>\n<think>\n\n</think>\n\n", "", None),
         ("{% if messages[1:] %}{{ 1 // 0 }}{% endif %}" + TURN, ASKED, "", "does not take an answer"),
-        (TURN.replace("in messages", "in messages[-1:]"), ASKED, "", "otherwise than behind the user's turn"),
+        (TURN.replace("in messages", "in messages[-1:]"), ASKED, "", "otherwise than after the user's turn"),
     ],
 )
 def test_an_answer_stands_where_the_template_itself_writes_one(

@@ -17,7 +17,7 @@ from tomfisher.runtime.rules import Rules, difference
 def generate_is_right(model: Any, prompt: Sequence[int], rules: Rules) -> bool:
     """Whether `generate`, which keeps keys and values, takes its tokens from the logits of whole rows.
 
-    Two tokens are written behind the prompt, and the logits they were taken from are compared with those of forwards
+    Two tokens are written after the prompt, and the logits they were taken from are compared with those of forwards
     over all tokens up to there. It is wrong where a row's numbers depend on its length, and on some wrapped models.
 
     Args:
@@ -58,7 +58,7 @@ def write(
         ids: `[B, T]`.
         choose: from the ids so far and the logits `[B, V]` of the next token to scores of which the largest is taken.
         max_new_tokens: tokens to write.
-        ends: ids that end a row; what is behind one is that same token.
+        ends: ids that end a row; what is after one is that same token.
 
     Returns:
         `[B, T']`, T' at most `T + max_new_tokens`.
@@ -76,5 +76,5 @@ def write(
 
 
 def _next(model: Any, ids: Tensor) -> Tensor:
-    """Logits `[B, V]` of the token behind each row."""
+    """Logits `[B, V]` of the token after each row."""
     return logits_at(model, ids, torch.tensor([ids.shape[1] - 1], device=ids.device))[:, 0]

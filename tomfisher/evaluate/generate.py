@@ -27,7 +27,7 @@ from tomfisher.tasks.writing import begins_with, first_word, fold, join_spaceles
 
 BATCH_SIZE = 32
 FEWEST_TOKENS = 5  # what is written at least where nothing is said: the paper's
-SPARE_TOKENS = 3  # behind the longest answer
+SPARE_TOKENS = 3  # after the longest answer
 
 
 @plain_torch()
@@ -68,7 +68,7 @@ def score_generate(
         top_p: keep the smallest set of tokens with at least this probability, in (0, 1] (the paper: 0.9).
         repetitions: completions per story when sampling (the paper: 5).
         max_new_tokens: tokens to write. None: three more than the longest choice has, at least 5 (the paper's
-            number). One too small for the longest choice and one token behind it, which shows where it ends, is
+            number). One too small for the longest choice and one token after it, which shows where it ends, is
             raised to that with a warning.
         seed: of the draws.
         gap: what stands between prompt and answer: see `tomfisher.tasks.wording.Wording`, also for the three below.

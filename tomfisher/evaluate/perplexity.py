@@ -219,7 +219,7 @@ def _windows(number: int, document: _Document, window: int, stride: int) -> Iter
     room = window - begin
     if room < 1:
         raise ValueError(
-            f"window is {window}, which leaves no room for text behind {begin} begin token(s). "
+            f"window is {window}, which leaves no room for text after {begin} begin token(s). "
             f"Use at least {begin + 1}, or bos='no'."
         )
     start, done = 0, document.first
@@ -244,7 +244,7 @@ def _encode(tokenizer: Any, text: Any, max_tokens: int | None, bos: str) -> list
             left -= document.tokens
     if not sum(document.words for document in documents):
         raise ValueError(
-            "The text has nothing to score: it is empty, or no document has two tokens and a word behind the first. "
+            "The text has nothing to score: it is empty, or no document has two tokens and a word after the first. "
             "Give a longer text."
         )
     warn_of_unknown_tokens(tokenizer, [document.ids for document in documents], "the text")

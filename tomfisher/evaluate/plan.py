@@ -10,7 +10,7 @@ rounding:
   inside would need tricks that architectures understand differently: so a step ends where its shortest node does,
   and the few tokens beyond are left to what is below.
 
-Packing needs fewer and larger forwards; steps win where much stands behind one long beginning. At every node the
+Packing needs fewer and larger forwards; steps win where much stands after one long beginning. At every node the
 cheaper way is taken. Rows are handled in sorted order, where those that share a beginning are neighbours.
 """
 
@@ -47,7 +47,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Pack:
-    """The tokens of one row, or of several side by side, behind a cache; `paths[row]` says where the row's are.
+    """The tokens of one row, or of several side by side, after a cache; `paths[row]` says where the row's are.
 
     The tokens of several rows stand in no particular order, but those whose output is needed stand first.
     """
@@ -58,7 +58,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packs run to their end, behind a cache of `past` tokens; `parents[i]` is the cache row that pack i follows."""
+    """Packs run to their end, after a cache of `past` tokens; `parents[i]` is the cache row that pack i follows."""
 
     packs: tuple[Pack, ...]
     past: int
@@ -72,7 +72,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """Nodes run together: tokens `[past:end]` of each node's first row, and what follows behind them."""
+    """Nodes run together: tokens `[past:end]` of each node's first row, and what follows after them."""
 
     nodes: tuple[int, ...]
     past: int
@@ -235,7 +235,7 @@ class _Planner:
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows to lay out in one sequence of `length` tokens behind cache row `parent`."""
+    """Rows to lay out in one sequence of `length` tokens after cache row `parent`."""
 
     rows: tuple[int, ...]
     length: int

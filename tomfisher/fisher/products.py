@@ -126,6 +126,6 @@ class Products(TorchDispatchMode):
 
 
 def _extent(tensor: Tensor) -> int:
-    """Bytes from the first to behind the last entry."""
+    """Bytes from the first entry to the end of the last."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()

@@ -128,7 +128,7 @@ class OwnAttention(TorchFunctionMode):
 
     While active it reads every product of two tensors, every softmax and every
     `scaled_dot_product_attention`; a softmax whose input is as large as the product before it, and the product
-    behind it, are an attention.
+    after it, are an attention.
 
     Args:
         current: gives the module that runs, or None where nothing is to be found.

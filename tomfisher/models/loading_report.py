@@ -176,6 +176,6 @@ class _Modules:
         return parent is not None and not any(isinstance(m, nn.ModuleList) for m in parent.modules())
 
     def _predicts_further_tokens(self, key: str) -> bool:
-        """Whether a key is of the layers behind the last one, which predict further tokens and no model here runs."""
+        """Whether a key is of the layers after the last one, which predict further tokens and no model here runs."""
         found = re.search(r"(^|\.)layers\.(\d+)\.", key)
         return found is not None and 0 <= int(found[2]) - self.layers < self.further

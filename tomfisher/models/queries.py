@@ -73,7 +73,7 @@ def attention_weights(seen: QueryKey, first: int = 0, last: int | None = None) -
     Args:
         seen: queries and keys of a batch.
         first: the first query position.
-        last: the one behind the last; None: to the end.
+        last: the one after the last; None: to the end.
     """
     q, wide = seen.q[:, :, first:last], torch.float32
     keys = seen.k.to(wide).repeat_interleave(seen.q.shape[1] // seen.k.shape[1], dim=1)

@@ -259,7 +259,7 @@ def _is_offloaded(model: nn.Module) -> bool:
 
 
 def _offloading(model: nn.Module) -> Iterator[str]:
-    """Names of the modules whose weights accelerate fetches for a call and takes away behind it."""
+    """Names of the modules whose weights accelerate fetches for a call and takes away after it."""
     for name, module in model.named_modules():
         hook = getattr(module, "_hf_hook", None)
         parts = getattr(hook, "hooks", (hook,))

@@ -37,7 +37,7 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[_Tables, int | None]] = weakr
 def position_limit(model: Any) -> int | None:
     """Longest sequence that the model has positions for, in tokens; None where nothing limits it (Mamba).
 
-    A learned table of positions says it itself: rows behind the one that the first token takes (RoBERTa's 514 rows
+    A learned table of positions says it itself: rows after the one that the first token takes (RoBERTa's 514 rows
     are 512 positions, OPT's 2,050 are 2,048). Else it is what the config names, such as `max_position_embeddings`; a
     sliding window limits attention, not the text.
 

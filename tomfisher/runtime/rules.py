@@ -1,8 +1,8 @@
 """The rules that every number rests on, asked of the model at hand with the texts of this run.
 
-1. rows: T tokens give T rows of logits (or T behind a fixed number of others, which are then passed over).
+1. rows: T tokens give T rows of logits (or T after a fixed number of others, which are then passed over).
 2. causal: changing a token leaves the rows before it as they were.
-3. batches: a row does not depend on the rows beside it, nor on the padding behind it.
+3. batches: a row does not depend on the rows beside it, nor on the padding after it.
 4. unchanged: a forward leaves the weights as they are, bit for bit; and the same call gives the same numbers again,
    whatever ran in between.
 
@@ -373,10 +373,10 @@ class _Questions:
         return repeats
 
     def _check_own(self, before: float, own: float, after: float, position: int) -> None:
-        """Refuse a row that another token at its place moves no more than the rows before, while those behind move."""
+        """Refuse a row that another token at its place moves no more than the rows before, while those after move."""
         if own <= before and not self._rounds(after):
             fault = (
-                f"another token at position {position} changes the rows of logits behind it, but not its own"
+                f"another token at position {position} changes the rows of logits after it, but not its own"
             )
             self._refuse("rows", fault, _WAY["rows"])
 
@@ -477,7 +477,7 @@ def _positions(length: int) -> list[int]:
 
 
 def _cuts(length: int) -> list[int]:
-    """Where the tokens of a text are changed: near a third, behind a power of two, and near the end.
+    """Where the tokens of a text are changed: near a third, after a power of two, and near the end.
 
     None is a multiple of 4, where the blocks of an attention in chunks begin.
     """

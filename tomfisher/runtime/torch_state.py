@@ -79,7 +79,7 @@ def _exact_products(stack: ExitStack) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch's own random numbers, on every device in use, for the block; they go on as before behind it.
+    """Seed PyTorch's own random numbers, on every device in use, for the block; they go on as before after it.
 
     Args:
         seed: any integer that fits into 64 bits.

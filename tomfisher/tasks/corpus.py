@@ -177,7 +177,7 @@ def windows(
     size = length - len(begin)
     if size < 1:
         raise ValueError(
-            f"length={length} leaves no room for text behind {len(begin)} begin token(s). "
+            f"length={length} leaves no room for text after {len(begin)} begin token(s). "
             f"Use at least {len(begin) + 1}, or bos='no'."
         )
     count, rest = divmod(len(ids), size)

@@ -39,7 +39,7 @@ def encode(
       arXiv 2504.04238 does.
     - "all": prompt, gap, answer (a plain text: the text); every token is supervised.
 
-    Texts are taken as they are written; what the tokenizer puts behind a text is dropped.
+    Texts are taken as they are written; what the tokenizer puts after a text is dropped.
 
     Args:
         tokenizer: a transformers tokenizer.

@@ -4,7 +4,7 @@ The texts are the file's; the sentences that the format asks for beside them are
 
 - contents items (`txt`, `txt_correctlabel`, `o1`, `o2`, `c`, `xnam`, `xpro`, `obj_pro`, `pos_pro`): the placeholders
   S1, S2 (inside, on the label), CX (container), XNAM, XPRO, OBJ_PRO, POS_PRO are filled. Neither text says what the
-  protagonist does with the container; a sentence behind it does: "false-belief" and "informed" are `txt`, and
+  protagonist does with the container; a sentence after it does: "false-belief" and "informed" are `txt`, and
   "correct-label" is `txt_correctlabel`, left unopened and with the label read; "open" is `txt`, opened. "informed" has
   a call besides, which names S1, tells to ignore the label S2, and is believed.
 - transfer items (`txt`, `txt_notransfer`, `txt_informed`, `txt_present`, `o1`, `o2`, `q1`, `q2`): `txt_informed`
@@ -12,7 +12,7 @@ The texts are the file's; the sentences that the format asks for beside them are
   In `txt` the thing is in `o1` at the end and the protagonist left it in `o2`; in `txt_notransfer` it stays in `o2`.
   An item told the other way round says `"start": "o1"`. `txt_same` is not asked.
 - irony items (`txt`, `txt_reverse`): the text ends in the question whether the speaker literally thinks so: No for the
-  ironic `txt`, Yes for the literal `txt_reverse`; a field `q` replaces the stem behind it.
+  ironic `txt`, Yes for the literal `txt_reverse`; a field `q` replaces the stem after it.
 
 `NUMBER` names an item. The swapped direction exchanges `o1` and `o2` in the whole item (`placeholders.Pair`).
 """

@@ -41,7 +41,7 @@ class Sentences:
     belief: str
 
     def told(self, condition: str) -> str:
-        """What stands behind the text in a condition."""
+        """What stands after the text in a condition."""
         if condition == "open":
             return self.opened
         return f"{self.unseen} {self.call}" if condition == "informed" else self.unseen
@@ -69,5 +69,5 @@ def around(container: str) -> Sentences:
 
 
 def after_irony(text: str) -> str:
-    """The stem behind an irony text: it asks for the correct answer, after a question of ours if the text has none."""
+    """The stem after an irony text: it asks for the correct answer, after a question of ours if the text has none."""
     return ANSWER if text.rstrip(_CLOSING).endswith(("?", "？")) else f"{LITERALLY} {ANSWER}"

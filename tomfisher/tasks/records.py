@@ -128,13 +128,13 @@ class _Source:
             if self.text[at : at + 1] == ",":
                 at = self.skip(at + 1)
             elif self.text[at : at + 1] not in ("]", ""):
-                raise ValueError(f"{self.place(at)}: a comma is missing behind record {number}{of}. Add it.")
+                raise ValueError(f"{self.place(at)}: a comma is missing after record {number}{of}. Add it.")
         if at >= len(self.text):
             raise ValueError(f"{self.place(len(self.text) - 1)}: the list is not closed. Add the missing ].")
         after = self.skip(at + 1)
         if not of and after < len(self.text):
             raise ValueError(
-                f"{self.place(after)}: there is text behind the list's closing bracket. Keep one list per file, or "
+                f"{self.place(after)}: there is text after the list's closing bracket. Keep one list per file, or "
                 "write JSON Lines with one object per line."
             )
 

@@ -13,7 +13,7 @@ BOS = ("auto", "yes", "no")
 
 
 class EncodedText(NamedTuple):
-    """A text in tokens, without special tokens behind it.
+    """A text in tokens, without special tokens after it.
 
     Args:
         begin: the special tokens in front, such as begin-of-sequence.
@@ -49,7 +49,7 @@ def encode_parts(tokenizer: Any, text: str, bos: str = "auto", with_offsets: boo
     """Encode a text, with its begin tokens apart from its own.
 
     Special tokens are put once: where the text begins with the begin token itself, written out as a chat template
-    does it, no second one is put before it. What the tokenizer puts behind a text (end-of-sequence, [SEP]) is left
+    does it, no second one is put before it. What the tokenizer puts after a text (end-of-sequence, [SEP]) is left
     out: nothing ends there.
 
     Args:
@@ -82,7 +82,7 @@ def encode_parts(tokenizer: Any, text: str, bos: str = "auto", with_offsets: boo
 
 
 def encode_text(tokenizer: Any, text: str, bos: str = "auto") -> list[int]:
-    """Encode a text with its begin tokens in front of it and nothing behind it: see `encode_parts`.
+    """Encode a text with its begin tokens in front of it and nothing after it: see `encode_parts`.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -113,7 +113,7 @@ def split_continuation(
 
     Returns:
         `(prompt_ids, continuation_ids)`; their concatenation is the encoding of the whole string, without
-        special tokens behind its end.
+        special tokens after its end.
 
     Raises:
         ValueError: the continuation has no token, or no token comes before it; or the tokenizer drops characters of
@@ -129,7 +129,7 @@ def split_continuation(
         cut = _first_behind(offsets, len(prompt))
     if cut >= len(ids):
         raise ValueError(
-            f"The continuation {continuation!r} has no token of its own. It must add text behind the prompt."
+            f"The continuation {continuation!r} has no token of its own. It must add text after the prompt."
         )
     if not begin and cut == 0:
         raise ValueError(
@@ -145,7 +145,7 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _first_behind(offsets: Sequence[tuple[int, int]], length: int) -> int:
-    """The first token whose last character stands behind `length` characters."""
+    """The first token whose last character stands after `length` characters."""
     return next((i for i, (_, end) in enumerate(offsets) if end > length), len(offsets))
 
 
@@ -193,7 +193,7 @@ def _begin_token(tokenizer: Any) -> int:
 
 
 def _end(special: list[int]) -> int:
-    """Length without the special tokens behind the text."""
+    """Length without the special tokens after the text."""
     end = len(special)
     while end and special[end - 1]:
         end -= 1

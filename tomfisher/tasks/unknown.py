@@ -60,7 +60,7 @@ def dropped_characters(tokenizer: Any, text: str) -> set[str]:
     """The characters of a text that leave no token behind.
 
     A byte-pair encoding without unknown token and byte fallback drops what is not in its vocabulary, and its
-    character offsets behind the gap lie too far left. What a normalizer takes out on purpose is not among them.
+    character offsets after the gap lie too far left. What a normalizer takes out on purpose is not among them.
 
     Args:
         tokenizer: a transformers tokenizer; of the slow ones nothing is known.

@@ -25,7 +25,7 @@ class Wording:
         bos: begin-of-sequence token in front: "auto" (as the tokenizer does for a text), "yes" or "no". A prompt that
             brings its own gets no second one.
         chat_template: the prompt becomes the user's turn in the tokenizer's chat template, up to where the model's
-            turn begins. The answer follows where and as the template itself writes one: after its header, behind a
+            turn begins. The answer follows where and as the template itself writes one: after its header, after a
             thinking block that it closes, with the spaces that it puts there. The template alone says which special
             tokens there are (as transformers applies it). `gap` and `bos` may say otherwise.
         system: the system's turn before it; None: what the template does without one.
@@ -107,7 +107,7 @@ class Turn(str):
 
 
 def _in_template(tokenizer: Any, text: str, system: str | None) -> Turn:
-    """The text as the user's turn, with the model's turn behind it up to where the template writes its text."""
+    """The text as the user's turn, with the model's turn after it up to where the template writes its text."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"This tokenizer ({getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}) has no chat "
@@ -173,11 +173,11 @@ def _until_answer(tokenizer: Any, turns: list[dict[str, str]], shown: str, mark:
     known = next((text for text in (shown, asked) if told.startswith(text)), None)
     end = -1 if known is None else told.find(mark, len(known))
     if known is None or end < 0:
-        return _unseen(shown, "writes an answer otherwise than behind the user's turn")
+        return _unseen(shown, "writes an answer otherwise than after the user's turn")
     before = told[:end]
     if not before.startswith(shown):
         warnings.warn(
-            f"The chat template asks for an answer with {shown[len(asked) :]!r} but writes a given one behind "
+            f"The chat template asks for an answer with {shown[len(asked) :]!r} but writes a given one after "
             f"{before[len(asked) :]!r}. Answers follow on the latter, outside of any thinking block.",
             stacklevel=2,
         )

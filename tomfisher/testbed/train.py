@@ -97,7 +97,7 @@ def train(
 
 @contextlib.contextmanager
 def _cpu(seed: int, threads: int | None) -> Iterator[None]:
-    """Seed and thread count for the block; both are as before behind it."""
+    """Seed and thread count for the block; both are as before after it."""
     before = torch.get_num_threads()
     with plain_torch(), seeded(seed):
         torch.set_num_threads(threads or before)
