@@ -21,8 +21,8 @@ from tomfisher.benchmarks.tables import SPEED, TIME, Column, render
 from tomfisher.masks import SparseMask
 from tomfisher.masks.fraction import count
 from tomfisher.models.load import DTYPES, resolve_device
-from tomfisher.ops import FillTable, Impl, masked_fill_mean_, scatter_, weight_sums
-from tomfisher.perturbation import Perturbation, perturb
+from tomfisher.ops import Impl, masked_fill_mean_, scatter_, weight_sums
+from tomfisher.perturbation import Perturbation, WeightSums, perturb
 
 READ = "read all weights"
 COLUMNS = (
@@ -57,24 +57,17 @@ class Model:
         return [w.view(-1) for w in self.weights]
 
     @cached_property
-    def table(self) -> FillTable:
-        """The masked entries, packed once."""
-        return FillTable(self.weights, self.indices)
-
-    @cached_property
     def perturbation(self) -> Perturbation:
-        """The same through the public `perturb`, applied once already: its later fills are measured."""
+        """The same through the public `perturb`, which knows the sums already: its later fills are measured."""
         names = [f"layers.{i}.weight" for i in range(len(self.weights))]
         shapes = {name: tuple(w.shape) for name, w in zip(names, self.weights, strict=True)}
         mask = SparseMask(dict(zip(names, self.indices, strict=True)), shapes)
-        made = perturb(dict(zip(names, self.weights, strict=True)), mask)
+        made = perturb(dict(zip(names, self.weights, strict=True)), mask, sums=WeightSums())
         with made:
             return made
 
     def restore(self) -> None:
-        """Undo what the objects have written, then write the old values back for the ways that keep none."""
-        if self.table.written:
-            self.table.undo()
+        """Undo what the object has written, then write the old values back for the methods that keep none."""
         if self.perturbation.applied:
             self.perturbation.undo()
         scatter_(self.weights, self.indices, self.values)
@@ -197,8 +190,6 @@ def phases(
         first[label] = _first(weights, indices, impl)
         later[label] = _later(weights, indices, sums, impl)
         undo[label] = _undo(weights, indices, values, impl)
-    later["tomfisher FillTable"] = lambda: model.table.fill_mean(sums)
-    undo["tomfisher FillTable"] = lambda: model.table.undo()
     later["tomfisher perturb"] = lambda: model.perturbation.apply()
     undo["tomfisher perturb"] = lambda: model.perturbation.undo()
     first["index loop"] = lambda: index_loop(model)
@@ -337,9 +328,7 @@ def _prepared(phase: str, way: str, model: Model) -> Way:
             filled()
 
     def filled() -> None:
-        if way == "tomfisher FillTable":
-            model.table.fill_mean(model.sums)
-        elif way == "tomfisher perturb":
+        if way == "tomfisher perturb":
             model.perturbation.apply()
         else:
             known_mean_loop(model)

@@ -19,14 +19,14 @@ RESULTS = Path(__file__).resolve().parent / "results"
 NEVER = "not verified on a GPU"
 _LAUNCH = "launch.py"
 # parts of csrc/ (folders and prefixes of files) that one benchmark times and the others do not
-_PARTS = ("fill", "fisher", "packed_fill", "tests", "topk")
+_PARTS = ("fill", "fisher", "tests", "topk")
 _TIMES: dict[str, tuple[str, ...]] = {
     "analysis": (),
     "choice": (),
     "fisher": ("fisher",),
     "growth": ("fisher", "topk"),
     "linear": (),
-    "masked_fill": ("fill", "packed_fill"),
+    "masked_fill": ("fill",),
     "squared_gradient": ("fisher",),
     "topk": ("topk",),
 }

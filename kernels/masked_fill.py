@@ -77,7 +77,7 @@ class Entries:
         indices: as for `masked_fill_mean_`; not to be changed.
 
     Attributes:
-        old: the values before the last fill or scatter, `[k]` per weight; the next one overwrites them.
+        old: the values before the fill, `[k]` per weight.
     """
 
     def __init__(self, weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
@@ -123,13 +123,6 @@ class Entries:
                 values.copy_(_narrow(means, dtype))
             self._write(self._fill)
         return failed
-
-    def scatter(self, values: Sequence[Tensor]) -> None:
-        """Log the old values and write others, `[k]` per weight; after an error nothing is written."""
-        sources = [value.contiguous() for value in values]
-        launches = prepare(self._weights, self._places, [source.data_ptr() for source in sources])
-        self._read()
-        self._write(launches)
 
     def undo(self) -> None:
         """Write the logged values back."""

@@ -87,13 +87,13 @@ def test_a_file_that_is_no_part_of_a_kernel_changes_nothing(folder):
     [
         ("csrc/topk/scan.cpp", {"topk", "growth", "another"}),
         ("csrc/fisher_ops.cpp", {"fisher", "growth", "another"}),
-        ("csrc/packed_fill_ops.cpp", {"masked_fill", "another"}),
+        ("csrc/fill_ops.cpp", {"masked_fill", "another"}),
         ("csrc/dtype.h", {"topk", "growth", "fisher", "masked_fill", "another"}),
         ("kernels/alone.py", set()),
     ],
 )
 def test_a_cpu_record_goes_stale_with_the_sources_that_it_times(folder, changed, stale):
-    for name in ("topk/scan.cpp", "fisher_ops.cpp", "packed_fill_ops.cpp", "dtype.h"):
+    for name in ("topk/scan.cpp", "fisher_ops.cpp", "fill_ops.cpp", "dtype.h"):
         path = folder.parent / "csrc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tomfisher.ops.fill_table as fill_table_module
-import tomfisher.ops.reference.masked_fill as reference_module
 from tomfisher.masks import SparseMask
-from tomfisher.ops import FillTable, masked_fill_mean_, scatter_, square_accumulate_, weight_sums
+from tomfisher.ops import masked_fill as reference_module
+from tomfisher.ops import masked_fill_mean_, scatter_, square_accumulate_, weight_sums
 from tomfisher.ops.dispatch import resolve
 from tomfisher.ops.masked_fill import NonFiniteMeanError
 from tomfisher.perturbation import perturb
@@ -89,12 +88,11 @@ def test_a_perturbation_that_fails_between_two_tensors_is_taken_back(impl, monke
     tensors = {name: torch.randn(4, 12)[:, ::2] for name in "ab"}
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     mask = SparseMask({name: torch.tensor([0, 9]) for name in tensors}, dict.fromkeys(tensors, (4, 6)))
-    module = reference_module
-    name = "scatter_reference"
+    module, name = reference_module, "scatter_reference"
     if impl == "cpp":
-        import tomfisher.ops.cpp.masked_fill_mean as module  # type: ignore[no-redef]
+        from tomfisher.ops._backends import cpp as module  # type: ignore[no-redef]
 
-        name = "scatter_cpp"
+        name = "scatter_"
     real, calls = getattr(module, name), []
 
     def failing(weights, indices, values) -> None:
@@ -115,26 +113,6 @@ def test_a_perturbation_that_fails_between_two_tensors_is_taken_back(impl, monke
     assert all(torch.equal(tensors[n], before[n]) for n in tensors)
 
 
-def test_a_scatter_of_a_table_that_fails_is_taken_back(monkeypatch) -> None:
-    weights, indices = case()
-    before = [weight.clone() for weight in weights]
-    table = FillTable(weights, indices, "reference")
-    real, calls = fill_table_module.scatter_, []
-
-    def failing(weights, indices, values, impl) -> None:
-        calls.append(len(weights))
-        if len(calls) == 1:
-            real(weights[:1], indices[:1], values[:1], impl=impl)
-            raise torch.OutOfMemoryError("no memory is left")
-        real(weights, indices, values, impl=impl)
-
-    monkeypatch.setattr(fill_table_module, "scatter_", failing)
-    values = [torch.ones(len(index), dtype=w.dtype) for w, index in zip(weights, indices, strict=True)]
-    with pytest.raises(torch.OutOfMemoryError):
-        table.scatter(values)
-    assert not table.written and all(torch.equal(w, was) for w, was in zip(weights, before, strict=True))
-
-
 @pytest.mark.parametrize("impl", IMPLS)
 def test_sums_that_overflow_are_not_used(impl) -> None:
     def weight() -> Tensor:
@@ -147,9 +125,6 @@ def test_sums_that_overflow_are_not_used(impl) -> None:
         assert filled.tolist() == [8.5e307, 1.7e308, 1.0]
         masked_fill_mean_([opposite], one, sums=sums, impl=impl)
         assert opposite[0] == -8.5e307
-    packed = weight()
-    FillTable([packed], one, impl).fill_mean(weight_sums([packed], impl=impl))
-    assert packed[0] == 8.5e307
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -175,8 +150,6 @@ def test_vectors_in_the_memory_of_a_weight_are_refused(impl) -> None:
             scatter_(weights, two, vectors, impl=impl)
         with pytest.raises(ValueError, match="share memory"):
             masked_fill_mean_(weights, two, vectors, impl=impl)
-        with pytest.raises(ValueError, match="share memory"):
-            FillTable(weights, two, impl).scatter(vectors)
     with pytest.raises(ValueError, match=r"undo\[0\] and undo\[1\] share memory"):
         masked_fill_mean_([base, other], two, [spare[:2], spare[1:3]], impl=impl)
     assert torch.equal(base, before) and other.tolist() == list(range(8))

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tomfisher.ops import masked_fill_mean_, scatter_, weight_sums
-from tomfisher.ops.masked_fill import NonFiniteMeanError
-from tomfisher.ops.reference.masked_fill import round_once, unmasked_sum
+from tomfisher.ops.masked_fill import NonFiniteMeanError, round_once, unmasked_sum
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

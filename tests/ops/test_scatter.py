@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bits import DTYPES, bits, random_bits
 from tomfisher.ops import scatter_
-from tomfisher.ops.reference.scatter import gather
+from tomfisher.ops.scatter import gather
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

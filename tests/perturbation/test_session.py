@@ -11,7 +11,7 @@ from torch import nn
 import tomfisher
 from tomfisher.masks import SparseMask
 from tomfisher.ops import scatter_
-from tomfisher.perturbation import perturb
+from tomfisher.perturbation import WeightSums, perturb
 from tomfisher.perturbation.entries import Entries
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -129,6 +129,18 @@ def test_a_backward_over_overwritten_weights_is_refused_by_autograd() -> None:
     loss = model(torch.randn(2, 8)).sum()
     with perturb(model, mask_of(model), fill="zero"), pytest.raises(RuntimeError, match="inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("fill", ["mean", "zero"])
+@pytest.mark.parametrize("sums", [None, WeightSums()])
+def test_inference_tensors_which_have_no_version(fill: str, sums: WeightSums | None) -> None:
+    with torch.inference_mode():
+        model = small_model()
+    saved, perturbation = snapshot(model), perturb(model, mask_of(model), fill=fill, sums=sums)
+    for _ in range(2):
+        with perturbation:
+            assert not same_bits(model, saved)
+        assert same_bits(model, saved)
 
 
 def test_nested_perturbations_of_overlapping_entries() -> None:

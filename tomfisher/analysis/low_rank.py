@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tomfisher.analysis.spread import matrices
 from tomfisher.masks import SparseMask
-from tomfisher.ops.reference.scatter import gather
+from tomfisher.ops.scatter import gather
 from tomfisher.perturbation import perturb
 from tomfisher.perturbation.fill import FillLike
 from tomfisher.perturbation.targets import named_tensors

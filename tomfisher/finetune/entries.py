@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tomfisher.masks import SparseMask
 from tomfisher.ops import scatter_
 from tomfisher.ops.dispatch import Impl
-from tomfisher.ops.reference.scatter import gather
+from tomfisher.ops.scatter import gather
 from tomfisher.perturbation.targets import named_tensors, resolve_targets
 
 

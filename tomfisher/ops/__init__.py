@@ -4,7 +4,6 @@ Faster implementations are registered in `tomfisher.ops._backends`.
 """
 
 from tomfisher.ops.dispatch import IMPLEMENTATIONS, Impl, resolve
-from tomfisher.ops.fill_table import FillTable, MovedWeightError
 from tomfisher.ops.masked_fill import masked_fill_mean_
 from tomfisher.ops.rope_energy import RopeEnergy, rope_energy
 from tomfisher.ops.scatter import scatter_
@@ -18,9 +17,7 @@ from tomfisher.ops.weight_sums import weight_sums
 
 __all__ = [
     "IMPLEMENTATIONS",
-    "FillTable",
     "Impl",
-    "MovedWeightError",
     "RopeEnergy",
     "SinkMass",
     "Span",

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import tomfisher.ops.reference.scatter  # noqa: F401  (registers the definition)
-from tomfisher.ops.checks import DTYPES, overlap
-from tomfisher.ops.dispatch import Impl, resolve
+from tomfisher.ops.checks import DTYPES, is_expanded, overlap
+from tomfisher.ops.dispatch import Impl, register, resolve
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
@@ -53,10 +54,40 @@ def _(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Ten
     return None
 
 
-def check_entries(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
-    """Refuse weights and flat indices that an in-place write cannot handle: `check_kinds` and `check_positions`."""
-    check_kinds(weights, indices)
-    check_positions(weights, indices)
+@register("scatter_", "reference")
+def scatter_reference(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """`weight.view(-1)[index] = value` through integer views, so that NaN payloads survive.
+
+    Every position is worked out before the first write.
+    """
+    bits = [_bits(weight) for weight in weights]
+    positions = [_position(entries, index) for entries, index in zip(bits, indices, strict=True)]
+    for entries, position, value in zip(bits, positions, values, strict=True):
+        if value.numel():
+            entries[position] = _bits(value)
+
+
+def gather(weight: Tensor, index: Tensor) -> Tensor:
+    """The entries of `weight` at flat row-major positions `index`, bit patterns unchanged.
+
+    Args:
+        weight: any shape and strides.
+        index: int64 `[k]`, in range.
+
+    Returns:
+        A new vector `[k]` of the weight's dtype.
+    """
+    bits = _bits(weight)
+    return bits[_position(bits, index)].view(weight.dtype)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    bits = tensor.detach().view(_BITS[tensor.element_size()])
+    return bits.view(-1) if bits.is_contiguous() else bits
+
+
+def _position(bits: Tensor, index: Tensor) -> Tensor | tuple[Tensor, ...]:
+    return index if bits.ndim == 1 else torch.unravel_index(index, bits.shape)
 
 
 def check_kinds(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
@@ -97,9 +128,7 @@ def _check_kinds(i: int, weight: Tensor, index: Tensor, device: torch.device) ->
             f"All weights and indices must be on one device, got weights[{i}] on {weight.device}, "
             f"indices[{i}] on {index.device}, weights[0] on {device}. Call once per device."
         )
-    if weight.is_contiguous():
-        return
-    if any(step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape, strict=True)):
+    if not weight.is_contiguous() and is_expanded(weight):
         raise ValueError(f"weights[{i}] is an expanded view: its entries share memory. Pass a clone.")
 
 

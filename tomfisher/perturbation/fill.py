@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tomfisher.ops.masked_fill import NonFiniteMeanError
-from tomfisher.ops.reference.masked_fill import round_once, unmasked_sum
+from tomfisher.ops.masked_fill import NonFiniteMeanError, round_once, unmasked_sum
 from tomfisher.perturbation.entries import Entries
 from tomfisher.perturbation.targets import Target
 

@@ -1,4 +1,4 @@
-"""What an error on the way of a fill by the kernels leaves behind, and the tables that later fills use."""
+"""What an error on the way of a fill by the kernels leaves behind."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tomfisher.masks import SparseMask
 from tomfisher.ops import (
-    FillTable,
-    MovedWeightError,
     masked_fill_mean_,
     scatter_,
     square_accumulate_,
@@ -130,13 +128,6 @@ def test_a_launch_that_fails_is_taken_back(launch: int, monkeypatch) -> None:
     with pytest.raises(RuntimeError, match="no kernel image"):
         masked_fill_mean_(weights, indices, undo, impl="triton")
     assert same(weights, before) and all((old == 7.0).all() for old in undo)
-    values = [torch.ones_like(old) for old in undo]
-    table = FillTable(weights, indices, "triton")
-    for write in (table.fill_mean, lambda: table.scatter(values)):
-        kernel.left = launch
-        with pytest.raises(RuntimeError, match="no kernel image"):
-            write()
-        assert same(weights, before) and not table.written
 
 
 def test_a_perturbation_that_fails_between_two_dtypes_is_taken_back(monkeypatch) -> None:
@@ -166,75 +157,6 @@ def test_a_refused_fill_leaves_the_callers_undo_alone() -> None:
     with pytest.raises(NonFiniteMeanError):
         masked_fill_mean_(weights, [torch.tensor([0])] * 2, undo, impl="triton")
     assert [each.item() for each in undo] == [7.0, 8.0]
-
-
-@pytest.mark.parametrize("known", [False, True])
-def test_the_bits_of_the_list_operations_time_and_again(known: bool) -> None:
-    weights, indices = case()
-    before, copies = ([weight.clone() for weight in weights] for _ in range(2))
-    sums = weight_sums(weights, impl="triton") if known else None
-    old = masked_fill_mean_(copies, indices, sums=sums, impl="triton")
-    table = FillTable(weights, indices, "triton")
-    values = [torch.arange(1, 1 + len(i)).to(w.dtype) for w, i in zip(weights, indices, strict=True)]
-    assert table.packed and table.impl == "triton"
-    for _ in range(3):
-        versions = [weight._version for weight in weights]
-        table.fill_mean(sums)
-        assert same(weights, copies) and same(table.old, old)
-        assert all(w._version > version for w, version in zip(weights, versions, strict=True))
-        table.undo()
-        assert same(weights, before)
-        table.scatter(values)
-        assert all(torch.equal(w.reshape(-1)[i], v) for w, i, v in zip(weights, indices, values, strict=True))
-        table.undo()
-        assert same(weights, before)
-
-
-def test_a_later_fill_builds_no_table(monkeypatch) -> None:
-    weights, indices = case()
-    sums, table = weight_sums(weights, impl="triton"), FillTable(weights, indices, "triton")
-    monkeypatch.setattr(scatter_kernels.tables, "build", None)
-    weights.pop(2)  # float64 is always read again, and that takes a table
-    before = [weight.clone() for weight in weights]
-    with pytest.raises(TypeError):
-        table.fill_mean(sums)
-    kept = [0, 1, 3, 4]
-    monkeypatch.undo()
-    table = FillTable(weights, [indices[i] for i in kept], "triton")
-    monkeypatch.setattr(scatter_kernels.tables, "build", None)
-    table.fill_mean(torch.stack([sums[i] for i in kept]))
-    assert not same(weights, before)
-    table.undo()
-    assert same(weights, before)
-
-
-def test_a_weight_with_other_memory_is_refused() -> None:
-    first, weight = torch.arange(16.0), torch.nn.Parameter(torch.arange(16.0).view(4, 4))
-    table, own = FillTable([first, weight], [torch.tensor([2]), torch.tensor([1])], "triton"), weight.data
-    sums = weight_sums([first, weight], impl="triton")
-    for other in (own.clone(), own.half(), own[:2], own.t()):
-        weight.data = other
-        with pytest.raises(MovedWeightError, match=r"weights\[1\] was moved") as error:
-            table.fill_mean(sums)
-        assert error.value.position == 1 and not table.written and first.tolist() == list(range(16))
-    weight.data = own
-    table.fill_mean(sums)
-    weight.data = own.clone()
-    with pytest.raises(MovedWeightError):
-        table.undo()
-    weight.data = own
-    table.undo()
-    assert torch.equal(own.flatten(), torch.arange(16.0))
-
-
-def test_a_table_made_in_inference_mode_is_of_use_outside() -> None:
-    weight = torch.arange(4.0)
-    with torch.inference_mode():
-        table = FillTable([weight], [torch.tensor([3])], "triton")
-    table.fill_mean()
-    assert weight.tolist() == [0.0, 1.0, 2.0, 1.0]
-    table.undo()
-    assert weight.tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_perturbation_is_applied_again_and_notices_a_model_that_moved() -> None:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from tomfisher.masks import SparseMask
 from tomfisher.ops import masked_fill_mean_, scatter_, weight_sums
-from tomfisher.ops.masked_fill import NonFiniteMeanError
-from tomfisher.ops.reference.masked_fill import round_once
+from tomfisher.ops.masked_fill import NonFiniteMeanError, round_once
 from tomfisher.perturbation import WeightSums, perturb
 
 kernels = pytest.importorskip("tomfisher.kernels.masked_fill")

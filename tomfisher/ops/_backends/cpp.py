@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 import tomfisher._C  # noqa: F401  (registers torch.ops.tomfisher_cpp)
-from tomfisher.ops.cpp import masked_fill_mean, scatter, weight_sums  # noqa: F401  (register themselves)
 from tomfisher.ops.dispatch import register
 from tomfisher.ops.vectors import Span
 
@@ -91,3 +90,82 @@ def select_stored(
 
 def _float64(thresholds: Sequence[float] | None) -> Tensor | None:
     return None if thresholds is None else torch.tensor(thresholds, dtype=torch.float64)
+
+
+@register("weight_sums", "cpp")
+def weight_sums(weights: Sequence[Tensor]) -> Tensor:
+    """Sum and sum of absolute values of each tensor, float64 `[n, 2]`; a non-contiguous one is copied."""
+    plain = [weight.contiguous() for weight in weights]
+    return torch.ops.tomfisher_cpp.weight_sums(plain, torch.get_num_threads())
+
+
+@register("masked_fill_mean_", "cpp")
+def masked_fill_mean_(
+    weights: Sequence[Tensor], indices: Sequence[Tensor], undo: Sequence[Tensor], sums: Tensor | None
+) -> Tensor:
+    """Fill each index with the mean of the other entries; the old values go to `undo`.
+
+    A non-contiguous weight is filled as a copy, and the filled entries are then written back.
+
+    Returns:
+        int64 `[1]`: -1, or the position of the first weight without a finite mean: then nothing was written.
+    """
+    plain = [weight.contiguous() for weight in weights]
+    positions = [index.contiguous() for index in indices]
+    logs = [log.contiguous() for log in undo]
+    known = None if sums is None else sums.contiguous()
+    done = torch.tensor([-1])
+    failed = torch.ops.tomfisher_cpp.masked_fill_mean_(plain, positions, logs, known, torch.get_num_threads())
+    if failed >= 0:
+        return torch.tensor([failed])
+    try:
+        _write_back(weights, plain, indices)
+        for log, copy in zip(undo, logs, strict=True):
+            if copy.data_ptr() != log.data_ptr():
+                log.copy_(copy)
+    except BaseException:
+        scatter_(weights, indices, logs)
+        raise
+    return done
+
+
+def _write_back(weights: Sequence[Tensor], plain: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
+    copied = [i for i, weight in enumerate(weights) if not weight.is_contiguous()]
+    if copied:
+        filled = [plain[i].view(-1)[indices[i]] for i in copied]
+        scatter_([weights[i] for i in copied], [indices[i] for i in copied], filled)
+
+
+@register("scatter_", "cpp")
+def scatter_(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write bit patterns to flat positions of all weights at once."""
+    spans = [_in_memory(weight, index) for weight, index in zip(weights, indices, strict=True)]
+    torch.ops.tomfisher_cpp.scatter_(
+        [span for span, _ in spans],
+        [position for _, position in spans],
+        [value.contiguous() for value in values],
+        torch.get_num_threads(),
+    )
+
+
+def _in_memory(weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """A vector over the memory of `weight`, and where in it the flat row-major positions `index` are.
+
+    Args:
+        weight: any shape and strides.
+        index: int64 `[k]`, in range.
+
+    Returns:
+        The vector, without a copy (it also covers gaps between entries), and int64 `[k]`.
+    """
+    if weight.is_contiguous():
+        return weight, index.contiguous()
+    weight = weight.detach()
+    if not weight.numel():
+        return weight.reshape(-1), index
+    extent = 1 + sum((n - 1) * step for n, step in zip(weight.shape, weight.stride(), strict=True))
+    coordinates = torch.unravel_index(index, weight.shape)
+    position = torch.zeros_like(index)
+    for coordinate, step in zip(coordinates, weight.stride(), strict=True):
+        position += coordinate * step
+    return weight.as_strided((extent,), (1,)), position

@@ -1,1 +1,0 @@
-"""Plain-PyTorch definitions of the operations: readable, exact, on any device."""

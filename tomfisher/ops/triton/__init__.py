@@ -1,1 +1,0 @@
-"""Plugs the Triton launchers of `tomfisher.kernels` into the operations: one small file per operation."""
