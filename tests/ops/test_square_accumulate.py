@@ -76,6 +76,7 @@ def test_shared_memory_is_refused_before_any_write() -> None:
         ([base[:5], base[4:]], [torch.ones(5), torch.ones(4)], r"F_list\[0\] and F_list\[1\] share memory"),
         ([torch.zeros(4), F], [torch.ones(4), F], r"F_list\[1\] and grad_list\[1\] share memory"),
         ([base[:4]], [base[2:6]], r"F_list\[0\] and grad_list\[0\] share memory"),
+        ([base[::2], base[4:6]], [torch.ones(4), torch.ones(2)], r"F_list\[0\] and F_list\[1\] share memory"),
     ]:
         with pytest.raises(ValueError, match=message):
             square_accumulate_(Fs, gradients)
