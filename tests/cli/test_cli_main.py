@@ -193,7 +193,7 @@ def raising(error):
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(monkeypatch, capsys):
     stand_in(monkeypatch, raising(KeyboardInterrupt()))
     assert main(["ls"]) == 130
-    assert "run the same command to go on" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 def test_full_disk_is_named_with_the_way_out(monkeypatch, capsys):

@@ -52,9 +52,9 @@ def test_what_was_made_of_this_run_is_shown(folder, ablations):
     [
         (of_run(OTHER), "its mask is none of those in"),
         (of_run(model={"weights_sha256": "x" * 64}), "the model has other weights"),
-        (of_run(data={"questions": "q" * 64, "control": "d" * 64}), "task or control text are others"),
-        (of_run(data={"questions": "r" * 64, "control": "c" * 64}), "the questions are others"),
-        (of_run(config={**ASKED, "task": "irony"}), "task or control text are others"),
+        (of_run(data={"questions": "q" * 64, "control": "d" * 64}), "the task or the control text differs"),
+        (of_run(data={"questions": "r" * 64, "control": "c" * 64}), "the questions differ"),
+        (of_run(config={**ASKED, "task": "irony"}), "the task or the control text differs"),
     ],
 )
 @pytest.mark.parametrize("name", ["ablations", "finetune"])

@@ -54,7 +54,7 @@ def test_an_interrupted_study_is_read_from_its_points(run, results):
     assert data.name == "tiny, stories against prose"
     assert whats(data) == ["The end of the study", "Control-only masks", "Random masks"]
     assert "5 points are measured, at 2 of 3 values of kappa" in data.missing[0].why
-    assert data.missing[0].why.startswith("Unfinished: run the same command to go on.")
+    assert data.missing[0].why.startswith("Unfinished: run the same command to resume.")
     assert "at kappa = 0.0001" in data.missing[1].why
 
 

@@ -232,7 +232,7 @@ def test_an_interrupted_study_says_so_at_the_top(make_run, results):
     folder = make_run(results=results)
     data = replace(load(folder), complete=False)
     text = " ".join(Page(render([data])[0]).text)
-    assert "So far: an effect was found. Unfinished: run the same command to go on." in text
+    assert "So far: an effect was found. Unfinished: run the same command to resume." in text
 
 
 def test_the_page_is_small(run):

@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
         "parts of a study's mask, and changes of frequencies and sinks, through the same evaluation",
         "Measure a study's model again with parts of its mask alone (W_Q and W_K, V and O, the MLP, the rows of the\n"
         "dominant rotary frequencies), and with queries, keys or attention changed while the weights stay as they\n"
-        "are; each beside random controls. Finished points are kept: the same command goes on where it stopped,\n"
+        "are; each beside random controls. Finished points are kept: the same command resumes where it stopped,\n"
         "another --only adds to them, and p is corrected over all of them.\n\n"
         f"{ABLATIONS}\n\n"
         "BAND is slow, middle, fast or dominant. Keys are those of the first token unless TOKEN, counted from 0, is\n"

@@ -48,10 +48,10 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "analyze",
         "RoPE frequencies, attention sinks and the shape of a mask, before and after it",
-        "Run prompts through a model and print, per layer, which rotary frequencies its queries and keys live in\n"
-        "and how much attention the first token gets. With --mask, once more with the masked weights overwritten,\n"
+        "Run prompts through a model and print, per layer, which rotary frequencies its queries and keys use\n"
+        "and how much attention the first token gets. With --mask, again with the masked weights overwritten:\n"
         "what changed, and where the mask lies: layers, modules, heads, frequencies, rank. A part that a model cannot\n"
-        "have (RoPE of MPT, sinks of Mamba) is said, the rest is done. --compare_masks needs no model.",
+        "have (RoPE of MPT, sinks of Mamba) is named and skipped. --compare_masks needs no model.",
         (
             "tomfisher analyze --model smollm2-135m --task false-belief --limit 64",
             "tomfisher analyze --model testbed-llama --task testbed \\\n"
@@ -71,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
         "--max_length", type=int, help="cut prompts to this many tokens [the model's context]"
     )
     parser.add_argument(
-        "--parts", help="what to look at: rope, sinks, profile [rope,sinks, with --mask also profile]"
+        "--parts", help="what to measure: rope, sinks, profile [rope,sinks, with --mask also profile]"
     )
     parser.add_argument(
         "--maps", default="", help="LAYER.HEAD,...: write these heads' whole attention maps, first prompt"
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         report["overlap"], block = _compare_masks(args.compare_masks)
         blocks.append(block)
     elif not hasattr(args, "model"):
-        raise ValueError("analyze looks at a model or at masks: give --model, or --compare_masks FILE FILE.")
+        raise ValueError("analyze takes a model or masks: give --model, or --compare_masks FILE FILE.")
     if hasattr(args, "model"):
         found, tables = _analyze(args)
         report |= found

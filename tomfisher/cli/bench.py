@@ -15,13 +15,13 @@ from tomfisher.progress import note
 BENCHMARKS = {
     "fisher": "fisher_diagonal of a whole model against the paper's loop, BackPACK, Opacus and vmap(grad)",
     "squared_gradient": "squared_gradient_ on one layer against matrix products without squares and other forms",
-    "linear": "float32 linear layers on the CPU: oneDNN against what PyTorch takes",
+    "linear": "float32 linear layers on the CPU: oneDNN against PyTorch's own choice",
     "masked_fill": "first fill, later fills and undo of a whole model's weights against index loops and copies",
     "topk": "exact top-k on the CPU, in memory and from a file, against torch, numpy and the C++ library",
     "topk_gpu": "exact top-k on a GPU against torch.topk and one read of the values",
     "growth": "how Fisher grows with samples, tokens and parameters, and top-k with length and threads",
     "choice": "multiple choice: one answer at a time, padded batches, distinct rows, shared by steps, packed",
-    "analysis": "a look inside (RoPE spectrum, attention sinks) against the forward passes alone; the report of a run",
+    "analysis": "the analysis (RoPE spectrum, attention sinks) against the forward passes alone; the report of a run",
     "gpu_tests": "the GPU tests, with a record of which kernels they ran on which sources",
 }
 GPUS = ("h100", "h200", "a100")

@@ -37,7 +37,8 @@ def add_parser(subparsers: Any) -> None:
         "accuracy per condition, and perplexity, of a model with or without a mask",
         "Answer a task's questions and print accuracy with 95 % intervals per condition. With --mask the same\n"
         "questions are answered again with the masked weights overwritten, and the two are compared (exact\n"
-        "sign-flip test over scenes). With --control the perplexity on that text is measured too.",
+        "sign-flip test over clusters, the questions on one story). With --control the perplexity on that text is\n"
+        "measured too.",
         (
             "tomfisher evaluate --model smollm2-135m --task false-belief --limit 160",
             "tomfisher evaluate --model testbed-llama --task testbed --control testbed \\\n"

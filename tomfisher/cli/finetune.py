@@ -39,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "entries and with LoRA of as many parameters. Learning rates are chosen on stories of neither part.\n"
         "With --damage, weights are overwritten first: can the training restore what they did?\n"
         "The Fisher stories of false-belief tasks have no controls, so look at the other conditions too: a model that\n"
-        "learns to answer everything like a false belief shows there. --balanced trains on every condition, --train\n"
+        "learns to treat everything as a false belief shows there. --balanced trains on every condition, --train\n"
         "on stories of your own.",
         (
             "tomfisher finetune --model smollm2-135m --task false-belief --mask m.safetensors --steps 100 \\\n"

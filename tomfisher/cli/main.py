@@ -90,7 +90,7 @@ def _execute(args: argparse.Namespace) -> int:
             refuse_own_input(args)
         return int(args.execute(args) or 0)
     except KeyboardInterrupt:
-        note("interrupted. Finished parts are kept; run the same command to go on.")
+        note("interrupted. Finished parts are kept; run the same command to resume.")
         return 130
     except Exception as error:
         message = explain(error)

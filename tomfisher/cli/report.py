@@ -15,8 +15,8 @@ def add_parser(subparsers: Any) -> None:
         "report",
         "figures, tables and verdict of a run as one HTML page",
         "Write RUN/report.html, a single file that needs no network, and the figures as SVG and PNG into RUN/figures.\n"
-        "A second run is reported on the same page and compared with the first, or it is said why it cannot be.\n"
-        "What a run does not have yet is named; the rest is there.",
+        "A second run is reported on the same page and compared with the first, or the page says why it cannot be.\n"
+        "What a run does not have yet is listed there.",
         (
             "tomfisher report runs/demo-testbed",
             "tomfisher report runs/architectures",

@@ -143,9 +143,9 @@ class Config:
         kind="int",
     )
     perplexity_stride: int | None = _setting(None, "step between windows, tokens [the window]", kind="int")
-    analysis_prompts: int = _setting(64, "questions that the look inside after the sweep reads; 0: no look")
+    analysis_prompts: int = _setting(64, "questions read by the analysis after the sweep; 0: no analysis")
     analysis_random_masks: int = _setting(
-        3, "random masks that the look inside sees; at most the study's at that kappa, at least 1"
+        3, "random masks in that analysis; at most the study's at that kappa, at least 1"
     )
     seed: int = _setting(0, "seed of samples, questions and random masks")
     device: str | None = _setting(None, "cpu, cuda or cuda:N [cuda if there is one]", kind="str")

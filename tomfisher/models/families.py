@@ -363,7 +363,7 @@ def _unturned(index: int, seen: Probed) -> str:
             "the model or its config names."
         )
     part = "q" if not seen.made["q"] else "k"
-    return f"{_why(index, part, {}, [])[:-1]}, so it cannot be told how they are rotated."
+    return f"{_why(index, part, {}, [])[:-1]}, so how they are rotated cannot be determined."
 
 
 def _position(model: Any, probed: list[Probed], layers: list[Layer], embedded: bool) -> Position:

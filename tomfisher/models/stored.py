@@ -33,7 +33,7 @@ def check_files(folder: Path, source: str) -> None:
         if files != {WHOLE}:
             raise ValueError(
                 f"Model {source!r} is there twice: {WHOLE}, and {INDEX} with {len(files)} other files. Which of the "
-                "two is meant cannot be told. Take one of them out of the folder."
+                "two is meant cannot be determined. Take one of them out of the folder."
             )
     settings = read_json(folder / "config.json")
     if any(key in part for part in (settings, settings.get("text_config") or {}) for key in EXPLAINED):

@@ -216,8 +216,8 @@ def _interrupted(results: Results, config: dict[str, Any]) -> Missing:
     planned = config.get("kappas") or []
     return Missing(
         "The end of the study",
-        f"Unfinished: run the same command to go on. {len(results.points)} points are measured, at "
-        f"{len(results.kappas)} of {len(planned) or 'the planned'} values of kappa, and the verdict is of these alone.",
+        f"Unfinished: run the same command to resume. {len(results.points)} points are measured, at "
+        f"{len(results.kappas)} of {len(planned) or 'the planned'} values of kappa; the verdict covers these alone.",
     )
 
 
@@ -233,9 +233,7 @@ def _controls(results: Results) -> list[Missing]:
         if absent:
             everywhere = len(absent) == len(results.kappas)
             where = "at any kappa" if everywhere else f"at kappa = {', '.join(absent)}"
-            found.append(
-                Missing(what, f"None was measured {where}, so the comparison with them is open there.")
-            )
+            found.append(Missing(what, f"None was measured {where}, so there is no comparison with them."))
     return found
 
 

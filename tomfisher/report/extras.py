@@ -51,7 +51,7 @@ def read_extras(path: Path, origin: Mapping[str, Any]) -> tuple[dict[str, Any], 
         elif content is not None:
             reasons = foreign(name, content.get("provenance"), origin, path)
             if reasons:
-                why = f"{file} is not of this run: {'; '.join(reasons)}. {again}"
+                why = f"{file} does not belong to this run: {'; '.join(reasons)}. {again}"
                 missing.append(Missing(file.name, why))
             else:
                 found[name] = content
@@ -86,9 +86,9 @@ def foreign(name: str, theirs: Any, ours: Mapping[str, Any], path: Path) -> list
     if _differ(theirs, ours, "model", "weights_sha256"):
         reasons.append("the model has other weights")
     if _differ(theirs, ours, "data", "control") or _differ(theirs, ours, "config", "task"):
-        reasons.append("task or control text are others")
+        reasons.append("the task or the control text differs")
     elif _differ(theirs, ours, "data", "questions") and not _asked_otherwise(theirs, ours):
-        reasons.append("the questions are others")
+        reasons.append("the questions differ")
     if name == "grid":
         if any(_differ(theirs, ours, "fisher", which, "data_sha256") for which in ("task", "control")):
             reasons.append("its masks come from other Fisher diagonals")

@@ -125,7 +125,7 @@ def _run(data: RunData, sections: list[Section], prefix: str) -> dict[str, Any]:
     if not verdict.enough:
         word = "Not enough questions to find an effect."
     if not data.complete:
-        word = f"So far: {word[0].lower()}{word[1:]} Unfinished: run the same command to go on."
+        word = f"So far: {word[0].lower()}{word[1:]} Unfinished: run the same command to resume."
     return {
         "id": prefix,
         "name": data.heading,

@@ -78,7 +78,7 @@ def draw(data: RunData) -> tuple[list[Picture], list[Missing]]:
         except DAMAGED as error:
             reason = f"{type(error).__name__}: {error}"
             missing.append(
-                Missing(f"Figure {name}", f"What the run holds for it cannot be drawn ({reason}).")
+                Missing(f"Figure {name}", f"The data of the run for it cannot be drawn ({reason}).")
             )
     return pictures, missing
 

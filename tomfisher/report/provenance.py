@@ -38,8 +38,8 @@ def provenance_section_parts(data: RunData) -> tuple[list[str], list[Table], lis
     ]
     command = origin.get("command")
     if isinstance(command, list):
-        blocks.append(("What it was first run by", " ".join(map(_quoted, command))))
-    texts = [] if origin else ["The results carry no provenance: the study did not come to its end."]
+        blocks.append(("The command that first ran it", " ".join(map(_quoted, command))))
+    texts = [] if origin else ["The results carry no provenance: the study did not finish."]
     tables = []
     if rows := _short(origin):
         tables.append(Table("The study in short.", ["What", "Value"], rows, (1,)))

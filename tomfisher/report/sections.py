@@ -126,7 +126,7 @@ class Writer:
             except DAMAGED as error:
                 reason = f"{type(error).__name__}: {error}"
                 self.missing.append(
-                    Missing(f"A table of {what}", f"What the run holds for it is damaged ({reason}).")
+                    Missing(f"A table of {what}", f"The data of the run for it are damaged ({reason}).")
                 )
                 continue
             if table is not None:
@@ -184,7 +184,7 @@ class Writer:
 
     def _sinks(self, inside: Mapping[str, Any], prompts: str) -> None:
         text = (
-            f"{prompts} Many heads park their attention on the first token. The paper finds that the mask turns "
+            f"{prompts} Many heads put most of their attention on the first token. The paper finds that the mask turns "
             "queries away from that token's key, so that attention leaves it."
         )
         try:
@@ -204,7 +204,7 @@ class Writer:
             self.missing.append(
                 Missing(
                     "Sink rate of all prompts" if long else "Sink rate",
-                    f"It looks at the first {window} tokens, and {prompts - long} of the {prompts} prompts have fewer: "
+                    f"It covers the first {window} tokens, and {prompts - long} of the {prompts} prompts have fewer: "
                     f"{f'it is of the other {long}' if long else 'there is none'}. For longer prompts: tomfisher "
                     "analyze --model MODEL --texts FILE --parts sinks.",
                 )

@@ -68,7 +68,7 @@ def sweep_table(data: RunData) -> Table:
         "Rise",
     ]
     return Table(
-        "Every mask of the sweep. Questions come several to a scene: intervals are Wilson's for the number of "
+        "Every mask of the sweep. Questions on one story form a cluster: intervals are Wilson's for the number of "
         f"independent questions that they are worth, p is the {TEST} against the untouched model, and its correction "
         "runs over the values of κ of the task-minus-control mask. Random masks: least to most over the seeds.",
         columns,
@@ -241,8 +241,9 @@ def sparsity_table(profile: Mapping[str, Any]) -> Table | None:
     if not rows:
         return None
     return Table(
-        "Sparse and of low rank? Means over the matrices of a kind, beside what a random mask of the same size has. "
-        "Effective rank: exp of the entropy of the normalised singular values of the change.",
+        "Is the mask sparse, and the change of low rank? Means over the matrices of a kind; in brackets those of a "
+        "random mask of the same size. Effective rank: exp of the entropy of the normalised singular values of the "
+        "change.",
         [
             "Matrix",
             "Masked",

@@ -164,7 +164,7 @@ def _tail(tokenizer: Any, prompt: str, continuation: str, bos: str, dropped: set
     if clean.ids[len(clean.ids) - number :] != ids[len(ids) - number :]:
         raise ValueError(
             f"The tokenizer drops characters of the prompt {prompt[-60:]!r} ({shown}), and where {continuation!r} "
-            "begins in its tokens cannot be told. Leave these characters out of the prompt."
+            "begins in its tokens cannot be determined. Leave these characters out of the prompt."
         )
     return number
 
