@@ -88,3 +88,15 @@ def words(line: str) -> list[str]:
 def figures(line: str) -> tuple[float, float]:
     nnz, accuracy = re.search(r"(\d+) weights.*accuracy (\d\.\d+)", line).groups()  # type: ignore[union-attr]
     return float(nnz), float(accuracy)
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_files_that_a_page_names_are_there(page: str) -> None:
+    """In backticks, from the root, from the package or from beside a file named before in the same entry."""
+    for entry in re.split(r"\n(?=- |\| |\d\. )", (ROOT / page).read_text(encoding="utf-8")):
+        folders = [ROOT, ROOT / "tomfisher"]
+        for name in re.findall(r"`([\w/.]+)`", entry):
+            found = [folder / name for folder in folders if (folder / name).exists()]
+            if name.endswith(".py") and "NAME" not in name:
+                assert found, f"{name} in: {entry}"
+            folders += [path if path.is_dir() else path.parent for path in found]
