@@ -137,7 +137,7 @@ def _whole(mask: SparseMask, name: str, layer: Layer | None) -> PartCount:
 
 
 def short_name(name: str) -> str:
-    """A weight's name behind its layer's number: "mlp.gate_proj"; further numbers (experts) become an asterisk."""
+    """A weight's name within its layer: "mlp.gate_proj"; further numbers (experts) become an asterisk."""
     number = layer_index(name)
     rest = name if number is None else f".{name}".partition(f".{number}.")[2] or name
     return _NUMBERS.sub("*", f".{rest}")[1:].removesuffix(".weight")

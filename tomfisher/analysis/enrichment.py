@@ -25,7 +25,7 @@ CORRECTIONS: dict[Level, str] = {"model": "holm", "layer": "benjamini-hochberg",
 
 @dataclass(frozen=True)
 class RowTest:
-    """The masked entries of W_Q or W_K that lie in certain rows, beside what chance would put there.
+    """The masked entries of W_Q or W_K that lie in certain rows, compared with chance.
 
     Attributes:
         level: one "head" of one layer, all heads of a "layer", or all layers of the "model".

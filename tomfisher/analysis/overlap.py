@@ -1,4 +1,4 @@
-"""How much masks have in common, beside what random masks of their sizes would have."""
+"""How much masks have in common, compared with random masks of the same sizes."""
 
 from __future__ import annotations
 

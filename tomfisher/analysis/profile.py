@@ -25,7 +25,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sparsity:
-    """One matrix: how scattered its masked entries are and of which rank the change is, beside a random mask.
+    """One matrix: how scattered its masked entries are and of which rank the change is, compared with a random mask.
 
     Attributes:
         layer: its number; None outside the layers.
@@ -68,7 +68,7 @@ class MaskProfile:
         parts: counts, part by part.
         enrichment: tests of the rows of rotary frequencies; None where `unavailable` says why.
         matrices: rows, columns and ranks, matrix by matrix.
-        seed: of the random mask beside them.
+        seed: of the random mask that they are compared with.
         unavailable: "heads", "enrichment", "change": why it is missing; "change" also where only some matrices have
             none (their `unranked`).
     """
@@ -114,7 +114,7 @@ class MaskProfile:
         return [self._shares({"layer": layer}, found[layer]) for layer in order]
 
     def _shares(self, named: dict[str, Any], counts: tuple[int, int]) -> dict[str, Any]:
-        """Share of the mask beside share of the weights, and their ratio."""
+        """Share of the mask, share of the weights, and their ratio."""
         masked, weights = counts
         share = masked / self.nnz if self.nnz else math.nan
         expected = weights / self.numel
@@ -189,7 +189,7 @@ def mask_profile(
         spectrum: `rope_spectrum` of the untouched model, which says what pairs are dominant; None leaves the tests
             of frequencies out.
         fill: what the entries become (`tomfisher.perturb`), for the change ΔW; None leaves the ranks out.
-        seed: of the random mask that stands beside this one, and of the fill "noise".
+        seed: of the random mask to compare with, and of the fill "noise".
         compat: see `tomfisher.perturb`.
         dominant_pairs: how many pairs of each head count as dominant.
 
@@ -266,12 +266,14 @@ def _matrices(
         for which in (mask, random)
     ]
     found = []
-    for own, beside, *both in zip(*spreads, *changes, strict=True):
+    for own, other, *both in zip(*spreads, *changes, strict=True):
         reasons = [change for change in both if isinstance(change, str)]
-        one, other = (None if reasons or not isinstance(change, RankChange) else change for change in both)
+        change, random_change = (
+            None if reasons or not isinstance(change, RankChange) else change for change in both
+        )
         layer = layers[own.tensor.partition("[")[0]]
         reason = reasons[0] if reasons else None
-        found.append(Sparsity(layer, own.tensor, own, beside, one, other, reason))
+        found.append(Sparsity(layer, own.tensor, own, other, change, random_change, reason))
     return found
 
 
@@ -300,6 +302,6 @@ def _sparsity_row(kind: str, found: list[Sparsity]) -> dict[str, Any]:
         "columns_expected": mean(lambda m: m.spread.columns.expected),
         "ranked": n,
         "effective_rank": sum(own.effective_rank for own, _ in ranked) / n if n else None,
-        "effective_rank_random": sum(beside.effective_rank for _, beside in ranked) / n if n else None,
+        "effective_rank_random": sum(random.effective_rank for _, random in ranked) / n if n else None,
         "full_rank": sum(own.full for own, _ in ranked) / n if n else None,
     }

@@ -1,4 +1,4 @@
-"""How scattered a mask's entries are in a matrix: distinct rows and columns beside those of a random mask."""
+"""How scattered a mask's entries are in a matrix: distinct rows and columns, compared with a random mask."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Spread:
     columns: Axis
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, nested; NaN where there is nothing to say."""
+        """Everything, nested; NaN where nothing is masked."""
         return {**vars(self), "rows": vars(self.rows), "columns": vars(self.columns)}
 
 

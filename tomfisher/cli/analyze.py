@@ -29,14 +29,14 @@ TITLES = {
     "sinks": "Attention to the first token, mean over heads (angles in degrees, entropies in nats)",
 }
 PROFILE_TITLES = {
-    "groups": "Mask profile: share of the masked weights beside the share of all weights of the mask's tensors",
+    "groups": "Mask profile: share of the masked weights and share of all weights of the mask's tensors",
     "kinds": "Mask profile by weight",
     "layers": "Mask profile by layer",
-    "frequencies": "Mask profile: rows of W_Q and W_K by rotary frequency, beside a random mask of the same counts",
+    "frequencies": "Mask profile: rows of W_Q and W_K by rotary frequency, and as expected by chance",
     "sparsity": "Mask profile: distinct rows and columns, effective rank of the change; means over matrices",
 }
 HEAD_COLUMNS = ("layer", "part", "head", "pairs", "masked", "found", "expected", "fold", "p_corrected")
-OVERLAP_TITLE = "Overlap of masks, beside random masks of the same counts"
+OVERLAP_TITLE = "Overlap of masks, compared with random masks of the same counts"
 PROFILE = "profile"
 PROMPT_FIELDS = ("bos", "chat_template", "system_prompt")
 LARGEST = 5

@@ -79,7 +79,7 @@ def combinations(ablations: Sequence[Ablation], size: int) -> list[Ablation]:
     """The ablations, and all their combinations of up to `size`, each once.
 
     Those that would do the same thing twice are left out: "full" or "qk" with a part of it, or two parts that make a
-    third one that is there ("dominant-rows" and "other-rows" beside "qk").
+    third one of the list ("dominant-rows" and "other-rows" where "qk" is one).
 
     Raises:
         ValueError: `size` is below 1.

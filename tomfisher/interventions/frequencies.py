@@ -107,7 +107,7 @@ class ScalePairs(Intervention):
                     acts = torch.zeros(len(pairs), 1, dtype=torch.bool)
                     acts[heads] = True
                     factors[i] = _per_dimension(
-                        attention, self._dealt(pairs, layer, part) & acts, self.factor
+                        attention, self._permuted(pairs, layer, part) & acts, self.factor
                     )
             edits[layer] = _scaling(*factors)
         return edits
@@ -128,7 +128,7 @@ class ScalePairs(Intervention):
         pairs[:, numbers] = True
         return pairs
 
-    def _dealt(self, pairs: Tensor, layer: int, part: Part) -> Tensor:
+    def _permuted(self, pairs: Tensor, layer: int, part: Part) -> Tensor:
         """The pairs, or as many random ones of each head for a control."""
         if self.seed is None:
             return pairs

@@ -82,7 +82,7 @@ def needed(architecture: Architecture, internals: Internals | None, what: str) -
 
 
 class _MeanQuery:
-    """Sums the rotated queries behind the first token of each prompt."""
+    """Sums the rotated queries after the first token of each prompt."""
 
     def __init__(self) -> None:
         self._sums: dict[int, Tensor] = {}

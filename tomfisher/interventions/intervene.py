@@ -32,7 +32,7 @@ def intervene(model: Any, *interventions: Intervention, internals: Internals | N
 
     Interventions act in the order given, and those of an outer block before those of an inner one. They act where
     queries and keys enter attention: a key-value cache holds untouched keys, so a text gives the same whether it runs
-    at once or behind a cache. Analyses inside the block (`tomfisher.analysis`) see the changed queries and keys, but
+    at once or on a cache. Analyses inside the block (`tomfisher.analysis`) see the changed queries and keys, but
     not what `off_sink` adds to the scores. On any exit everything is as it was before.
 
     Args:
@@ -88,7 +88,7 @@ class _Session:
             _patch()
 
     def close(self) -> None:
-        """Stop acting; nothing is left behind."""
+        """Stop acting and remove every hook."""
         for handle in self._handles:
             handle.remove()
         with _LOCK:
