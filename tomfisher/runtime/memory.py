@@ -44,7 +44,7 @@ def token_budget(tokens_per_batch: int | str, model: nn.Module, device: torch.de
 def auto_tokens_per_batch(model: nn.Module, device: torch.device) -> int:
     """A first guess of the token budget; out-of-memory halves it during the run.
 
-    On the CPU 512: fewer are slower, more keep more activations (README, "Speed"). On a GPU half
+    On the CPU 512: fewer are slower, more keep more activations (benchmarks/README.md). On a GPU half
     the free memory over the bytes that one token's activations and logits need, at most 16,384 tokens.
     """
     if device.type != "cuda":

@@ -2,7 +2,7 @@
 
 PyTorch multiplies float32 matrices on an x86 CPU with MKL, whose kernels are made for Intel's processors. oneDNN,
 which is in the same library and does PyTorch's bfloat16 products, comes nearer to the peak of an AMD EPYC (Zen 4):
-`tomfisher bench linear`, README, "Speed".
+`tomfisher bench linear`, benchmarks/README.md.
 """
 
 from __future__ import annotations
