@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tomfisher.ablation.results import AblationPoint, Ablations, ablation_key
 from tomfisher.evaluate.records import Scores
 from tomfisher.experiment.results import BASELINE, RANDOM, TASK_CONTROL, conditions_of, with_scenes
-from tomfisher.interventions import Ablation, Internals, Intervention, intervene, restrict
+from tomfisher.interventions import Ablation, Internals, Intervention, Target, intervene, restrict
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.rules import remembered
@@ -145,7 +145,7 @@ def _plan(
                 raise UnsupportedModel(reason)
             for intervention in ablation.interventions:
                 assert architecture is not None
-                intervention.bind(model, architecture, internals)
+                intervention.bind(Target(model, architecture, internals))
         except UnsupportedModel as error:
             left_out[ablation.name] = str(error)
             continue

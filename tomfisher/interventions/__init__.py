@@ -1,7 +1,7 @@
 """Interventions: changes to queries, keys and attention scores while a block runs, and parts of a mask."""
 
 from tomfisher.interventions.ablation import INTERVENTIONS, Ablation, combinations, parse, parse_all
-from tomfisher.interventions.base import Intervention
+from tomfisher.interventions.base import Intervention, Target
 from tomfisher.interventions.frequencies import ScaleBand, ScalePairs
 from tomfisher.interventions.internals import Internals, measure_internals
 from tomfisher.interventions.intervene import intervene
@@ -21,6 +21,7 @@ __all__ = [
     "ScaleBand",
     "ScaleKey",
     "ScalePairs",
+    "Target",
     "combinations",
     "intervene",
     "measure_internals",

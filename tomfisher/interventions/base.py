@@ -7,7 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,33 @@ if TYPE_CHECKING:
 
 Place = int | tuple[int, int]  # a layer, or (layer, query head)
 LAST_RANDOM_POSITION = 16
+
+
+class Target(NamedTuple):
+    """The model that an intervention acts on.
+
+    Attributes:
+        model: the model.
+        architecture: of that model.
+        internals: measurements of the untouched model, for interventions that depend on them.
+    """
+
+    model: Any
+    architecture: Architecture
+    internals: Internals | None = None
+
+    def measured(self, what: str) -> Internals:
+        """The internals, which `what` cannot do without.
+
+        Raises:
+            ValueError: there are none, or none of this model.
+        """
+        internals = self.internals
+        if internals is None or not internals.mean_query.keys() >= self.architecture.attention.keys():
+            raise ValueError(
+                f"{what} depends on what the untouched model does. Give internals=measure_internals(model, prompts)."
+            )
+        return internals
 
 
 class FormError(ValueError):
@@ -76,13 +103,8 @@ class Intervention(ABC):
         """
 
     @abstractmethod
-    def bind(self, model: Any, architecture: Architecture, internals: Internals | None) -> dict[int, Edit]:
+    def bind(self, target: Target) -> dict[int, Edit]:
         """What to do in each layer of one model.
-
-        Args:
-            model: the model.
-            architecture: of that model.
-            internals: measurements of the untouched model, for interventions that depend on them.
 
         Raises:
             UnsupportedModel: the model has no such part.

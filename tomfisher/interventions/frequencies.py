@@ -14,6 +14,7 @@ from tomfisher.interventions.base import (
     FormError,
     Intervention,
     Place,
+    Target,
     finite,
     key_heads,
     number,
@@ -21,8 +22,8 @@ from tomfisher.interventions.base import (
     read_number,
 )
 from tomfisher.interventions.inputs import AttentionInputs, Edit
-from tomfisher.interventions.internals import Internals, needed
-from tomfisher.models.families import Architecture, Attention, UnsupportedModel
+from tomfisher.interventions.internals import Internals
+from tomfisher.models.families import Attention, UnsupportedModel
 from tomfisher.runtime.gate import position_limit
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ class ScalePairs(Intervention):
     def _read(text: str) -> Sequence[int] | str:
         return read_integers(text)
 
-    def bind(self, model: Any, architecture: Architecture, internals: Internals | None) -> dict[int, Edit]:
+    def bind(self, target: Target) -> dict[int, Edit]:
         """See `Intervention.bind`."""
+        architecture = target.architecture
         try:
             architecture.rotating()
         except UnsupportedModel as error:
@@ -103,7 +105,7 @@ class ScalePairs(Intervention):
             for i, part in enumerate(PARTS):
                 if part in self.parts:
                     heads = chosen if part == "q" else key_heads(attention, chosen)
-                    pairs = self._of_layer(layer, part, model, architecture, internals)
+                    pairs = self._of_layer(target, layer, part)
                     acts = torch.zeros(len(pairs), 1, dtype=torch.bool)
                     acts[heads] = True
                     factors[i] = _per_dimension(
@@ -116,11 +118,9 @@ class ScalePairs(Intervention):
         """As many pairs of each head, drawn at random."""
         return replace(self, seed=seed)
 
-    def _of_layer(
-        self, layer: int, part: Part, model: Any, architecture: Architecture, internals: Internals | None
-    ) -> Tensor:
+    def _of_layer(self, target: Target, layer: int, part: Part) -> Tensor:
         """Bool `[heads, P]`: the pairs to scale in one layer."""
-        heads, count = _shape(architecture.attention[layer], part)
+        heads, count = _shape(target.architecture.attention[layer], part)
         numbers = [int(pair) for pair in self.pairs]
         if max(numbers) >= count:
             raise ValueError(f"{self.name}: layer {layer} has rotary pairs 0 to {count - 1}.")
@@ -167,18 +167,16 @@ class ScaleBand(ScalePairs):
     def _read(text: str) -> str:
         return text
 
-    def _of_layer(
-        self, layer: int, part: Part, model: Any, architecture: Architecture, internals: Internals | None
-    ) -> Tensor:
-        attention = architecture.attention[layer]
+    def _of_layer(self, target: Target, layer: int, part: Part) -> Tensor:
+        attention, internals = target.architecture.attention[layer], target.internals
         assert attention.rotary is not None
         heads, count = _shape(attention, part)
         if self.pairs == DOMINANT:
-            spectrum = needed(architecture, internals, self.name).spectrum
+            spectrum = target.measured(self.name).spectrum
             assert spectrum is not None
             (own,) = (s for s in spectrum.layers if s.layer == layer)
             return torch.nn.functional.one_hot(own.dominant(part), count).bool()
-        context = self.context or (internals.longest if internals else None) or position_limit(model)
+        context = self.context or (internals.longest if internals else None) or position_limit(target.model)
         if context is None:
             raise ValueError(
                 f"{self.name}: give context, the tokens that the bands are relative to; the model names no limit."

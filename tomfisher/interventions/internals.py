@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tomfisher.analysis.collect import TOKENS_PER_BATCH, Collector, collect
 from tomfisher.analysis.rope import RopeCollector, RopeSpectrum
-from tomfisher.models.families import Architecture, describe
+from tomfisher.models.families import describe
 from tomfisher.models.queries import QueryKey
 from tomfisher.runtime.torch_state import plain_torch
 
@@ -66,19 +66,6 @@ def measure_internals(
     lengths = collect(model, architecture, prompts, collectors, tokens_per_batch, progress, "internals")
     spectrum = None if rope is None else rope.result(lengths)
     return Internals(spectrum, queries.result(), max(lengths), min(lengths))
-
-
-def needed(architecture: Architecture, internals: Internals | None, what: str) -> Internals:
-    """The internals, which `what` cannot do without.
-
-    Raises:
-        ValueError: there are none, or none of this model.
-    """
-    if internals is None or not internals.mean_query.keys() >= architecture.attention.keys():
-        raise ValueError(
-            f"{what} depends on what the untouched model does. Give internals=measure_internals(model, prompts)."
-        )
-    return internals
 
 
 class _MeanQuery:

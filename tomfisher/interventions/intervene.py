@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tomfisher.interventions.base import Intervention
+from tomfisher.interventions.base import Intervention, Target
 from tomfisher.interventions.inputs import AttentionInputs, Edit
 from tomfisher.interventions.internals import Internals
-from tomfisher.models.families import Architecture, UnsupportedModel, describe
+from tomfisher.models.families import UnsupportedModel, describe
 from tomfisher.models.queries import null_key
 from tomfisher.runtime.torch_state import plain_torch
 
@@ -48,7 +48,7 @@ def intervene(model: Any, *interventions: Intervention, internals: Internals | N
         ValueError: a layer or head that it does not have, or no internals where they are needed.
     """
     with plain_torch():
-        session = _Session(describe(model), model, interventions, internals)
+        session = _Session(Target(model, describe(model), internals), interventions)
     try:
         session.open()
         yield
@@ -59,22 +59,15 @@ def intervene(model: Any, *interventions: Intervention, internals: Internals | N
 class _Session:
     """The edits of one block, by attention module."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        model: Any,
-        interventions: tuple[Intervention, ...],
-        internals: Internals | None,
-    ) -> None:
+    def __init__(self, target: Target, interventions: tuple[Intervention, ...]) -> None:
         self._edits: dict[int, list[Edit]] = {}
         self._past: dict[int, int] = {}
         self._reached: set[int] = set()
         self._handles: list[Any] = []
         self._modules: list[nn.Module] = []
         for intervention in interventions:
-            edits = intervention.bind(model, architecture, internals)
-            for layer, edit in edits.items():
-                module = architecture.attention[layer].module
+            for layer, edit in intervention.bind(target).items():
+                module = target.architecture.attention[layer].module
                 self._edits.setdefault(id(module), []).append(edit)
                 self._modules.append(module)
 

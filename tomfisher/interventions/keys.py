@@ -6,35 +6,33 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tomfisher.interventions.base import OneToken, key_heads
+from tomfisher.interventions.base import OneToken, Target, key_heads
 from tomfisher.interventions.inputs import Edit
-from tomfisher.interventions.internals import Internals, needed
-from tomfisher.models.families import Architecture, Attention
+from tomfisher.models.families import Attention
+
+KeyChange = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class OneKey(OneToken):
     """A change of the key of one token."""
 
-    def bind(self, model: Any, architecture: Architecture, internals: Internals | None) -> dict[int, Edit]:
+    def bind(self, target: Target) -> dict[int, Edit]:
         """See `Intervention.bind`."""
         edits = {}
-        for layer, chosen in self.heads(architecture).items():
-            heads = key_heads(architecture.attention[layer], chosen)
-            change = self.change(layer, heads, architecture, internals)
-            edits[layer] = _edit(self.position, heads, change)
+        for layer, chosen in self.heads(target.architecture).items():
+            heads = key_heads(target.architecture.attention[layer], chosen)
+            edits[layer] = _edit(self.position, heads, self.change(target, layer, heads))
         return edits
 
     @abstractmethod
-    def change(
-        self, layer: int, heads: Tensor, architecture: Architecture, internals: Internals | None
-    ) -> Callable[[Tensor], Tensor]:
-        """What maps the keys `[B, len(heads), D]` of some key heads of a layer, at least float32, to the new ones."""
+    def change(self, target: Target, layer: int, heads: Tensor) -> KeyChange:
+        """What maps the keys `[B, len(heads), D]` of some key heads of a layer, at least float32, to new ones."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ class ScaleKey(OneKey):
     kind: ClassVar[str] = "scale-key"
     form: ClassVar[str] = "scale-key:FACTOR[:TOKEN]"
 
-    def change(
-        self, layer: int, heads: Tensor, architecture: Architecture, internals: Internals | None
-    ) -> Callable[[Tensor], Tensor]:
+    def change(self, target: Target, layer: int, heads: Tensor) -> KeyChange:
         """See `OneKey.change`."""
         return lambda key: key * self.value
 
@@ -76,12 +72,10 @@ class RotateKey(OneKey):
 
     seed: int = 0
 
-    def change(
-        self, layer: int, heads: Tensor, architecture: Architecture, internals: Internals | None
-    ) -> Callable[[Tensor], Tensor]:
+    def change(self, target: Target, layer: int, heads: Tensor) -> KeyChange:
         """See `OneKey.change`."""
         cos, sin = math.cos(math.radians(self.value)), math.sin(math.radians(self.value))
-        drawn = _directions(architecture.attention[layer], self.seed, layer)[heads]
+        drawn = _directions(target.architecture.attention[layer], self.seed, layer)[heads]
 
         def turn(key: Tensor) -> Tensor:
             away = _orthogonal(drawn.to(key), key)
@@ -118,12 +112,10 @@ class AimKey(OneKey):
         if not -1 <= self.value <= 1:
             raise ValueError(f"cosine must lie from -1 to 1, got {self.value}.")
 
-    def change(
-        self, layer: int, heads: Tensor, architecture: Architecture, internals: Internals | None
-    ) -> Callable[[Tensor], Tensor]:
+    def change(self, target: Target, layer: int, heads: Tensor) -> KeyChange:
         """See `OneKey.change`."""
-        attention, sine = architecture.attention[layer], math.sqrt(1 - self.value**2)
-        means = needed(architecture, internals, self.name).mean_query[layer]
+        attention, sine = target.architecture.attention[layer], math.sqrt(1 - self.value**2)
+        means = target.measured(self.name).mean_query[layer]
         shared = means.double().unflatten(0, (attention.kv_heads, -1)).mean(1)[heads]
         goal = shared / shared.norm(dim=-1, keepdim=True)
         drawn = _directions(attention, self.seed, layer)[heads]
@@ -136,7 +128,7 @@ class AimKey(OneKey):
         return aim
 
 
-def _edit(position: int, heads: Tensor, change: Callable[[Tensor], Tensor]) -> Edit:
+def _edit(position: int, heads: Tensor, change: KeyChange) -> Edit:
     return lambda inputs: inputs.with_key(position, heads, change)
 
 

@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tomfisher.interventions.base import OneToken
+from tomfisher.interventions.base import OneToken, Target
 from tomfisher.interventions.inputs import AttentionInputs, Edit
-from tomfisher.interventions.internals import Internals
-from tomfisher.models.families import Architecture, Attention, UnsupportedModel
+from tomfisher.models.families import Attention, UnsupportedModel
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,17 @@ class OffSink(OneToken):
                 f"factor must lie from 0 to 1: what part of the attention stays; got {self.value}."
             )
 
-    def bind(self, model: Any, architecture: Architecture, internals: Internals | None) -> dict[int, Edit]:
+    def bind(self, target: Target) -> dict[int, Edit]:
         """See `Intervention.bind`."""
-        heads = self.heads(architecture)
+        layers, heads = target.architecture.attention, self.heads(target.architecture)
         for layer in heads:
-            module: Any = architecture.attention[layer].module
+            module: Any = layers[layer].module
             if (implementation := module.config._attn_implementation) not in ("eager", "sdpa"):
                 raise UnsupportedModel(
                     f"{self.name} adds to attention scores, which {implementation!r} does not take. Load the model "
                     "with attn_implementation='eager' or 'sdpa'."
                 )
-        return {layer: self._edit(architecture.attention[layer], chosen) for layer, chosen in heads.items()}
+        return {layer: self._edit(layers[layer], chosen) for layer, chosen in heads.items()}
 
     def _edit(self, attention: Attention, heads: Tensor) -> Edit:
         acts = torch.zeros(attention.heads, 1, dtype=torch.bool)
