@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-NEGLIGIBLE = 1e-30
+NEGLIGIBLE = 1e-17  # what a Fourier transform of probabilities leaves as noise
 
 
 class Draw(NamedTuple):
@@ -69,13 +68,16 @@ def tails(draws: Sequence[Draw]) -> Tails:
     def missing(theta: float) -> float:
         return total - sum(law.tilted(theta).mean for law in laws)
 
-    bound = 1.0
-    while missing(-bound) < 0 or missing(bound) > 0:
+    bound = 1.0 if missing(0.0) >= 0 else -1.0
+    while missing(bound) * bound > 0:
         bound *= 2
-    theta = float(brentq(missing, -bound, bound, xtol=1e-6, rtol=1e-6))
+    theta = float(brentq(missing, 0.0, bound, xtol=1e-8, rtol=1e-8))
     tilted = [law.tilted(theta) for law in laws]
-    chances = np.maximum(reduce(convolve, (law.chances for law in tilted)), 0.0)
-    values = np.arange(len(chances)) + sum(law.low for law in tilted) - total
+    low, chances = 0, np.ones(1)
+    for law in tilted:
+        first, chances = _trimmed(convolve(chances, law.chances))
+        low += law.low + first
+    values = np.arange(len(chances)) + low - total
     constant = sum(law.constant for law in tilted) - theta * total
     with np.errstate(under="ignore"):
         chances = chances * np.exp(np.minimum(constant - theta * values, 700.0))
@@ -116,9 +118,14 @@ class _Law:
         constant = _log_sum(logs)
         with np.errstate(under="ignore"):
             chances = np.exp(logs - constant)
-        kept = np.flatnonzero(chances > NEGLIGIBLE)
-        inside = slice(kept[0], kept[-1] + 1)
-        return _Tilted(self.low + int(kept[0]), chances[inside], float(chances @ x), constant)
+        first, kept = _trimmed(chances)
+        return _Tilted(self.low + first, kept, float(chances @ x), constant)
+
+
+def _trimmed(chances: Floats) -> tuple[int, Floats]:
+    """The values between the first and the last that is not negligible, and how many came before them."""
+    kept = np.flatnonzero(chances > NEGLIGIBLE)
+    return int(kept[0]), np.maximum(chances[kept[0] : kept[-1] + 1], 0.0)
 
 
 def _log_sum(logs: Floats) -> float:
