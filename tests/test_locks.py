@@ -11,8 +11,8 @@ import pytest
 
 from tomfisher import locks
 from tomfisher.ablation.folder import AblationFolder
-from tomfisher.experiment.config import Config
-from tomfisher.experiment.run_folder import RunFolder
+from tomfisher.studies.claim import claimed
+from tomfisher.studies.config import Config
 
 
 def test_a_folder_is_locked_once_and_free_again(tmp_path) -> None:
@@ -38,7 +38,7 @@ def test_where_there_are_no_locks_a_file_stands_for_one(tmp_path, monkeypatch, o
     config = Config(model="m", output_path=str(tmp_path))
 
     def opened():
-        return RunFolder.open(config) if open_folder == "run" else AblationFolder.open(tmp_path)
+        return claimed(config) if open_folder == "run" else AblationFolder.open(tmp_path)
 
     with opened() as folder:
         assert folder.path == tmp_path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 
 import tomfisher
 from tomfisher.ablation import Ablations
-from tomfisher.experiment import Config, Results
-from tomfisher.experiment.config import read_yaml as read_config
-from tomfisher.finetune import Comparison
+from tomfisher.results import Results
+from tomfisher.studies import Config
+from tomfisher.studies.config import read_yaml as read_config
 from tomfisher.tasks import corpus
 from tomfisher.tasks.formats import read_stories, read_texts
 from tomfisher.tasks.story import Story
@@ -43,7 +44,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "config": ("f.yaml", read_config),
     "results": ("results.json", Results.load),
     "ablations": ("ablations.json", Ablations.load),
-    "comparison": ("finetune.json", Comparison.load),
+    "comparison": ("finetune.json", partial(Results.load, name="finetune")),
     "json": ("f.json", read_json),
     "yaml": ("f.yaml", read_yaml),
 }

@@ -10,15 +10,16 @@ from tomfisher.version import __version__
 
 if TYPE_CHECKING:
     from tomfisher import evaluate, tasks
-    from tomfisher.experiment import Experiment
     from tomfisher.fisher import FisherDiagonal, fisher_diagonal
     from tomfisher.masks import SparseMask, top_fraction
     from tomfisher.perturbation import perturb
     from tomfisher.sample import Sample
+    from tomfisher.studies import Config, Experiment
     from tomfisher.tasks.encode import encode
 
 _HOMES = {
-    "Experiment": "tomfisher.experiment",
+    "Config": "tomfisher.studies",
+    "Experiment": "tomfisher.studies",
     "FisherDiagonal": "tomfisher.fisher",
     "Sample": "tomfisher.sample",
     "SparseMask": "tomfisher.masks",
@@ -31,7 +32,6 @@ _SUBPACKAGES = (
     "ablation",
     "analysis",
     "evaluate",
-    "experiment",
     "finetune",
     "fisher",
     "interventions",
@@ -40,11 +40,14 @@ _SUBPACKAGES = (
     "ops",
     "perturbation",
     "report",
+    "results",
+    "studies",
     "tasks",
     "testbed",
 )
 
 __all__ = [
+    "Config",
     "Experiment",
     "FisherDiagonal",
     "Sample",

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
     """A small finished study on the testbed model: its folder and its results."""
-    from tomfisher.experiment import Experiment
+    from tomfisher.studies import Experiment
 
     folder = tmp_path_factory.mktemp("study") / "run"
     settings = {

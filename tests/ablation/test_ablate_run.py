@@ -14,8 +14,6 @@ import transformers
 from tomfisher import SparseMask, evaluate, perturb, tasks
 from tomfisher.ablation import Ablations, ablate, ablate_run
 from tomfisher.evaluate.execute import can_pack
-from tomfisher.experiment.measure import Measure
-from tomfisher.experiment.verdict import holm
 from tomfisher.interventions import (
     Ablation,
     OffSink,
@@ -27,6 +25,8 @@ from tomfisher.interventions import (
 )
 from tomfisher.models import describe, load_model
 from tomfisher.models.families import UnsupportedModel
+from tomfisher.results.verdict import holm
+from tomfisher.studies.measure import Measure
 
 NAMES = ["full", "qk", "other-rows", "scale-band:dominant:0.2", "off-sink:0.1", "qk+off-sink:0.1"]
 

@@ -10,8 +10,8 @@ import pytest
 from tomfisher.analysis.analyze import Analysis, analyze
 from tomfisher.benchmarks import bench_analysis, memory
 from tomfisher.cli.main import main
-from tomfisher.experiment.results import Point, Results
 from tomfisher.models import load_model
+from tomfisher.results.points import Point, Results
 
 PROMPTS = [[3, 5, 7, 9, 11, 4], [8, 2, 6], [10, 12, 14, 5]]
 

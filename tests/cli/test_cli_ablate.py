@@ -12,7 +12,7 @@ from tomfisher.report import load
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    from tomfisher.experiment import Experiment
+    from tomfisher.studies import Experiment
 
     folder = tmp_path_factory.mktemp("study") / "run"
     settings = {"n_task": 10, "n_control": 5, "kappas": [0.05], "random_seeds": 1, "limit": 16}

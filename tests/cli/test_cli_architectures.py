@@ -10,11 +10,11 @@ import pytest
 
 from tomfisher import testbed
 from tomfisher.cli.main import main
-from tomfisher.experiment.architecture_folder import above, is_folder, read
-from tomfisher.experiment.results import Results
-from tomfisher.experiment.run_folder import EXTRAS
 from tomfisher.report import load, plot_architectures, write
 from tomfisher.report.style import STATES
+from tomfisher.results.architecture_folder import above, is_folder, read
+from tomfisher.results.folder import EXTRAS
+from tomfisher.results.points import Results
 
 NAMES, KAPPAS = ("llama", "mamba"), (0.01, 0.05)
 FLAGS = {

@@ -9,12 +9,13 @@ import torch
 
 from tomfisher import SparseMask
 from tomfisher.cli.main import main
-from tomfisher.experiment import Config
-from tomfisher.experiment.inputs import stories_sha256
-from tomfisher.finetune import Comparison, Delta, apply
+from tomfisher.finetune import Delta, apply
 from tomfisher.models import load_model
 from tomfisher.report import load as load_report
 from tomfisher.report.extra_tables import grid_table
+from tomfisher.results import Results
+from tomfisher.studies import Config
+from tomfisher.studies.inputs import stories_sha256
 from tomfisher.tasks import load
 from tomfisher.tasks.selection import group_units, shuffle_balanced
 
@@ -54,10 +55,10 @@ def test_trains_measures_and_writes_what_can_be_applied_again(mask_file, tmp_pat
         f"training {SparseMask.load(mask_file).nnz:,} random entries (seed 0), learning rate 0.001"
         in printed.err
     )
-    found = Comparison.load(out)
-    assert [state.name for state in found.states] == ["untouched", "masked", "random", "lora"]
+    found = Results.load(out, "finetune")
+    assert [row.state for row in found.select(condition="all")] == ["untouched", "masked", "random", "lora"]
     mask = SparseMask.load(mask_file)
-    assert found.named("masked")[0].trainable == mask.nnz >= found.named("lora")[0].trainable
+    assert found.select(state="masked")[0].trainable == mask.nnz >= found.select(state="lora")[0].trainable
     assert found.provenance["samples"] == {"train": 8, "validation": 4}
     assert found.provenance["data"]["questions"] and found.provenance["plan"]["steps"] == 2
     delta = Delta.load(out / "delta.safetensors")
@@ -82,12 +83,13 @@ def test_a_run_folder_gives_settings_and_mask_and_damage_is_the_start(mask_file,
     words += ["--damage", str(mask_file), "--fill", "zero"]
     assert main(words) == 0
     found = json.loads((run / "finetune" / "finetune.json").read_text())
-    assert [state["name"] for state in found["states"]] == ["untouched", "start", "masked"]
+    states = [found["baseline"], *found["points"]]
+    assert [state["state"] for state in states] == ["untouched", "start", "masked"]
     config = found["provenance"]["config"]
     assert (config["limit"], config["seed"], config["model"]) == (16, 5, "testbed-llama")
     assert found["provenance"]["damage"]["fill"] in ("zero", "0", "0.0")
     out = capsys.readouterr().out
-    assert "fill zero" in out or found["states"][1]["about"]
+    assert "fill zero" in out or states[1]["about"]
     assert out.splitlines()[-1] == f"Report:  tomfisher report {run}"
     words[words.index("3e-3")] = "1e-2"
     assert main([*words, "--overwrite"]) == 2
@@ -113,11 +115,11 @@ def test_training_stories_of_a_file(mask_file, tmp_path, capsys):
         "random_masks": "0",
     }
     assert main(flags("--no_lora", **given, train=file(others))) == 0
-    provenance = Comparison.load(tmp_path / "out").provenance
+    provenance = Results.load(tmp_path / "out", "finetune").provenance
     assert provenance["samples"] == {"train": 8, "validation": 4} and provenance["train_file"]["sha256"]
     assert not provenance["balanced"]
     assert main(flags("--no_lora", "--overwrite", "--balanced", **given)) == 0
-    provenance = Comparison.load(tmp_path / "out").provenance
+    provenance = Results.load(tmp_path / "out", "finetune").provenance
     assert provenance["samples"] == {"train": 8, "validation": 4} and provenance["balanced"]
     seed = provenance["config"]["seed"]
     units = shuffle_balanced(group_units(load("testbed", seed=seed, split="balanced")), seed)

@@ -235,8 +235,8 @@ def test_a_testbed_model_is_asked_in_its_own_language_and_that_is_said(monkeypat
         seen.append((config.task, config.control))
         raise ValueError("enough")
 
-    monkeypatch.setattr("tomfisher.experiment.plan.plan_study", stop)
-    monkeypatch.setattr("tomfisher.experiment.Experiment", stop)
+    monkeypatch.setattr("tomfisher.studies.plan.plan_study", stop)
+    monkeypatch.setattr("tomfisher.studies.Experiment", stop)
     assert main([command, "--model", "testbed2-mpt"]) == 2
     assert "knows only its own small language: task testbed2, control testbed." in capsys.readouterr().err
     assert main([command, "--model", "testbed2-mpt", "--task", "irony", "--control", "c.txt"]) == 2

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tomfisher.cli.main import main
-from tomfisher.experiment.results import Point, Results
+from tomfisher.results.points import Point, Results
 
 CONDITIONS = {"false-belief": {"n": 10, "accuracy": 0.5, "ci95": [0.24, 0.76], "p_vs_baseline": 1.0}}
 

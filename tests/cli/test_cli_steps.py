@@ -8,8 +8,9 @@ import torch
 
 from tomfisher import FisherDiagonal, SparseMask, perturb
 from tomfisher.cli.main import main
-from tomfisher.experiment import Results
 from tomfisher.models import load_model
+from tomfisher.results import Results
+from tomfisher.results.row import states_of
 
 STUDY = {
     "--model": "testbed-llama",
@@ -160,13 +161,11 @@ def test_evaluate_command_agrees_with_the_study(study, mask_file, tmp_path, caps
     extra = ["--mask", str(mask_file), "--dtype", "fp32", "--output_path", str(report)]
     assert main(["evaluate", *arguments, *extra]) == 0
     results, said = Results.load(study), json.loads(report.read_text())
-    (point,) = results.at(3e-3, "task-control")
-    assert said["baseline"]["conditions"] == results.baseline.conditions
-    assert said["masked"]["conditions"] == point.conditions
-    assert (said["baseline"]["perplexity"], said["masked"]["perplexity"]) == (
-        results.baseline.perplexity,
-        point.perplexity,
-    )
+    points = (results.select(mask="none"), results.select(kappa=3e-3, mask="task-control"))
+    for state, rows in zip(("baseline", "masked"), points, strict=True):
+        (point,) = states_of(rows)
+        assert said[state]["conditions"] == point["conditions"]
+        assert said[state]["perplexity"] == point["perplexity"]
     out = capsys.readouterr().out
     first, _, header = out.splitlines()[:3]
     nnz = SparseMask.load(mask_file).nnz

@@ -147,7 +147,7 @@ def test_flags_of_the_other_method_are_refused(
 
 
 def test_settings_of_the_other_method_in_a_file_are_let_be(tmp_path: Path) -> None:
-    from tomfisher.experiment import Config
+    from tomfisher.studies import Config
 
     (tmp_path / "c.yaml").write_text(Config(model="m", repetitions=5, temperature=0.5).to_yaml())
     assert Config.resolve({}, tmp_path / "c.yaml").repetitions == 5

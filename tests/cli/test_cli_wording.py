@@ -12,9 +12,9 @@ import transformers
 import tomfisher
 from tokenizer_kinds import CHAT, tokenizer_of
 from tomfisher.cli.main import main
-from tomfisher.experiment.config import Config
-from tomfisher.experiment.inputs import Inputs
 from tomfisher.models import load_model
+from tomfisher.studies.config import Config
+from tomfisher.studies.inputs import Inputs
 from tomfisher.tasks import formats
 
 RECORDS = [

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tomfisher.evaluate import GroupScore, Record, Scores, compare, scene_interval, wilson_interval
+from tomfisher.evaluate import GroupScore, Record, Scores, cluster_interval, compare, wilson_interval
 
 
 def record(cell, kind, outcomes, condition="contents/open", logprobs=None):
@@ -25,7 +25,7 @@ def test_by_group_and_all():
     groups = scores.by_group()
     assert list(groups) == ["contents/open", "contents/open/reality", "transfer/present", "all"]
     assert groups["contents/open"] == GroupScore(2, 0.5, wilson_interval(1, 2), 2)
-    whole = scene_interval([1.0, 0.0, 0.0, 1.0], "aabc")
+    whole = cluster_interval([1.0, 0.0, 0.0, 1.0], "aabc")
     assert groups["all"] == GroupScore(4, 0.5, whole, 3)
     assert groups["all"].to_dict() == {"n": 4, "n_scenes": 3, "accuracy": 0.5, "ci95": list(whole)}
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tomfisher.evaluate.statistics import wilson_interval
-from tomfisher.experiment.results import Point, Results
+from tomfisher.results.points import Point, Results
 
 QUESTIONS = 40
 KAPPAS = (1e-5, 1e-4, 1e-3)

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tomfisher.experiment.run_folder import EXTRAS
 from tomfisher.report import load, write
 from tomfisher.report.page import render
 from tomfisher.report.pictures import draw
+from tomfisher.results.folder import EXTRAS
 
 FIGURES = [
     "accuracy",

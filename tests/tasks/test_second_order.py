@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pytest
 
 from tomfisher.evaluate.records import Record, Scores
-from tomfisher.experiment.results import conditions_of
 from tomfisher.files import sha256_of_text
+from tomfisher.results.points import conditions_of
 from tomfisher.tasks import available, load
 from tomfisher.tasks.frames import SecondOrderFrame
 from tomfisher.tasks.generator import CONDITIONS, FAMILIES, POOLS, generate

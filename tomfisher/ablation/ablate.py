@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tomfisher.ablation.results import AblationPoint, Ablations, ablation_key
 from tomfisher.evaluate.records import Scores
-from tomfisher.experiment.results import BASELINE, RANDOM, TASK_CONTROL, conditions_of, with_scenes
 from tomfisher.interventions import Ablation, Internals, Intervention, Target, intervene, restrict
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.progress import progress_bar
+from tomfisher.results.points import BASELINE, RANDOM, TASK_CONTROL, conditions_of, with_scenes
 from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.torch_state import plain_torch
 
@@ -67,7 +67,7 @@ def ablate(
     Args:
         model: a causal language model of transformers.
         mask: over its weights.
-        measure: scores and perplexity of the model in its present state (`tomfisher.experiment.measure.Measure`).
+        measure: scores and perplexity of the model in its present state (`tomfisher.studies.measure.Measure`).
         ablations: what to do, see `parse`.
         internals: of the untouched model (`measure_internals`); for what depends on its frequencies or queries.
         random_seeds: controls per ablation.

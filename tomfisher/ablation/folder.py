@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tomfisher.ablation.results import AblationPoint, Ablations, point_from
-from tomfisher.experiment.run_folder import RunFolder
 from tomfisher.files import atomic_path
 from tomfisher.locks import locked
+from tomfisher.results.folder import RunFolder
 from tomfisher.text_files import read_json
 
 OWN_FILES = ("inputs.json", "ablations.json", "ablations.csv")

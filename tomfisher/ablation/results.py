@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tomfisher.evaluate.records import ALL
-from tomfisher.experiment.results import CSV_COLUMNS, Point
-from tomfisher.experiment.table import align
-from tomfisher.experiment.verdict import holm
+from tomfisher.evaluate.statistics import holm
 from tomfisher.files import atomic_path
+from tomfisher.results.points import CSV_COLUMNS, Point
+from tomfisher.results.tables import align
 from tomfisher.text_files import read_json
 
 

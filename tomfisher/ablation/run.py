@@ -10,20 +10,21 @@ from tomfisher import provenance
 from tomfisher.ablation.ablate import ablate, known
 from tomfisher.ablation.folder import AblationFolder
 from tomfisher.ablation.results import Ablations
-from tomfisher.experiment.config import Config, parse_fill
-from tomfisher.experiment.inputs import Inputs
-from tomfisher.experiment.measure import Measure
-from tomfisher.experiment.results import TASK_CONTROL, Results, point_key
-from tomfisher.experiment.run_folder import RunFolder
-from tomfisher.experiment.stores import check_belongs, check_weights
-from tomfisher.experiment.study import eval_dtype
-from tomfisher.experiment.verdict import judge
 from tomfisher.interventions import Ablation, Internals, combinations, measure_internals, parse_all
 from tomfisher.models.families import Architecture
 from tomfisher.models.load import LoadedModel, load_model, resolve_device
+from tomfisher.results.folder import RunFolder
+from tomfisher.results.results import Results
+from tomfisher.results.row import TASK_CONTROL, point_key
+from tomfisher.results.verdict import judge
 from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.scan import scan_of
 from tomfisher.runtime.torch_state import plain_torch
+from tomfisher.studies.config import Config, parse_fill
+from tomfisher.studies.experiment import eval_dtype
+from tomfisher.studies.inputs import Inputs
+from tomfisher.studies.measure import Measure
+from tomfisher.studies.stores import check_belongs, check_weights
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask

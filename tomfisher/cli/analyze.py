@@ -177,7 +177,7 @@ def _compare_masks(files: Sequence[str]) -> tuple[dict[str, Any], str]:
 
 def _profile(args: argparse.Namespace, loaded: Any, mask: Any, spectrum: Any) -> Any:
     from tomfisher.analysis.profile import mask_profile
-    from tomfisher.experiment.config import parse_fill
+    from tomfisher.studies.config import parse_fill
 
     fill, compat = parse_fill(setting(args, "fill")), setting(args, "compat")
     return mask_profile(mask, loaded.model, spectrum, fill=fill, seed=setting(args, "seed"), compat=compat)
@@ -197,8 +197,8 @@ def _profile_blocks(profile: Any) -> list[str]:
 
 def _texts(args: argparse.Namespace) -> list[str]:
     """The prompts in words: those of the task, or the first of a file of texts."""
-    from tomfisher.experiment.config import Config
-    from tomfisher.experiment.inputs import Inputs
+    from tomfisher.studies.config import Config
+    from tomfisher.studies.inputs import Inputs
     from tomfisher.tasks import corpus
     from tomfisher.tasks.records import JSON_SUFFIXES, read_text_file
 
@@ -228,9 +228,9 @@ def _prompts(args: argparse.Namespace, loaded: Any, texts: Sequence[str]) -> lis
 
 
 def _perturbation(args: argparse.Namespace, loaded: Any, mask: Any) -> Any:
-    from tomfisher.experiment.config import parse_fill
-    from tomfisher.experiment.stores import check_belongs
     from tomfisher.perturbation import perturb
+    from tomfisher.studies.config import parse_fill
+    from tomfisher.studies.stores import check_belongs
 
     check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
     fill = parse_fill(setting(args, "fill"))
@@ -264,7 +264,7 @@ def _report(base: Any, changes: dict[str, Any], parts: Iterable[str]) -> list[st
 
 
 def _table(rows: Sequence[dict[str, Any]], left: Sequence[int] = ()) -> str:
-    from tomfisher.experiment.table import align
+    from tomfisher.results.tables import align
 
     names = [name.replace("_", " ") for name in rows[0]]
     return align(names, [[_cell(value, name) for name, value in row.items()] for row in rows], left)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tomfisher import testbed
-from tomfisher.experiment.config import Config, check_kappa
 from tomfisher.files import atomic_path
 from tomfisher.progress import note
+from tomfisher.studies.config import Config, check_kappa
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 MODEL_FIELDS = ("model", "device", "trust_remote_code", "revision")
@@ -101,7 +101,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def setting(args: argparse.Namespace, name: str) -> Any:
     """One setting of a command that is not a whole study: as given, or its default, in its own type."""
-    from tomfisher.experiment.config import coerce
+    from tomfisher.studies.config import coerce
 
     field = _FIELDS[name]
     value = coerce(field, getattr(args, name, field.default))

@@ -22,8 +22,8 @@ from tomfisher.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from tomfisher.experiment.measure import Measure
     from tomfisher.masks import SparseMask
+    from tomfisher.studies.measure import Measure
 
 
 CONTROL = "measure the perplexity on this text too: built-in corpus, .txt, JSON/JSONL or datasets id [none]"
@@ -62,13 +62,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Say what is measured, measure, write the JSON, print the table."""
-    from tomfisher.experiment.config import Config
-    from tomfisher.experiment.inputs import Inputs
-    from tomfisher.experiment.measure import Measure
-    from tomfisher.experiment.stores import check_belongs
     from tomfisher.masks import SparseMask
     from tomfisher.runtime.rules import remembered
     from tomfisher.runtime.scan import scan_of
+    from tomfisher.studies.config import Config
+    from tomfisher.studies.inputs import Inputs
+    from tomfisher.studies.measure import Measure
+    from tomfisher.studies.stores import check_belongs
 
     if args.output_path:
         refuse_existing(args.output_path, args.overwrite)
@@ -105,8 +105,8 @@ def _measured(
     args: argparse.Namespace, config: Any, measure: Measure, mask: SparseMask | None
 ) -> dict[str, Any]:
     """The states measured: "baseline", and "masked" when a mask was given."""
-    from tomfisher.experiment.config import parse_fill
     from tomfisher.perturbation import perturb
+    from tomfisher.studies.config import parse_fill
 
     with_perplexity = hasattr(args, "control")
     states = {"baseline": _state(measure, with_perplexity, None)}
@@ -120,7 +120,7 @@ def _measured(
 
 def _state(measure: Measure, with_perplexity: bool, baseline: dict[str, Any] | None) -> dict[str, Any]:
     from tomfisher.evaluate.records import Scores
-    from tomfisher.experiment.results import conditions_of
+    from tomfisher.results.conditions import conditions_of
 
     scores = measure.score()
     before = None if baseline is None else Scores.from_dict(baseline)
@@ -132,8 +132,8 @@ def _state(measure: Measure, with_perplexity: bool, baseline: dict[str, Any] | N
 
 
 def _table(report: dict[str, Any]) -> str:
-    from tomfisher.evaluate.scenes import TEST
-    from tomfisher.experiment.table import align
+    from tomfisher.evaluate.statistics import TEST
+    from tomfisher.results.tables import align
 
     base, masked = report["baseline"], report.get("masked")
     header = ["condition", "n", "accuracy", "95 % interval"]

@@ -85,16 +85,16 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, measure, write the files and print the tables."""
     from tomfisher import provenance
-    from tomfisher.experiment.config import Config, parse_fill
-    from tomfisher.experiment.inputs import Inputs
-    from tomfisher.experiment.measure import Measure
-    from tomfisher.experiment.stores import check_belongs
     from tomfisher.files import check_writable
-    from tomfisher.finetune import compare
-    from tomfisher.finetune.comparison import Damage
-    from tomfisher.finetune.inputs import training_samples
     from tomfisher.masks import SparseMask
+    from tomfisher.results.results import FINETUNE
     from tomfisher.runtime.scan import scan_of
+    from tomfisher.studies.config import Config, parse_fill
+    from tomfisher.studies.finetune import Damage, compare
+    from tomfisher.studies.inputs import Inputs
+    from tomfisher.studies.measure import Measure
+    from tomfisher.studies.stores import check_belongs
+    from tomfisher.studies.training_samples import training_samples
 
     plan = _plan(args)
     folder = _output(args)
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         say=note,
     )
     found.provenance.update(known, data=data, scan=scan_of(loaded.model), finished=provenance.now())
-    found.save(folder)
+    found.save(folder, FINETUNE)
     if delta is not None:
         delta.save(folder / "delta.safetensors")
     _print(found, folder, delta is not None)
@@ -146,7 +146,7 @@ def _output(args: argparse.Namespace) -> Path:
 
 
 def _plan(args: argparse.Namespace) -> Any:
-    from tomfisher.finetune.comparison import Plan
+    from tomfisher.studies.finetune import Plan
 
     try:
         rates = tuple(sorted({float(part) for part in args.learning_rates.split(",") if part.strip()}))
@@ -166,7 +166,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         if "model" not in given:
             raise ValueError("No model is given. Use --model, or a run folder.")
         return given
-    from tomfisher.experiment.config import read_yaml
+    from tomfisher.studies.config import read_yaml
 
     file = Path(args.run) / "config.yaml"
     if not file.is_file():
@@ -183,7 +183,7 @@ def _mask_path(args: argparse.Namespace) -> Path:
         )
     if args.mask is not None:
         return Path(args.mask)
-    from tomfisher.experiment.results import TASK_CONTROL, point_key
+    from tomfisher.results.row import TASK_CONTROL, point_key
 
     masks = Path(args.run) / "masks"
     path = masks / f"{point_key(TASK_CONTROL, args.kappa)}.safetensors"
@@ -229,7 +229,7 @@ def _provenance(
 
 
 def _print(found: Any, folder: Path, delta: bool) -> None:
-    from tomfisher.finetune.table import render, render_conditions, sentences
+    from tomfisher.studies.finetune_tables import render, render_conditions, sentences
 
     print(f"{render(found)}\n\n{render_conditions(found)}\n")
     for sentence in sentences(found):

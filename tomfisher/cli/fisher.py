@@ -75,10 +75,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute and write the store."""
-    from tomfisher.experiment.study import parse_params
     from tomfisher.fisher import fisher_diagonal
     from tomfisher.fisher.diagonal import save_finished
     from tomfisher.fisher.store import check_target
+    from tomfisher.studies.experiment import parse_params
 
     refuse_existing(args.output_path, args.overwrite)
     check_target(args.output_path)
@@ -110,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
 
 def samples_of(args: argparse.Namespace, loaded: LoadedModel) -> list[Sample]:
     """The samples that exactly one of --task, --control and --texts names."""
-    from tomfisher.experiment.config import Config
-    from tomfisher.experiment.inputs import Inputs
+    from tomfisher.studies.config import Config
+    from tomfisher.studies.inputs import Inputs
     from tomfisher.tasks.encode import encode
     from tomfisher.tasks.formats import read_texts
 

@@ -90,7 +90,7 @@ def _models() -> dict[str, str]:
 
 
 def _presets() -> dict[str, str]:
-    from tomfisher.experiment.config import PRESETS
+    from tomfisher.studies.presets import PRESETS
 
     return {
         name: f"{values['model']}, task {values['task']}, control {values['control']}, {len(values['kappas'])} kappas"
@@ -105,10 +105,10 @@ def _block(title: str, entries: Mapping[str, str]) -> str:
 
 def _run_folder(path: Path) -> str:
     """Settings, progress and, when there are some, results."""
-    from tomfisher.experiment import Config, Results, judge
-    from tomfisher.experiment.config import read_yaml
-    from tomfisher.experiment.points import planned_points
-    from tomfisher.experiment.table import render
+    from tomfisher.results import Results, judge
+    from tomfisher.results.tables import render
+    from tomfisher.studies.config import Config, read_yaml
+    from tomfisher.studies.points import planned_points
 
     config = Config.from_dict(read_yaml(path / "config.yaml"))
     plans = planned_points(config)
@@ -143,11 +143,11 @@ def _numbers(text: str) -> list[float]:
 
 def _fisher_store(path: Path, thresholds: list[float]) -> str:
     """How large the values are: a row for every kind of tensor, and one for all of them."""
-    from tomfisher.experiment.stores import open_store
-    from tomfisher.experiment.table import align
     from tomfisher.masks import summary
     from tomfisher.ops import Summary
+    from tomfisher.results.tables import align
     from tomfisher.runtime.structure import layer_pattern
+    from tomfisher.studies.stores import open_store
 
     F = open_store(path)
     kinds: dict[str, list[Summary]] = {}

@@ -14,8 +14,8 @@ from tomfisher.cli.common import (
     refuse_existing,
     setting,
 )
-from tomfisher.experiment.config import check_kappa
 from tomfisher.files import check_writable
+from tomfisher.studies.config import check_kappa
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
@@ -126,8 +126,8 @@ def _why_empty(args: argparse.Namespace, fraction: float | None) -> str:
 
 
 def _selected(args: argparse.Namespace, fractions: tuple[float, ...]) -> dict[float, SparseMask]:
-    from tomfisher.experiment.stores import check_pair, open_store
     from tomfisher.masks import difference_masks, rank
+    from tomfisher.studies.stores import check_pair, open_store
 
     task, control = setting(args, "task_store"), setting(args, "control_store")
     if task is None or not fractions:

@@ -46,12 +46,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the perturbed model."""
-    from tomfisher.experiment.config import parse_fill
-    from tomfisher.experiment.stores import check_belongs
     from tomfisher.files import atomic_path, sha256_of_file
     from tomfisher.masks import SparseMask
     from tomfisher.models.quiet import quiet_unless_terminal
     from tomfisher.perturbation import perturb
+    from tomfisher.studies.config import parse_fill
+    from tomfisher.studies.stores import check_belongs
 
     target = Path(args.output_path)
     refuse_existing(target, args.overwrite)

@@ -11,9 +11,9 @@ from tomfisher.cli.common import add_command, add_settings, given_settings, note
 from tomfisher.progress import duration
 
 if TYPE_CHECKING:
-    from tomfisher.experiment.plan import StudyPlan
     from tomfisher.fisher.linear_maps import Coverage
     from tomfisher.fisher.plan import FisherPlan
+    from tomfisher.studies.plan import StudyPlan
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,8 +40,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Probe, time a little, print."""
-    from tomfisher.experiment.config import Config
-    from tomfisher.experiment.plan import plan_study
+    from tomfisher.studies.config import Config
+    from tomfisher.studies.plan import plan_study
 
     config = Config.resolve(given_settings(args), args.config, args.preset)
     if args.config is None and args.preset is None:

@@ -33,9 +33,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print the verdict and where the page lies."""
-    from tomfisher.experiment.architecture_folder import is_folder
     from tomfisher.report import load, write
     from tomfisher.report.data import beside_each_other
+    from tomfisher.results.architecture_folder import is_folder
 
     page = write(args.run, args.output_path, compare_with=args.other)
     if args.other is None and is_folder(args.run):
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _tell_architectures(folder: str) -> None:
     """Print the verdict on a folder of architectures, and what it lacks."""
-    from tomfisher.experiment.architecture_folder import read
-    from tomfisher.experiment.equal_kappa import sentences
     from tomfisher.report.architecture_page import missing_of, word_of
+    from tomfisher.results.architecture_folder import read
+    from tomfisher.results.equal_kappa import sentences
 
     found = read(folder)
     print(word_of(found))

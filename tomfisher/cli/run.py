@@ -47,7 +47,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume the study and print table, verdict and where the results lie."""
-    from tomfisher.experiment.config import ARCHITECTURES, Config
+    from tomfisher.studies.config import Config
+    from tomfisher.studies.presets import ARCHITECTURES
 
     if args.preset == ARCHITECTURES:
         return _run_architectures(args)
@@ -61,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
 def run_study(config: Any, overwrite: bool) -> int:
     """Run a study, write its report and print what it found."""
     from tomfisher import report
-    from tomfisher.experiment import Experiment, judge
-    from tomfisher.experiment.table import render
+    from tomfisher.results import judge
+    from tomfisher.results.tables import render
+    from tomfisher.studies import Experiment
 
     results = Experiment(config, overwrite=overwrite).run()
     try:
@@ -81,8 +83,9 @@ def run_study(config: Any, overwrite: bool) -> int:
 def _run_architectures(args: argparse.Namespace) -> int:
     """Run the five studies of the preset, write the reports, one of each run and one of all, and print their table."""
     from tomfisher import report
-    from tomfisher.experiment.architectures import render, run_architectures
-    from tomfisher.experiment.equal_kappa import sentences
+    from tomfisher.results.architecture_table import render
+    from tomfisher.results.equal_kappa import sentences
+    from tomfisher.studies.architectures import run_architectures
 
     folder, outcomes = run_architectures(given_settings(args), args.config, args.overwrite)
     for found in outcomes:

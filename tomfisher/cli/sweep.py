@@ -57,7 +57,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run or resume the sweep and print table, verdict and where the results lie."""
     from tomfisher.cli.run import run_study
-    from tomfisher.experiment.config import Config
+    from tomfisher.studies.config import Config
 
     settings = given_settings(args)
     note_own_texts(str(settings["model"]), settings)
@@ -69,13 +69,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_grid(settings: dict[str, Any], fills: list[str], overwrite: bool) -> int:
-    from tomfisher.experiment.fill_grid import run_grid
+    from tomfisher.studies.config import Config
+    from tomfisher.studies.fill_grid import render, run_grid
 
     grid = run_grid(settings, fills, overwrite)
-    print(f"{settings['model']}: fills {', '.join(fills)}\n\n{grid.render()}\n")
-    for sentence in grid.sentences():
+    folder = Config.from_dict({**settings, "fill": fills[0]}).output_path
+    print(f"{settings['model']}: fills {', '.join(fills)}\n\n{render(grid)}\n")
+    for sentence in grid.conclusions:
         print(textwrap.fill(sentence, width=110, subsequent_indent="  ", break_on_hyphens=False))
-    print(f"\nResults: {grid.folder}/grid.json, grid.csv, and a run folder per fill")
+    print(f"\nResults: {folder}/grid.json, grid.csv, and a run folder per fill")
     print(
         "Report:  tomfisher report RUN shows the grid where --output_path is RUN/grid, of the run RUN of the stores"
     )
@@ -85,6 +87,6 @@ def _run_grid(settings: dict[str, Any], fills: list[str], overwrite: bool) -> in
 def _sweep_fields() -> tuple[str, ...]:
     import dataclasses
 
-    from tomfisher.experiment.config import Config
+    from tomfisher.studies.config import Config
 
     return tuple(field.name for field in dataclasses.fields(Config) if field.name not in FISHER_FIELDS)

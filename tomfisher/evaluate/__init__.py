@@ -9,8 +9,7 @@ from tomfisher.evaluate.choice import ChoiceEvaluator
 from tomfisher.evaluate.generate import score_generate
 from tomfisher.evaluate.perplexity import Perplexity, perplexity
 from tomfisher.evaluate.records import GroupScore, Record, Scores, compare
-from tomfisher.evaluate.scenes import scene_interval, sign_flip_test
-from tomfisher.evaluate.statistics import mcnemar, wilson_interval
+from tomfisher.evaluate.statistics import cluster_interval, mcnemar, sign_flip_test, wilson_interval
 
 __all__ = [
     "ChoiceEvaluator",
@@ -18,10 +17,10 @@ __all__ = [
     "Perplexity",
     "Record",
     "Scores",
+    "cluster_interval",
     "compare",
     "mcnemar",
     "perplexity",
-    "scene_interval",
     "score",
     "score_generate",
     "sign_flip_test",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tomfisher.evaluate.normalize import TOTAL, decide, scores_of
-from tomfisher.evaluate.scenes import scene_interval, sign_flip_test
+from tomfisher.evaluate.statistics import cluster_interval, sign_flip_test
 from tomfisher.tasks.story import scene_of
 
 ALL = "all"
@@ -62,7 +62,7 @@ class GroupScore:
         n: number of items (questions, or cells).
         accuracy: mean correctness in [0, 1].
         ci95: 95 % interval `(low, high)` of the accuracy: Wilson's, for the number of independent questions that
-            the scenes are worth (`tomfisher.evaluate.scene_interval`).
+            the scenes are worth (`tomfisher.evaluate.cluster_interval`).
         n_scenes: number of scenes that the items are about.
     """
 
@@ -75,7 +75,7 @@ class GroupScore:
     def of(cls, items: Iterable[tuple[float, str]]) -> GroupScore:
         """Summarise some items, each given as correctness and scene."""
         values, scenes = zip(*items, strict=True)
-        interval = scene_interval(values, scenes)
+        interval = cluster_interval(values, scenes)
         return cls(len(values), sum(values) / len(values), interval, len(set(scenes)))
 
     def to_dict(self) -> dict[str, Any]:

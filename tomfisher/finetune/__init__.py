@@ -1,4 +1,4 @@
-"""Training only the masked entries of a model, and how that compares with random entries and with LoRA."""
+"""Training only the masked entries of a model, or LoRA of the same size; `tomfisher.studies.finetune` compares them."""
 
 from __future__ import annotations
 
@@ -6,36 +6,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tomfisher.finetune.comparison import Plan, compare
     from tomfisher.finetune.delta import AppliedDelta, Delta, apply
     from tomfisher.finetune.lora import LoraPlan, finetune_lora, plan_lora
     from tomfisher.finetune.masked import TunedEntries, finetune_masked
-    from tomfisher.finetune.results import Comparison, State
 
 _HOMES = {
     "AppliedDelta": "delta",
-    "Comparison": "results",
     "Delta": "delta",
     "LoraPlan": "lora",
-    "Plan": "comparison",
-    "State": "results",
     "TunedEntries": "masked",
     "apply": "delta",
-    "compare": "comparison",
     "finetune_lora": "lora",
     "finetune_masked": "masked",
     "plan_lora": "lora",
 }
 __all__ = [
     "AppliedDelta",
-    "Comparison",
     "Delta",
     "LoraPlan",
-    "Plan",
-    "State",
     "TunedEntries",
     "apply",
-    "compare",
     "finetune_lora",
     "finetune_masked",
     "plan_lora",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.evaluate.records import ALL
-from tomfisher.experiment.results import HEADLINE
 from tomfisher.report.plainly import plainly
 from tomfisher.report.style import INK, STATES, axes, legend_above, literal, styled
+from tomfisher.results.points import HEADLINE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

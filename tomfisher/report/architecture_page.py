@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from tomfisher.experiment.architecture_folder import Architectures
-from tomfisher.experiment.architectures import render
 from tomfisher.report.architectures import (
     architecture_table,
     equal_kappa_table,
@@ -16,6 +14,8 @@ from tomfisher.report.architectures import (
 from tomfisher.report.extras import Missing
 from tomfisher.report.pictures import Picture, of_architectures
 from tomfisher.report.sections import Block, Fact, Section
+from tomfisher.results.architecture_folder import Architectures
+from tomfisher.results.architecture_table import render
 
 NAME = "architectures"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.experiment.architecture_folder import Architectures
-from tomfisher.experiment.architectures import FAMILIES, Outcome
-from tomfisher.experiment.equal_kappa import common_kappas, row_at
-from tomfisher.experiment.results import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL
 from tomfisher.report.style import INK, STATES, axes, legend_above, literal, styled
 from tomfisher.report.tables import Table, interval, p_value, span
+from tomfisher.results.architecture_folder import Architectures
+from tomfisher.results.architectures import FAMILIES, Outcome
+from tomfisher.results.equal_kappa import common_kappas, row_at
+from tomfisher.results.points import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def plot_architectures(found: Architectures | Sequence[Outcome]) -> tuple[Figure
     Bars are 95 % intervals; random masks are drawn from the least to the most accurate.
 
     Args:
-        found: `tomfisher.experiment.architecture_folder.read(folder)`, or the outcomes in it.
+        found: `tomfisher.results.architecture_folder.read(folder)`, or the outcomes in it.
 
     Returns:
         Figure and the axes, from the smallest κ at the top to the largest.

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tomfisher.evaluate.records import Scores
-from tomfisher.evaluate.scenes import TEST
-from tomfisher.experiment.results import TASK_CONTROL, Point, conditions_of, point_key
-from tomfisher.experiment.table import rise
-from tomfisher.experiment.verdict import holm
+from tomfisher.evaluate.statistics import TEST, holm
 from tomfisher.report.data import Missing, RunData
 from tomfisher.report.provenance import shown
 from tomfisher.report.sections import Section
 from tomfisher.report.tables import ABSENT, Table, interval, p_value
+from tomfisher.results.points import TASK_CONTROL, Point, conditions_of, point_key, rise
 from tomfisher.text_files import read_json
 
 _SETTINGS = ("method", "max_new_tokens", "temperature", "top_p", "repetitions")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tomfisher import text_files
-from tomfisher.experiment.architecture_folder import Architectures, above, is_folder, read
-from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
-from tomfisher.experiment.verdict import Verdict, holm, judge
+from tomfisher.evaluate.statistics import holm
 from tomfisher.report.extras import Missing, read_extras, read_json
+from tomfisher.results.architecture_folder import Architectures, above, is_folder, read
+from tomfisher.results.points import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
+from tomfisher.results.verdict import Verdict, judge
 
 __all__ = ["Missing", "RunData", "beside_each_other", "folder_labels", "load"]
 
@@ -49,8 +50,8 @@ class RunData:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What the numbers say (`tomfisher.experiment.verdict`)."""
-        return judge(self.results)
+        """What the numbers say (`tomfisher.results.verdict`)."""
+        return judge(self.results.flat())
 
     @property
     def name(self) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tomfisher.evaluate.records import ALL
-from tomfisher.evaluate.scenes import TEST
-from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL
-from tomfisher.experiment.verdict import holm
+from tomfisher.evaluate.statistics import TEST, holm
 from tomfisher.report.ablations import controls, headline_of, interventions
 from tomfisher.report.tables import ABSENT, Table, interval, number, p_value, span
+from tomfisher.results.results import Results, corrected
+from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL
 
 
 def ablation_table(ablations: Mapping[str, Any]) -> Table:
@@ -55,22 +55,22 @@ def _cost(point: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
 
 def finetune_table(found: Mapping[str, Any]) -> Table:
     """One row per state of a comparison of trainings."""
-    states = found["states"]
-    name = HEADLINE if HEADLINE in states[0]["conditions"] else ALL
-    trained = [state for state in states if state["conditions"][name]["p_vs_start"] is not None]
-    known = holm([state["conditions"][name]["p_vs_start"] for state in trained])
-    corrected = {id(state): p for state, p in zip(trained, known, strict=True)}
+    results = Results.from_dict(found)
+    name = results.headline
+    states = results.select(condition=name)
+    known = corrected((row for row in states if row.p_vs_start is not None), "p_vs_start")
     rows = [
         [
-            state["name"] if state["seed"] is None else f"{state['name']} (seed {state['seed']})",
-            f"{state['trainable']:,}",
-            number(state["learning_rate"], "{:g}"),
-            interval(state["conditions"][name]),
-            p_value(corrected.get(id(state))),
-            f"{state['conditions'][ALL]['accuracy']:.3f}",
-            *_cost(state, states[0]),
+            str(row.state) if row.seed is None else f"{row.state} (seed {row.seed})",
+            f"{row.trainable:,}",
+            number(row.learning_rate, "{:g}"),
+            interval({"accuracy": row.accuracy, "ci95": row.ci95}),
+            p_value(known.get(row)),
+            f"{everything.accuracy:.3f}",
+            f"{row.perplexity:.4g}",
+            ABSENT if row is states[0] else f"{results.rise(row):+.1%}",
         ]
-        for state in states
+        for row, everything in zip(states, results.select(condition=ALL), strict=True)
     ]
     return Table(
         f"Accuracy on {name} before and after training, with 95 % intervals; p is that of the {TEST} against the "
@@ -89,27 +89,25 @@ def finetune_table(found: Mapping[str, Any]) -> Table:
     )
 
 
-def grid_table(grid: Mapping[str, Any]) -> Table:
+def grid_table(found: Mapping[str, Any]) -> Table:
     """One row per fill, κ and condition of the task's masks, the controls behind it."""
-    known = grid["rows"]
+    grid = Results.from_dict(found)
     rows = []
-    for row in known:
-        if row["mask"] == TASK_CONTROL:
-            same = [r for r in known if all(r[key] == row[key] for key in ("fill", "kappa", "condition"))]
-            others = [[r["accuracy"] for r in same if r["mask"] == mask] for mask in (CONTROL_ONLY, RANDOM)]
-            score = {"accuracy": row["accuracy"], "ci95": (row["ci95_low"], row["ci95_high"])}
-            rows.append(
-                [
-                    f"{row['fill']}, κ = {row['kappa']:g}",
-                    row["condition"],
-                    f"{row['nnz']:,}",
-                    interval(score),
-                    p_value(row["p_holm"]),
-                    f"{row['rise']:+.1%}",
-                    *(span(values, "{:.3f}") for values in others),
-                ]
-            )
-    before = {row["condition"]: row["accuracy"] for row in known if row["mask"] == BASELINE}
+    for row in grid.select(mask=TASK_CONTROL):
+        same = grid.select(fill=row.fill, kappa=row.kappa, condition=row.condition)
+        others = [[r.accuracy for r in same if r.mask == mask] for mask in (CONTROL_ONLY, RANDOM)]
+        rows.append(
+            [
+                f"{row.fill}, κ = {row.kappa:g}",
+                row.condition,
+                f"{row.nnz:,}",
+                interval({"accuracy": row.accuracy, "ci95": row.ci95}),
+                p_value(row.p_holm),
+                f"{grid.rise(row):+.1%}",
+                *(span(values, "{:.3f}") for values in others),
+            ]
+        )
+    before = {row.condition: row.accuracy for row in grid.select(mask=BASELINE)}
     untouched = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in before.items())
     return Table(
         f"What the task-minus-control masks do with each fill: accuracy with its 95 % interval, p of the {TEST} after "

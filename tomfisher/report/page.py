@@ -8,8 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tomfisher.experiment.architecture_folder import Architectures, is_folder, read
-from tomfisher.experiment.equal_kappa import sentences
 from tomfisher.files import atomic_path
 from tomfisher.report import architecture_page
 from tomfisher.report.compare import comparison_sections
@@ -18,6 +16,8 @@ from tomfisher.report.pictures import Picture, draw
 from tomfisher.report.sections import Section, Writer, context, facts
 from tomfisher.report.style import TONES
 from tomfisher.report.tables import Table
+from tomfisher.results.architecture_folder import Architectures, is_folder, read
+from tomfisher.results.equal_kappa import sentences
 from tomfisher.version import __version__
 
 FILE = "report.html"

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tomfisher.experiment.results import TASK_CONTROL
-from tomfisher.experiment.table import rise
 from tomfisher.report.ablations import headline_of, interventions, plot_interventions
 from tomfisher.report.architectures import plot_architectures, says
 from tomfisher.report.data import Missing, RunData
@@ -22,11 +20,12 @@ from tomfisher.report.style import to_inline, to_png, to_svg
 from tomfisher.report.sweep import plot_accuracy, plot_perplexity
 from tomfisher.report.tables import STATES, mean_over_heads, span
 from tomfisher.report.values import LOOKS, entries, histogram, plot_fisher_values
+from tomfisher.results.points import TASK_CONTROL, rise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tomfisher.experiment.architecture_folder import Architectures
+    from tomfisher.results.architecture_folder import Architectures
 
 DAMAGED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 _WORDS = {"q": "queries", "k": "keys"}

@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tomfisher.analysis.sinks import WINDOW
-from tomfisher.experiment.equal_kappa import sentences
-from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, TASK_CONTROL
-from tomfisher.experiment.table import rise
 from tomfisher.report.architectures import architecture_table, equal_kappa_table, family_table
 from tomfisher.report.data import Missing, RunData
 from tomfisher.report.extra_tables import ablation_table, finetune_table, grid_table
@@ -29,6 +26,8 @@ from tomfisher.report.tables import (
     sweep_table,
     values_table,
 )
+from tomfisher.results.equal_kappa import sentences
+from tomfisher.results.points import CONTROL_ONLY, RANDOM, TASK_CONTROL, rise
 
 _SCOPES = {
     "tensor": "of the entries of each weight matrix",
@@ -230,6 +229,8 @@ class Writer:
         if "finetune" in extras:
             found = extras["finetune"]
             notes = [Missing("Not done", str(note)) for note in found.get("notes") or ()]
+            left_out = found.get("left_out") or {}
+            notes += [Missing(f"Not done: {name}", why) for name, why in left_out.items()]
             of = " of every condition" if found.get("provenance", {}).get("balanced") else ""
             text = (
                 f"The masked weights alone, as many random ones, and LoRA, trained on the same stories{of}."

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.experiment.results import CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
-from tomfisher.experiment.verdict import PERPLEXITY_LIMIT
 from tomfisher.report.style import INK, SOFT, STATES, axes, legend_above, literal, styled
+from tomfisher.results.points import CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
+from tomfisher.results.verdict import PERPLEXITY_LIMIT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

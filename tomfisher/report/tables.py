@@ -8,13 +8,12 @@ from typing import Any
 
 from tomfisher.analysis.sinks import EPSILON, WINDOW
 from tomfisher.evaluate.records import ALL
-from tomfisher.evaluate.scenes import TEST
-from tomfisher.experiment.inside import means
-from tomfisher.experiment.results import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point
-from tomfisher.experiment.table import MASK_ORDER, rise
-from tomfisher.experiment.verdict import holm
+from tomfisher.evaluate.statistics import TEST, holm
 from tomfisher.report.data import RunData
 from tomfisher.report.values import LOOKS, entries
+from tomfisher.results.analysis import means
+from tomfisher.results.points import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, rise
+from tomfisher.results.tables import MASK_ORDER
 
 ABSENT = "–"
 STATES = {TASK_CONTROL: "task minus control", CONTROL_ONLY: "control only", RANDOM: "random"}

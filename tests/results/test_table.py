@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from tomfisher.results.results import Results
+from tomfisher.results.row import rows_of
+from tomfisher.results.tables import align, render
+
+
+def point(mask, kappa, false_belief, overall, perplexity, seed=None, nnz=0):
+    conditions = {
+        name: {"n": 100, "accuracy": value, "ci95": [value - 0.1, value + 0.1], "p_vs_baseline": 1.0}
+        for name, value in (("false-belief", false_belief), ("all", overall))
+    }
+    state = {"kappa": kappa, "mask": mask, "seed": seed, "nnz": nnz, "perplexity": perplexity}
+    return rows_of({**state, "conditions": conditions})
+
+
+RESULTS = Results(
+    (
+        *point("none", 0.0, 1.0, 0.9, 10.0),
+        *point("random", 1e-3, 0.98, 0.9, 10.1, seed=0, nnz=50),
+        *point("task-control", 1e-3, 0.2, 0.7, 10.5, nnz=50),
+        *point("random", 1e-3, 0.95, 0.9, 9.9, seed=1, nnz=50),
+        *point("control-only", 1e-3, 0.97, 0.9, 30.0, nnz=51),
+    )
+)
+
+
+def test_one_line_per_mask_with_random_masks_as_a_range():
+    lines = render(RESULTS).splitlines()
+    assert lines[0].split() == ["kappa", "mask", "weights", "false-belief", "all", "perplexity", "rise"]
+    assert lines[2].split() == ["0", "none", "(baseline)", "0", "1.000", "0.900", "10"]
+    assert lines[3].split() == ["0.001", "task-control", "50", "0.200", "0.700", "10.5", "+5.0%"]
+    assert lines[4].split() == ["0.001", "control-only", "51", "0.970", "0.900", "30", "+200.0%"]
+    assert lines[5].split() == [
+        "0.001",
+        "random",
+        "x2",
+        "50",
+        "0.950..0.980",
+        "0.900",
+        "9.9..10.1",
+        "-1.0%..+1.0%",
+    ]
+    assert len(lines) == 6
+
+
+def test_columns_line_up():
+    lines = align(["name", "n"], [["a", "1"], ["long name", "100"]], left=(0,)).splitlines()
+    assert lines == ["name         n", "---------  ---", "a            1", "long name  100"]

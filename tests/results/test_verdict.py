@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from tomfisher.evaluate.statistics import holm, sign_flip_test, wilson_interval
+from tomfisher.results.power import smallest_p, too_few
+from tomfisher.results.results import Results
+from tomfisher.results.row import rows_of
+from tomfisher.results.verdict import judge
+
+N = 160
+
+
+def point(mask, kappa, accuracy, p=None, perplexity=10.0, seed=None):
+    low, high = wilson_interval(accuracy * N, N)
+    score = {"n": N, "accuracy": accuracy, "ci95": [low, high], "p_vs_baseline": p}
+    conditions = {"false-belief": score, "all": score}
+    state = {"kappa": kappa, "mask": mask, "seed": seed, "nnz": 10, "perplexity": perplexity}
+    return rows_of({**state, "conditions": conditions})
+
+
+def study(hit, control=0.9, randoms=(0.9, 0.92), baseline=0.9, p=1e-6, perplexity=10.0, more=()):
+    states = [
+        point("none", 0.0, baseline),
+        point("task-control", 1e-4, hit, p, perplexity),
+        point("control-only", 1e-4, control, 0.5),
+        *(point("random", 1e-4, value, 0.5, seed=i) for i, value in enumerate(randoms)),
+        *more,
+    ]
+    provenance = {"evaluation": {"chance": {"false-belief": 0.5}}}
+    return Results(tuple(row for rows in states for row in rows), provenance)
+
+
+def changed(results, **fields):
+    """The same with other fields in the baseline's headline row."""
+    first, *others = results.rows
+    return Results((replace(first, **fields), *others), results.provenance)
+
+
+def test_a_clean_effect_is_found_and_told_with_its_numbers():
+    verdict = judge(study(hit=0.3, perplexity=10.2))
+    assert verdict.found and verdict.kappa == 1e-4
+    text = str(verdict)
+    assert "above chance (0.500)" in text
+    assert "0.900 to 0.300" in text and "0.900 or more" in text and "+2.0%" in text
+    assert "(p = 1e-06: exact sign-flip test over scenes, Holm)" in text and "(n = 160, 95 %" in text
+
+
+def test_controls_that_all_agree_are_told_without_or_more():
+    text = str(judge(study(hit=0.3, baseline=1.0, control=1.0, randoms=(1.0, 1.0))))
+    assert "leave it at 1.000; perplexity" in text
+
+
+def test_the_number_of_scenes_is_said_where_questions_share_them():
+    assert "(n = 160 on 80 scenes, 95 %" in str(judge(changed(study(hit=0.3), n_clusters=80)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hit": 0.85, "p": 0.3}, "No significant fall at any kappa; the smallest corrected p is 0.3"),
+        ({"hit": 0.95}, "No significant fall"),
+        ({"hit": 0.3, "randoms": (0.9, 0.32)}, "a random mask of the same size gives 0.320"),
+        ({"hit": 0.3, "control": 0.25}, "a control-only mask of the same size gives 0.250"),
+        ({"hit": 0.3, "randoms": ()}, "no random mask was measured there"),
+        ({"hit": 0.3, "perplexity": 11.0}, "perplexity changes by +10.0%"),
+        ({"hit": 0.3, "perplexity": math.nan}, "perplexity changes by +nan%"),
+        (
+            {"hit": 0.2, "baseline": 0.52, "randoms": (0.5, 0.5), "control": 0.5},
+            "the baseline is not above chance",
+        ),
+        ({"hit": 0.05, "baseline": 0.3, "randoms": (0.3, 0.3), "control": 0.3}, "below chance (0.500)"),
+    ],
+)
+def test_a_negative_result_says_why(changes, reason):
+    verdict = judge(study(**changes))
+    assert not verdict.found and verdict.kappa is None
+    assert "Not found" in str(verdict) and reason in str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("scenes", "kappas", "best"), [(5, 1, 2 / 32), (6, 1, 2 / 64), (7, 5, 10 / 128), (8, 5, 10 / 256)]
+)
+def test_the_smallest_p_is_that_of_the_test_itself(scenes, kappas, best):
+    p = sign_flip_test([1.0] * scenes, [0.0] * scenes, range(scenes))
+    assert holm([p] * kappas)[0] == smallest_p(scenes, kappas) == best
+    assert (too_few(scenes, kappas) is None) == (best < 0.05)
+
+
+def test_too_few_questions_are_no_negative_result():
+    verdict = judge(changed(study(hit=0.1, p=0.0625), n=20, n_clusters=5))
+    assert not verdict.found and not verdict.enough and "Not found" not in str(verdict)
+    assert "Not enough questions to find anything: " in str(verdict)
+    assert "p would be 0.062 after Holm" in str(verdict) and "about 5 scenes; ask about at least 6" in str(
+        verdict
+    )
+    assert judge(study(hit=0.85, p=0.3)).enough
+
+
+def test_many_kappas_make_a_single_small_p_insignificant():
+    alone = study(hit=0.3, p=0.02)
+    others = [point("task-control", kappa, 0.9, 1.0) for kappa in (1e-3, 2e-3)]
+    assert judge(alone).found
+    verdict = judge(study(hit=0.3, p=0.02, more=others))
+    assert not verdict.found and "smallest corrected p is 0.06" in str(verdict)
+
+
+def test_the_kappa_with_the_deepest_fall_is_named():
+    deeper = [
+        point("task-control", 1e-3, 0.1, 1e-9),
+        point("control-only", 1e-3, 0.9, 0.5),
+        point("random", 1e-3, 0.9, 0.5, seed=0),
+    ]
+    assert judge(study(hit=0.3, more=deeper)).kappa == 1e-3
+
+
+def test_without_a_false_belief_condition_all_questions_count():
+    results = study(hit=0.3)
+    rows = tuple(row for row in results.rows if row.condition == "all")
+    assert "all accuracy from 0.900 to 0.300" in str(judge(Results(rows, results.provenance)))
+
+
+def test_holm_against_hand_computed_values():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []

@@ -1,0 +1,88 @@
+"""Architectures side by side at the same κ: what each study measured there, and what may be said about their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tomfisher.results.architectures import Outcome
+from tomfisher.results.tables import align
+
+ONE_SEED = (
+    "Each architecture is one model, trained once with one seed: how much of a difference is the architecture's and "
+    "how much that training's is not known."
+)
+
+
+def common_kappas(outcomes: Sequence[Outcome]) -> list[float]:
+    """The κ that every study has, rising."""
+    each = [{row["kappa"] for row in found.kappas} for found in outcomes]
+    return sorted(set.intersection(*each)) if each else []
+
+
+def row_at(found: Outcome, kappa: float) -> dict[str, Any]:
+    """What one study measured at a κ that it has."""
+    return next(row for row in found.kappas if row["kappa"] == kappa)
+
+
+def apart(outcomes: Sequence[Outcome], kappa: float) -> list[tuple[Outcome, list[Outcome]]]:
+    """Architectures whose interval under the task's mask lies wholly below those of others, with these others."""
+    spans = [(found, row_at(found, kappa)["after"]["ci95"]) for found in outcomes]
+    pairs = [(low, [high for high, span in spans if own[1] < span[0]]) for low, own in spans]
+    return [(low, above) for low, above in pairs if above]
+
+
+def sentences(outcomes: Sequence[Outcome]) -> list[str]:
+    """Where the effect was found, and an order of two architectures only where their intervals at one κ lie apart."""
+    words = [_found(outcomes)]
+    if len(outcomes) > 1:
+        orders = [_order(outcomes, kappa) for kappa in common_kappas(outcomes)]
+        words += [order for order in orders if order]
+        if not any(orders):
+            words.append(
+                "At no kappa that all have do the 95 % intervals of two architectures lie apart, so nothing is said "
+                "about which of them the mask hits harder."
+            )
+    return [*words, ONE_SEED]
+
+
+def _found(outcomes: Sequence[Outcome]) -> str:
+    yes = [f"{found.title} (kappa = {found.kappa:g})" for found in outcomes if found.found]
+    no = [found.title for found in outcomes if not found.found]
+    parts = [f"found in {', '.join(yes)}"] if yes else []
+    parts += [f"not found in {', '.join(no)}"] if no else []
+    return f"The effect was {'; '.join(parts)}. Each kappa is that architecture's own, where its accuracy falls most."
+
+
+def _order(outcomes: Sequence[Outcome], kappa: float) -> str:
+    lower = [
+        f"{low.title} ({row_at(low, kappa)['after']['accuracy']:.3f}) than in {', '.join(o.title for o in above)}"
+        for low, above in apart(outcomes, kappa)
+    ]
+    if not lower:
+        return ""
+    return (
+        f"At kappa = {kappa:g} the accuracy under the task's mask is lower in {'; lower in '.join(lower)} (95 % "
+        "intervals do not overlap; those of the other pairs do)."
+    )
+
+
+def render(outcomes: Sequence[Outcome]) -> str:
+    """A line per κ that all studies have, a column per architecture: accuracy, interval, rise of the perplexity.
+
+    Args:
+        outcomes: of the studies.
+
+    Returns:
+        Lines joined by newlines, or a sentence where no κ is common to all.
+    """
+    kappas = common_kappas(outcomes)
+    if not kappas:
+        return "No kappa is common to all studies."
+    rows = [[f"{kappa:g}", *(_cell(row_at(found, kappa)) for found in outcomes)] for kappa in kappas]
+    return align(["kappa", *(found.title for found in outcomes)], rows, left=(0,))
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    low, high = row["after"]["ci95"]
+    return f"{row['after']['accuracy']:.3f} ({low:.2f}..{high:.2f}) {row['perplexity_rise']:+.1%}"

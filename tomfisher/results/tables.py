@@ -1,0 +1,229 @@
+"""Tables of measured states: a selection of rows becomes lines of text, or a table of the report's page.
+
+A line stands for one state, or for several that differ in their seed alone and are shown as least to most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+from tomfisher.results.results import Results
+from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
+
+MASK_ORDER = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
+
+
+class Style(NamedTuple):
+    """How cells are written.
+
+    Attributes:
+        to: between least and most.
+        absent: where there is no value.
+        thousands: whether large counts are written with commas.
+    """
+
+    to: str
+    absent: str
+    thousands: bool
+
+
+TEXT = Style("..", "", False)
+PAGE = Style(" to ", "–", True)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is shown, in a terminal (`text`) or on the page.
+
+    Attributes:
+        caption: what it shows, in a sentence.
+        columns: their headers; the first column names the rows.
+        rows: cells as they are shown.
+        words: numbers of the columns that hold words, besides the first.
+        strong: numbers of the rows that the text speaks of.
+        title: of a table that is shown on demand only; None shows it at once.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Sequence[int] = ()
+    strong: Sequence[int] = ()
+    title: str | None = None
+
+    def text(self) -> str:
+        """The table for a terminal, without its caption."""
+        return align(self.columns, self.rows, left=(0, *self.words))
+
+
+class Line(NamedTuple):
+    """A line of a table.
+
+    Attributes:
+        labels: its first cells.
+        rows: of one state, or of all that share the line, on any conditions.
+        beside: rows of its controls, by name.
+    """
+
+    labels: Sequence[str]
+    rows: Sequence[Row]
+    beside: Mapping[str, Sequence[Row]] = MappingProxyType({})
+
+
+class Column(NamedTuple):
+    """A column of numbers.
+
+    Attributes:
+        header: what stands above it.
+        condition: whose rows it shows.
+        value: the number, or the two ends of an interval, of a row; None where there is none.
+        form: how a number is written.
+        to: between least and most; None is the style's.
+        beside: the controls whose rows it shows, instead of the line's own.
+    """
+
+    header: str
+    condition: str
+    value: Callable[[Row], float | tuple[float, float] | None]
+    form: str = "{:.3f}"
+    to: str | None = None
+    beside: str | None = None
+
+    def cell(self, line: Line, style: Style) -> str:
+        """What a line has in this column."""
+        rows = line.rows if self.beside is None else line.beside.get(self.beside, ())
+        values = [self.value(row) for row in rows if row.condition == self.condition]
+        ends = [end for v in values if v is not None for end in (v if isinstance(v, tuple) else (v,))]
+        return span(ends, self.form, style if self.to is None else style._replace(to=self.to))
+
+
+def table(
+    labels: Sequence[str],
+    columns: Sequence[Column],
+    lines: Sequence[Line],
+    style: Style = TEXT,
+    caption: str = "",
+    words: Sequence[int] = (),
+    strong: Sequence[int] = (),
+    title: str | None = None,
+) -> Table:
+    """Lay lines out in columns.
+
+    Args:
+        labels: headers of the lines' labels.
+        columns: those of numbers, after them.
+        lines: what is shown.
+        style: `TEXT` or `PAGE`.
+        caption: see `Table`, as the rest.
+        words: see there.
+        strong: see there.
+        title: see there.
+    """
+    rows = [[*line.labels, *(column.cell(line, style) for column in columns)] for line in lines]
+    header = [*labels, *(column.header for column in columns)]
+    return Table(caption, header, rows, words, strong, title)
+
+
+def measured(results: Results) -> list[Column]:
+    """What every table of states shows: accuracies, perplexity and its rise over the untouched model."""
+    return [
+        *(accuracy(name, name) for name in results.tested),
+        Column("perplexity", results.headline, lambda row: row.perplexity, "{:.4g}"),
+        rise(results),
+    ]
+
+
+def accuracy(header: str, condition: str, beside: str | None = None) -> Column:
+    """Accuracy on a condition, of the states or of their controls."""
+    return Column(header, condition, lambda row: row.accuracy, beside=beside)
+
+
+def rise(results: Results, header: str = "rise", beside: str | None = None) -> Column:
+    """Relative change of the perplexity against the untouched model."""
+    return Column(header, results.headline, lambda row: change(results, row), "{:+.1%}", beside=beside)
+
+
+def interval(results: Results, header: str = "95 % interval") -> Column:
+    """The 95 % interval of the accuracy on the headline condition."""
+    return Column(header, results.headline, lambda row: row.ci95, to=" to ")
+
+
+def change(results: Results, row: Row) -> float | None:
+    """The rise of the perplexity in whole per mille; None for the untouched model itself."""
+    if row.of_state == results.rows[0].of_state:
+        return None
+    return round(results.rise(row), 3) + 0.0
+
+
+def weights(results: Results, header: str = "weights") -> Column:
+    """Number of perturbed weights."""
+    return Column(header, results.headline, lambda row: row.nnz, "{:,.0f}")
+
+
+def tested(results: Results, p: Mapping[Row, float], header: str = "p (Holm)") -> Column:
+    """Corrected p of the rows that have one, on the headline condition."""
+    return Column(header, results.headline, p.get, "{:.2g}")
+
+
+def sweep_lines(results: Results, names: Mapping[str, str], baseline: str, times: str) -> list[Line]:
+    """A line per mask and κ, the untouched model first; random masks share one.
+
+    Args:
+        results: a sweep, or the part measured so far.
+        names: of masks, where they are called otherwise than in the rows.
+        baseline: what the untouched model is called.
+        times: between "random" and the number of masks.
+    """
+    lines = [Line(["0", baseline], results.select(mask=BASELINE))]
+    for kappa in results.kappas:
+        for mask in MASK_ORDER:
+            rows = results.select(kappa=kappa, mask=mask)
+            if rows:
+                name = names.get(mask, mask)
+                if mask == RANDOM:
+                    name += f" {times}{len(results.at(kappa, mask))}"
+                lines.append(Line([f"{kappa:g}", name], rows))
+    return lines
+
+
+def render(results: Results) -> str:
+    """One line per mask and κ; random masks as least..most over their seeds.
+
+    Columns: κ, mask, number of perturbed weights, accuracy of the headline condition ("false-belief" where
+    the task has it) and of all questions, perplexity per token, and its rise over the baseline in percent.
+
+    Args:
+        results: a whole study, or the part measured so far.
+
+    Returns:
+        Lines joined by newlines, without colour.
+    """
+    lines = sweep_lines(results, {}, "none (baseline)", "x")
+    shown = table(["kappa", "mask"], [weights(results), *measured(results)], lines, words=(1,))
+    return align(shown.columns, shown.rows, left=(1,))
+
+
+def align(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
+    """Columns padded to their widest entry, numbers to the right, the columns in `left` to the left."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def span(values: Sequence[float], form: str, style: Style = TEXT) -> str:
+    """Least and most, or the one value that all have."""
+    if not values:
+        return style.absent
+    form = form if style.thousands else form.replace(",", "")
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low}{style.to}{high}"

@@ -1,0 +1,126 @@
+"""One measurement of a model as it is now: questions and perplexity, prepared once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tomfisher import evaluate
+from tomfisher.evaluate.choice import ChoiceEvaluator
+from tomfisher.evaluate.records import Scores
+from tomfisher.models.load import LoadedModel
+from tomfisher.runtime.gate import position_limit
+from tomfisher.studies.config import PERPLEXITY_WINDOW, Config
+from tomfisher.studies.inputs import Inputs
+
+if TYPE_CHECKING:
+    from tomfisher.evaluate import Perplexity
+
+
+class Measure:
+    """Scores the study's questions and its perplexity text on one model, again and again.
+
+    The questions are tokenised and their shared beginnings planned once.
+
+    Args:
+        config: the study.
+        inputs: its texts.
+        loaded: the model, which may be perturbed between the calls, and its tokenizer.
+        progress: show a bar for every measurement.
+        pack: whether questions may stand side by side in one sequence, see `ChoiceEvaluator`.
+
+    Raises:
+        ValueError: the perplexity's window does not fit the model.
+    """
+
+    def __init__(
+        self, config: Config, inputs: Inputs, loaded: LoadedModel, progress: bool = False, pack: bool = True
+    ) -> None:
+        self.config = config
+        self.inputs = inputs
+        self.loaded = loaded
+        self.progress = progress
+        self.window = perplexity_window(config, loaded.model)
+        self.rules: dict[str, Any] = {}
+        self._options: dict[str, Any] = config.wording()
+        if config.batch_size is not None:
+            self._options["batch_size"] = config.batch_size
+        self._choice: ChoiceEvaluator | None = None
+        if config.method == "choice":
+            self._choice = ChoiceEvaluator(
+                loaded.tokenizer, inputs.questions, pack=pack, normalize=config.normalize, **self._options
+            )
+
+    def __call__(self) -> tuple[Scores, Perplexity]:
+        """Scores and perplexity of the model in its present state; `rules` says how it was run the first time."""
+        scores, perplexity = self.score(), self.perplexity()
+        self.rules = self.rules or {"questions": scores.rules, "perplexity": perplexity.rules}
+        return scores, perplexity
+
+    def score(self) -> Scores:
+        """Answers to all questions."""
+        if self._choice is not None:
+            return self._choice.score(self.loaded.model, progress=self.progress)
+        config = self.config
+        return evaluate.score(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            self.inputs.questions,
+            method="generate",
+            temperature=config.temperature,
+            top_p=config.top_p,
+            repetitions=config.repetitions,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+            progress=self.progress,
+            **self._options,
+        )
+
+    def perplexity(self) -> Perplexity:
+        """Perplexity on the control text's held-out part."""
+        config = self.config
+        return evaluate.perplexity(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            self.inputs.perplexity_text,
+            window=self.window,
+            stride=config.perplexity_stride,
+            max_tokens=config.perplexity_tokens,
+            progress=self.progress,
+            bos=config.bos,
+        )
+
+    def describe(self) -> str:
+        """What one call costs, in words."""
+        return (
+            f"{len(self.inputs.questions)} questions and {self.config.perplexity_tokens} tokens of text each"
+        )
+
+
+def perplexity_window(config: Config, model: Any) -> int:
+    """The window to measure the perplexity in, checked against the model.
+
+    Args:
+        config: the study; without a `perplexity_window` it is min(512, the model's context).
+        model: its model.
+
+    Returns:
+        Input tokens per window.
+
+    Raises:
+        ValueError: the window that was asked for is larger than the model's context, or smaller than the stride.
+    """
+    limit = position_limit(model)
+    window = config.perplexity_window
+    if window is None:
+        window = PERPLEXITY_WINDOW if limit is None else min(PERPLEXITY_WINDOW, limit)
+        if config.perplexity_stride is not None and config.perplexity_stride > window:
+            raise ValueError(
+                f"--perplexity_stride {config.perplexity_stride} is larger than the perplexity window, {window} tokens "
+                f"with this model. Give --perplexity_stride {window} or less."
+            )
+    elif limit is not None and min(window, config.perplexity_tokens) > limit:
+        raise ValueError(
+            f"--perplexity_window {window} is larger than the model's context of {limit} tokens. "
+            f"Give --perplexity_window {limit} or less, or leave it out."
+        )
+    return window
