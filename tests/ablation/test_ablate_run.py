@@ -14,6 +14,7 @@ import transformers
 from tomfisher import SparseMask, evaluate, perturb, tasks
 from tomfisher.ablation import Ablations, ablate, ablate_run
 from tomfisher.evaluate.execute import can_pack
+from tomfisher.evaluate.statistics import holm
 from tomfisher.interventions import (
     Ablation,
     OffSink,
@@ -25,7 +26,6 @@ from tomfisher.interventions import (
 )
 from tomfisher.models import describe, load_model
 from tomfisher.models.families import UnsupportedModel
-from tomfisher.results.verdict import holm
 from tomfisher.studies.measure import Measure
 
 NAMES = ["full", "qk", "other-rows", "scale-band:dominant:0.2", "off-sink:0.1", "qk+off-sink:0.1"]

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import yaml
 
-from tomfisher.studies.config import PRESETS, Config, parse_fill, read_yaml
+from tomfisher.studies.config import Config, parse_fill, read_yaml
+from tomfisher.studies.presets import PRESETS
 
 
 def test_yaml_round_trip_keeps_every_setting():

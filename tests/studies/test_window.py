@@ -8,8 +8,8 @@ import pytest
 
 from tomfisher.cli.main import main
 from tomfisher.results import Results
-from tomfisher.results.folder import RunFolder
 from tomfisher.studies import Config, Experiment
+from tomfisher.studies.claim import claimed
 
 
 @pytest.fixture
@@ -66,12 +66,12 @@ def test_a_stride_beyond_the_window_is_refused(settings):
 
 
 def test_folders_of_older_versions_say_512_for_the_default(settings):
-    with RunFolder.open(Config.from_dict({**settings, "perplexity_window": 512})) as folder:
+    with claimed(Config.from_dict({**settings, "perplexity_window": 512})) as folder:
         folder.store_path("task").mkdir(parents=True)
-    with RunFolder.open(Config.from_dict(settings)):
+    with claimed(Config.from_dict(settings)):
         pass
     with pytest.raises(ValueError, match="perplexity_window: there 512, now 256"):
-        RunFolder.open(Config.from_dict({**settings, "perplexity_window": 256})).__enter__()
+        claimed(Config.from_dict({**settings, "perplexity_window": 256})).__enter__()
 
 
 def test_a_refused_folder_names_its_stores_where_only_the_measuring_differs(settings, tmp_path, capsys):
