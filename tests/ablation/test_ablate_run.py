@@ -55,14 +55,21 @@ def point(done, name):
 
 
 def test_baseline_full_mask_and_its_random_masks_are_those_of_the_study(study, done):
-    def same(mine, theirs):
-        fields = ("kappa", "mask", "seed", "nnz", "conditions", "perplexity", "word_perplexity")
-        assert [getattr(mine, f) for f in fields] == [getattr(theirs, f) for f in fields]
+    def same(mine, rows):
+        assert mine.conditions.keys() == {row.condition for row in rows}
+        for row in rows:
+            for field in ("kappa", "mask", "seed", "nnz", "perplexity", "word_perplexity"):
+                assert getattr(mine, field) == getattr(row, field)
+            theirs = mine.conditions[row.condition]
+            assert (theirs.n, theirs.accuracy, theirs.ci95) == (row.n, row.accuracy, row.ci95)
+            assert theirs.p_vs_baseline == row.p_vs_baseline
 
-    same(done.found.baseline, study.results.baseline)
-    same(point(done, "full"), study.results.at(0.03, "task-control")[0])
-    for mine, theirs in zip(done.found.controls("full"), study.results.at(0.03, "random"), strict=True):
-        same(mine, theirs)
+    same(done.found.baseline, study.results.select(mask="none"))
+    same(point(done, "full"), study.results.at(0.03, "task-control"))
+    randoms = {seed: study.results.select(mask="random", kappa=0.03, seed=seed) for seed in (0, 1)}
+    assert len(done.found.controls("full")) == len(randoms)
+    for mine, rows in zip(done.found.controls("full"), randoms.values(), strict=True):
+        same(mine, rows)
 
 
 def test_no_point_packs_questions_because_interventions_cannot(done):

@@ -51,7 +51,13 @@ def grid():
             "ci95_low": 0.1,
             "ci95_high": 0.4,
         }
-        return {**known, **score, "p_vs_baseline": p, "p_holm": p, "perplexity": 10.0, "rise": 0.02}
+        return {
+            **known,
+            **score,
+            "p_vs_baseline": p,
+            "p_holm": p,
+            "perplexity": 10.0 if mask == "none" else 10.2,
+        }
 
     rows = [row("scale:0", "none", 0.9), row("scale:0", "task-control", 0.25, p=1e-4)]
     rows += [
