@@ -61,8 +61,8 @@ def test_baseline_full_mask_and_its_random_masks_are_those_of_the_study(study, d
             for field in ("kappa", "mask", "seed", "nnz", "perplexity", "word_perplexity"):
                 assert getattr(mine, field) == getattr(row, field)
             theirs = mine.conditions[row.condition]
-            assert (theirs.n, theirs.accuracy, theirs.ci95) == (row.n, row.accuracy, row.ci95)
-            assert theirs.p_vs_baseline == row.p_vs_baseline
+            assert (theirs["n"], theirs["accuracy"], tuple(theirs["ci95"])) == (row.n, row.accuracy, row.ci95)
+            assert theirs["p_vs_baseline"] == row.p_vs_baseline
 
     same(done.found.baseline, study.results.select(mask="none"))
     same(point(done, "full"), study.results.at(0.03, "task-control"))
