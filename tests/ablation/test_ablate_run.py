@@ -65,7 +65,7 @@ def test_baseline_full_mask_and_its_random_masks_are_those_of_the_study(study, d
             assert theirs["p_vs_baseline"] == row.p_vs_baseline
 
     same(done.found.baseline, study.results.select(mask="none"))
-    same(point(done, "full"), study.results.at(0.03, "task-control"))
+    same(point(done, "full"), study.results.select(kappa=0.03, mask="task-control"))
     randoms = {seed: study.results.select(mask="random", kappa=0.03, seed=seed) for seed in (0, 1)}
     assert len(done.found.controls("full")) == len(randoms)
     for mine, rows in zip(done.found.controls("full"), randoms.values(), strict=True):
