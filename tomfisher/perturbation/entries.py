@@ -47,11 +47,13 @@ class Entries:
     Attributes:
         targets: the targets.
         weights: their tensors.
+        full: a target without an unmasked entry, and so without a mean, if there is one.
     """
 
     def __init__(self, targets: Sequence[Target], impl: Impl) -> None:
         self.targets = list(targets)
         self.weights = [target.view for target in targets]
+        self.full = next((each for each in targets if each.index.numel() == each.view.numel()), None)
         self._old = [target.view.new_empty(target.index.numel()) for target in targets]
         self._written: Tensor | None = None  # the bytes of what was written
         self._dirty = False  # whether there is something to restore

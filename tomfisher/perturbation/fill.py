@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,20 +86,15 @@ def write_fill(fill: Fill, entries: Entries, sums: Tensor | None, seed: int) -> 
         pairs = zip(entries.targets, entries.read(), strict=True)
         entries.write([_new_values(fill, target, old, seed) for target, old in pairs])
         return
-    _refuse_full(entries.targets)
+    if entries.full is not None:
+        raise ValueError(
+            f"{entries.full.label} is masked entirely ({entries.full.index.numel()} entries): no unmasked entry is "
+            "left to take the mean of. Use a smaller kappa or fill='zero'."
+        )
     try:
         entries.fill_mean(sums)
     except NonFiniteMeanError as error:
         raise _not_finite(entries.targets[error.position]) from error
-
-
-def _refuse_full(targets: Sequence[Target]) -> None:
-    for target in targets:
-        if target.index.numel() == target.view.numel():
-            raise ValueError(
-                f"{target.label} is masked entirely ({target.view.numel()} entries): no unmasked entry is left "
-                "to take the mean of. Use a smaller kappa or fill='zero'."
-            )
 
 
 def _not_finite(target: Target) -> ValueError:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from operator import eq
 from types import TracebackType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,6 @@ from tomfisher.perturbation.guard import deferred_interrupt
 from tomfisher.perturbation.sums import Contents, WeightSums, complete, version_of
 from tomfisher.perturbation.targets import Place, Target, named_tensors, place_of, resolve_targets
 from tomfisher.runtime.torch_state import plain_torch
-
-
-class _Before(NamedTuple):
-    """What tensors held before a write, and their versions right after it; nothing where no sums are kept."""
-
-    contents: list[Contents]
-    versions: list[int | None]
 
 
 class Perturbation:
@@ -61,11 +54,12 @@ class Perturbation:
         self._impl = impl
         self._sums = sums
         self._seen: dict[str, tuple[Tensor, Place]] = {}
-        self._storages: list[
-            StorageWeakRef
-        ] = []  # while referred to, their identities are given to no others
+        # while these are referred to, the identities of the storages are given to no others
+        self._storages: list[StorageWeakRef] = []
         self._entries: list[Entries] = []
-        self._before: list[_Before] | None = None  # one per device while it is applied
+        # while it is applied, by device: what the weights held before, and their versions right after the write
+        self._before: list[list[Contents]] | None = None
+        self._after: list[list[int | None]] = []
         self._find()
         views = [target.view for target in self._targets()]
         self.nnz = sum(target.index.numel() for target in self._targets())
@@ -143,18 +137,17 @@ class Perturbation:
 
     def _write(self) -> None:
         self._find()
-        before = []
+        before = [self._contents(entries) for entries in self._entries]
         try:
-            for entries in self._entries:
-                contents = self._contents(entries)
+            for entries, contents in zip(self._entries, before, strict=True):
                 write_fill(self.fill, entries, self._sums_of(entries, contents), self._seed)
-                before.append(_Before(contents, [version_of(weight) for weight in entries.weights]))
             guard.push(self, self._keys())
         except BaseException:
             for entries in self._entries:
                 entries.restore()
             raise
         self._before = before
+        self._after = [list(map(version_of, entries.weights)) for entries in self._entries]
 
     def _contents(self, entries: Entries) -> list[Contents]:
         """What the tensors hold now, where sums are kept."""
@@ -190,24 +183,24 @@ class Perturbation:
         self._refuse_moved()
         with plain_torch(), deferred_interrupt(), self._mode():
             others = [each for entries in self._entries for each in entries.changed()]
-            now = [self._contents(entries) for entries in self._entries]
-            for entries in self._entries:
-                entries.restore()
+            for entries, before, after in zip(self._entries, self._before, self._after, strict=True):
+                self._restore(entries, before, after)
             guard.remove(self)
-            for entries, held, before in zip(self._entries, now, self._before, strict=True):
-                self._recall(entries, held, before)
             self._before = None
             put_back(others, self._impl)
             self._let_go()
         return others
 
-    def _recall(self, entries: Entries, held: list[Contents], before: _Before) -> None:
-        """Declare that a tensor to which nobody else wrote holds again what it held before the write."""
-        if self._sums is None:
-            return
-        for target, now, old, version in zip(entries.targets, held, *before, strict=True):
-            if now.since == version:
-                self._sums.mark(target.view, target.place, old)
+    def _restore(self, entries: Entries, before: list[Contents], after: list[int | None]) -> None:
+        """Write the old values back; tensors to which nobody else wrote hold again what they held before."""
+        sums = self._sums
+        if sums is None:
+            return entries.restore()
+        now = [sums.since(target.view, target.place) for target in entries.targets]
+        entries.restore()
+        for target, contents, own in zip(entries.targets, before, map(eq, now, after), strict=True):
+            if own:
+                sums.mark(target.view, target.place, contents)
 
     def _refuse_moved(self) -> None:
         """Weights whose memory was replaced, as by `model.to(...)`, cannot be reached any more."""

@@ -69,6 +69,11 @@ class WeightSums:
         self.mark(tensor, place, contents)
         return contents
 
+    def since(self, tensor: Tensor, place: Place) -> int | None:
+        """The version at which what the tensor holds now was first seen; that of now if it is not known."""
+        seen, version = self._seen.get(place), version_of(tensor)
+        return seen[2].since if seen is not None and seen[1] == version else version
+
     def mark(self, tensor: Tensor, place: Place, contents: Contents) -> None:
         """Declare that the tensor holds these contents now."""
         version = version_of(tensor)

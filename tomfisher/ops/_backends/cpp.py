@@ -121,7 +121,7 @@ def masked_fill_mean_(
     try:
         _write_back(weights, plain, indices)
         for log, copy in zip(undo, logs, strict=True):
-            if copy.data_ptr() != log.data_ptr():
+            if copy is not log:
                 log.copy_(copy)
     except BaseException:
         scatter_(weights, indices, logs)
