@@ -13,7 +13,7 @@ CSOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 # keep the repository root off sys.path: `kernels/` there must not shadow another package of that name
 export PYTHONSAFEPATH = 1
 
-.PHONY: demo test census browser kernel-report sanitize tidy lint format bench clean help
+.PHONY: demo test check census browser kernel-report sanitize tidy lint format bench clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,13 @@ test: $(BUILT) browser  ## all tests, in two processes side by side
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --ignore=tests/kernels/interpret --ignore=tests/census
 	$(BIN)/pytest tests/census
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/pytest -n 2 tests/kernels/interpret
+
+# Of every package what is not marked slow, for the time between two commits.
+check: $(BUILT)  ## ruff, mypy and the quick tests, before each commit: at most three minutes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" --ignore=tests/kernels/interpret --ignore=tests/census
 
 census: $(BUILT)  ## every causal language model of transformers, small and random, into docs/architectures.md
 	PYTHONPATH=tests/census $(BIN)/python -m census

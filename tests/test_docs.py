@@ -61,6 +61,7 @@ def test_every_command_is_one_of_the_command_line(command: str) -> None:
     build_parser().parse_args(shlex.split(command))
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
     """Accuracies of 20 questions may differ by one question on another processor, masks by a few entries."""
     text = README.read_text(encoding="utf-8")

@@ -28,6 +28,8 @@ from tomfisher.models import describe, load_model
 from tomfisher.models.families import UnsupportedModel
 from tomfisher.studies.measure import Measure
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["full", "qk", "other-rows", "scale-band:dominant:0.2", "off-sink:0.1", "qk+off-sink:0.1"]
 
 

@@ -222,6 +222,7 @@ def allowed(n):
     return (-math.log(0.001) / (2 * n)) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["head", "layer", "model"])
 def test_random_masks_give_uniform_p_values(null_tests, level):
     """Of the reported p: never too small; too large by no more than the probability of one count, both tails."""
@@ -282,6 +283,7 @@ def uneven(generator, heads, pairs=8):
     return (300 * torch.rand(heads, pairs, generator=generator) ** 4).long()
 
 
+@pytest.mark.slow
 def test_pairs_dealt_at_random_give_uniform_p_pairs(monkeypatch):
     """300 masks whose pairs hold very different numbers of entries and lie anywhere.
 

@@ -13,6 +13,8 @@ from tomfisher.cli.main import main
 from tomfisher.models import load_model
 from tomfisher.results.points import Point, Results
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[3, 5, 7, 9, 11, 4], [8, 2, 6], [10, 12, 14, 5]]
 
 

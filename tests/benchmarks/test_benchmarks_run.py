@@ -24,7 +24,7 @@ from tomfisher.cli.main import build_parser, main
 from tomfisher.models import load_model
 from tomfisher.runtime.onednn import has_onednn
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 RECORD = {"benchmark", "settings", "results", "machine", "versions", "kernel_sources", "command", "date"}
 PEERS = {"backpack", "opacus", "vmap"}
 

@@ -19,6 +19,8 @@ from tomfisher.studies.inputs import stories_sha256
 from tomfisher.tasks import load
 from tomfisher.tasks.selection import group_units, shuffle_balanced
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"control": "testbed", "task": "testbed", "limit": "16", "perplexity_tokens": "256"}
 SMALL |= {"perplexity_window": "64", "device": "cpu"}
 

@@ -16,6 +16,8 @@ from tomfisher.cli.main import main
 from tomfisher.cli.output import Terminal
 from tomfisher.progress import note, progress_bar
 
+pytestmark = pytest.mark.slow
+
 CONDITION = "信念 🙂"
 WORDS = ["<unk>", "</s>", "a", "b", "c", "d", "e", "f", "g", "h"]
 

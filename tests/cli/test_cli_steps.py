@@ -12,6 +12,8 @@ from tomfisher.models import load_model
 from tomfisher.results import Results
 from tomfisher.results.row import states_of
 
+pytestmark = pytest.mark.slow
+
 STUDY = {
     "--model": "testbed-llama",
     "--task": "testbed",

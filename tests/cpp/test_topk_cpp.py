@@ -184,6 +184,7 @@ def test_the_schemas_hold_for_every_dtype_and_for_empty_vectors(tmp_path: Path) 
     check(OPS.select_file.default, (str(tmp_path / "x"), 4, 99, torch.float32, 5, bounds, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_file_large_enough_to_be_sampled(shape: str, tmp_path: Path) -> None:
     values = make(shape, 17_000_000, 4, torch.float32)
@@ -241,6 +242,7 @@ def test_another_python_thread_runs_meanwhile() -> None:
     assert during > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
 def test_every_instruction_set_gives_the_same_bits(isa: str, tmp_path: Path) -> None:
     code = (

@@ -20,6 +20,8 @@ from tomfisher.studies.finetune_tables import render, render_conditions, sentenc
 from tomfisher.studies.training_samples import cut
 from tomfisher.tasks import load
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft", reason="LoRA is compared through the package peft (extra `finetune`)")
 
 

@@ -81,6 +81,7 @@ def test_running_out_of_memory_between_the_parameters_of_experts_counts_nothing_
     tiny.assert_exact(F, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family_of", ["llama-gqa", "mixtral"])
 @pytest.mark.parametrize("at_sum", [1, 2, 4])
 def test_running_out_of_memory_in_the_check_of_a_gradient_counts_nothing_twice(

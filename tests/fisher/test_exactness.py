@@ -13,6 +13,7 @@ from tomfisher import ops
 NO_CHECKPOINTING = {"mamba2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 def test_all_parameters_equal_the_definition(tiny: SimpleNamespace, family: str, checkpointing: bool) -> None:
     model = tiny.model(family)

@@ -96,6 +96,7 @@ def test_any_finite_bit_patterns(impl: str, raw: bytes, dtype: torch.dtype, wher
             check(values, thresholds, k, topk_summary(values, k, thresholds, impl))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_CPP, reason="the C++ extension is not built")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)

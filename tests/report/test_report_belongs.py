@@ -11,6 +11,8 @@ import torch
 from tomfisher import SparseMask
 from tomfisher.report import load, write
 
+pytestmark = pytest.mark.slow
+
 MASK = SparseMask({"w": torch.tensor([1, 3])}, {"w": (2, 3)}, 1e-3, "tensor")
 OTHER = SparseMask({"w": torch.tensor([1, 4])}, {"w": (2, 3)}, 1e-3, "tensor")
 ORIGIN = {

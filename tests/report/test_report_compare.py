@@ -7,6 +7,8 @@ import pytest
 from tomfisher.report import load, write
 from tomfisher.report.compare import comparison_sections, incomparable
 
+pytestmark = pytest.mark.slow
+
 
 def records(right, n=40):
     return [

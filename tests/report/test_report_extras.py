@@ -10,6 +10,8 @@ from tomfisher.report.extra_tables import ablation_table, finetune_table, grid_t
 from tomfisher.report.sections import sink_sentence
 from tomfisher.report.tables import band_table, enrichment_table, sink_table
 
+pytestmark = pytest.mark.slow
+
 
 def score(right, **p):
     return {"n": 40, "accuracy": right / 40, "ci95": list(wilson_interval(right, 40)), **p}

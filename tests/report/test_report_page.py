@@ -12,6 +12,8 @@ from tomfisher.report.page import render
 from tomfisher.report.pictures import draw
 from tomfisher.results.folder import EXTRAS
 
+pytestmark = pytest.mark.slow
+
 FIGURES = [
     "accuracy",
     "perplexity",

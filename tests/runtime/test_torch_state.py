@@ -262,6 +262,7 @@ def same(one: Any, other: Any) -> bool:
     return one == other or (one != one and other != other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("kind", STATES)
 def test_the_same_bits_whatever_is_switched_on(

@@ -19,6 +19,8 @@ from tomfisher.results.row import rows_of
 from tomfisher.studies.architectures import configs, run_architectures
 from tomfisher.studies.experiment import Experiment
 
+pytestmark = pytest.mark.slow
+
 N = 60
 NAMES = (
     "false-belief",

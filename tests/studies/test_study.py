@@ -19,6 +19,8 @@ from tomfisher.models import load_model
 from tomfisher.results import Results
 from tomfisher.studies import Config, Experiment
 
+pytestmark = pytest.mark.slow
+
 # a pause after each file leaves time to be killed
 RUN = """
 import sys, time

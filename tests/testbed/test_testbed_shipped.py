@@ -15,6 +15,8 @@ from tomfisher.testbed.recipe import Recipe
 from tomfisher.testbed.tokenizer import word_ids
 from tomfisher.testbed.train import held_out_accuracy, held_out_perplexity
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def loaded():

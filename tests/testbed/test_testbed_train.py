@@ -13,6 +13,8 @@ from tomfisher.testbed.recipe import Recipe
 from tomfisher.testbed.tokenizer import word_ids
 from tomfisher.testbed.train import held_out_accuracy, held_out_perplexity, train
 
+pytestmark = pytest.mark.slow
+
 TINY = Recipe(
     steps=20,
     seed=0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,14 +52,19 @@ class Picture:
     figure: Figure
     tabled: bool = False
 
+    @cached_property
+    def svg(self) -> str:
+        """The figure as an SVG file; drawing it is most of the time that a report takes."""
+        return to_svg(self.figure)
+
     def inline(self, prefix: str) -> str:
         """The figure as an `<svg>` element in the page's colours."""
-        return to_inline(self.figure, f"{prefix}-{self.name}", self.says)
+        return to_inline(self.svg, f"{prefix}-{self.name}", self.says)
 
     def files(self) -> dict[str, bytes]:
         """The figure as files, by name."""
         return {
-            f"{self.name}.svg": to_svg(self.figure).encode("utf-8"),
+            f"{self.name}.svg": self.svg.encode("utf-8"),
             f"{self.name}.png": to_png(self.figure),
         }
 

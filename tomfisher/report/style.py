@@ -144,14 +144,14 @@ def to_png(figure: Figure) -> bytes:
     return _saved(figure, "png", {"Software": None}, dpi=PNG_DPI)
 
 
-def to_inline(figure: Figure, prefix: str, label: str) -> str:
-    """The figure as an `<svg>` element for a page.
+def to_inline(svg: str, prefix: str, label: str) -> str:
+    """A figure as an `<svg>` element for a page.
 
     Its colours are the page's custom properties (`--ink`, `--task`, ...), so it follows light and dark; its ids
     begin with a prefix, so that figures of one page do not refer to each other.
 
     Args:
-        figure: any figure in the colours of `TONES`.
+        svg: what `to_svg` gave for a figure in the colours of `TONES`.
         prefix: unique on the page.
         label: what the figure shows, for those who do not see it.
 
@@ -160,7 +160,7 @@ def to_inline(figure: Figure, prefix: str, label: str) -> str:
     """
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
-    root = ET.fromstring(to_svg(figure))
+    root = ET.fromstring(svg)
     for parent in list(root.iter()):
         for child in [c for c in parent if c.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}title")]:
             parent.remove(child)

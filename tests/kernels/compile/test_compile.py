@@ -10,6 +10,8 @@ import torch
 pytest.importorskip("triton")
 from tomfisher.kernels import resources
 
+pytestmark = pytest.mark.slow
+
 # in the interpreter a kernel has no machine code; conftest.py skips what is collected then
 VARIANTS = [] if os.environ.get("TRITON_INTERPRET") == "1" else resources.all_variants()
 CUDA = [chip for chip in resources.CHIPS if chip.target.backend == "cuda"]
