@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import tomfisher
 from tomfisher.runtime import rules
-from tomfisher.runtime.rules import EQUAL, PADDED, SINGLE, check_rules, remembered
+from tomfisher.runtime.rules import EQUAL, PADDED, SINGLE, check_rules, check_run, remembered
 from tomfisher.sample import Sample
 from tomfisher.tasks.story import Story
 
@@ -493,6 +493,44 @@ def test_a_sweep_asks_once_and_another_computation_anew():
         handle.remove()
         assert check_rules(model, texts(), rows=4) is first
     assert check_rules(model, texts(), rows=4) is not first
+
+
+def test_the_texts_of_a_run_are_asked_about_at_once():
+    model, calls = made(llama), []
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    with remembered():
+        check_run(model, texts(), rows=4)
+        asked = len(calls)
+        for part in (texts()[2:4], texts()[:1], texts()):
+            assert check_rules(model, part, rows=4).lengths == check_rules(model, texts(), rows=4).lengths
+        assert len(calls) == asked
+        check_rules(model, [*texts()[:1], [5] * 60], rows=4)
+        longer = len(calls)
+        assert longer > asked
+        check_rules(model, texts()[:1], rows=5)
+        assert len(calls) > longer
+    asked = len(calls)
+    check_rules(model, texts()[:1], rows=4)
+    assert len(calls) > asked
+
+
+def test_a_short_text_is_asked_about_once_within_a_run_until_something_is_put_into_the_model():
+    model, lengths = made(llama), []
+    handle = model.model.embed_tokens.register_forward_hook(lambda m, a, out: lengths.append(out.shape[1]))
+    long = [[1, 2, 3] * 20, [4, 5, 6] * 15]
+    with remembered():
+        first = check_rules(model, long)
+        short = lengths.count(24)
+        assert short
+        assert check_rules(model, [[7, 8, 9] * 20, [4, 5, 6] * 15]).rounding == first.rounding
+        assert lengths.count(24) == short
+        handle.remove()
+        hook = model.model.norm.register_forward_hook(
+            lambda m, a, out: torch.cat([out[:, 1:], out[:, :1]], 1)
+        )
+        with pytest.raises(ValueError, match=r"rows|causal"):
+            check_rules(model, [[7, 8, 9] * 20, [4, 5, 6] * 15])
+        hook.remove()
 
 
 class WritesLate(nn.Module):

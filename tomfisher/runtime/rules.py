@@ -121,19 +121,39 @@ def check_rules(
     Raises:
         ValueError: a rule is broken for which there is no other way; the rule and the way out are named.
     """
-    texts = sorted((ids.tolist() if isinstance(ids, Tensor) else list(ids) for ids in sequences), key=len)
-    texts = [text for text in texts if text]
-    if not texts:
-        raise ValueError("There is no text to ask the model with. Give at least one sequence of token ids.")
+    texts = _by_length(sequences)
     answers = _ANSWERS.get()
     if answers is None:
-        return _asked(model, texts, rows, tokens)
-    known = answers.setdefault(model, {})
-    key = _fingerprint(model), hash(frozenset(map(tuple, texts))), rows, tokens
-    if key not in known:
-        known[key] = _asked(model, texts, rows, tokens)
-    set_rows(model, known[key].rows)
-    return known[key]
+        return _asked(model, texts, rows, tokens, {})
+    known = answers.setdefault(model, _Known())
+    state, asked = (_fingerprint(model), rows, tokens), frozenset(map(tuple, texts))
+    if state in known.runs and asked <= known.runs[state][0]:
+        rules = known.runs[state][1]
+    else:
+        rules = known.answers.get((state, hash(asked))) or _asked(model, texts, rows, tokens, known.short)
+        known.answers[state, hash(asked)] = rules
+    set_rows(model, rules.rows)
+    return rules
+
+
+def check_run(
+    model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: int = 2, tokens: int | None = None
+) -> None:
+    """Ask a model about all texts of a run at once: within `remembered`, `check_rules` then knows any of them.
+
+    Args and raises: as `check_rules`.
+    """
+    texts = _by_length(sequences)
+    rules = check_rules(model, texts, rows, tokens)
+    if (answers := _ANSWERS.get()) is not None:
+        answers[model].runs[_fingerprint(model), rows, tokens] = frozenset(map(tuple, texts)), rules
+
+
+def _by_length(sequences: Iterable[Sequence[int] | Tensor]) -> list[list[int]]:
+    texts = (ids.tolist() if isinstance(ids, Tensor) else list(ids) for ids in sequences)
+    if not (found := sorted((text for text in texts if text), key=len)):
+        raise ValueError("There is no text to ask the model with. Give at least one sequence of token ids.")
+    return found
 
 
 @contextlib.contextmanager
@@ -169,9 +189,11 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
     _check_unchanged(model, bits)
 
 
-def _asked(model: Any, texts: list[list[int]], rows: int, tokens: int | None) -> Rules:
+def _asked(
+    model: Any, texts: list[list[int]], rows: int, tokens: int | None, short: dict[int, _Short]
+) -> Rules:
     with weights_kept(model), measuring(model):
-        return _Questions(model, texts).ask(rows, tokens)
+        return _Questions(model, texts).ask(rows, tokens, short)
 
 
 def _check_unchanged(model: Any, bits: WeightBits) -> None:
@@ -185,10 +207,30 @@ def _check_unchanged(model: Any, bits: WeightBits) -> None:
 
 
 _NEW = itertools.count()
-_Key = tuple[int, int, int, int | None]
+_State = tuple[int, int, int | None]  # fingerprint of the model, rows, tokens
 
-# What was found within the present block of `remembered`, per model object.
-_ANSWERS: ContextVar[weakref.WeakKeyDictionary[nn.Module, dict[_Key, Rules]] | None] = ContextVar(
+
+@dataclass(frozen=True)
+class _Short:
+    """What a model did with a short text: questions that no length decides."""
+
+    rows: Rows
+    repeats: bool
+    rounding: float
+    found: Mapping[str, float]
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What one model did within the present block of `remembered`: texts, whole runs, a short text."""
+
+    answers: dict[tuple[_State, int], Rules] = field(default_factory=dict)
+    runs: dict[_State, tuple[frozenset[tuple[int, ...]], Rules]] = field(default_factory=dict)
+    short: dict[int, _Short] = field(default_factory=dict)  # by fingerprint
+
+
+_ANSWERS: ContextVar[weakref.WeakKeyDictionary[nn.Module, _Known] | None] = ContextVar(
     "answers", default=None
 )
 
@@ -239,8 +281,22 @@ class _Questions:
         self.found: dict[str, float] = {}
         self.alone: dict[tuple[int, ...], Tensor] = {}
 
-    def ask(self, rows: int, tokens: int | None) -> Rules:
-        """All questions, in the order in which the answers need each other."""
+    def ask(self, rows: int, tokens: int | None, known: dict[int, _Short]) -> Rules:
+        """All questions, in the order in which the answers need each other; those of `known` are not asked again."""
+        state = _fingerprint(self.model)
+        if state not in known:
+            known[state] = self._ask_short()
+        short = known[state]
+        self.rounding, self.found = short.rounding, {**short.found}
+        set_rows(self.model, short.rows)
+        middle = self._alone(self.middle)
+        repeats = self._longest(short.vocabulary) and short.repeats
+        batches, reason = self._batches(rows, tokens)
+        repeats &= self._again("keeps nothing", middle, self._at(self.middle)[0], _WAY["state"])
+        lengths = len(self.shortest), len(self.longest)
+        return Rules(batches, rows_of(self.model), repeats, self.rounding, self.found, lengths, reason)
+
+    def _ask_short(self) -> _Short:
         whole = self._whole(self.short)
         self.offset = max(0, len(whole) - len(self.short))
         if len(whole) < len(self.short):
@@ -248,13 +304,8 @@ class _Questions:
         repeats = self._again("repeats", whole, self._whole(self.short), _WAY["random"])
         self.rounding = self._rounding(whole)
         self._causal_in_short(whole)
-        set_rows(self.model, Rows(self.offset, self._kept(whole)))
-        middle = self._alone(self.middle)
-        repeats &= self._longest(whole.shape[-1])
-        batches, reason = self._batches(rows, tokens)
-        repeats &= self._again("keeps nothing", middle, self._at(self.middle)[0], _WAY["state"])
-        lengths = len(self.shortest), len(self.longest)
-        return Rules(batches, rows_of(self.model), repeats, self.rounding, self.found, lengths, reason)
+        rows = Rows(self.offset, self._kept(whole))
+        return _Short(rows, repeats, self.rounding, self.found, whole.shape[-1])
 
     def _refuse(self, rule: str, fault: str, way: str) -> None:
         raise ValueError(f'{type(self.model).__name__} breaks the rule "{rule}": {fault}. {way}')
@@ -365,6 +416,9 @@ class _Questions:
         if not repeats:
             repeats = self._again("repeats", own, self._at(self.longest, where=where)[0], _WAY["random"])
         for cut, other in changed.items():
+            self.alone[tuple(self._changed(self.longest, cut))] = other[
+                [where.index(p) for p in _positions(length)]
+            ]
             at = where.index(cut)
             before = difference(own[:at], other[:at])
             self._check_causal(before, cut)
@@ -423,7 +477,10 @@ class _Questions:
             return max(2, allowed if self.device.type != "cpu" else min(allowed, BATCH_TOKENS // length))
 
         count = most(len(self.longest))
-        last = self.shortest if len(self.texts) > 1 else self._changed(self.longest, 0)
+        cuts = _cuts(len(self.longest))
+        last = self.shortest
+        if len(last) == len(self.longest):  # one whose own numbers are known by now
+            last = self._changed(self.longest, cuts[0] if cuts else 0)
         padded = len(last) < len(self.middle) < len(self.longest)
         between = [text for text in self.texts[1:-1] if not (padded and text is self.middle)]
         between = between[:: max(1, len(self.texts) // max(1, count - 1))]

@@ -32,7 +32,9 @@ from tomfisher.results.power import too_few
 from tomfisher.results.results import Results
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
 from tomfisher.results.verdict import judge
-from tomfisher.runtime.rules import remembered, way_of
+from tomfisher.runtime.gate import check_samples
+from tomfisher.runtime.memory import token_budget
+from tomfisher.runtime.rules import check_run, remembered, way_of
 from tomfisher.runtime.scan import scan_of
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.studies import analysis, fisher_values
@@ -146,6 +148,13 @@ class Experiment:
             loaded = self._model(folder, "fisher", self.fisher_dtype)
             for which in pending:
                 self._samples[which] = self.inputs.samples(which, loaded)
+                check_samples(loaded.model, self._samples[which])
+            texts = (sample.input_ids for which in pending for sample in self._samples[which])
+            check_run(
+                loaded.model,
+                texts,
+                tokens=token_budget(self.config.tokens_per_batch, loaded.model, self.device),
+            )
 
     def _compute(self, folder: RunFolder, which: str) -> FisherDiagonal:
         from tomfisher.fisher import fisher_diagonal
