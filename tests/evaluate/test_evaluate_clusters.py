@@ -89,7 +89,7 @@ def test_a_null_of_pairs_is_rejected_as_often_as_said():
 
 
 def test_sign_flips_refuse_unpaired():
-    with pytest.raises(ValueError, match="2 and 3 answers and 2 scenes"):
+    with pytest.raises(ValueError, match="2 and 3 answers and 2 clusters"):
         sign_flip_test([1, 0], [1, 0, 1], "ab")
 
 
@@ -138,7 +138,7 @@ def test_intervals_cover_what_they_say(each, p, correlation):
 
 
 def test_intervals_refuse():
-    with pytest.raises(ValueError, match="2 answers and 1 scenes"):
+    with pytest.raises(ValueError, match="2 answers and 1 clusters"):
         cluster_interval([1, 0], "a")
     with pytest.raises(ValueError, match="0 answers"):
         cluster_interval([], [])

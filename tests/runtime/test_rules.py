@@ -514,25 +514,6 @@ def test_the_texts_of_a_run_are_asked_about_at_once():
     assert len(calls) > asked
 
 
-def test_a_short_text_is_asked_about_once_within_a_run_until_something_is_put_into_the_model():
-    model, lengths = made(llama), []
-    handle = model.model.embed_tokens.register_forward_hook(lambda m, a, out: lengths.append(out.shape[1]))
-    long = [[1, 2, 3] * 20, [4, 5, 6] * 15]
-    with remembered():
-        first = check_rules(model, long)
-        short = lengths.count(24)
-        assert short
-        assert check_rules(model, [[7, 8, 9] * 20, [4, 5, 6] * 15]).rounding == first.rounding
-        assert lengths.count(24) == short
-        handle.remove()
-        hook = model.model.norm.register_forward_hook(
-            lambda m, a, out: torch.cat([out[:, 1:], out[:, :1]], 1)
-        )
-        with pytest.raises(ValueError, match=r"rows|causal"):
-            check_rules(model, [[7, 8, 9] * 20, [4, 5, 6] * 15])
-        hook.remove()
-
-
 class WritesLate(nn.Module):
     """Writes to a weight on the call after those of the questions."""
 

@@ -124,13 +124,13 @@ def check_rules(
     texts = _by_length(sequences)
     answers = _ANSWERS.get()
     if answers is None:
-        return _asked(model, texts, rows, tokens, {})
+        return _asked(model, texts, rows, tokens)
     known = answers.setdefault(model, _Known())
     state, asked = (_fingerprint(model), rows, tokens), frozenset(map(tuple, texts))
     if state in known.runs and asked <= known.runs[state][0]:
         rules = known.runs[state][1]
     else:
-        rules = known.answers.get((state, hash(asked))) or _asked(model, texts, rows, tokens, known.short)
+        rules = known.answers.get((state, hash(asked))) or _asked(model, texts, rows, tokens)
         known.answers[state, hash(asked)] = rules
     set_rows(model, rules.rows)
     return rules
@@ -189,11 +189,9 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
     _check_unchanged(model, bits)
 
 
-def _asked(
-    model: Any, texts: list[list[int]], rows: int, tokens: int | None, short: dict[int, _Short]
-) -> Rules:
+def _asked(model: Any, texts: list[list[int]], rows: int, tokens: int | None) -> Rules:
     with weights_kept(model), measuring(model):
-        return _Questions(model, texts).ask(rows, tokens, short)
+        return _Questions(model, texts).ask(rows, tokens)
 
 
 def _check_unchanged(model: Any, bits: WeightBits) -> None:
@@ -211,23 +209,11 @@ _State = tuple[int, int, int | None]  # fingerprint of the model, rows, tokens
 
 
 @dataclass(frozen=True)
-class _Short:
-    """What a model did with a short text: questions that no length decides."""
-
-    rows: Rows
-    repeats: bool
-    rounding: float
-    found: Mapping[str, float]
-    vocabulary: int
-
-
-@dataclass(frozen=True)
 class _Known:
-    """What one model did within the present block of `remembered`: texts, whole runs, a short text."""
+    """What one model did within the present block of `remembered`, for some texts and for those of whole runs."""
 
     answers: dict[tuple[_State, int], Rules] = field(default_factory=dict)
     runs: dict[_State, tuple[frozenset[tuple[int, ...]], Rules]] = field(default_factory=dict)
-    short: dict[int, _Short] = field(default_factory=dict)  # by fingerprint
 
 
 _ANSWERS: ContextVar[weakref.WeakKeyDictionary[nn.Module, _Known] | None] = ContextVar(
@@ -281,22 +267,8 @@ class _Questions:
         self.found: dict[str, float] = {}
         self.alone: dict[tuple[int, ...], Tensor] = {}
 
-    def ask(self, rows: int, tokens: int | None, known: dict[int, _Short]) -> Rules:
-        """All questions, in the order in which the answers need each other; those of `known` are not asked again."""
-        state = _fingerprint(self.model)
-        if state not in known:
-            known[state] = self._ask_short()
-        short = known[state]
-        self.rounding, self.found = short.rounding, {**short.found}
-        set_rows(self.model, short.rows)
-        middle = self._alone(self.middle)
-        repeats = self._longest(short.vocabulary) and short.repeats
-        batches, reason = self._batches(rows, tokens)
-        repeats &= self._again("keeps nothing", middle, self._at(self.middle)[0], _WAY["state"])
-        lengths = len(self.shortest), len(self.longest)
-        return Rules(batches, rows_of(self.model), repeats, self.rounding, self.found, lengths, reason)
-
-    def _ask_short(self) -> _Short:
+    def ask(self, rows: int, tokens: int | None) -> Rules:
+        """All questions, in the order in which the answers need each other."""
         whole = self._whole(self.short)
         self.offset = max(0, len(whole) - len(self.short))
         if len(whole) < len(self.short):
@@ -304,8 +276,13 @@ class _Questions:
         repeats = self._again("repeats", whole, self._whole(self.short), _WAY["random"])
         self.rounding = self._rounding(whole)
         self._causal_in_short(whole)
-        rows = Rows(self.offset, self._kept(whole))
-        return _Short(rows, repeats, self.rounding, self.found, whole.shape[-1])
+        set_rows(self.model, Rows(self.offset, self._kept(whole)))
+        middle = self._alone(self.middle)
+        repeats &= self._longest(whole.shape[-1])
+        batches, reason = self._batches(rows, tokens)
+        repeats &= self._again("keeps nothing", middle, self._at(self.middle)[0], _WAY["state"])
+        lengths = len(self.shortest), len(self.longest)
+        return Rules(batches, rows_of(self.model), repeats, self.rounding, self.found, lengths, reason)
 
     def _refuse(self, rule: str, fault: str, way: str) -> None:
         raise ValueError(f'{type(self.model).__name__} breaks the rule "{rule}": {fault}. {way}')

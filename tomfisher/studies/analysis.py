@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tomfisher.progress import progress_bar
 from tomfisher.results.analysis import PARTS, means
 from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL
+from tomfisher.runtime.rules import check_run
 from tomfisher.studies.config import Config, parse_fill
 from tomfisher.studies.inputs import Inputs
 from tomfisher.text_files import read_json
@@ -177,7 +179,13 @@ class StudyAnalysis:
     def _analyze(self) -> Analysis:
         """Both parts; prompts that cannot be used are a reason like a model that lacks the part."""
         from tomfisher.analysis.analyze import PARTS, Analysis, analyze
+        from tomfisher.analysis.collect import TOKENS_PER_BATCH
 
+        with contextlib.suppress(
+            ValueError
+        ):  # `analyze` asks again, and says what is missing in its own words
+            texts = (*self._prompts, self._prompts[0][:MAP_TOKENS])
+            check_run(self.loaded.model, texts, tokens=TOKENS_PER_BATCH)
         try:
             return analyze(self.loaded.model, self._prompts, progress=False)
         except ValueError as error:

@@ -141,20 +141,21 @@ class Experiment:
         return self._stores
 
     def _encode_samples(self, folder: RunFolder) -> None:
-        """Make the samples of every Fisher diagonal that is still to be taken, before the first of them is."""
+        """Make the samples of every Fisher diagonal that is still to be taken, before the first of them is.
+
+        The model is asked about both sets at once, also where one of them is done: what it says is then the same.
+        """
         given = {"task": self.config.task_store, "control": self.config.control_store}
-        pending = [which for which in given if not given[which] and not folder.store_path(which).exists()]
-        if pending:
-            loaded = self._model(folder, "fisher", self.fisher_dtype)
-            for which in pending:
-                self._samples[which] = self.inputs.samples(which, loaded)
-                check_samples(loaded.model, self._samples[which])
-            texts = (sample.input_ids for which in pending for sample in self._samples[which])
-            check_run(
-                loaded.model,
-                texts,
-                tokens=token_budget(self.config.tokens_per_batch, loaded.model, self.device),
-            )
+        own = [which for which in given if not given[which]]
+        if all(folder.store_path(which).exists() for which in own):
+            return
+        loaded = self._model(folder, "fisher", self.fisher_dtype)
+        for which in own:
+            self._samples[which] = self.inputs.samples(which, loaded)
+            check_samples(loaded.model, self._samples[which])
+        texts = (sample.input_ids for samples in self._samples.values() for sample in samples)
+        budget = token_budget(self.config.tokens_per_batch, loaded.model, self.device)
+        check_run(loaded.model, texts, tokens=budget)
 
     def _compute(self, folder: RunFolder, which: str) -> FisherDiagonal:
         from tomfisher.fisher import fisher_diagonal
