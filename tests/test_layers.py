@@ -67,7 +67,7 @@ def _imports(module: str) -> Iterator[tuple[str, str | None]]:
 
 def _package(module: str) -> str:
     _, package, *_ = *module.split("."), "__init__"
-    return "studies" if package == "ablation" else package  # until it has moved there
+    return package
 
 
 def _moving(module: str, target: str) -> bool:

@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from tomfisher import locks
-from tomfisher.ablation.folder import AblationFolder
+from tomfisher.results.folder import RunFolder
 from tomfisher.studies.claim import claimed
 from tomfisher.studies.config import Config
 
@@ -28,7 +28,7 @@ def test_a_folder_is_locked_once_and_free_again(tmp_path) -> None:
             pass
 
 
-@pytest.mark.parametrize("open_folder", ["run", "ablations"])
+@pytest.mark.parametrize("open_folder", ["run", "others"])
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO])
 def test_where_there_are_no_locks_a_file_stands_for_one(tmp_path, monkeypatch, open_folder, code) -> None:
     def flock(handle, operation):
@@ -38,7 +38,7 @@ def test_where_there_are_no_locks_a_file_stands_for_one(tmp_path, monkeypatch, o
     config = Config(model="m", output_path=str(tmp_path))
 
     def opened():
-        return claimed(config) if open_folder == "run" else AblationFolder.open(tmp_path)
+        return claimed(config) if open_folder == "run" else RunFolder(tmp_path).opened()
 
     with opened() as folder:
         assert folder.path == tmp_path

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import tomfisher
-from tomfisher.ablation import Ablations
 from tomfisher.results import Results
 from tomfisher.studies import Config
 from tomfisher.studies.config import read_yaml as read_config
@@ -43,7 +42,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "plain corpus": ("f.txt", corpus.load),
     "config": ("f.yaml", read_config),
     "results": ("results.json", Results.load),
-    "ablations": ("ablations.json", Ablations.load),
+    "ablations": ("ablations.json", partial(Results.load, name="ablations")),
     "comparison": ("finetune.json", partial(Results.load, name="finetune")),
     "json": ("f.json", read_json),
     "yaml": ("f.yaml", read_yaml),

@@ -29,7 +29,6 @@ _HOMES = {
     "top_fraction": "tomfisher.masks",
 }
 _SUBPACKAGES = (
-    "ablation",
     "analysis",
     "evaluate",
     "finetune",

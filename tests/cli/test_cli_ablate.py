@@ -33,7 +33,7 @@ def test_it_prints_the_table_writes_the_files_and_says_what_is_left_out(run_fold
     assert "left out mixer: Every layer of llama has attention" in err
     assert f"{output}/ablations.json" in out
     data = json.loads((output / "ablations.json").read_text())
-    assert [point["name"] for point in data["points"]] == names[1:]
+    assert [point["state"] for point in data["points"]] == names[1:]
     assert set(data["left_out"]) == {"mixer", "qk+mixer", "mixer+off-sink:0.1"}
     assert data["baseline"]["conditions"]["all"]["n"] == 8
     assert (output / "ablations.csv").is_file()

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tomfisher.ablation import DEFAULT
 from tomfisher.interventions import OffSink, RotateKey, ScaleBand, combinations, parse, parse_all
+from tomfisher.studies.ablate_run import DEFAULT
 
 
 @pytest.mark.parametrize(

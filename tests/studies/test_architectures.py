@@ -291,8 +291,8 @@ def test_the_preset_runs_resumes_and_gives_the_same_table(tmp_path, monkeypatch,
 def test_every_command_uses_the_scan_of_the_model_and_records_it(tmp_path, monkeypatch):
     from transformers.models.mamba import modeling_mamba
 
-    from tomfisher.ablation import ablate_run
     from tomfisher.runtime import scan
+    from tomfisher.studies.ablate_run import ablate_run
 
     original, calls, ours = modeling_mamba.mamba_selective_scan, [], scan.selective_scan
     monkeypatch.setattr(scan, "selective_scan", lambda *a, **b: calls.append(1) or ours(*a, **b))

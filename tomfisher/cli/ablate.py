@@ -84,7 +84,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ablate, print the table and where the results lie."""
-    from tomfisher.ablation import ablate_run
+    from tomfisher.results.ablations import interventions, render
+    from tomfisher.studies.ablate_run import ablate_run
 
     names = None if args.only is None else [name for name in args.only.split(",") if name.strip()]
     settings = {key: value for key, value in given_settings(args).items() if key in SETTINGS}
@@ -100,8 +101,9 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         say=note,
     )
-    print(found.table())
-    count = f"{found.comparisons} comparison{'s' if found.comparisons > 1 else ''}"
+    print(render(found))
+    comparisons = len(interventions(found))
+    count = f"{comparisons} comparison{'s' if comparisons > 1 else ''}"
     print(f"\nHolm's correction covers {count}: every ablation that is finished in {output}.")
     for name, reason in found.left_out.items():
         note(f"left out {name}: {reason}")

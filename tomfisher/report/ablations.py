@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.evaluate.records import ALL
-from tomfisher.report.plainly import plainly
 from tomfisher.report.style import INK, STATES, axes, legend_above, literal, styled
-from tomfisher.results.points import HEADLINE
+from tomfisher.results.ablations import interventions
+from tomfisher.results.results import Results
+from tomfisher.results.row import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,28 +16,25 @@ if TYPE_CHECKING:
 _LONG = 34
 
 
-def headline_of(ablations: Any) -> str:
-    """The condition that the ablations are about: "false-belief" where there is one, else "all"."""
-    return HEADLINE if HEADLINE in plainly(ablations)["baseline"]["conditions"] else ALL
+def results_of(ablations: Results | Mapping[str, Any]) -> Results:
+    """Ablations as they were found, or as `ablations.json` holds them."""
+    return ablations if isinstance(ablations, Results) else Results.from_dict(ablations)
 
 
-def interventions(ablations: Any) -> list[dict[str, Any]]:
-    """The points that are no controls, in the order of measurement."""
-    return [point for point in plainly(ablations)["points"] if not point.get("control")]
-
-
-def controls(ablations: Any, name: str) -> list[dict[str, Any]]:
-    """The controls of one intervention."""
-    points = plainly(ablations)["points"]
-    return [point for point in points if point.get("control") and point.get("name") == name]
+def controls(results: Results, ablation: Row) -> list[float]:
+    """Accuracies of the controls of an ablation."""
+    rows = results.select(state=ablation.state, control=True, condition=ablation.condition)
+    return [row.accuracy for row in rows]
 
 
 @styled
-def plot_interventions(ablations: Any, condition: str | None = None) -> tuple[Figure, Any]:
+def plot_interventions(
+    ablations: Results | Mapping[str, Any], condition: str | None = None
+) -> tuple[Figure, Any]:
     """Accuracy under each intervention with its 95 % interval; grey: least to most over its controls.
 
     Args:
-        ablations: `Ablations`, or the content of `ablations.json`.
+        ablations: `Results`, or the content of `ablations.json`.
         condition: None is the headline.
 
     Returns:
@@ -45,39 +43,36 @@ def plot_interventions(ablations: Any, condition: str | None = None) -> tuple[Fi
     Raises:
         ValueError: no interventions.
     """
-    points = interventions(ablations)
-    if not points:
+    results = results_of(ablations)
+    rows = interventions(results, condition)
+    if not rows:
         raise ValueError("There is no intervention to draw. Measure some: tomfisher ablate RUN.")
-    condition = condition or headline_of(ablations)
-    figure, axis = axes(1.2 + 0.24 * len(points))
-    before = plainly(ablations)["baseline"]["conditions"][condition]
-    axis.axvspan(*before["ci95"], color=INK, alpha=0.08, linewidth=0)
-    axis.axvline(before["accuracy"], color=INK, linewidth=1.2, label="untouched, 95 % interval")
-    ranges = [_range(controls(ablations, point["name"]), condition) for point in points]
-    known = [(row, *span) for row, span in enumerate(ranges) if span is not None]
+    figure, axis = axes(1.2 + 0.24 * len(rows))
+    before = results.baseline(condition)
+    axis.axvspan(*before.ci95, color=INK, alpha=0.08, linewidth=0)
+    axis.axvline(before.accuracy, color=INK, linewidth=1.2, label="untouched, 95 % interval")
+    beside = {place: controls(results, row) for place, row in enumerate(rows)}
+    known = [(place, min(values), max(values)) for place, values in beside.items() if values]
     if known:
-        rows, lows, highs = zip(*known, strict=True)
+        places, lows, highs = zip(*known, strict=True)
         axis.hlines(
-            rows, lows, highs, color=STATES["random"].color, alpha=0.45, linewidth=5, label="its controls"
+            places, lows, highs, color=STATES["random"].color, alpha=0.45, linewidth=5, label="its controls"
         )
-        axis.plot(highs, rows, linestyle="", marker="|", color=STATES["random"].color)
-    _intervals(axis, [point["conditions"][condition] for point in points])
-    axis.set_yticks(range(len(points)), [literal(_cut(point["name"])) for point in points])
-    axis.set(xlim=(-0.03, 1.05), ylim=(len(points) - 0.5, -0.5), xlabel=f"accuracy: {literal(condition)}")
+        axis.plot(highs, places, linestyle="", marker="|", color=STATES["random"].color)
+    _intervals(axis, rows)
+    axis.set_yticks(range(len(rows)), [literal(_cut(str(row.state))) for row in rows])
+    axis.set(
+        xlim=(-0.03, 1.05), ylim=(len(rows) - 0.5, -0.5), xlabel=f"accuracy: {literal(before.condition)}"
+    )
     axis.grid(False, axis="y")
     legend_above(figure, axis)
     return figure, axis
 
 
-def _range(points: list[dict[str, Any]], condition: str) -> tuple[float, float] | None:
-    values = [point["conditions"][condition]["accuracy"] for point in points]
-    return (min(values), max(values)) if values else None
-
-
-def _intervals(axis: Any, scores: list[dict[str, Any]]) -> None:
-    values = [score["accuracy"] for score in scores]
-    below = [max(0.0, score["accuracy"] - score["ci95"][0]) for score in scores]
-    above = [max(0.0, score["ci95"][1] - score["accuracy"]) for score in scores]
+def _intervals(axis: Any, rows: Sequence[Row]) -> None:
+    values = [row.accuracy for row in rows]
+    below = [max(0.0, row.accuracy - row.ci95_low) for row in rows]
+    above = [max(0.0, row.ci95_high - row.accuracy) for row in rows]
     look = STATES["task-control"]
     axis.errorbar(
         values,

@@ -6,51 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from tomfisher.evaluate.records import ALL
-from tomfisher.evaluate.statistics import TEST, holm
-from tomfisher.report.ablations import controls, headline_of, interventions
+from tomfisher.evaluate.statistics import TEST
+from tomfisher.report.ablations import controls
 from tomfisher.report.tables import ABSENT, Table, interval, number, p_value, span
+from tomfisher.results.ablations import interventions
 from tomfisher.results.results import Results, corrected
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL
 
 
 def ablation_table(ablations: Mapping[str, Any]) -> Table:
-    """One row per intervention, the range over its controls behind it."""
-    name = headline_of(ablations)
-    baseline, points = ablations["baseline"], interventions(ablations)
-    corrected = holm([float(point["conditions"][name]["p_vs_baseline"]) for point in points])
-    rows = [
-        [
-            "none (untouched)",
-            "0",
-            interval(baseline["conditions"][name]),
-            ABSENT,
-            *_cost(baseline, baseline),
-            ABSENT,
-        ]
-    ]
-    for point, p in zip(points, corrected, strict=True):
-        beside_it = [c["conditions"][name]["accuracy"] for c in controls(ablations, point["name"])]
-        rows.append(
-            [
-                point["name"],
-                f"{point['nnz']:,}",
-                interval(point["conditions"][name]),
-                p_value(p),
-                *_cost(point, baseline),
-                span(beside_it, "{:.3f}"),
-            ]
-        )
+    """One row per intervention, the range over its controls after it."""
+    results = Results.from_dict(ablations)
+    name, rows = results.headline, interventions(results)
+    p = corrected(rows)
     return Table(
-        f"Interventions: accuracy on {name} with its 95 % interval, p of the {TEST} after Holm over all {len(points)} "
+        f"Interventions: accuracy on {name} with its 95 % interval, p of the {TEST} after Holm over all {len(rows)} "
         "interventions, perplexity, and the accuracy of their controls, least to most.",
         ["Intervention", "Weights", f"Accuracy: {name}", "p (Holm)", "Perplexity", "Rise", "Controls"],
-        rows,
+        [
+            [
+                row.state or "none (untouched)",
+                f"{row.nnz:,}" if row.state else "0",
+                interval({"accuracy": row.accuracy, "ci95": row.ci95}),
+                p_value(p.get(row)),
+                f"{row.perplexity:.4g}",
+                f"{results.rise(row):+.1%}" if row.state else ABSENT,
+                span(controls(results, row), "{:.3f}"),
+            ]
+            for row in (results.baseline(), *rows)
+        ],
     )
-
-
-def _cost(point: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
-    change = point["perplexity"] / baseline["perplexity"] - 1
-    return [f"{point['perplexity']:.4g}", ABSENT if point is baseline else f"{change:+.1%}"]
 
 
 def finetune_table(found: Mapping[str, Any]) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tomfisher.report.ablations import headline_of, interventions, plot_interventions
+from tomfisher.report.ablations import plot_interventions, results_of
 from tomfisher.report.architectures import plot_architectures, says
 from tomfisher.report.data import Missing, RunData
 from tomfisher.report.maps import plot_attention_maps
@@ -20,6 +20,7 @@ from tomfisher.report.style import to_inline, to_png, to_svg
 from tomfisher.report.sweep import plot_accuracy, plot_perplexity
 from tomfisher.report.tables import STATES, mean_over_heads, span
 from tomfisher.report.values import LOOKS, entries, histogram, plot_fisher_values
+from tomfisher.results.ablations import interventions
 from tomfisher.results.points import TASK_CONTROL, rise
 
 if TYPE_CHECKING:
@@ -295,14 +296,12 @@ def _maps(maps: Mapping[str, Any]) -> Picture:
 
 
 def _ablations(ablations: Mapping[str, Any]) -> Picture:
-    name = headline_of(ablations)
-    found = [
-        f"{point['name']} {point['conditions'][name]['accuracy']:.3f}" for point in interventions(ablations)
-    ]
-    before = ablations["baseline"]["conditions"][name]["accuracy"]
+    results = results_of(ablations)
+    name, before = results.headline, results.baseline().accuracy
+    found = [f"{row.state} {row.accuracy:.3f}" for row in interventions(results)]
     says = f"Accuracy on {name}: untouched {before:.3f}; {'; '.join(found)}."
     caption = f"Accuracy on {name} under each intervention, beside its controls."
-    return Picture("ablations", "ablations", caption, says, plot_interventions(ablations)[0], True)
+    return Picture("ablations", "ablations", caption, says, plot_interventions(results)[0], True)
 
 
 def of_architectures(found: Architectures) -> Picture:

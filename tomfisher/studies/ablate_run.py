@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomfisher import provenance
-from tomfisher.ablation.ablate import ablate, known
-from tomfisher.ablation.folder import AblationFolder
-from tomfisher.ablation.results import Ablations
 from tomfisher.interventions import Ablation, Internals, combinations, measure_internals, parse_all
 from tomfisher.models.families import Architecture
 from tomfisher.models.load import LoadedModel, load_model, resolve_device
-from tomfisher.results.folder import RunFolder
-from tomfisher.results.results import Results
+from tomfisher.results.ablations import in_order_of
+from tomfisher.results.folder import ABLATION_FILES, POINTS, RunFolder
+from tomfisher.results.results import ABLATIONS, Results
 from tomfisher.results.row import TASK_CONTROL, point_key
 from tomfisher.results.verdict import judge
 from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.scan import scan_of
 from tomfisher.runtime.torch_state import plain_torch
+from tomfisher.studies.ablation import ablate, known
 from tomfisher.studies.config import Config, parse_fill
 from tomfisher.studies.experiment import eval_dtype
 from tomfisher.studies.inputs import Inputs
@@ -62,7 +63,7 @@ def ablate_run(
     settings: Mapping[str, Any] | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
-) -> Ablations:
+) -> Results:
     """Ablate the task-control mask of a finished study and measure with the study's own settings.
 
     Dominant frequencies and mean queries come from up to 64 prompts of the study's Fisher pool, never from the
@@ -95,7 +96,7 @@ def ablate_run(
     config = _config(folder, settings or {})
     chosen, label = _mask(folder, kappa, mask)
     where = output_path or folder / "ablations"
-    with AblationFolder.open(where, overwrite) as kept:
+    with _opened(where, overwrite) as kept:
         started = provenance.now()
         loaded = _model(folder, config, say)
         check_belongs(chosen.shapes, loaded.model, f"The mask {mask or folder}")
@@ -110,9 +111,9 @@ def ablate_run(
         measure = Measure(config, inputs, loaded, pack=False)
         seeds = config.random_seeds
         say(f"{len(wanted)} ablations with {seeds} controls each, {measure.describe()}")
-        if len(kept):
+        if finished := len(kept.points()):
             say(
-                f"{len(kept)} finished points of earlier calls are kept as they are; --overwrite measures anew"
+                f"{finished} finished points of earlier calls are kept as they are; --overwrite measures anew"
             )
         found = ablate(
             loaded.model,
@@ -125,15 +126,41 @@ def ablate_run(
             fill=parse_fill(config.fill),
             compat=config.compat,
             label=label,
-            points=kept,
+            folder=kept,
             progress=progress,
         )
         origin = {**_provenance(config, chosen, loaded, inputs, started), "scan": scan, "packed": False}
         origin["rules"] = measure.rules
-        earlier = kept.earlier()
-        result = Ablations(found.baseline, found.points, found.left_out, origin).after(earlier)
-        result.save(kept.path)
+        result = in_order_of(replace(found, provenance=origin), _left_here(kept.path))
+        result.save(kept.path, ABLATIONS)
     return result
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, overwrite: bool) -> Iterator[RunFolder]:
+    """Lock a folder of ablations, making it if need be; an attempt without any result may be corrected.
+
+    Raises:
+        ValueError: it is a file, holds other things, or another process is working in it.
+    """
+    folder = RunFolder(path)
+    if folder.path.is_dir() and (foreign := folder.foreign((*ABLATION_FILES, POINTS))):
+        raise ValueError(
+            f"{folder.path} is no folder of ablations: it holds {', '.join(foreign[:4])}. Give another --output_path."
+        )
+    with folder.opened():
+        if overwrite or not folder.points():
+            folder.clear(ABLATION_FILES, (POINTS,), {})
+        folder.remove_leftovers()
+        yield folder
+
+
+def _left_here(path: Path) -> Results | None:
+    """What the last call left in a folder; None where there is nothing, or it is damaged."""
+    try:
+        return Results.load(path, ABLATIONS)
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _config(folder: Path, settings: Mapping[str, Any]) -> Config:

@@ -1,21 +1,24 @@
-"""`ablate`: parts of a mask and changes of activations, each measured like a point of the study, with controls."""
+"""`ablate`: parts of a mask and interventions, each measured like a point of a sweep, beside random controls."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.ablation.results import AblationPoint, Ablations, ablation_key
 from tomfisher.evaluate.records import Scores
 from tomfisher.interventions import Ablation, Internals, Intervention, Target, intervene, restrict
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.progress import progress_bar
-from tomfisher.results.points import BASELINE, RANDOM, TASK_CONTROL, conditions_of, with_scenes
+from tomfisher.results.ablations import with_holm
+from tomfisher.results.conditions import by_clusters, measured
+from tomfisher.results.folder import RunFolder
+from tomfisher.results.results import Results
+from tomfisher.results.row import BASELINE, RANDOM, TASK_CONTROL, Row, state_key
 from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.torch_state import plain_torch
 
@@ -24,22 +27,20 @@ if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
     from tomfisher.perturbation import WeightSums
 
-Points = MutableMapping[str, tuple[AblationPoint, dict[str, Any]]]
-
 
 @dataclass(frozen=True)
 class _State:
     """One state of the model to measure."""
 
-    name: str
-    elements: tuple[str, ...]
-    mask: SparseMask | None
-    interventions: tuple[Intervention, ...]
+    name: str = ""
+    elements: tuple[str, ...] = ()
+    mask: SparseMask | None = None
+    interventions: tuple[Intervention, ...] = ()
     seed: int | None = None
 
     @property
     def key(self) -> str:
-        return ablation_key(self.name, self.seed)
+        return state_key(self.name, self.seed)
 
 
 @plain_torch()
@@ -55,9 +56,9 @@ def ablate(
     fill: str | float = "mean",
     compat: str | None = None,
     label: str = TASK_CONTROL,
-    points: Points | None = None,
+    folder: RunFolder | None = None,
     progress: bool = True,
-) -> Ablations:
+) -> Results:
     """Measure a model untouched, under each ablation, and under controls of each.
 
     The parts of the mask that one ablation names are perturbed together, as one mask; its interventions act at the same
@@ -75,12 +76,13 @@ def ablate(
         fill: what perturbed weights become.
         compat: "authors" for the paper's mean.
         label: what `mask` is called in the points that perturb it.
-        points: finished points by key, with their scores, all of this model, mask and measurement; what is there is not
-            measured again, and belongs to the answer whether it is asked for or not. None: start afresh.
+        folder: where finished points of this very model, mask and measurement are kept: those that are there are not
+            measured again, and belong to the answer whether they are asked for or not. None: keep nothing.
         progress: show a bar on a terminal.
 
     Returns:
-        `Ablations`, those asked for first; what the model has no part for is listed there with the reason.
+        Rows of the untouched model, then of each ablation (`state`) before its controls, those asked for first;
+        `left_out` says what the model has no part for, and why.
 
     Raises:
         UnsupportedModel: none of them can be done on this model.
@@ -89,39 +91,36 @@ def ablate(
     """
     from tomfisher.perturbation import WeightSums
 
-    points = {} if points is None else points
     states, left_out = _plan(model, mask, ablations, internals, random_seeds, seed)
     sums = WeightSums()
-    found = []
+    found: list[Row] = []
     baseline: Scores | None = None
-    bar = progress_bar(total=len(states), desc="ablations", unit="point", enabled=progress)
-    with bar:
+    with progress_bar(total=len(states), desc="ablations", unit="point", enabled=progress) as bar:
         for state in states:
-            if state.key not in points:
+            saved = None if folder is None else folder.load_point(state.key)
+            if saved is None:
                 with _applied(model, state, internals, fill, seed, compat, sums) as nnz:
                     scores, perplexity = measure()
-                conditions = conditions_of(scores, baseline)
-                point = _point(state, mask.kappa or 0.0, label, nnz, conditions, perplexity)
-                points[state.key] = point, scores.to_dict()
-            point, records = points[state.key]
-            scores = Scores.from_dict(records)
-            found.append(with_scenes(point, scores, baseline))
-            baseline = scores if baseline is None else baseline
+                facts = _facts(state, mask.kappa or 0.0, label, nnz, perplexity)
+                rows = measured(scores, baseline, **facts)
+                if folder is not None:
+                    folder.save_point(rows, scores.to_dict())
+            else:
+                rows, scores = saved[0], Scores.from_dict(saved[1])
+            found += by_clusters(rows, scores, baseline)
+            baseline = baseline or scores
             bar.update(1)
-    assert baseline is not None
-    found += _others(points, {state.key for state in states}, baseline)
-    return Ablations(found[0], tuple(found[1:]), left_out)
+    if folder is not None:
+        found += _earlier(folder, {state.key for state in states}, baseline)
+    return with_holm(Results(tuple(found), left_out=left_out))
 
 
-def _others(points: Points, known_keys: set[str], baseline: Scores) -> list[AblationPoint]:
-    """The finished points of earlier calls, by name, each intervention before its controls."""
-    found = []
-    for key in list(points):
-        if key not in known_keys:
-            with contextlib.suppress(KeyError):  # damaged, which is said when it is read
-                point, records = points[key]
-                found.append(with_scenes(point, Scores.from_dict(records), baseline))
-    return sorted(found, key=lambda point: (point.name, point.control, point.seed or 0))
+def _earlier(folder: RunFolder, keys: Iterable[str], baseline: Scores | None) -> list[Row]:
+    """The finished points of earlier calls, by name, each ablation before its controls."""
+    saved = [folder.load_point(key) for key in folder.points() if key not in keys]
+    states = [by_clusters(rows, Scores.from_dict(scores), baseline) for rows, scores in filter(None, saved)]
+    ordered = sorted(states, key=lambda rows: (str(rows[0].state), bool(rows[0].control), rows[0].seed or 0))
+    return [row for rows in ordered for row in rows]
 
 
 def _plan(
@@ -133,7 +132,7 @@ def _plan(
     seed: int,
 ) -> tuple[list[_State], dict[str, str]]:
     """The states, the untouched one first; and what is left out with the reason."""
-    states, left_out = [_State("", (), None, ())], {}
+    states, left_out = [_State()], {}
     for name, count in Counter(ablation.name for ablation in ablations).items():
         if count > 1:
             raise ValueError(f"{count} ablations are called {name!r}. Measure them in calls of their own.")
@@ -206,25 +205,17 @@ def _applied(
         yield nnz
 
 
-def _point(
-    state: _State,
-    kappa: float,
-    label: str,
-    nnz: int,
-    conditions: dict[str, dict[str, Any]],
-    perplexity: Perplexity,
-) -> AblationPoint:
+def _facts(state: _State, kappa: float, label: str, nnz: int, perplexity: Perplexity) -> dict[str, Any]:
+    """What the rows of a state say besides its conditions."""
     control = state.seed is not None
-    kind = RANDOM if control else label if state.mask is not None else BASELINE
-    return AblationPoint(
-        kappa=kappa if state.mask is not None else 0.0,
-        mask=kind,
-        seed=state.seed,
-        nnz=nnz,
-        conditions=conditions,
-        perplexity=perplexity.token,
-        word_perplexity=perplexity.word,
-        name=state.name,
-        interventions=state.elements,
-        control=control,
-    )
+    return {
+        "state": state.name,
+        "interventions": state.elements,
+        "control": control,
+        "kappa": 0.0 if state.mask is None else kappa,
+        "mask": RANDOM if control else BASELINE if state.mask is None else label,
+        "seed": state.seed,
+        "nnz": nnz,
+        "perplexity": perplexity.token,
+        "word_perplexity": perplexity.word,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,6 @@ import torch
 import transformers
 
 from tomfisher import SparseMask, evaluate, perturb, tasks
-from tomfisher.ablation import Ablations, ablate, ablate_run
 from tomfisher.evaluate.execute import can_pack
 from tomfisher.evaluate.statistics import holm
 from tomfisher.interventions import (
@@ -26,11 +26,38 @@ from tomfisher.interventions import (
 )
 from tomfisher.models import describe, load_model
 from tomfisher.models.families import UnsupportedModel
+from tomfisher.results.ablations import interventions, render
+from tomfisher.results.results import Results
+from tomfisher.studies import Experiment
+from tomfisher.studies.ablate_run import ablate_run
+from tomfisher.studies.ablation import ablate
 from tomfisher.studies.measure import Measure
 
 pytestmark = pytest.mark.slow
 
 NAMES = ["full", "qk", "other-rows", "scale-band:dominant:0.2", "off-sink:0.1", "qk+off-sink:0.1"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A small finished study on the testbed model: its folder and its results."""
+    folder = tmp_path_factory.mktemp("study") / "run"
+    settings = {
+        "model": "testbed-llama",
+        "task": "testbed",
+        "control": "testbed",
+        "output_path": str(folder),
+        "n_task": 30,
+        "n_control": 20,
+        "kappas": [0.03],
+        "random_seeds": 2,
+        "limit": 64,
+        "perplexity_tokens": 600,
+        "perplexity_window": 128,
+        "eval_dtype": "fp32",
+        "device": "cpu",
+    }
+    return SimpleNamespace(folder=folder, results=Experiment(settings).run(progress=False))
 
 
 @pytest.fixture(scope="module")
@@ -51,32 +78,41 @@ def done(study, tmp_path_factory):
     )
 
 
-def point(done, name):
-    (found,) = (p for p in done.found.interventions if p.name == name)
-    return found
+def row(found, name, condition=None):
+    (one,) = (r for r in interventions(found, condition) if r.state == name)
+    return one
+
+
+def controls(found, name, condition=None):
+    return found.select(state=name, control=True, condition=condition or found.headline)
+
+
+def states(found):
+    """Name and seed of every state, the untouched one left out."""
+    return list(dict.fromkeys((r.state, r.seed) for r in found.rows if r.state))
+
+
+def bare(rows):
+    """Rows without what other ablations change: the corrected p."""
+    return [replace(r, p_holm=None) for r in rows]
 
 
 def test_baseline_full_mask_and_its_random_masks_are_those_of_the_study(study, done):
-    def same(mine, rows):
-        assert mine.conditions.keys() == {row.condition for row in rows}
-        for row in rows:
-            for field in ("kappa", "mask", "seed", "nnz", "perplexity", "word_perplexity"):
-                assert getattr(mine, field) == getattr(row, field)
-            theirs = mine.conditions[row.condition]
-            assert (theirs["n"], theirs["accuracy"], tuple(theirs["ci95"])) == (row.n, row.accuracy, row.ci95)
-            assert theirs["p_vs_baseline"] == row.p_vs_baseline
+    def same(mine, theirs):
+        nameless = {"state": None, "interventions": None, "control": None, "p_holm": None}
+        assert [replace(r, **nameless) for r in mine] == list(theirs)
 
-    same(done.found.baseline, study.results.select(mask="none"))
-    same(point(done, "full"), study.results.select(kappa=0.03, mask="task-control"))
-    randoms = {seed: study.results.select(mask="random", kappa=0.03, seed=seed) for seed in (0, 1)}
-    assert len(done.found.controls("full")) == len(randoms)
-    for mine, rows in zip(done.found.controls("full"), randoms.values(), strict=True):
-        same(mine, rows)
+    same(done.found.select(state=""), study.results.select(mask="none"))
+    same(
+        done.found.select(state="full", control=False),
+        study.results.select(kappa=0.03, mask="task-control"),
+    )
+    same(done.found.select(state="full", control=True), study.results.select(kappa=0.03, mask="random"))
 
 
 def test_no_point_packs_questions_because_interventions_cannot(done):
     saved = [json.loads(file.read_text()) for file in (done.output / "points").glob("*.json")]
-    assert len(saved) == 1 + len(done.found.points)
+    assert len(saved) == 1 + len(states(done.found))
     assert all(point["scores"]["shared_prefix"] and not point["scores"]["packed"] for point in saved)
     assert can_pack(done.model)  # it is the ablations that do not ask for it
 
@@ -94,63 +130,63 @@ def test_every_point_is_recomputed_by_hand(done):
         "off-sink:0.1": (None, (sink,)),
         "qk+off-sink:0.1": (region["qk"], (sink,)),
     }
-    for name, (mask, interventions) in by_hand.items():
+    for name, (mask, changes) in by_hand.items():
         mask = SparseMask({}, done.mask.shapes) if mask is None else mask
-        with perturb(done.model, mask), intervene(done.model, *interventions, internals=done.internals):
+        with perturb(done.model, mask), intervene(done.model, *changes, internals=done.internals):
             scores = done.score()
-        found = point(done, name)
+        found = row(done.found, name, "all")
         assert found.nnz == mask.nnz
-        assert found.accuracy("all") == scores.by_group()["all"].accuracy
-        assert found.conditions["all"]["p_vs_baseline"] == evaluate.compare(base, scores)["all"]
-    assert len({p.perplexity for p in (done.found.baseline, *done.found.points)}) == 1 + 3 * len(NAMES)
-    for seed, control in enumerate(done.found.controls("qk")):
+        assert found.accuracy == scores.by_group()["all"].accuracy
+        assert found.p_vs_baseline == evaluate.compare(base, scores)["all"]
+    assert len({r.perplexity for r in done.found.rows}) == 1 + 3 * len(NAMES)
+    for seed, control in enumerate(controls(done.found, "qk", "all")):
         with perturb(done.model, region["qk"].random_like(seed)):
-            assert control.accuracy("all") == done.score().by_group()["all"].accuracy
+            assert control.accuracy == done.score().by_group()["all"].accuracy
         assert control.nnz == region["qk"].nnz
 
 
 def test_points_say_what_they_are(done):
-    points = done.found.points
-    assert [(p.name, p.seed) for p in points] == [(name, seed) for name in NAMES for seed in (None, 0, 1)]
-    labels = {p.name: p.mask for p in done.found.interventions}
+    found = done.found
+    assert states(found) == [(name, seed) for name in NAMES for seed in (None, 0, 1)]
+    labels = {r.state: r.mask for r in interventions(found)}
     assert labels == dict(zip(NAMES, ["task-control"] * 3 + ["none"] * 2 + ["task-control"], strict=True))
-    assert {p.mask for p in points if p.control} == {"random"}
-    assert point(done, "qk+off-sink:0.1").interventions == ("qk", "off-sink:0.1")
-    assert point(done, "off-sink:0.1").kappa == 0 and point(done, "qk").kappa == 0.03
+    assert {r.mask for r in found.rows if r.control} == {"random"}
+    assert row(found, "qk+off-sink:0.1").interventions == ("qk", "off-sink:0.1")
+    assert row(found, "off-sink:0.1").kappa == 0 and row(found, "qk").kappa == 0.03
 
 
 def test_p_values_are_corrected_over_the_interventions_alone(done):
-    raw = [p.conditions["false-belief"]["p_vs_baseline"] for p in done.found.interventions]
-    assert done.found.holm() == dict(zip(NAMES, holm(raw), strict=True))
+    for condition in ("false-belief", "all"):
+        rows = interventions(done.found, condition)
+        assert [r.p_holm for r in rows] == holm([r.p_vs_baseline for r in rows])
+    tested = {r for condition in ("false-belief", "all") for r in interventions(done.found, condition)}
+    assert all(r.p_holm is None for r in done.found.rows if r not in tested)
 
 
 def test_files_hold_the_same_points(done):
-    loaded = Ablations.load(done.output)
-    assert (loaded.baseline, loaded.points) == (done.found.baseline, done.found.points)
+    loaded = Results.load(done.output, "ablations")
+    assert loaded.rows == done.found.rows
     data = json.loads((done.output / "ablations.json").read_text())
-    assert data["holm"]["false-belief"] == done.found.holm()
     assert data["provenance"]["model"]["source"] == "testbed-llama"
     with (done.output / "ablations.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    points = (loaded.baseline, *loaded.points)
-    assert len(rows) == sum(len(p.conditions) for p in points)
-    heads = [row for row in rows if row["condition"] == "false-belief"]
-    assert [row["name"] for row in heads] == [p.name for p in points]
-    assert [float(row["accuracy"]) for row in heads] == [p.accuracy("false-belief") for p in points]
+    assert [line["state"] for line in rows] == [r.state for r in loaded.rows]
+    assert [line["condition"] for line in rows] == [r.condition for r in loaded.rows]
+    assert [float(line["accuracy"]) for line in rows] == [r.accuracy for r in loaded.rows]
     assert not list(done.output.rglob("*.tmp"))
 
 
 def test_table_has_a_line_for_each_intervention_and_the_range_of_its_controls(done):
-    lines = done.found.table().splitlines()
+    lines = render(done.found).splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["none", *NAMES]
     cells = lines[3].split()
-    full, controls = point(done, "full"), done.found.controls("full")
-    assert cells[1] == str(full.nnz) and cells[2] == f"{full.accuracy('false-belief'):.3f}"
-    low, high = (f"{f(c.accuracy('false-belief') for c in controls):.3f}" for f in (min, max))
+    full, beside = row(done.found, "full"), controls(done.found, "full")
+    assert cells[1] == str(full.nnz) and cells[2] == f"{full.accuracy:.3f}"
+    low, high = (f"{f(c.accuracy for c in beside):.3f}" for f in (min, max))
     assert cells[-2] == (low if low == high else f"{low}..{high}")
     assert lines[0].rpartition("2 controls")[2].split() == ["their", "rise"]
-    alone = Ablations(done.found.baseline, done.found.interventions)
-    assert "controls" not in alone.table() and len(alone.table().splitlines()) == len(lines)
+    alone = render(Results(tuple(r for r in done.found.rows if not r.control)))
+    assert "controls" not in alone and len(alone.splitlines()) == len(lines)
 
 
 def test_the_model_is_as_before_and_finished_points_are_not_measured_again(
@@ -166,9 +202,9 @@ def test_the_model_is_as_before_and_finished_points_are_not_measured_again(
     monkeypatch.setattr(Measure, "__call__", lambda self: calls.append(1) or whole(self))
     with pytest.warns(UserWarning, match=r"qk.json is damaged"):
         again = ablate_run(study.folder, NAMES, kappa=0.03, output_path=output, progress=False)
-    assert again.points == done.found.points and len(calls) == 2
+    assert again.rows == done.found.rows and len(calls) == 2
     fewer = ablate_run(study.folder, ["off-sink:0.1"], kappa=0.03, output_path=output, progress=False)
-    assert len(calls) == 2 and fewer.points == done.found.points
+    assert len(calls) == 2 and fewer.rows == done.found.rows
 
 
 def test_a_second_call_adds_to_the_first_and_p_is_corrected_over_both(study, tmp_path):
@@ -177,16 +213,38 @@ def test_a_second_call_adds_to_the_first_and_p_is_corrected_over_both(study, tmp
     first = ablate_run(study.folder, ["qk", "mixer"], **options)
     second = ablate_run(study.folder, ["full", "off-sink:0.1"], **options)
     names = ["qk", "full", "off-sink:0.1"]
-    assert [(p.name, p.seed) for p in second.points] == [(name, seed) for name in names for seed in (None, 0)]
-    assert second.points[:2] == first.points and second.baseline == first.baseline
-    raw = [p.conditions["false-belief"]["p_vs_baseline"] for p in second.interventions]
-    assert second.holm() == dict(zip(names, holm(raw), strict=True)) and second.comparisons == 3
-    stored = json.loads((tmp_path / "out" / "ablations.json").read_text())
-    assert [p["name"] for p in stored["points"] if not p["control"]] == names
-    assert stored["comparisons"] == 3 and list(stored["left_out"]) == ["mixer"]
+    assert states(second) == [(name, seed) for name in names for seed in (None, 0)]
+    assert bare(second.rows[: len(first.rows)]) == bare(first.rows)
+    rows = interventions(second)
+    assert [r.p_holm for r in rows] == holm([r.p_vs_baseline for r in rows]) and len(rows) == 3
+    stored = Results.load(tmp_path / "out", "ablations")
+    assert stored.rows == second.rows and list(stored.left_out) == ["mixer"]
     (tmp_path / "out" / "ablations.json").unlink()  # as after a kill: the points are there
     third = ablate_run(study.folder, ["full"], **options)
-    assert {p.name for p in third.interventions} == set(names) and third.interventions[0].name == "full"
+    assert {r.state for r in interventions(third)} == set(names) and interventions(third)[0].state == "full"
+
+
+def test_a_folder_of_an_earlier_version_goes_on_and_its_file_is_read(study, done, tmp_path, monkeypatch):
+    output = tmp_path / "old"
+    shutil.copytree(done.output, output)
+
+    def earlier(point):
+        point["name"] = point.pop("state")
+        for score in point["conditions"].values():
+            score.pop("p_holm", None)
+        return point
+
+    data = json.loads((output / "ablations.json").read_text())
+    data["baseline"], data["points"] = earlier(data["baseline"]), list(map(earlier, data["points"]))
+    data |= {"left_out": {"mixer": "Every layer has attention."}, "comparisons": 6, "holm": {"all": {}}}
+    (output / "ablations.json").write_text(json.dumps(data))
+    for file in (output / "points").iterdir():
+        point = json.loads(file.read_text())
+        file.write_text(json.dumps(point | {"point": earlier(point["point"])}))
+    assert bare(Results.load(output, "ablations").rows) == bare(done.found.rows)
+    monkeypatch.setattr(Measure, "__call__", None)  # nothing is measured
+    again = ablate_run(study.folder, NAMES[:2], kappa=0.03, output_path=output, progress=False)
+    assert again.rows == done.found.rows and list(again.left_out) == ["mixer"]
 
 
 def test_a_folder_of_other_ablations_is_refused_unless_overwritten(study, done, tmp_path):
@@ -199,7 +257,7 @@ def test_a_folder_of_other_ablations_is_refused_unless_overwritten(study, done, 
         ablate_run(study.folder, ["full"], mask=tmp_path / "half.safetensors", **options)
     assert "--overwrite" in str(caught.value)
     found = ablate_run(study.folder, ["full"], mask=tmp_path / "half.safetensors", overwrite=True, **options)
-    assert found.points[0].nnz == half.nnz and found.points[0].mask == "file"
+    assert (row(found, "full").nnz, row(found, "full").mask) == (half.nnz, "file")
     assert [file.stem for file in sorted((output / "points").iterdir())] == ["baseline", "full"]
     with pytest.raises(ValueError, match=r"settings.limit: there 64, now 32"):
         ablate_run(
@@ -219,7 +277,7 @@ def test_an_attempt_without_any_result_may_be_corrected(study, tmp_path):
         ablate_run(study.folder, ["scale-key:0@9"], settings={**small, "limit": 8}, **options)
     (tmp_path / "out" / ".ablations.json.0.tmp").write_text("left by a kill")
     found = ablate_run(study.folder, ["scale-key:0@3"], settings=small, **options)
-    assert found.baseline.conditions["all"]["n"] == 4
+    assert found.baseline("all").n == 4
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {".lock", "inputs.json", "points", "ablations.json", "ablations.csv"}
 
@@ -266,7 +324,7 @@ def test_what_cannot_be_done_is_left_out_with_the_reason_and_the_rest_is_done(ti
             random_seeds=1,
             progress=False,
         )
-        assert [p.name for p in found.interventions] == kept
+        assert [r.state for r in interventions(found)] == kept
         assert set(found.left_out) == set(names) - set(kept)
         assert all(family in reason for reason in found.left_out.values())
         with pytest.raises(
@@ -291,7 +349,7 @@ def test_an_unknown_architecture_still_has_its_whole_mask(tiny_config):
     found = ablate(
         model, mask, fake_measure(lambda: scores), parse_all(["full", "qk", "off-sink:0.1"]), progress=False
     )
-    assert {p.name for p in found.points} == {"full"} and len(found.points) == 6
+    assert states(found) == [("full", seed) for seed in (None, *range(5))]
     assert "not known" in found.left_out["qk"] and "gemma3_text" in found.left_out["off-sink:0.1"]
 
 
