@@ -35,8 +35,6 @@ LAYERS = (
     BASE,
 )
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}
-# Arrows that are on their way out, by what they begin with and who takes them out. It ends empty.
-MOVING = ()
 
 ROOT = Path(tomfisher.__file__).parent
 # installed as tomfisher.kernels and tomfisher.benchmarks
@@ -70,15 +68,9 @@ def _package(module: str) -> str:
     return package
 
 
-def _moving(module: str, target: str) -> bool:
-    return any(module.startswith(begin) and target.startswith(end) for begin, end, _ in MOVING)
-
-
 ARROWS = {
     module: {
-        target
-        for target, _ in _imports(module)
-        if target.split(".")[0] == "tomfisher" and target != module and not _moving(module, target)
+        target for target, _ in _imports(module) if target.split(".")[0] == "tomfisher" and target != module
     }
     for module in FILES
 }
