@@ -127,7 +127,7 @@ def _run_folder(path: Path) -> str:
     if (path / "results.json").is_file():
         results = Results.load(path)
         return f"{text}\n\n{render(results)}\n\n{judge(results)}"
-    return f"{text}\n\nGo on with: tomfisher run --config {path}/config.yaml --output_path {path}"
+    return f"{text}\n\nResume with: tomfisher run --config {path}/config.yaml --output_path {path}"
 
 
 def _numbers(text: str) -> list[float]:

@@ -73,7 +73,7 @@ class RunFolder:
         if differing:
             raise ValueError(
                 f"The inputs of {self.path} changed since it was begun:\n{listed(_leaves(differing))}\n"
-                "Its earlier results would not fit. Give another --output_path, or --overwrite to begin anew."
+                "Its earlier results would not fit. Give another --output_path, or --overwrite to start again."
             )
         self._write_json(INPUTS, {**pinned, **facts})
 

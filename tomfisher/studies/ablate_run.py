@@ -113,7 +113,7 @@ def ablate_run(
         say(f"{len(wanted)} ablations with {seeds} controls each, {measure.describe()}")
         if finished := len(kept.points()):
             say(
-                f"{finished} finished points of earlier calls are kept as they are; --overwrite measures anew"
+                f"{finished} finished points of earlier calls are kept as they are; --overwrite measures them again"
             )
         found = ablate(
             loaded.model,

@@ -424,6 +424,6 @@ def _saved_scores(folder: RunFolder, present: Scores) -> Scores:
         raise ValueError(
             f"The baseline of {folder.path} was scored {ways[baseline.packed]}, its other points would be scored "
             f"{ways[present.packed]}, which rounds differently: another version of tomfisher began it. Give another "
-            "--output_path, or --overwrite to begin anew."
+            "--output_path, or --overwrite to start again."
         )
     return baseline
