@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tomfisher.report.ablations import plot_interventions
     from tomfisher.report.architectures import plot_architectures
+    from tomfisher.report.attention_maps import plot_attention_maps
     from tomfisher.report.data import RunData, load
-    from tomfisher.report.maps import plot_attention_maps
-    from tomfisher.report.masks import plot_frequency_rows, plot_mask_map
+    from tomfisher.report.fisher_values import plot_fisher_values
+    from tomfisher.report.mask_profile import plot_frequency_rows, plot_mask_map
     from tomfisher.report.page import write
     from tomfisher.report.sinks import plot_sinks
     from tomfisher.report.spectrum import plot_spectrum, plot_spectrum_change
     from tomfisher.report.sweep import plot_accuracy, plot_perplexity
-    from tomfisher.report.values import plot_fisher_values
 
 _HOMES = {
     "RunData": "data",
     "load": "data",
     "plot_accuracy": "sweep",
     "plot_architectures": "architectures",
-    "plot_attention_maps": "maps",
-    "plot_fisher_values": "values",
-    "plot_frequency_rows": "masks",
+    "plot_attention_maps": "attention_maps",
+    "plot_fisher_values": "fisher_values",
+    "plot_frequency_rows": "mask_profile",
     "plot_interventions": "ablations",
-    "plot_mask_map": "masks",
+    "plot_mask_map": "mask_profile",
     "plot_perplexity": "sweep",
     "plot_sinks": "sinks",
     "plot_spectrum": "spectrum",

@@ -11,7 +11,7 @@ from tomfisher.report.architectures import (
     family_table,
     outcomes_of,
 )
-from tomfisher.report.extras import Missing
+from tomfisher.report.followups import Missing
 from tomfisher.report.pictures import Picture, of_architectures
 from tomfisher.report.sections import Block, Fact, Section
 from tomfisher.results.architecture_folder import Architectures

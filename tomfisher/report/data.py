@@ -11,7 +11,7 @@ from typing import Any
 
 from tomfisher import text_files
 from tomfisher.evaluate.statistics import holm
-from tomfisher.report.extras import Missing, read_extras, read_json
+from tomfisher.report.followups import Missing, read_extras, read_json
 from tomfisher.results.architecture_folder import Architectures, above, is_folder, read
 from tomfisher.results.points import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
 from tomfisher.results.verdict import Verdict, judge

@@ -11,15 +11,21 @@ import numpy as np
 
 from tomfisher.report.ablations import plot_interventions, results_of
 from tomfisher.report.architectures import plot_architectures, says
+from tomfisher.report.attention_maps import plot_attention_maps
 from tomfisher.report.data import Missing, RunData
-from tomfisher.report.maps import plot_attention_maps
-from tomfisher.report.masks import density, dominant_counts, pair_counts, plot_frequency_rows, plot_mask_map
+from tomfisher.report.fisher_values import LOOKS, entries, histogram, plot_fisher_values
+from tomfisher.report.mask_profile import (
+    density,
+    dominant_counts,
+    pair_counts,
+    plot_frequency_rows,
+    plot_mask_map,
+)
 from tomfisher.report.sinks import per_layer, plot_sinks
 from tomfisher.report.spectrum import mean_norms, plot_spectrum, plot_spectrum_change, spectrum_change
 from tomfisher.report.style import to_inline, to_png, to_svg
 from tomfisher.report.sweep import plot_accuracy, plot_perplexity
 from tomfisher.report.tables import STATES, mean_over_heads, span
-from tomfisher.report.values import LOOKS, entries, histogram, plot_fisher_values
 from tomfisher.results.ablations import interventions
 from tomfisher.results.points import TASK_CONTROL, rise
 

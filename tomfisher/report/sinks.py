@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tomfisher.report.plainly import numbers, plainly
+from tomfisher.report.measurements import as_mapping, numbers
 from tomfisher.report.style import SOFT, STATES, axes, legend_above, styled
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _ORTHOGONAL = {"angle": 90.0, "cosine": 0.0}
 
 def per_layer(sinks: Any, measure: str) -> np.ndarray:
     """One measure of `AttentionSinks`, `[layers]`, averaged over the heads of each layer."""
-    return np.array([numbers(layer[measure]).mean() for layer in plainly(sinks)["layers"]])
+    return np.array([numbers(layer[measure]).mean() for layer in as_mapping(sinks)["layers"]])
 
 
 @styled
@@ -52,7 +52,7 @@ def plot_sinks(sinks: Mapping[str, Any], measure: str = "first_mass") -> tuple[F
         )
     for state, found in sinks.items():
         look = STATES[state]
-        layers = [layer["layer"] for layer in plainly(found)["layers"]]
+        layers = [layer["layer"] for layer in as_mapping(found)["layers"]]
         axis.plot(
             layers,
             per_layer(found, measure),

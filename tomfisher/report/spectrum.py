@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tomfisher.report.plainly import grid, numbers, plainly
+from tomfisher.report.measurements import as_mapping, grid, numbers
 from tomfisher.report.style import DIVERGING, STATES, axes, legend_above, styled
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ _PARTS = {"q": "queries", "k": "keys"}
 
 def mean_norms(spectrum: Any, part: str) -> np.ndarray:
     """Mean norm of every rotary pair of q or k, `[layers, P]`, averaged over the heads of each layer."""
-    return grid([numbers(layer[part]["norm"]).mean(0) for layer in plainly(spectrum)["layers"]])
+    return grid([numbers(layer[part]["norm"]).mean(0) for layer in as_mapping(spectrum)["layers"]])
 
 
 def wavelengths(spectrum: Any) -> list[float]:
     """Tokens that each pair takes for one turn, in the first layer."""
-    return [2 * math.pi / frequency for frequency in plainly(spectrum)["layers"][0]["frequencies"]]
+    return [2 * math.pi / frequency for frequency in as_mapping(spectrum)["layers"][0]["frequencies"]]
 
 
 @styled
@@ -81,7 +81,7 @@ def plot_spectrum_change(before: Any, after: Any, part: str = "q") -> tuple[Figu
         aspect="auto",
         interpolation="none",
     )
-    layer_axis(axis, [layer["layer"] for layer in plainly(before)["layers"]])
+    layer_axis(axis, [layer["layer"] for layer in as_mapping(before)["layers"]])
     axis.set_xlabel("rotary pair, fast to slow")
     axis.grid(False)
     _wavelength_axis(axis, wavelengths(before))

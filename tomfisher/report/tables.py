@@ -10,7 +10,7 @@ from tomfisher.analysis.sinks import EPSILON, WINDOW
 from tomfisher.evaluate.records import ALL
 from tomfisher.evaluate.statistics import TEST, holm
 from tomfisher.report.data import RunData
-from tomfisher.report.values import LOOKS, entries
+from tomfisher.report.fisher_values import LOOKS, entries
 from tomfisher.results.analysis import means
 from tomfisher.results.points import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, rise
 from tomfisher.results.tables import MASK_ORDER

@@ -1,4 +1,4 @@
-"""Measurements as the plain values that `analysis.json` holds, whether they come from a file or from memory."""
+"""Measurements of the analysis as mappings and arrays, whether they come from a file or from memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-def plainly(measured: Any) -> Mapping[str, Any]:
+def as_mapping(measured: Any) -> Mapping[str, Any]:
     """A measurement as a mapping.
 
     Args:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tomfisher.report import load, plot_fisher_values
+from tomfisher.report.fisher_values import entries, histogram
 from tomfisher.report.pictures import draw
 from tomfisher.report.style import CONTROL, TASK, to_svg
 from tomfisher.report.tables import values_table
-from tomfisher.report.values import entries, histogram
 
 KAPPAS = (1e-5, 1e-4, 1e-3)
 SUMMED = [5, 0, 1000, 740, 100, 90, 10]  # from 2**-10 on, both tensors together

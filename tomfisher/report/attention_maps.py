@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.report.plainly import numbers, plainly
+from tomfisher.report.measurements import as_mapping, numbers
 from tomfisher.report.style import SEQUENTIAL, STATES, axes, literal, styled
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _by_head(states: Mapping[str, Any], prompt: int) -> dict[str, dict[str, Any]
         raise ValueError(f"There is no measurement of the state {missing[0]!r}. {_WAY_OUT}")
     found: dict[str, dict[str, Any]] = {}
     for state in STATES_SHOWN:
-        for head, values in plainly(states[state]).get("maps", {}).items():
+        for head, values in as_mapping(states[state]).get("maps", {}).items():
             if not 0 <= prompt < len(values):
                 raise ValueError(
                     f"Head {head} has maps of {len(values)} prompts, so there is none of prompt {prompt}. Ask for "

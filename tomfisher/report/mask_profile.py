@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tomfisher.report.plainly import numbers, plainly
+from tomfisher.report.measurements import as_mapping, numbers
 from tomfisher.report.spectrum import layer_axis
 from tomfisher.report.style import CONTROL, SEQUENTIAL, TASK, axes, legend_above, literal, styled
 
@@ -27,7 +27,7 @@ def density(profile: Any) -> tuple[list[Any], list[str], np.ndarray]:
     Returns:
         Layers, kinds of weights, and the shares `[layers, kinds]` (NaN where a layer has no such weight).
     """
-    parts = [part for part in plainly(profile)["parts"] if part["layer"] is not None]
+    parts = [part for part in as_mapping(profile)["parts"] if part["layer"] is not None]
     layers = sorted({part["layer"] for part in parts})
     kinds = list(dict.fromkeys(part["kind"] for part in parts))
     masked, weights = np.zeros((2, len(layers), len(kinds)))
@@ -69,7 +69,7 @@ def pair_counts(profile: Any, kind: str) -> np.ndarray:
     """Masked entries in the rows of each rotary pair, `[P]`, summed over layers and heads; empty without pairs."""
     found = [
         numbers(part["pairs"]).sum(0)
-        for part in plainly(profile)["parts"]
+        for part in as_mapping(profile)["parts"]
         if part["kind"] == kind and part["pairs"] is not None
     ]
     return _summed(found)
@@ -78,7 +78,7 @@ def pair_counts(profile: Any, kind: str) -> np.ndarray:
 def dominant_counts(profile: Any, kind: str) -> np.ndarray:
     """Of how many heads, over all layers, each rotary pair is dominant, `[P]`; empty where it was not tested."""
     pairs = len(pair_counts(profile, kind))
-    tests = (plainly(profile).get("enrichment") or {"heads": []})["heads"]
+    tests = (as_mapping(profile).get("enrichment") or {"heads": []})["heads"]
     chosen = [pair for test in tests if test["part"] == kind for pair in test["pairs"] or ()]
     return np.bincount(np.array(chosen, dtype=np.int64), minlength=pairs) if chosen else np.zeros(0)
 
