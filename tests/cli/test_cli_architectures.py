@@ -16,8 +16,7 @@ from tomfisher.results.architecture_folder import above, is_folder, read
 from tomfisher.results.folder import EXTRAS
 from tomfisher.results.points import Results
 
-pytestmark = pytest.mark.slow
-
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures_of_module")]
 NAMES, KAPPAS = ("llama", "mamba"), (0.01, 0.05)
 FLAGS = {
     "n_task": 4, "n_control": 4, "control_length": 16, "kappas": "0.01,0.05", "random_seeds": 2, "limit": 24,

@@ -19,8 +19,7 @@ from tomfisher.studies.inputs import stories_sha256
 from tomfisher.tasks import load
 from tomfisher.tasks.selection import group_units, shuffle_balanced
 
-pytestmark = pytest.mark.slow
-
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures_of_module")]
 SMALL = {"control": "testbed", "task": "testbed", "limit": "16", "perplexity_tokens": "256"}
 SMALL |= {"perplexity_window": "64", "device": "cpu"}
 

@@ -16,8 +16,7 @@ from tomfisher.cli.main import main
 from tomfisher.cli.output import Terminal
 from tomfisher.progress import note, progress_bar
 
-pytestmark = pytest.mark.slow
-
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures_of_module")]
 CONDITION = "信念 🙂"
 WORDS = ["<unk>", "</s>", "a", "b", "c", "d", "e", "f", "g", "h"]
 

@@ -51,7 +51,7 @@ def mask_file(study, tmp_path):
     return target
 
 
-def test_run_prints_table_verdict_and_where_the_results_lie(study, capsys):
+def test_run_prints_table_verdict_and_where_the_results_lie(study, quick_figures, capsys):
     assert main(["run", "--config", str(study / "config.yaml"), "--output_path", str(study)]) == 0
     out = capsys.readouterr().out
     assert "none (baseline)" in out and "task-control" in out and "random x1" in out
@@ -186,7 +186,7 @@ def test_evaluate_says_which_task_was_taken_by_default(capsys):
     assert "1.000" in out
 
 
-def test_sweep_uses_the_stores_and_takes_other_kappas(study, tmp_path):
+def test_sweep_uses_the_stores_and_takes_other_kappas(study, quick_figures, tmp_path):
     stores = {"task_store": str(study / "fisher/task"), "control_store": str(study / "fisher/control")}
     wanted = flags(output_path=str(tmp_path / "s"), kappas="1e-3,3e-3", **stores)
     fisher_only = {"--n_task", "--n_control", "--control_length"}
@@ -258,7 +258,7 @@ def test_unknown_task_is_refused_with_the_known_ones(capsys):
     assert "Unknown task 'irony'" in capsys.readouterr().err
 
 
-def test_full_disk_loses_nothing_that_was_finished(study, tmp_path):
+def test_full_disk_loses_nothing_that_was_finished(study, quick_figures, tmp_path):
     """A file-size limit stands in for the full disk: the store of 3 MB does not fit."""
     import resource
     import subprocess
