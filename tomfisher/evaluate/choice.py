@@ -140,6 +140,24 @@ class ChoiceEvaluator:
             )
         return self._plans[strategy, batches]
 
+    def check_fit(self, model: Any) -> None:
+        """Refuse a model that cannot read every story: its vocabulary, its positions, the state of its weights.
+
+        Raises:
+            ValueError: the first story that does not fit is named.
+        """
+        check_model(model)
+        check_ids(model, (row.ids for row in self.rows), self._called)
+        check_targets(model, ([token for *_, token in reads] for reads in self._reads), self._called)
+        longest = max(range(len(self._owners)), key=lambda number: len(self.rows[self._row_of[number]].ids))
+        story = self.stories[self._owners[longest]]
+        check_length(model, len(self.rows[self._row_of[longest]].ids), f"Story {story.id!r} with its answer")
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Token ids of every text that a model reads: each prompt with each answer, but for its last token."""
+        return [[*prompt, *answer[:-1]] for prompt, answer in self._spans]
+
     @plain_torch()
     def score(self, model: Any, share_prefix: bool | str = "auto", progress: bool = True) -> Scores:
         """Score all stories on a model as it is now.
@@ -162,11 +180,10 @@ class ChoiceEvaluator:
                 cannot be repeated, the model breaks a rule that a likelihood rests on (`tomfisher.runtime.rules`), or
                 it gives a log-probability that is not finite (the story is named).
         """
-        check_model(model)
         if share_prefix not in (True, False, "auto"):
             raise ValueError(f"share_prefix is {share_prefix!r}; it must be 'auto', True or False.")
-        self._check_fit(model)
-        rules = check_rules(model, [prompt + answer[:-1] for prompt, answer in self._spans], self.batch_size)
+        self.check_fit(model)
+        rules = check_rules(model, self.sequences, self.batch_size)
         reason, totals = rules.reason, None
         with weights_kept(model):
             for strategy, batches in self._ways(model, share_prefix, rules):
@@ -266,13 +283,6 @@ class ChoiceEvaluator:
         found = [place[i, column[at]] for i, at, _, _ in reads]
         picked = logprobs[found, [token for *_, token in reads]]
         totals.index_add_(0, torch.tensor([number for _, _, number, _ in reads]), picked.cpu().double())
-
-    def _check_fit(self, model: Any) -> None:
-        check_ids(model, (row.ids for row in self.rows), self._called)
-        check_targets(model, ([token for *_, token in reads] for reads in self._reads), self._called)
-        longest = max(range(len(self._owners)), key=lambda number: len(self.rows[self._row_of[number]].ids))
-        story = self.stories[self._owners[longest]]
-        check_length(model, len(self.rows[self._row_of[longest]].ids), f"Story {story.id!r} with its answer")
 
     def _called(self, row: int) -> str:
         """How a message names a row: by the first story that is read off it."""

@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,27 +126,33 @@ def check_rules(
     if answers is None:
         return _asked(model, texts, rows, tokens)
     known = answers.setdefault(model, _Known())
-    state, asked = (_fingerprint(model), rows, tokens), frozenset(map(tuple, texts))
-    if state in known.runs and asked <= known.runs[state][0]:
-        rules = known.runs[state][1]
+    state, asked = _fingerprint(model), frozenset(map(tuple, texts))
+    run = known.runs.get(state)
+    if run and asked <= run.texts and (tokens or rows * len(texts[-1])) <= run.tokens:
+        rules = run.rules
     else:
-        rules = known.answers.get((state, hash(asked))) or _asked(model, texts, rows, tokens)
-        known.answers[state, hash(asked)] = rules
+        key = state, rows, tokens, hash(asked)
+        rules = known.answers.get(key) or _asked(model, texts, rows, tokens)
+        known.answers[key] = rules
     set_rows(model, rules.rows)
     return rules
 
 
-def check_run(
-    model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: int = 2, tokens: int | None = None
-) -> None:
+def check_run(model: Any, sequences: Iterable[Sequence[int] | Tensor], tokens: int) -> None:
     """Ask a model about all texts of a run at once: within `remembered`, `check_rules` then knows any of them.
 
-    Args and raises: as `check_rules`.
+    Args:
+        model: as in `check_rules`.
+        sequences: token ids of every text of the run.
+        tokens: as many as any forward of the run may hold; the next run on the same model takes the place of this one.
+
+    Raises:
+        ValueError: as `check_rules`.
     """
     texts = _by_length(sequences)
-    rules = check_rules(model, texts, rows, tokens)
+    rules = check_rules(model, texts, tokens=tokens)
     if (answers := _ANSWERS.get()) is not None:
-        answers[model].runs[_fingerprint(model), rows, tokens] = frozenset(map(tuple, texts)), rules
+        answers[model].runs[_fingerprint(model)] = _Run(frozenset(map(tuple, texts)), tokens, rules)
 
 
 def _by_length(sequences: Iterable[Sequence[int] | Tensor]) -> list[list[int]]:
@@ -205,15 +211,23 @@ def _check_unchanged(model: Any, bits: WeightBits) -> None:
 
 
 _NEW = itertools.count()
-_State = tuple[int, int, int | None]  # fingerprint of the model, rows, tokens
+_Key = tuple[int, int, int | None, int]  # fingerprint of the model, rows, tokens, hash of the texts
+
+
+class _Run(NamedTuple):
+    """The texts of a run, the tokens that a forward of it may hold, and what was found."""
+
+    texts: frozenset[tuple[int, ...]]
+    tokens: int
+    rules: Rules
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What one model did within the present block of `remembered`, for some texts and for those of whole runs."""
+    """What one model did within the present block of `remembered`, for some texts, and for a run by fingerprint."""
 
-    answers: dict[tuple[_State, int], Rules] = field(default_factory=dict)
-    runs: dict[_State, tuple[frozenset[tuple[int, ...]], Rules]] = field(default_factory=dict)
+    answers: dict[_Key, Rules] = field(default_factory=dict)
+    runs: dict[int, _Run] = field(default_factory=dict)
 
 
 _ANSWERS: ContextVar[weakref.WeakKeyDictionary[nn.Module, _Known] | None] = ContextVar(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tomfisher.progress import progress_bar
 from tomfisher.results.analysis import PARTS, means
 from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL
-from tomfisher.runtime.rules import check_run
 from tomfisher.studies.config import Config, parse_fill
 from tomfisher.studies.inputs import Inputs
 from tomfisher.text_files import read_json
@@ -71,6 +69,22 @@ def is_current(file: Path, inputs: Mapping[str, Any]) -> bool:
         return False
 
 
+def prompts_of(config: Config, inputs: Inputs, loaded: LoadedModel) -> list[Tensor]:
+    """Token ids of the questions that the analysis reads, cut to what the model has positions for."""
+    from tomfisher.runtime.gate import position_limit
+    from tomfisher.tasks.encode import encode
+
+    texts = [story.prompt for story in inputs.questions[: config.analysis_prompts]]
+    length = position_limit(loaded.model)
+    samples = encode(loaded.tokenizer, texts, supervise="all", max_length=length, **config.wording())
+    return [sample.input_ids for sample in samples]
+
+
+def shown_in_maps(prompts: Sequence[Tensor]) -> Tensor:
+    """The part of the first prompt whose attention is drawn."""
+    return prompts[0][:MAP_TOKENS]
+
+
 class StudyAnalysis:
     """Analyses one model as it is and in the perturbed states of a study.
 
@@ -94,7 +108,7 @@ class StudyAnalysis:
         self.loaded = loaded
         self._perturbing = perturbing
         self._progress = progress
-        self._prompts = self._encode(inputs)
+        self._prompts = prompts_of(config, inputs, loaded)
 
     def __call__(
         self, kappa: float, masks: Mapping[str, SparseMask], randoms: Mapping[int, SparseMask]
@@ -165,27 +179,10 @@ class StudyAnalysis:
         states[RANDOM] = states[_of_seed(next(iter(randoms)))]
         return states, self._named_maps(heads, maps)
 
-    def _encode(self, inputs: Inputs) -> list[Tensor]:
-        from tomfisher.runtime.gate import position_limit
-        from tomfisher.tasks.encode import encode
-
-        texts = [story.prompt for story in inputs.questions[: self.config.analysis_prompts]]
-        length = position_limit(self.loaded.model)
-        samples = encode(
-            self.loaded.tokenizer, texts, supervise="all", max_length=length, **self.config.wording()
-        )
-        return [sample.input_ids for sample in samples]
-
     def _analyze(self) -> Analysis:
         """Both parts; prompts that cannot be used are a reason like a model that lacks the part."""
         from tomfisher.analysis.analyze import PARTS, Analysis, analyze
-        from tomfisher.analysis.collect import TOKENS_PER_BATCH
 
-        with contextlib.suppress(
-            ValueError
-        ):  # `analyze` asks again, and says what is missing in its own words
-            texts = (*self._prompts, self._prompts[0][:MAP_TOKENS])
-            check_run(self.loaded.model, texts, tokens=TOKENS_PER_BATCH)
         try:
             return analyze(self.loaded.model, self._prompts, progress=False)
         except ValueError as error:
@@ -220,7 +217,7 @@ class StudyAnalysis:
 
         if not heads:
             return {}
-        prompt = self._prompts[0][:MAP_TOKENS]
+        prompt = shown_in_maps(self._prompts)
         found = attention_sinks(self.loaded.model, [prompt], heads=heads, progress=False)
         return {head: maps[0].round(decimals=MAP_DECIMALS) for head, maps in found.maps.items()}
 
@@ -229,7 +226,7 @@ class StudyAnalysis:
     ) -> dict[str, Any]:
         from tomfisher.analysis.jsonable import jsonable
 
-        tokens = [self.loaded.tokenizer.decode([i]) for i in self._prompts[0][:MAP_TOKENS].tolist()]
+        tokens = [self.loaded.tokenizer.decode([i]) for i in shown_in_maps(self._prompts).tolist()]
         return {
             f"{layer}.{head}": {
                 state: jsonable(found[layer, head].round(decimals=MAP_DECIMALS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,8 @@ from tomfisher.studies.points import PlannedPoint, planned_points
 from tomfisher.studies.stores import check_belongs, check_pair, check_weights, open_own, open_store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tomfisher.fisher import FisherDiagonal
     from tomfisher.masks import Ranking, SparseMask
     from tomfisher.perturbation import Perturbation, WeightSums
@@ -86,6 +88,7 @@ class Experiment:
         self._stores: tuple[FisherDiagonal, FisherDiagonal] | None = None
         self._samples: dict[str, list[Sample]] = {}
         self._sums: WeightSums | None = None
+        self._prepared: Measure | None = None
 
     @plain_torch()
     @remembered()
@@ -120,7 +123,7 @@ class Experiment:
             self._describe_values(folder)
             if self.config.analysis_prompts:
                 self._analyze(folder, results)
-            self._loaded = None
+            self._loaded = self._prepared = None
         return results
 
     @plain_torch()
@@ -177,6 +180,24 @@ class Experiment:
         F.metadata.update(model=loaded.identity, texts_sha256=self.inputs.hashes()[which])
         return F
 
+    def _measurement(self, loaded: LoadedModel) -> Measure:
+        """The measurement of this model, which is asked about its questions and the analysis' prompts at once."""
+        from tomfisher.analysis.collect import TOKENS_PER_BATCH
+
+        if self._prepared is None or self._prepared.loaded is not loaded:
+            self._prepared = Measure(self.config, self.inputs, loaded)
+            if (choice := self._prepared.choice) is not None and self.config.analysis_prompts:
+                choice.check_fit(loaded.model)
+                prompts = analysis.prompts_of(self.config, self.inputs, loaded)
+                texts: list[Sequence[int] | Tensor] = [
+                    *choice.sequences,
+                    *prompts,
+                    analysis.shown_in_maps(prompts),
+                ]
+                tokens = max(TOKENS_PER_BATCH, choice.batch_size * max(map(len, texts)))
+                check_run(loaded.model, texts, tokens=tokens)
+        return self._prepared
+
     def _measure(self, folder: RunFolder, pending: list[PlannedPoint]) -> None:
         from tomfisher.perturbation import WeightSums
 
@@ -187,7 +208,7 @@ class Experiment:
                 check_belongs(ranking.shapes, loaded.model, f"The {which} store")
             for which, F in zip(("task", "control"), self.fisher(folder), strict=True):
                 check_weights(F.metadata.get("model", {}), loaded.identity, f"The {which} store")
-        measure = Measure(self.config, self.inputs, loaded)
+        measure = self._measurement(loaded)
         self._sums = WeightSums()
         self.say(f"measuring {len(pending)} points, {measure.describe()}")
         baseline: Scores | None = None
@@ -247,6 +268,7 @@ class Experiment:
         if analysis.is_current(folder.path / ANALYSIS, inputs):
             return
         loaded = self._model(folder, "evaluation", self.eval_dtype)
+        self._measurement(loaded)
         states = 1 + len(masks) + len(randoms)
         self.say(f"analysis at kappa {kappa:g}: {self.config.analysis_prompts} prompts in {states} states")
         perturbing = partial(self._perturb, loaded.model)
@@ -309,7 +331,7 @@ class Experiment:
         """
         config = self.config
         if self._loaded is None or self._loaded.identity["dtype"] != dtype_name(dtype):
-            self._loaded = None
+            self._loaded = self._prepared = None
             self.say(f"loading {config.model} in {dtype_name(dtype)} on {self.device}")
             self._loaded = load_model(
                 config.model, dtype, self.device, config.trust_remote_code, config.revision

@@ -44,9 +44,9 @@ class Measure:
         self._options: dict[str, Any] = config.wording()
         if config.batch_size is not None:
             self._options["batch_size"] = config.batch_size
-        self._choice: ChoiceEvaluator | None = None
+        self.choice: ChoiceEvaluator | None = None
         if config.method == "choice":
-            self._choice = ChoiceEvaluator(
+            self.choice = ChoiceEvaluator(
                 loaded.tokenizer, inputs.questions, pack=pack, normalize=config.normalize, **self._options
             )
 
@@ -58,8 +58,8 @@ class Measure:
 
     def score(self) -> Scores:
         """Answers to all questions."""
-        if self._choice is not None:
-            return self._choice.score(self.loaded.model, progress=self.progress)
+        if self.choice is not None:
+            return self.choice.score(self.loaded.model, progress=self.progress)
         config = self.config
         return evaluate.score(
             self.loaded.model,
