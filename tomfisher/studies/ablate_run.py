@@ -67,7 +67,7 @@ def ablate_run(
     """Ablate the task-control mask of a finished study and measure with the study's own settings.
 
     Dominant frequencies and mean queries come from up to 64 prompts of the study's Fisher pool, never from the
-    questions. Finished points stay in the folder: the same call goes on where it stopped, and a call for other
+    questions. Finished points stay in the folder: the same call resumes where it stopped, and a call for other
     ablations adds them to those that are there. The answer holds all of them, and p is corrected over all.
 
     Args:
