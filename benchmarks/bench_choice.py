@@ -31,7 +31,7 @@ from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.forward import logits_at
 from tomfisher.runtime.modes import measuring
-from tomfisher.tasks.tokens import split_continuation
+from tomfisher.tokens import split_continuation
 
 ALONE, PADDED = "one answer at a time", "every answer, padded batches"
 DISTINCT, STEPPED, SIDE_BY_SIDE = "distinct rows", "shared, by steps", "shared, packed"

@@ -10,7 +10,7 @@ from tomfisher.analysis import analyze, mask_profile
 from tomfisher.cli.main import main
 from tomfisher.models import describe, load_model
 from tomfisher.tasks.encode import encode
-from tomfisher.tasks.tokens import encode_text
+from tomfisher.tokens import encode_text
 
 BASE = ["analyze", "--model", "testbed-llama", "--device", "cpu"]
 TASK = [*BASE, "--task", "testbed", "--limit", "8"]

@@ -15,8 +15,8 @@ from tokenizer_kinds import CHAT, KINDS, tokenizer_of
 from tomfisher.sample import IGNORED
 from tomfisher.tasks import formats
 from tomfisher.tasks.story import Story
-from tomfisher.tasks.tokens import encode_text, split_continuation
 from tomfisher.tasks.wording import Wording
+from tomfisher.tokens import encode_text, split_continuation
 
 WITH_BEGIN = [kind for kind in KINDS if kind != "byte-level"]
 SEAMS = [

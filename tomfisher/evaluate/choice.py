@@ -31,8 +31,8 @@ from tomfisher.runtime.memory import is_out_of_memory
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import BATCHES, PADDED, SINGLE, Rules, check_rules, difference, weights_kept
 from tomfisher.tasks.gap import AUTO
-from tomfisher.tasks.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 from tomfisher.tasks.wording import Wording
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 BATCH_SIZE = 32
 WHOLE, STEPS, PACKED = "whole", "steps", "packed"  # the strategies: see `tomfisher.evaluate.plan`

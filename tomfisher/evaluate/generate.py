@@ -21,9 +21,9 @@ from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
-from tomfisher.tasks.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 from tomfisher.tasks.wording import Wording
-from tomfisher.tasks.writing import begins_with, first_word, fold, join_spaceless
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
+from tomfisher.writing import begins_with, first_word, fold, join_spaceless
 
 BATCH_SIZE = 32
 FEWEST_TOKENS = 5  # what is written at least where nothing is said: the paper's
@@ -51,7 +51,7 @@ def score_generate(
 
     Words, case and punctuation are Unicode's; where an answer is written without spaces between words, the completion
     has to begin with it, and of several choices that it begins with, the longest is taken
-    (`tomfisher.tasks.writing.begins_with`). The model is given what the prompt has in common before all choices
+    (`tomfisher.writing.begins_with`). The model is given what the prompt has in common before all choices
     (`Wording.branch`). Prompts of one batch have equal length, so nothing is padded. The draws of a story depend on
     `seed`, its id and the number of the repetition, not on the other stories or the batch size. At temperature 0 the
     likeliest token is taken every time, so there is nothing to repeat and each story is completed once.

@@ -26,8 +26,8 @@ from tomfisher.runtime.gate import (
 )
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import check_rules, weights_kept
-from tomfisher.tasks.tokens import encode_parts
-from tomfisher.tasks.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
+from tomfisher.tokens import encode_parts
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 BATCH_SIZE = 4
 # Positions whose float32 log-softmax is held at once.

@@ -24,8 +24,8 @@ from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample
 from tomfisher.tasks.formats import text_of
 from tomfisher.tasks.records import JSON_SUFFIXES, read_records, read_text_file
-from tomfisher.tasks.tokens import common_length, encode_parts
-from tomfisher.tasks.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
+from tomfisher.tokens import common_length, encode_parts
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 PYTHON_REFERENCE = "python-reference"
 SEPARATOR = "\n\n"

@@ -12,10 +12,10 @@ from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import IGNORED, Sample
 from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.story import Story
-from tomfisher.tasks.tokens import leading_specials
-from tomfisher.tasks.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 from tomfisher.tasks.wording import Wording
 from tomfisher.text_files import check_text
+from tomfisher.tokens import leading_specials
+from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
 Text: TypeAlias = "Story | str | tuple[str, str]"
 MODES = ("answer", "last", "all")

@@ -29,7 +29,7 @@ def read_stories(path: str | os.PathLike[str]) -> list[Story]:
     - `prompt`, or `story` with `question` (a stem that the answer completes);
     - `choices`: two or more texts; `answer`: the index of the right one (from 0), or its text;
     - optional `gap`, what stands between prompt and answer: "space", "none", "newline" or a text without letters and
-      digits (default: one space where the writing has spaces, see `tomfisher.tasks.writing.gap_between`);
+      digits (default: one space where the writing has spaces, see `tomfisher.writing.gap_between`);
     - optional `condition` (default "task"), `order` (0 for a question about reality, default 1), `template` and `id`;
       ids that differ only in their last `/` part form a cell, whose questions must all be right. Questions on one
       scene are not counted as independent if their ids say so: `SCENE/CONDITION/as-written/QUESTION`, and "swapped"

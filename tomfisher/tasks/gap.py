@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from tomfisher.tasks.writing import gap_between
+from tomfisher.writing import gap_between
 
 AUTO = "auto"
 NAMED = {"space": " ", "none": "", "newline": "\n"}
@@ -20,5 +20,5 @@ def check_gap(gap: str) -> None:
 
 
 def gap_text(gap: str, prompt: str, answer: str) -> str:
-    """The text of a gap between two texts: `"auto"` is what `tomfisher.tasks.writing.gap_between` says."""
+    """The text of a gap between two texts: `"auto"` is what `tomfisher.writing.gap_between` says."""
     return gap_between(prompt, answer) if gap == AUTO else NAMED.get(gap, gap)

@@ -30,7 +30,7 @@ from tomfisher.tasks import paper_sentences
 from tomfisher.tasks.placeholders import Pair, fill
 from tomfisher.tasks.records import Record
 from tomfisher.tasks.story import COMPLETE_THE_STORY, Story
-from tomfisher.tasks.writing import fold
+from tomfisher.writing import fold
 
 DIRECTIONS = ("as-written", "swapped")
 MARKS = {  # fields that no other kind of record has

@@ -43,7 +43,7 @@ class Story:
             direction of `DIRECTIONS`, also says which stories are told of one scene (see `scene_of`).
         template: how story and question become the prompt; without a question, the white space before it is left out.
         gap: what stands between prompt and answer: "space", "none", "newline" or a text without letters and digits;
-            "auto" is one space where the writing has spaces (`tomfisher.tasks.writing.gap_between`).
+            "auto" is one space where the writing has spaces (`tomfisher.writing.gap_between`).
 
     Raises:
         ValueError: a field breaks one of these rules.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tomfisher.tasks.gap import AUTO, check_gap, gap_text
-from tomfisher.tasks.tokens import check_bos, common_length, encode_text, split_continuation
+from tomfisher.tokens import check_bos, common_length, encode_text, split_continuation
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Wording:
 
     Args:
         gap: what stands between prompt and answer. "auto" is a story's own gap, and without one what
-            `tomfisher.tasks.writing.gap_between` says: one space, but nothing after white space or full-width
+            `tomfisher.writing.gap_between` says: one space, but nothing after white space or full-width
             punctuation and between letters of scripts without spaces. "space", "none" and "newline", or a text
             without letters and digits, stand before every answer and overrule the stories.
         bos: begin-of-sequence token in front: "auto" (as the tokenizer does for a text), "yes" or "no". A prompt that

@@ -16,8 +16,8 @@ from tomfisher.evaluate.perplexity import perplexity
 from tomfisher.sample import IGNORED
 from tomfisher.tasks import corpus
 from tomfisher.tasks.story import Story
-from tomfisher.tasks.tokens import split_continuation
-from tomfisher.tasks.unknown import dropped_characters
+from tomfisher.tokens import split_continuation
+from tomfisher.unknown import dropped_characters
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
 RUSSIAN = "Кошка сидела на ковре и смотрела на луну. " * 5

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from tomfisher.tasks.writing import (
+from tomfisher.writing import (
     begins_with,
     first_word,
     fold,

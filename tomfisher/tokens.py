@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tomfisher.tasks.unknown import dropped_characters
 from tomfisher.text_files import check_text
+from tomfisher.unknown import dropped_characters
 
 BOS = ("auto", "yes", "no")
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from tomfisher.tasks.tokens import encode_text, leading_specials, split_continuation
+from tomfisher.tokens import encode_text, leading_specials, split_continuation
 
 TEXT = "the cat sat in the old barn and the dog sat in the new barn"
 
