@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import transformers as tf
 from torch import Tensor, nn
 
 import tomfisher
+import truth
 from tomfisher.sample import IGNORED, Sample
 
 
@@ -50,26 +50,6 @@ def ragged_samples(count: int, vocabulary: int = 53) -> list[Sample]:
     return samples
 
 
-def definition(model: nn.Module, samples: list[Sample], reduction: str = "mean") -> dict[str, Tensor]:
-    """F_i = Σ_n (∂ℓ_n/∂θ_i)², every parameter, float64, one sample at a time, transformers' own loss."""
-    reference = copy.deepcopy(model).double().eval()
-    if hasattr(reference, "set_experts_implementation"):
-        reference.set_experts_implementation("eager")  # the fused kernels have no float64
-    F = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
-    for sample in samples:
-        reference.zero_grad()
-        # Mamba casts its logits to float32 whatever the model's dtype; all before them is float64
-        logits = reference(input_ids=sample.input_ids[None], use_cache=False).logits[0, :-1].double()
-        loss = nn.functional.cross_entropy(
-            logits, sample.labels[1:], ignore_index=IGNORED, reduction=reduction
-        )
-        loss.backward()
-        for name, p in reference.named_parameters():
-            if p.grad is not None:
-                F[name] += p.grad.square()
-    return F
-
-
 def assert_exact(actual: tomfisher.FisherDiagonal, expected: dict[str, Tensor]) -> None:
     """Max-norm per tensor, 1e-5; a gradient that is zero in exact arithmetic may be rounding noise.
 
@@ -91,7 +71,7 @@ def tiny(tiny_config: Callable[..., tf.PretrainedConfig]) -> SimpleNamespace:
     return SimpleNamespace(
         model=lambda family: tiny_model(tiny_config(family)),
         samples=ragged_samples,
-        definition=definition,
+        definition=truth.fisher,
         assert_exact=assert_exact,
         enable_checkpointing=enable_checkpointing,
     )

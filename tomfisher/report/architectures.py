@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.report.style import INK, STATES, axes, legend_above, literal, styled
-from tomfisher.report.tables import Table, interval, p_value, span
+from tomfisher.report.tables import interval, p_value, span
 from tomfisher.results.architecture_folder import Architectures
 from tomfisher.results.architectures import FAMILIES, Outcome
 from tomfisher.results.equal_kappa import common_kappas, row_at
 from tomfisher.results.points import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL
+from tomfisher.results.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

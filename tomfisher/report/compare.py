@@ -9,8 +9,9 @@ from tomfisher.evaluate.statistics import TEST, holm
 from tomfisher.report.data import Missing, RunData
 from tomfisher.report.provenance import shown
 from tomfisher.report.sections import Section
-from tomfisher.report.tables import ABSENT, Table, interval, p_value
+from tomfisher.report.tables import ABSENT, interval, p_value
 from tomfisher.results.points import TASK_CONTROL, Point, conditions_of, point_key, rise
+from tomfisher.results.tables import Table
 from tomfisher.text_files import read_json
 
 _SETTINGS = ("method", "max_new_tokens", "temperature", "top_p", "repetitions")

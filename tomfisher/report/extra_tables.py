@@ -8,10 +8,11 @@ from typing import Any
 from tomfisher.evaluate.records import ALL
 from tomfisher.evaluate.statistics import TEST
 from tomfisher.report.ablations import controls
-from tomfisher.report.tables import ABSENT, Table, interval, number, p_value, span
+from tomfisher.report.tables import ABSENT, interval, number, p_value, span
 from tomfisher.results.ablations import interventions
 from tomfisher.results.results import Results, corrected
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL
+from tomfisher.results.tables import Table
 
 
 def ablation_table(ablations: Mapping[str, Any]) -> Table:

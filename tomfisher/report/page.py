@@ -15,9 +15,9 @@ from tomfisher.report.data import RunData, beside_each_other, folder_labels, loa
 from tomfisher.report.pictures import Picture, draw
 from tomfisher.report.sections import Section, Writer, context, facts
 from tomfisher.report.style import TONES
-from tomfisher.report.tables import Table
 from tomfisher.results.architecture_folder import Architectures, is_folder, read
 from tomfisher.results.equal_kappa import sentences
+from tomfisher.results.tables import Table
 from tomfisher.version import __version__
 
 FILE = "report.html"

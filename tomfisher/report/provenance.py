@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tomfisher.report.data import RunData
-from tomfisher.report.tables import ABSENT, Table
+from tomfisher.report.tables import ABSENT
+from tomfisher.results.tables import Table
 
 _SHORT = {
     "Model": "model.source",

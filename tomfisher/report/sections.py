@@ -14,7 +14,6 @@ from tomfisher.report.pictures import DAMAGED, Picture, of_states
 from tomfisher.report.provenance import provenance_section_parts
 from tomfisher.report.tables import (
     STATES,
-    Table,
     band_table,
     condition_table,
     enrichment_table,
@@ -28,6 +27,7 @@ from tomfisher.report.tables import (
 )
 from tomfisher.results.equal_kappa import sentences
 from tomfisher.results.points import CONTROL_ONLY, RANDOM, TASK_CONTROL, rise
+from tomfisher.results.tables import Table
 
 _SCOPES = {
     "tensor": "of the entries of each weight matrix",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tomfisher.analysis.sinks import EPSILON, WINDOW
@@ -13,31 +12,11 @@ from tomfisher.report.data import RunData
 from tomfisher.report.fisher_values import LOOKS, entries
 from tomfisher.results.analysis import means
 from tomfisher.results.points import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, rise
-from tomfisher.results.tables import MASK_ORDER
+from tomfisher.results.tables import MASK_ORDER, PAGE, Table
+from tomfisher.results.tables import span as span_of
 
-ABSENT = "–"
+ABSENT = PAGE.absent
 STATES = {TASK_CONTROL: "task minus control", CONTROL_ONLY: "control only", RANDOM: "random"}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page.
-
-    Attributes:
-        caption: what it shows, in a sentence.
-        columns: their headers; the first column names the rows.
-        rows: cells as they are shown.
-        words: numbers of the columns that hold words, besides the first.
-        strong: numbers of the rows that the text speaks of.
-        title: of a table that is shown on demand only; None shows it at once.
-    """
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: Sequence[int] = ()
-    strong: Sequence[int] = ()
-    title: str | None = None
 
 
 def sweep_table(data: RunData) -> Table:
@@ -339,11 +318,7 @@ def mean_over_heads(sinks: Mapping[str, Any], measure: str) -> float | None:
 
 def span(values: Sequence[float | None], form: str) -> str:
     """Least to most, or the one value that all have."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ABSENT
-    low, high = form.format(min(known)), form.format(max(known))
-    return low if low == high else f"{low} to {high}"
+    return span_of([value for value in values if value is not None], form, PAGE)
 
 
 def interval(score: Mapping[str, Any]) -> str:

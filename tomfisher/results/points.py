@@ -1,17 +1,14 @@
-"""States of a model with their conditions nested: what the report and the ablation read until they read rows."""
+"""States of a model with their conditions nested: what the report reads until it reads rows."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any
 
-from tomfisher.evaluate.records import ALL, Scores
-from tomfisher.files import atomic_path
+from tomfisher.evaluate.records import ALL
 from tomfisher.results import results
 from tomfisher.results.conditions import conditions_of as conditions_of
 from tomfisher.results.row import BASELINE as BASELINE
@@ -21,21 +18,6 @@ from tomfisher.results.row import RANDOM as RANDOM
 from tomfisher.results.row import TASK_CONTROL as TASK_CONTROL
 from tomfisher.results.row import point_key as point_key
 from tomfisher.text_files import read_json
-
-CSV_COLUMNS = [
-    "kappa",
-    "mask",
-    "seed",
-    "nnz",
-    "condition",
-    "n",
-    "accuracy",
-    "ci95_low",
-    "ci95_high",
-    "p_vs_baseline",
-    "perplexity",
-    "word_perplexity",
-]
 
 
 @dataclass(frozen=True)
@@ -76,9 +58,6 @@ class Point:
     def headline(self) -> str:
         """The condition that the verdict is about: "false-belief" where the task has it, else "all"."""
         return HEADLINE if HEADLINE in self.conditions else ALL
-
-
-AnyPoint = TypeVar("AnyPoint", bound=Point)
 
 
 @dataclass(frozen=True)
@@ -137,43 +116,7 @@ class Results:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `results.json` and `results.csv` (one row per point and condition) into a folder."""
-        with atomic_path(Path(folder) / "results.json") as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        with (
-            atomic_path(Path(folder) / "results.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as handle,
-        ):
-            self.write_csv(handle)
-
-    def write_csv(self, handle: TextIO) -> None:
-        """Write one row per point and condition."""
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
-        for point in (self.baseline, *self.points):
-            writer.writerows(_rows(point))
-
-
-def _rows(point: Point) -> Iterator[list[Any]]:
-    for name, score in point.conditions.items():
-        measured = [score["n"], score["accuracy"], *score["ci95"], score["p_vs_baseline"]]
-        yield [
-            *(point.kappa, point.mask, point.seed, point.nnz, name),
-            *measured,
-            *(point.perplexity, point.word_perplexity),
-        ]
-
-
-def with_scenes(point: AnyPoint, scores: Scores, baseline: Scores | None = None) -> AnyPoint:
-    """A point whose intervals and p-values are by scenes, made again from its records where they are not.
-
-    Args:
-        point: as it was saved; earlier versions counted every question as independent.
-        scores: its records.
-        baseline: those of the untouched model, or None when this is it.
-    """
-    if "n_scenes" in point.conditions[ALL]:
-        return point
-    return replace(point, conditions=conditions_of(scores, baseline))
+        self.flat().save(folder)
 
 
 def rise(results: Results, point: Point) -> float:
