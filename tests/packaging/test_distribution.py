@@ -55,6 +55,7 @@ def test_the_wheel_installs_one_top_level_package(built: Path) -> None:
         "tomfisher/benchmarks/bench_fisher.py",
         "tomfisher/testbed/data/llama/model.safetensors",
         "tomfisher/testbed/data/llama/training.json",
+        "tomfisher/tasks/stories/second-order.yaml",
         "tomfisher/ops/_backends/cpp.py",
         "tomfisher/cli/main.py",
     ):

@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 import pytest
 
 from tomfisher.tasks import load
-from tomfisher.tasks.generator import CONDITIONS, generate
+from tomfisher.tasks.frames import family
+from tomfisher.tasks.generator import FIRST_ORDER as BOTH
+from tomfisher.tasks.generator import generate
 from tomfisher.tasks.names import EVALUATION_NAMES, FISHER_NAMES
 from tomfisher.tasks.story import Story
 
-BOTH = tuple(CONDITIONS)
 EVERYTHING = {"evaluation": 5120, "fisher": 640}
 
 
@@ -42,7 +43,7 @@ def test_counts_are_balanced() -> None:
 def test_counts_that_do_not_divide_differ_by_one_unit_at_most(n: int) -> None:
     counts = Counter(story.condition for story in generate(BOTH, n))
     assert sum(counts.values()) == n
-    values = [counts[f"{family}/{condition}"] for family in BOTH for condition in CONDITIONS[family]]
+    values = [counts[f"{name}/{condition}"] for name in BOTH for condition in family(name).conditions]
     assert max(values) - min(values) <= 4
 
 
@@ -89,8 +90,8 @@ def test_belief_and_reality_part_only_in_false_belief() -> None:
 def test_controls_keep_the_situation_of_the_false_belief_story() -> None:
     by_id = {story.id: story for story in generate(BOTH, 320)}
     for story in by_id.values():
-        family, pool, number, condition, direction, kind = story.id.split("/")
-        twin = by_id[f"{family}/{pool}/{number}/false-belief/{direction}/{kind}"]
+        name, pool, number, condition, direction, kind = story.id.split("/")
+        twin = by_id[f"{name}/{pool}/{number}/false-belief/{direction}/{kind}"]
         assert twin.choices == story.choices and twin.question == story.question
         same_truth = twin.answer == story.answer
         if kind == "reality":

@@ -12,18 +12,17 @@ from tomfisher.evaluate.records import Record, Scores
 from tomfisher.files import sha256_of_text
 from tomfisher.results.points import conditions_of
 from tomfisher.tasks import available, load
-from tomfisher.tasks.frames import SecondOrderFrame
-from tomfisher.tasks.generator import CONDITIONS, FAMILIES, POOLS, generate
+from tomfisher.tasks.frames import POOLS, Frame, family
+from tomfisher.tasks.generator import FAMILIES, FIRST_ORDER, generate
 from tomfisher.tasks.names import CASTS_PER_FILLING, EVALUATION_NAMES, FISHER_NAMES, roles
 from tomfisher.tasks.story import Story
 
 FAMILY = "second-order"
 KINDS = ("belief", "first-order", "reality")
-PIECES = ("opening", "away", "moved", "seen", "noticed", "missed", "stays", "watched")
 
 
-def frames(split: str) -> list[SecondOrderFrame]:
-    return list(POOLS[FAMILY, split].frames)
+def frames(split: str) -> list[Frame]:
+    return list(family(FAMILY).frames[split])
 
 
 @dataclass
@@ -47,9 +46,9 @@ class Minds:
             self.friend_in_movers_eyes = self.place
 
 
-def simulate(frame: SecondOrderFrame, text: str, words: dict[str, str]) -> Minds:
+def simulate(frame: Frame, text: str, words: dict[str, str]) -> Minds:
     """Run the pieces that are found in the story, in the order of the text."""
-    filled = {piece: getattr(frame, piece).format(**words) for piece in PIECES if getattr(frame, piece)}
+    filled = {piece: line.format(**words) for piece, line in frame.pieces.items()}
     told = sorted((text.index(line), piece) for piece, line in filled.items() if line in text)
     assert " ".join(filled[piece] for _, piece in told) == text
     minds = Minds()
@@ -63,7 +62,7 @@ def simulate(frame: SecondOrderFrame, text: str, words: dict[str, str]) -> Minds
     return minds
 
 
-def parts(story: Story) -> tuple[SecondOrderFrame, dict[str, str]]:
+def parts(story: Story) -> tuple[Frame, dict[str, str]]:
     """The frame and the words of a story, worked out from its id."""
     _, short, number, _, direction, _ = story.id.split("/")
     split, pool = ("evaluation", EVALUATION_NAMES) if short == "eval" else ("fisher", FISHER_NAMES)
@@ -121,9 +120,9 @@ def test_what_each_condition_takes_apart() -> None:
 def test_counts_are_balanced_over_conditions_directions_and_answers() -> None:
     stories = load(FAMILY)
     assert len(stories) == 600 and len(load(FAMILY, split="fisher")) == 200
-    assert Counter(s.condition for s in stories) == {f"{FAMILY}/{c}": 120 for c in FAMILIES[FAMILY]}
+    assert Counter(s.condition for s in stories) == {f"{FAMILY}/{c}": 120 for c in family(FAMILY).conditions}
     for kind in KINDS:
-        for condition in FAMILIES[FAMILY]:
+        for condition in family(FAMILY).conditions:
             chosen = [s for s in stories if s.kind == kind and s.condition.endswith(condition)]
             assert Counter(s.answer for s in chosen) == {0: 20, 1: 20}
     assert stories[:60] == load(FAMILY, n=60)
@@ -133,16 +132,16 @@ def test_counts_are_balanced_over_conditions_directions_and_answers() -> None:
 
 @pytest.mark.parametrize("split", ["evaluation", "fisher"])
 def test_neither_end_of_the_text_gives_an_answer_away(split: str) -> None:
-    conditions = FAMILIES[FAMILY] if split == "evaluation" else ("false-belief",)
+    conditions = family(FAMILY).conditions if split == "evaluation" else ("false-belief",)
     for condition in conditions:
         for kind in KINDS:
             first = last = total = 0
             for frame in frames(split):
                 for pair in (frame.pairs[0], frame.pairs[0][::-1]):
-                    telling = frame.tell(condition, *pair, 0, roles(EVALUATION_NAMES, 0, 0, 0))
+                    telling = family(FAMILY).tell(frame, condition, pair, 0, roles(EVALUATION_NAMES, 0, 0, 0))
                     told = [word for word in re.findall(r"[a-z]+", telling.text) if word in pair]
                     assert set(told) == set(pair), telling.text
-                    answer = telling.question(kind)[1]
+                    answer = telling.questions[kind][1]
                     first, last, total = first + (told[0] == answer), last + (told[-1] == answer), total + 1
             assert 0.3 <= first / total <= 0.7 and 0.3 <= last / total <= 0.7, (condition, kind, first, last)
 
@@ -166,45 +165,57 @@ def test_swapped_stories_exchange_exactly_the_two_words() -> None:
 
 def test_pieces_say_what_they_stand_for() -> None:
     for frame in frames("evaluation") + frames("fisher"):
-        assert all("{start}" in frame.opening and f"{{{who}}}" in frame.opening for who in ("name", "friend"))
-        assert "{friend}" in frame.away and "{name}" not in frame.away and "{thing}" not in frame.away
-        assert "{name}" in frame.moved and "{thing}" in frame.moved and "{end}" in frame.moved
-        assert "{friend}" not in frame.moved
-        assert re.search(
-            r"\{friend\}.* (sees?|watches|can see|follows|tells|shows)|(tells|shows) \{friend\}", frame.seen
+        pieces = frame.pieces
+        assert all(
+            "{start}" in pieces["opening"] and f"{{{who}}}" in pieces["opening"] for who in ("name", "friend")
         )
-        assert re.search(r"\{name\} .*(does not|no idea|unaware|believes that)|to \{name\} that", frame.seen)
-        if frame.noticed:
-            assert re.search(r"\{name\} .*(notices|sees \{friend\}|believes it)", frame.noticed)
-            assert re.search(r"\{name\} (knows|is aware)", frame.missed)
-            assert re.search(r"nothing|can see nothing", frame.missed) and "{friend}" in frame.missed
+        assert (
+            "{friend}" in pieces["away"]
+            and "{name}" not in pieces["away"]
+            and "{thing}" not in pieces["away"]
+        )
+        assert "{name}" in pieces["moved"] and "{thing}" in pieces["moved"] and "{end}" in pieces["moved"]
+        assert "{friend}" not in pieces["moved"]
+        assert re.search(
+            r"\{friend\}.* (sees?|watches|can see|follows|tells|shows)|(tells|shows) \{friend\}",
+            pieces["seen"],
+        )
+        assert re.search(
+            r"\{name\} .*(does not|no idea|unaware|believes that)|to \{name\} that", pieces["seen"]
+        )
+        if "noticed" in pieces:
+            assert re.search(r"\{name\} .*(notices|sees \{friend\}|believes it)", pieces["noticed"])
+            assert re.search(r"\{name\} (knows|is aware)", pieces["missed"])
+            assert re.search(r"nothing|can see nothing", pieces["missed"]) and "{friend}" in pieces["missed"]
             assert (
-                "does not" in frame.stays or "leaves the {thing}" in frame.stays or "remains" in frame.stays
+                "does not" in pieces["stays"]
+                or "leaves the {thing}" in pieces["stays"]
+                or "remains" in pieces["stays"]
             )
             assert (
-                "{friend} stay" in frame.watched
-                or "{friend} waits" in frame.watched
-                or "sits" in frame.watched
+                "{friend} stay" in pieces["watched"]
+                or "{friend} waits" in pieces["watched"]
+                or "sits" in pieces["watched"]
             )
-        for piece in (frame.away, frame.seen, frame.noticed, frame.missed):
+        for piece in (pieces.get(name, "") for name in ("away", "seen", "noticed", "missed")):
             assert not re.search(r"\{(start|end)\}", piece)
 
 
 def test_frames_and_words_of_the_pools_are_apart() -> None:
     assert len(frames("evaluation")) + len(frames("fisher")) >= 12
-    names = [frame.name for pool in POOLS.values() for frame in pool.frames]
+    names = [frame.name for f in FAMILIES for pool in POOLS for frame in family(f).frames[pool]]
     assert len(set(names)) == len(names)
     nouns = {
-        split: {w for f in FAMILIES for frame in POOLS[f, split].frames for pair in frame.pairs for w in pair}
-        | {w for f in FAMILIES for frame in POOLS[f, split].frames for w in frame.props}
+        split: {
+            w for f in FAMILIES for frame in family(f).frames[split] for pair in frame.pairs for w in pair
+        }
+        | {w for f in FAMILIES for frame in family(f).frames[split] for w in frame.things}
         for split in ("evaluation", "fisher")
     }
     assert not nouns["evaluation"] & nouns["fisher"]
     for split in ("evaluation", "fisher"):
         for frame in frames(split):
-            literal = set(
-                re.findall(r"[a-z]+", " ".join(re.sub(r"\{\w+\}", "", getattr(frame, p)) for p in PIECES))
-            )
+            literal = set(re.findall(r"[a-z]+", re.sub(r"\{\w+\}", "", " ".join(frame.pieces.values()))))
             assert not literal & {word for pair in frame.pairs for word in pair}, frame.name
             assert not literal & set(frame.things), frame.name
             assert len({frozenset(pair) for pair in frame.pairs}) == len(frame.pairs) == 4
@@ -240,4 +251,4 @@ def test_the_task_is_listed_and_first_order_tasks_are_what_they_were() -> None:
     parts = ((story.id, story.prompt, *story.choices, str(story.answer)) for story in stories)
     digest = sha256_of_text(*(text for part in parts for text in part))
     assert digest == "196ab0993ffe86e141612a05475e5335005888043b01b933a83c1a9026208907"
-    assert {story.condition.split("/")[0] for story in load("false-belief", n=640)} == set(CONDITIONS)
+    assert {story.condition.split("/")[0] for story in load("false-belief", n=640)} == set(FIRST_ORDER)

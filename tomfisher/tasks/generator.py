@@ -3,61 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tomfisher.tasks import frames_contents, frames_second_order, frames_transfer
-from tomfisher.tasks.frames import Frame
-from tomfisher.tasks.names import CASTS_PER_FILLING, EVALUATION_NAMES, FISHER_NAMES, NamePool, roles
+from tomfisher.tasks.frames import Family, family
+from tomfisher.tasks.names import CASTS_PER_FILLING, EVALUATION_NAMES, FISHER_NAMES, roles
 from tomfisher.tasks.selection import POOL_OF_SPLIT, Unit, take
 from tomfisher.tasks.story import COMPLETE_THE_STORY, SECOND_ORDER, Story
 
-CONDITIONS: Mapping[str, tuple[str, ...]] = {
-    "contents": ("false-belief", "correct-label", "informed", "open"),
-    "transfer": ("false-belief", "no-transfer", "informed", "present"),
-}
-FAMILIES: Mapping[str, tuple[str, ...]] = {
-    **CONDITIONS,
-    SECOND_ORDER: ("false-belief", "unseen", "no-transfer", "informed", "present"),
-}
+FIRST_ORDER = ("contents", "transfer")
+FAMILIES = (*FIRST_ORDER, SECOND_ORDER)
 DEFAULT_SIZES = {"evaluation": 640, "fisher": 200, "balanced": 640}
 SPLITS = tuple(DEFAULT_SIZES)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Frames and names of one split of one family."""
-
-    family: str
-    short: str
-    frames: Sequence[Frame]
-    names: NamePool
-
-    @property
-    def orders(self) -> Mapping[str, int]:
-        """The questions of a cell, and the belief order of each."""
-        if self.family == SECOND_ORDER:
-            return {"belief": 2, "first-order": 1, "reality": 0}
-        return {"belief": 1, "reality": 0}
-
-
-POOLS: Mapping[tuple[str, str], Pool] = {
-    ("contents", "evaluation"): Pool("contents", "eval", frames_contents.EVALUATION_FRAMES, EVALUATION_NAMES),
-    ("contents", "fisher"): Pool("contents", "fisher", frames_contents.FISHER_FRAMES, FISHER_NAMES),
-    ("transfer", "evaluation"): Pool("transfer", "eval", frames_transfer.EVALUATION_FRAMES, EVALUATION_NAMES),
-    ("transfer", "fisher"): Pool("transfer", "fisher", frames_transfer.FISHER_FRAMES, FISHER_NAMES),
-    (SECOND_ORDER, "evaluation"): Pool(
-        SECOND_ORDER, "eval", frames_second_order.EVALUATION_FRAMES, EVALUATION_NAMES
-    ),
-    (SECOND_ORDER, "fisher"): Pool(SECOND_ORDER, "fisher", frames_second_order.FISHER_FRAMES, FISHER_NAMES),
-}
+# of each pool of frames: how ids call it, and its names
+POOLS = {"evaluation": ("eval", EVALUATION_NAMES), "fisher": ("fisher", FISHER_NAMES)}
 
 
 @dataclass(frozen=True)
 class _Instance:
-    """One frame with one filling and one cast."""
+    """One frame of a pool with one filling and one cast."""
 
-    pool: Pool
+    family: Family
+    pool: str
     frame: int
     filling: int
     cast: int
@@ -65,28 +32,29 @@ class _Instance:
     @property
     def number(self) -> int:
         """Position in the pool; the same whatever the seed."""
-        fillings = len(self.pool.frames[self.frame].pairs)
+        fillings = len(self.family.frames[self.pool][self.frame].pairs)
         return (self.frame * fillings + self.filling) * CASTS_PER_FILLING + self.cast
 
-    def unit(self, condition: str, questions: Sequence[str]) -> Unit:
-        """Both directions of one condition, each with the given questions, of `Pool.orders`."""
-        frame = self.pool.frames[self.frame]
+    def unit(self, condition: str, questions: Iterable[str]) -> Unit:
+        """Both directions of one condition, each with the given questions, of `Family.orders`."""
+        frame = self.family.frames[self.pool][self.frame]
         pair = frame.pairs[self.filling]
-        who = roles(self.pool.names, self.frame, self.filling, self.cast)
+        short, names = POOLS[self.pool]
+        who = roles(names, self.frame, self.filling, self.cast)
         stories = []
-        for direction, (first, second) in (("as-written", pair), ("swapped", pair[::-1])):
-            telling = frame.tell(condition, first, second, self.filling + self.cast, who)
-            cell = f"{self.pool.family}/{self.pool.short}/{self.number:03d}/{condition}/{direction}"
+        for direction, words in (("as-written", pair), ("swapped", pair[::-1])):
+            telling = self.family.tell(frame, condition, words, self.filling + self.cast, who)
+            cell = f"{self.family.name}/{short}/{self.number:03d}/{condition}/{direction}"
             for question in questions:
-                stem, answer = telling.question(question)
+                stem, answer = telling.questions[question]
                 stories.append(
                     Story(
                         story=telling.text,
                         question=stem,
                         choices=pair,
                         answer=pair.index(answer),
-                        condition=f"{self.pool.family}/{condition}",
-                        order=self.pool.orders[question],
+                        condition=f"{self.family.name}/{condition}",
+                        order=self.family.orders[question],
                         id=f"{cell}/{question}",
                         template=COMPLETE_THE_STORY,
                     )
@@ -94,15 +62,15 @@ class _Instance:
         return stories
 
 
-def _instances(pool: Pool, seed: int) -> Iterator[_Instance]:
+def _instances(stories: Family, pool: str, seed: int) -> Iterator[_Instance]:
     """All instances of a pool in seeded order; every frame comes once before any comes again."""
-    rng = random.Random(f"tomfisher.tasks:{pool.family}:{pool.short}:{seed}")
-    order = list(range(len(pool.frames)))
+    rng = random.Random(f"tomfisher.tasks:{stories.name}:{POOLS[pool][0]}:{seed}")
+    order = list(range(len(stories.frames[pool])))
     rng.shuffle(order)
     decks = []
     for frame in order:
-        fillings = range(len(pool.frames[frame].pairs))
-        deck = [_Instance(pool, frame, f, c) for f in fillings for c in range(CASTS_PER_FILLING)]
+        fillings = range(len(stories.frames[pool][frame].pairs))
+        deck = [_Instance(stories, pool, frame, f, c) for f in fillings for c in range(CASTS_PER_FILLING)]
         rng.shuffle(deck)
         decks.append(deck)
     for turn in range(max(map(len, decks))):
@@ -136,16 +104,17 @@ def generate(
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     units: list[Unit] = []
-    streams = [_instances(POOLS[family, POOL_OF_SPLIT[split]], seed) for family in families]
+    told = [family(name) for name in families]
+    streams = [_instances(stories, POOL_OF_SPLIT[split], seed) for stories in told]
     for block in zip(*streams, strict=True):
         if split == "fisher":
             units.extend(instance.unit("false-belief", ("belief",)) for instance in block)
             continue
-        for turn in range(max(len(FAMILIES[family]) for family in families)):
+        for turn in range(max(len(stories.conditions) for stories in told)):
             for instance in block:
-                conditions = FAMILIES[instance.pool.family]
+                conditions = list(instance.family.conditions)
                 if turn < len(conditions):
-                    units.append(instance.unit(conditions[turn], tuple(instance.pool.orders)))
+                    units.append(instance.unit(conditions[turn], instance.family.orders))
     return take(
         units,
         default_size(families, split) if n is None else n,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tomfisher import plugins
 from tomfisher.tasks import formats
-from tomfisher.tasks.generator import CONDITIONS, SPLITS, generate
+from tomfisher.tasks.generator import FIRST_ORDER, SPLITS, generate
 from tomfisher.tasks.records import JSON_SUFFIXES
 from tomfisher.tasks.selection import POOL_OF_SPLIT, Unit, group_units, shuffle_balanced, take, unit_key
 from tomfisher.tasks.story import SECOND_ORDER, Story
@@ -27,7 +27,7 @@ class Task(NamedTuple):
 _TASKS = {
     name: Task(description, functools.partial(generate, families))
     for name, families, description in (
-        ("false-belief", tuple(CONDITIONS), "contents and transfer stories, in equal parts"),
+        ("false-belief", FIRST_ORDER, "contents and transfer stories, in equal parts"),
         (
             "contents",
             ("contents",),
