@@ -71,7 +71,7 @@ def test_order_of_undoing_and_moved_weights(trained):
     with pytest.raises(RuntimeError, match="applied later"):
         first.undo()
     second.undo()
-    with pytest.raises(RuntimeError, match="undone twice"):
+    with pytest.raises(RuntimeError, match="cannot be undone"):
         second.undo()
     with pytest.raises(RuntimeError, match="applied twice"):
         first.reapply()

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tomfisher.finetune import delta_file
-from tomfisher.finetune.entries import Entry, find_entries, write
 from tomfisher.masks import SparseMask
 from tomfisher.ops.dispatch import Impl
-from tomfisher.perturbation import guard
-from tomfisher.perturbation.entries import Changed, changed, describe, put_back
-from tomfisher.perturbation.guard import deferred_interrupt
-from tomfisher.perturbation.targets import named_tensors
+from tomfisher.ops.scatter import gather
+from tomfisher.perturbation.fill import Fill
+from tomfisher.perturbation.session import Perturbation
+from tomfisher.perturbation.targets import Target, named_tensors
 from tomfisher.runtime.torch_state import plain_torch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -95,98 +95,35 @@ class Delta:
             raise ValueError(f"{os.fspath(path)} is damaged: {error} Train again.") from error
 
 
-class AppliedDelta:
+class AppliedDelta(Perturbation):
     """A delta that stands in a model; as a context manager it is undone at the end of the block.
 
     Attributes:
         delta: what was written.
-        applied: whether it is in the model now.
     """
 
-    def __init__(
-        self, model: nn.Module, delta: Delta, impl: Impl, entries: Sequence[Entry], old: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, model: nn.Module, delta: Delta, impl: Impl) -> None:
         self.delta = delta
-        self.applied = True
-        self._model = model
-        self._impl: Impl = impl
-        self._entries = list(entries)
-        self._old = list(old)
-        self._keys = {entry.key for entry in entries}
-        guard.push(self, self._keys)
+        super().__init__(model, delta.mask(), Fill("values", values=self._values), 0, None, impl, None)
 
     def __repr__(self) -> str:
-        return f"AppliedDelta({self.delta.nnz} entries, {'applied' if self.applied else 'undone'})"
+        return f"{type(self).__name__}({self.nnz} entries, {'applied' if self.applied else 'undone'})"
 
-    def undo(self) -> None:
-        """Write the values from before back, bit for bit, where the new ones still stand. Ctrl-C waits.
-
-        Raises:
-            RuntimeError: it was undone already; a later change of the same weights must be undone first; or the
-                weights were moved or converted since, in which case nothing is written; or somebody else changed some
-                of the entries: these are named and keep their values, all others are restored.
-        """
-        if found := self._undo():
-            raise RuntimeError(describe(found, str(self)))
-
-    @plain_torch()
-    def _undo(self) -> list[Changed]:
-        """Restore, and give the entries that somebody else changed."""
-        if not self.applied:
-            raise RuntimeError(f"{self} cannot be undone twice.")
-        if later := guard.above(self, self._keys):
-            raise RuntimeError(f"{self} cannot be undone yet: undo {later[0]} first, it was applied later.")
-        self._refuse_moved()
-        with deferred_interrupt():
-            found = self._changed()
-            write(self._entries, self._old, self._impl)
-            put_back(found, self._impl)
-            guard.remove(self)
-            self.applied = False
-        return found
-
-    def _changed(self) -> list[Changed]:
-        """Entries that do not hold the new values."""
-        pairs = zip(self._entries, _new_values(self.delta, self._entries), strict=True)
-        each = [changed(e.name, e.weight, e.index, e.read(), new.view(torch.uint8)) for e, new in pairs]
-        return [one for one in each if one is not None]
-
-    @plain_torch()
-    def reapply(self) -> None:
-        """Write the new values again, after `undo`.
-
-        Raises:
-            RuntimeError: it is applied, or the weights were moved or converted since.
-        """
-        if self.applied:
-            raise RuntimeError(f"{self} cannot be applied twice. Call undo() first.")
-        self._refuse_moved()
-        with deferred_interrupt():
-            write(self._entries, _new_values(self.delta, self._entries), self._impl)
-            guard.push(self, self._keys)
-            self.applied = True
-
-    def _refuse_moved(self) -> None:
-        named = named_tensors(self._model)
-        for entry in self._entries:
-            now = named.get(entry.name)
-            if now is None or now.data_ptr() != entry.weight.data_ptr() or now.dtype != entry.weight.dtype:
-                raise RuntimeError(
-                    f"{self}: the memory of {entry.name} was replaced since, by model.to(...) for example. "
-                    "Undo before moving or converting a model; load this one again."
-                )
-
-    def __enter__(self) -> AppliedDelta:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.applied and (found := self._undo()):
-            said = describe(found, str(self))
-            if error is None:
-                raise RuntimeError(said)
-            warnings.warn(said, stacklevel=2)  # the block's own error is the one to be seen
+    def reapply(self) -> None:
+        """Write the new values again, after `undo`."""
+        self.apply()
+
+    def _values(self, target: Target) -> Tensor:
+        """The new values in the order in which the target has its entries."""
+        index, new = (
+            torch.cat([part[name] for name in target.names]).to(target.view.device)
+            for part in (self.delta.indices, self.delta.new)
+        )
+        order = index.argsort()
+        return new[order[torch.searchsorted(index[order], target.positions())]]
 
 
 @plain_torch()
@@ -205,34 +142,30 @@ def apply(model: nn.Module, delta: Delta, check: bool = True, impl: Impl = "auto
         impl: implementation of the write.
 
     Returns:
-        The applied delta; `undo()` writes back what was found.
+        The applied delta; `undo()` writes back what stood there, `reapply()` the new values again.
 
     Raises:
         TypeError: a weight is quantised, of an integer dtype, or distributed.
         ValueError: the delta is of another model, another dtype, or (`check`) of other values.
     """
-    entries = find_entries(model, delta.mask())
-    old = [entry.read() for entry in entries]
-    for entry, found in zip(entries, old, strict=True):
-        expected = delta.old[entry.name]
-        if expected.dtype != found.dtype:
+    applied = AppliedDelta(model, delta, impl)
+    named = named_tensors(model)
+    for name, index in delta.indices.items():
+        expected, weight = delta.old[name], named[name].detach()
+        if expected.dtype != weight.dtype:
             raise ValueError(
-                f"{entry.name} is {found.dtype} here, the delta was trained in {expected.dtype}. "
+                f"{name} is {weight.dtype} here, the delta was trained in {expected.dtype}. "
                 "Load the model in that dtype."
             )
-        differing = int((_bits(found.cpu()) != _bits(expected)).sum())
+        there = gather(weight, index.to(weight.device)).cpu()
+        differing = int((_bits(there) != _bits(expected)).sum())
         if check and differing:
             raise ValueError(
-                f"{differing} of {found.numel()} entries of {entry.name} do not hold the values that the training "
+                f"{differing} of {index.numel()} entries of {name} do not hold the values that the training "
                 "began with: the delta is of other weights. Load the model it was trained from, or pass check=False."
             )
-    with deferred_interrupt():
-        write(entries, _new_values(delta, entries), impl)
-        return AppliedDelta(model, delta, impl, entries, old)
-
-
-def _new_values(delta: Delta, entries: Sequence[Entry]) -> list[Tensor]:
-    return [delta.new[entry.name].to(entry.weight.device) for entry in entries]
+    applied.apply()
+    return applied
 
 
 def _bits(values: Tensor) -> Tensor:

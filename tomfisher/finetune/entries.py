@@ -26,14 +26,12 @@ class Entry:
         weight: the tensor, detached, of any strides.
         index: `[k]` int64, sorted flat row-major positions, on the weight's device; k >= 1.
         parameters: every parameter of the model that is this memory; several if weights are tied by storage.
-        key: device and address of the storage.
     """
 
     name: str
     weight: Tensor
     index: Tensor
     parameters: tuple[nn.Parameter, ...]
-    key: tuple[str, int]
 
     def read(self) -> Tensor:
         """The values `[k]` as they are now, bit patterns unchanged."""
@@ -59,7 +57,7 @@ def find_entries(model: nn.Module, mask: SparseMask) -> list[Entry]:
         weight = named[target.names[0]].detach()
         index = torch.cat([mask[name] for name in target.names]).unique()
         same = tuple(sharing[_place(weight)])
-        found.append(Entry(target.names[0], weight, index.to(weight.device), same, target.key))
+        found.append(Entry(target.names[0], weight, index.to(weight.device), same))
     if not found:
         raise ValueError("The mask is empty: there is nothing to train. Use a mask with entries.")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from tomfisher.runtime.modes import frozen
 from tomfisher.sample import Sample
 
 
-class TunedEntries:
+class TunedEntries(AppliedDelta):
     """Masked entries that were trained and stand in the model; as a context manager it is undone at the end.
 
     Attributes:
@@ -30,32 +29,13 @@ class TunedEntries:
         state_numel: per kind of optimiser state, how many numbers it held: k each, and one step count per tensor.
     """
 
-    def __init__(self, applied: AppliedDelta, losses: list[float], state_numel: dict[str, int]) -> None:
-        self.delta = applied.delta
-        self.losses = losses
-        self.trainable = self.delta.nnz
-        self.state_numel = state_numel
-        self._applied = applied
-
-    def __repr__(self) -> str:
-        state = "in the model" if self._applied.applied else "undone"
-        return f"TunedEntries({self.trainable} entries, {len(self.losses)} steps, {state})"
-
-    def undo(self) -> None:
-        """Write the values from before the training back, bit for bit."""
-        self._applied.undo()
-
-    def reapply(self) -> None:
-        """Write the trained values again, after `undo`."""
-        self._applied.reapply()
-
-    def __enter__(self) -> TunedEntries:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    def __init__(
+        self, model: nn.Module, delta: Delta, impl: Impl, losses: list[float], state_numel: dict[str, int]
     ) -> None:
-        self._applied.__exit__(kind, error, traceback)
+        super().__init__(model, delta, impl)
+        self.losses = losses
+        self.trainable = delta.nnz
+        self.state_numel = state_numel
 
 
 @plain_torch()
@@ -139,13 +119,12 @@ def finetune_masked(
                 "mask": mask.describe(),
             },
         )
-        return TunedEntries(
-            AppliedDelta(model, delta, impl, entries=entries, old=old), losses, _state_numel(optimizer)
-        )
-    except BaseException:
+    finally:
         with deferred_interrupt():
             write(entries, old, impl)
-        raise
+    tuned = TunedEntries(model, delta, impl, losses, _state_numel(optimizer))
+    tuned.apply()
+    return tuned
 
 
 def _rounded(entry: Entry, value: nn.Parameter) -> Tensor:

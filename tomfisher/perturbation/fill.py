@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -24,12 +25,14 @@ class Fill:
     """A fill, read from what the caller wrote.
 
     Attributes:
-        kind: "mean", "number", "noise" or "scale".
+        kind: "mean", "number", "noise", "scale" or "values".
         value: the number, or the factor of "scale".
+        values: of "values": gives the values `[k]` of a target, finite and of its dtype.
     """
 
-    kind: Literal["mean", "number", "noise", "scale"]
+    kind: Literal["mean", "number", "noise", "scale", "values"]
     value: float = 0.0
+    values: Callable[[Target], Tensor] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         if self.kind == "scale":
@@ -103,7 +106,9 @@ def _not_finite(target: Target) -> ValueError:
 
 def _new_values(fill: Fill, target: Target, old: Tensor, seed: int) -> Tensor:
     dtype = target.view.dtype
-    if fill.kind == "scale":
+    if fill.values is not None:
+        new = fill.values(target)
+    elif fill.kind == "scale":
         new = (old.double() * fill.value).to(dtype)
     elif fill.kind == "noise":
         mean, std = _moments(target)
