@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tomfisher.finetune import Delta, apply, delta_file, finetune_masked
+from tomfisher.finetune import Delta, apply, finetune_masked
+from tomfisher.finetune.delta import DELTA
 
 
 def same(a, b):
@@ -104,10 +105,10 @@ def hostile(path, tensors, header, version="1"):
     """A file whose checksum is right and whose content is not."""
     text = header if isinstance(header, str) else json.dumps(header)
     about = {
-        "format": delta_file.FORMAT,
+        "format": DELTA.format,
         "version": version,
         "delta": text,
-        "checksum": delta_file._checksum(tensors, text),
+        "checksum": DELTA.checksum(tensors, text),
     }
     save_file(tensors, str(path), metadata=about)
     return path

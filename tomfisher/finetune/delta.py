@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tomfisher.finetune import delta_file
 from tomfisher.masks import SparseMask
 from tomfisher.ops.dispatch import Impl
 from tomfisher.ops.scatter import gather
@@ -18,12 +18,27 @@ from tomfisher.perturbation.fill import Fill
 from tomfisher.perturbation.session import Perturbation
 from tomfisher.perturbation.targets import Target, named_tensors
 from tomfisher.runtime.torch_state import plain_torch
+from tomfisher.tensor_files import TensorFile
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_PARTS = ("index", "old", "new")
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: str) -> str:
+    """SHA-256 over the header, and names, dtypes, shapes and bytes of all tensors, in the order of the names."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+DELTA = TensorFile("delta", 1, _checksum, "Delta.save", "Train again.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +86,13 @@ class Delta:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, all or nothing."""
-        delta_file.write(path, self.shapes, self.indices, self.old, self.new, self.metadata)
+        tensors = {
+            f"{part}:{name}": value
+            for part, values in zip(_PARTS, (self.indices, self.old, self.new), strict=True)
+            for name, value in values.items()
+        }
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        DELTA.write(path, tensors, {"shapes": shapes, "metadata": self.metadata})
 
     @classmethod
     @plain_torch()
@@ -82,12 +103,10 @@ class Delta:
             FileNotFoundError: there is no such file.
             ValueError: it is no delta, was written by a newer version, or is damaged.
         """
-        tensors, header = delta_file.read(path)
+        tensors, header = DELTA.read(path)
         try:
             shapes = {name: tuple(map(int, shape)) for name, shape in header["shapes"].items()}
-            index, old, new = (
-                {name: tensors.pop(f"{part}:{name}") for name in shapes} for part in delta_file.PARTS
-            )
+            index, old, new = ({name: tensors.pop(f"{part}:{name}") for name in shapes} for part in _PARTS)
             if tensors:
                 raise ValueError(f"it holds tensors of no use, such as {next(iter(tensors))!r}.")
             return cls(shapes, index, old, new, dict(header["metadata"]))

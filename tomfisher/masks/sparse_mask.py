@@ -223,7 +223,7 @@ class SparseMask(Mapping[str, Tensor]):
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "parents": list(self.parents),
         }
-        store.write(path, self._indices, header)
+        store.MASK.write(path, self._indices, header)
 
     @classmethod
     @plain_torch()
@@ -240,7 +240,7 @@ class SparseMask(Mapping[str, Tensor]):
             FileNotFoundError: there is no such file.
             ValueError: it is no mask, was written by a newer version, or is damaged.
         """
-        indices, header = store.read(path)
+        indices, header = store.MASK.read(path)
         try:
             return cls(indices, header["shapes"], header["kappa"], header["scope"], header["parents"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
