@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import tomfisher
+from tokenizer_kinds import word_level
 from tomfisher.results import Results
 from tomfisher.studies import Config
 from tomfisher.studies.config import read_yaml as read_config
@@ -197,12 +198,7 @@ def test_a_story_with_half_a_pair_is_refused(field: str) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, "<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    return word_level(["<unk>", "a", "b"], unk_token="<unk>")
 
 
 @pytest.mark.parametrize("text", ["a \ud83d b", ("a b", "b\udc80"), ("a\udc80 b", "b")])

@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from tokenizer_kinds import byte_level
 from tomfisher.tokens import encode_text, leading_specials, split_continuation
 
 TEXT = "the cat sat in the old barn and the dog sat in the new barn"
@@ -12,16 +13,7 @@ TEXT = "the cat sat in the old barn and the dog sat in the new barn"
 
 @pytest.fixture(scope="module")
 def bpe() -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        [TEXT] * 5, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=core)
+    return byte_level([TEXT] * 5, 300)
 
 
 @pytest.fixture(scope="module")

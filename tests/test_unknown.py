@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tomfisher
 import tomfisher.evaluate
+from tokenizer_kinds import word_level
 from tomfisher.evaluate.perplexity import perplexity
 from tomfisher.sample import IGNORED
 from tomfisher.tasks import corpus
@@ -121,10 +122,7 @@ def test_what_is_not_lost_is_not_said() -> None:
 
 
 def test_unknown_words_are_said_of_every_kind_of_text() -> None:
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "</s>", *WORDS])}
-    core = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+    tokenizer = word_level(["<unk>", "</s>", *WORDS], unk_token="<unk>", eos_token="</s>")
     said = "of the tokens of {} are unknown to this model's tokenizer"
     with pytest.warns(UserWarning, match="8[0-9]% " + said.format("the texts")):
         tomfisher.encode(tokenizer, [("кошка сидела на ковре в", "box")])

@@ -3,91 +3,14 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers as tf
 
+from tiny_models import attention_maps, random_model
 from tomfisher.models.families import describe
-
-SMALL = {
-    "vocab_size": 53,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-PLAIN = {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}
-WIDE = {"vocab_size": 53, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
-OWN = {
-    "gptj": lambda: tf.GPTJConfig(**WIDE, rotary_dim=4),
-    "codegen": lambda: tf.CodeGenConfig(**WIDE, rotary_dim=4),
-    "bigcode": lambda: tf.GPTBigCodeConfig(**WIDE),
-    "bloom": lambda: tf.BloomConfig(vocab_size=53, hidden_size=32, n_layer=2, n_head=4),
-    "falcon": lambda: tf.FalconConfig(**PLAIN),
-    "falcon-grouped": lambda: tf.FalconConfig(**PLAIN, new_decoder_architecture=True, num_kv_heads=2),
-    "phi": lambda: tf.PhiConfig(**SMALL),
-    "stablelm": lambda: tf.StableLmConfig(**SMALL),
-    "granite": lambda: tf.GraniteConfig(**SMALL, attention_multiplier=0.3),
-    "starcoder2": lambda: tf.Starcoder2Config(**SMALL, sliding_window=9),
-    "nemotron": lambda: tf.NemotronConfig(**SMALL),
-    "helium": lambda: tf.HeliumConfig(**SMALL, head_dim=8),
-    "ernie": lambda: tf.Ernie4_5Config(**SMALL, head_dim=8),
-    "gemma2": lambda: tf.Gemma2Config(**SMALL, head_dim=8, attn_logit_softcapping=2.0, sliding_window=9),
-    "cohere2": lambda: tf.Cohere2Config(**{**SMALL, "num_hidden_layers": 4}, sliding_window=9),
-    "glm4": lambda: tf.Glm4Config(**SMALL, head_dim=8),
-    "gpt-neo": lambda: tf.GPTNeoConfig(
-        vocab_size=53,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        window_size=9,
-        attention_types=[[["global", "local"], 1]],
-        max_position_embeddings=128,
-    ),
-    "llama4": lambda: tf.Llama4TextConfig(
-        **{**SMALL, "num_hidden_layers": 4},
-        head_dim=8,
-        intermediate_size_mlp=48,
-        num_local_experts=2,
-        attention_chunk_size=9,
-        use_qk_norm=False,
-    ),
-    "llama": lambda: tf.LlamaConfig(**SMALL),
-    "llama-yarn": lambda: tf.LlamaConfig(**SMALL, rope_parameters=YARN),
-    "neox-half": lambda: tf.GPTNeoXConfig(
-        **{k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, rope_parameters=HALF
-    ),
-    "glm": lambda: tf.GlmConfig(**SMALL, head_dim=8),
-    "cohere": lambda: tf.CohereConfig(**SMALL),
-    "phi3": lambda: tf.Phi3Config(**SMALL),
-    "smollm3": lambda: tf.SmolLM3Config(**{**SMALL, "num_hidden_layers": 4}),
-    "both-ways": lambda: tf.Gemma3TextConfig(**SMALL, head_dim=8, use_bidirectional_attention=True),
-    "mistral-window": lambda: tf.MistralConfig(**SMALL, sliding_window=9),
-}
-
-
-def build(name, tiny_config, attn_implementation="eager"):
-    config = OWN[name]() if name in OWN else tiny_config(name)
-    torch.manual_seed(1)
-    model = tf.AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
 
 
 def ragged(lengths=(64, 7, 30, 2, 19, 64), vocabulary=53):
@@ -135,19 +58,16 @@ def rotate(x, rotary):
 
 
 def maps(model, prompt):
-    """Attention maps `[H, T, T]` of every attention layer, as transformers gives them."""
-    with torch.no_grad():
-        out = model(input_ids=torch.tensor([prompt]), output_attentions=True, use_cache=False).attentions
-    layers = list(describe(model).attention)
-    found = [a for a in out if a is not None]
+    """Attention maps `[H, T, T]` by layer."""
+    layers, found = list(describe(model).attention), attention_maps(model, prompt)
     assert len(found) == len(layers)
-    return {index: a[0].double() for index, a in zip(layers, found, strict=True)}
+    return {index: weights.double() for index, weights in zip(layers, found, strict=True)}
 
 
 @pytest.fixture
-def lab(tiny_config):
+def lab():
     return SimpleNamespace(
-        build=lambda name, **options: build(name, tiny_config, **options),
+        build=partial(random_model, noise=0.3, attn_implementation="eager"),
         prompts=ragged,
         projected=projected,
         rotate=rotate,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tokenizer_kinds import word_level
 from tomfisher.cli.main import main
 from tomfisher.cli.output import Terminal
 from tomfisher.progress import note, progress_bar
@@ -25,18 +26,14 @@ WORDS = ["<unk>", "</s>", "a", "b", "c", "d", "e", "f", "g", "h"]
 def inputs(tmp_path_factory) -> dict[str, str]:
     """A random model of ten words, a task whose conditions are no ASCII, and a text."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("output")
     torch.manual_seed(3)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(WORDS), num_key_value_heads=1, max_position_embeddings=64, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
-    tokenizer.save_pretrained(folder / "model")
+    word_level(WORDS, unk_token="<unk>", eos_token="</s>").save_pretrained(folder / "model")
     draw = random.Random(1)
     lines = [
         {

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tokenizer_kinds import word_level
+
 LANGUAGE = (
     "anna ben clara bag box basket tin full of popcorn chocolate red green apple apples thinks that is in the a "
     "looks sees label says opens closed kitchen garden puts leaves moves back search will for it ball there . ,"
@@ -16,29 +18,13 @@ WORDS = LANGUAGE.split()
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(["<unk>", *WORDS, "<eos>"])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<eos>")
+    return word_level(["<unk>", *WORDS, "<eos>"], unk_token="<unk>", eos_token="<eos>")
 
 
 @pytest.fixture(scope="session")
 def bos_tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return word_level(["<unk>", "<s>", "</s>", *WORDS], "<s> $A </s>", **names)
 
 
 def make_story(story, question, choices, answer, identity, condition="contents/false-belief"):

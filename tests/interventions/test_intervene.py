@@ -25,8 +25,16 @@ from tomfisher.interventions import (
 from tomfisher.models.families import UnsupportedModel, describe
 from tomfisher.models.queries import QueryKey
 
-LAYOUTS = ("llama", "cohere", "neox", "glm", "phi3", "gemma3", "qwen3")  # half, interleaved, partial, both
-KEYED = (*LAYOUTS, "window", "gpt2", "opt", "jamba")
+LAYOUTS = (
+    "llama",
+    "cohere",
+    "neox-half",
+    "glm",
+    "phi3",
+    "gemma3",
+    "qwen3",
+)  # half, interleaved, partial, both
+KEYED = (*LAYOUTS, "mistral-window", "gpt2", "opt", "jamba")
 EVERY = {
     "band": lambda: ScaleBand("slow", 0.3, context=20),
     "pairs": lambda: ScalePairs([0], -1.5, parts=("q",)),
@@ -37,7 +45,7 @@ EVERY = {
     "hide": lambda: OffSink(0),
     "second": lambda: OffSink(0.1, position=1),
 }
-CACHED = [(name, kind) for name in ("llama", "cohere", "neox", "window") for kind in EVERY]
+CACHED = [(name, kind) for name in ("llama", "cohere", "neox-half", "mistral-window") for kind in EVERY]
 CACHED += [(name, kind) for name in ("gpt2", "opt") for kind in EVERY if kind not in ("band", "pairs")]
 NOTHING = (ScaleBand("slow", 1, context=20), ScalePairs([0], 1), RotateKey(0), ScaleKey(1), OffSink(1))
 
@@ -228,7 +236,7 @@ def test_named_layers_and_heads_only(lab, attention):
 
 @pytest.mark.parametrize("name", KEYED)
 def test_changes_of_nothing_change_nothing(lab, name):
-    rotates = name in LAYOUTS or name == "window"
+    rotates = name in LAYOUTS or name == "mistral-window"
     for attention in ("eager", "sdpa"):
         model, ids = lab.build(name, attn_implementation=attention), lab.prompt()
         plain = lab.logits(model, ids)
@@ -237,7 +245,7 @@ def test_changes_of_nothing_change_nothing(lab, name):
                 close(lab.logits(model, ids), plain, 1e-6)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "neox"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "neox-half"])
 @pytest.mark.parametrize("kind", EVERY)
 def test_eager_and_sdpa_agree(lab, name, kind):
     ids = lab.prompt()
@@ -276,7 +284,7 @@ def test_behind_a_cache_of_fixed_size_a_text_gives_the_same(lab, kind, attention
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", ["llama", "neox", "window"])
+@pytest.mark.parametrize("name", ["llama", "neox-half", "mistral-window"])
 @pytest.mark.parametrize("kind", EVERY)
 def test_padding_on_either_side_changes_nothing(lab, name, kind, side, attention):
     model = lab.build(name, attn_implementation=attention)
@@ -301,7 +309,7 @@ def test_right_padding_without_a_mask(lab):
 
 
 def test_generation_goes_through_the_cache_as_a_whole_text_does(lab):
-    model, ids = lab.build("window", attn_implementation="sdpa"), lab.prompt(8)
+    model, ids = lab.build("mistral-window", attn_implementation="sdpa"), lab.prompt(8)
     for make in EVERY.values():
         with intervene(model, make(), internals=internals_of(lab, model)):
             options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -442,7 +450,7 @@ def test_what_a_model_does_not_have_is_refused(lab, name, make, message):
 
 
 def test_attention_that_goes_another_way_is_refused(lab):
-    model = lab.build("upcast")
+    model = lab.build("gpt2-upcast")
     with (
         pytest.raises(UnsupportedModel, match="gpt2 computes attention in its own code"),
         intervene(model, ScaleKey(2)),

@@ -12,14 +12,9 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tokenizer_kinds import word_level
 
-def word_tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {word: i for i, word in enumerate(["</s>", "<unk>", "the", "cat", "sat", "on", "a", "mat"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+WORDS = ("</s>", "<unk>", "the", "cat", "sat", "on", "a", "mat")
 
 
 class Folder:
@@ -44,7 +39,7 @@ def saved(tmp_path: Path) -> Callable[..., Folder]:
 
     def save(model: tf.PreTrainedModel, name: str = "model", **options: Any) -> Folder:
         model.save_pretrained(tmp_path / name, **options)
-        word_tokenizer().save_pretrained(tmp_path / name)
+        word_level(WORDS, eos_token="</s>", unk_token="<unk>").save_pretrained(tmp_path / name)
         return Folder(tmp_path / name)
 
     return save

@@ -6,20 +6,10 @@ import pytest
 import torch
 import transformers as tf
 
+from tiny_models import LONG, random_model
 from tomfisher.analysis import attention_sinks, rope_spectrum
 from tomfisher.models.families import UnsupportedModel, describe
 
-SMALL = {
-    "vocab_size": 53,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 LATENT = {
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -31,18 +21,8 @@ DENSE = {"first_k_dense_replace": 2, "n_routed_experts": 4, "n_group": 1, "topk_
 PROMPTS = [torch.arange(3, 23), torch.arange(30, 50, 2)]
 
 
-def build(config, **options):
-    torch.manual_seed(0)
-    model = tf.AutoModelForCausalLM.from_config(config, **options).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
-
-
 def llama(**options):
-    return build(tf.LlamaConfig(**SMALL, num_key_value_heads=2), **options)
+    return random_model("llama", 0.3, **options)
 
 
 def test_the_model_and_the_random_numbers_are_left_as_they_were():
@@ -85,13 +65,13 @@ def test_weights_that_change_are_not_asked_about_again_but_settings_are():
 @pytest.mark.parametrize(
     ("config", "layout"),
     [
-        (lambda: tf.DeepseekV2Config(**SMALL, **LATENT, **DENSE), "interleaved"),
-        (lambda: tf.DeepseekV3Config(**SMALL, **LATENT, **DENSE, num_key_value_heads=4), "half"),
-        (lambda: tf.MiniCPM3Config(**SMALL, **LATENT, num_key_value_heads=4), "half"),
+        (lambda: tf.DeepseekV2Config(**LONG, **LATENT, **DENSE), "interleaved"),
+        (lambda: tf.DeepseekV3Config(**LONG, **LATENT, **DENSE, num_key_value_heads=4), "half"),
+        (lambda: tf.MiniCPM3Config(**LONG, **LATENT, num_key_value_heads=4), "half"),
     ],
 )
 def test_latent_attention_has_frequencies_behind_the_others_and_keys_of_two_weights(config, layout):
-    model = build(config(), attn_implementation="eager")
+    model = random_model(config(), 0.3, attn_implementation="eager")
     found = describe(model).attention[0]
     assert (found.heads, found.kv_heads, found.head_dim) == (4, 4, 12)
     assert (found.rotary.start, found.rotary.dim, found.rotary.layout) == (8, 4, layout)
@@ -114,7 +94,7 @@ def test_latent_attention_has_frequencies_behind_the_others_and_keys_of_two_weig
 def test_gemma_4_with_shared_keys_is_seen_whole():
     """Its last layers take keys of earlier ones, and compute one query where a number of logits is asked for."""
     config = tf.Gemma4TextConfig(
-        **{**SMALL, "num_hidden_layers": 4},
+        **{**LONG, "num_hidden_layers": 4},
         num_key_value_heads=2,
         head_dim=8,
         global_head_dim=8,
@@ -123,7 +103,7 @@ def test_gemma_4_with_shared_keys_is_seen_whole():
         num_kv_shared_layers=2,
         layer_types=["sliding_attention", "full_attention"] * 2,
     )
-    model = build(config, attn_implementation="eager")
+    model = random_model(config, 0.3, attn_implementation="eager")
     attention = describe(model).attention
     assert [a.k.parameter.split(".")[2] for a in attention.values()] == ["0", "1", "0", "1"]
     assert [a.q.parameter.split(".")[2] for a in attention.values()] == ["0", "1", "2", "3"]
@@ -146,14 +126,14 @@ def xlnet():
             "No softmax of products of queries and keys was seen in rwkv",
         ),
         (
-            lambda: tf.DiffLlamaConfig(**SMALL, num_key_value_heads=2),
+            lambda: tf.DiffLlamaConfig(**LONG, num_key_value_heads=2),
             r"layers\.0\.self_attn of this diffllama model computes attention 2 times",
         ),
-        (lambda: tf.BertConfig(**SMALL), "The attention of this bert model is not causal"),
+        (lambda: tf.BertConfig(**LONG), "The attention of this bert model is not causal"),
     ],
 )
 def test_what_cannot_be_measured_is_said(config, reason):
-    model = build(config())
+    model = random_model(config(), 0.3)
     with pytest.raises(UnsupportedModel, match=reason):
         attention_sinks(model, PROMPTS)
     with pytest.raises(UnsupportedModel):

@@ -2,19 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenizer_kinds import word_level
 from tomfisher.models import load, load_model
 
-
-def word_tokenizer(special=True):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = ["<unk>", *["the", "cat", "sat", "on", "a", "mat"]]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"unk_token": "<unk>"} if special else {}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+WORDS = ("<unk>", "the", "cat", "sat", "on", "a", "mat")
 
 
 def tiny_llama():
@@ -33,7 +26,7 @@ def tiny_llama():
 @pytest.fixture
 def folder(tmp_path):
     tiny_llama().save_pretrained(tmp_path / "m")
-    word_tokenizer().save_pretrained(tmp_path / "m")
+    word_level(WORDS, unk_token="<unk>").save_pretrained(tmp_path / "m")
     return tmp_path / "m"
 
 
@@ -57,7 +50,7 @@ def test_a_folder_that_declares_a_generic_tokenizer_gets_it_in_a_family_with_its
         num_key_value_heads=1,
     )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    word_tokenizer().save_pretrained(tmp_path)
+    word_level(WORDS, unk_token="<unk>").save_pretrained(tmp_path)
     assert load_model(str(tmp_path), device="cpu").tokenizer("the cat")["input_ids"] == [1, 2]
 
 
@@ -92,7 +85,7 @@ def test_checkpoint_dtype_is_kept_on_request(folder):
 
 
 def test_tokenizer_without_any_special_token_is_refused(folder):
-    word_tokenizer(special=False).save_pretrained(folder)
+    word_level(WORDS).save_pretrained(folder)
     with pytest.raises(ValueError, match="no special token at all"):
         load_model(str(folder), device="cpu")
 

@@ -13,6 +13,7 @@ import transformers as tf
 from torch import nn
 
 import tomfisher
+from tokenizer_kinds import word_level
 from tomfisher import analysis, finetune
 from tomfisher.fisher.plan import plan_fisher
 from tomfisher.masks import SparseMask
@@ -42,12 +43,8 @@ def llama(**changes: Any) -> Any:
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """Knows four words more (ids 44 to 47) than the models have rows for."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     words = ["<unk>", "</s>", *(f"w{i}" for i in range(42)), "new", "newer", "newest", "last"]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tf.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+    return word_level(words, unk_token="<unk>", eos_token="</s>")
 
 
 def story(text: str, choices: tuple[str, str] = ("w2", "w3")) -> Story:

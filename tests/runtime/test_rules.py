@@ -8,11 +8,11 @@ import peft
 import pytest
 import torch
 import transformers as tf
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import tomfisher
+from tokenizer_kinds import word_level
 from tomfisher.runtime import rules
 from tomfisher.runtime.rules import EQUAL, PADDED, SINGLE, check_rules, check_run, remembered
 from tomfisher.sample import Sample
@@ -264,12 +264,8 @@ def texts(seed=0):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
-    fast = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
-    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tf.PreTrainedTokenizerFast(
-        tokenizer_object=fast, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return word_level(["<pad>", "<s>", "</s>", "<unk>", *WORDS], **names)
 
 
 def in_words(ids):

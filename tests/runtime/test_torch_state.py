@@ -14,6 +14,7 @@ import transformers as tf
 from torch import Tensor
 
 import tomfisher
+from tokenizer_kinds import word_level
 from tomfisher import analysis, finetune, interventions
 from tomfisher.fisher.plan import plan_fisher
 from tomfisher.masks import SparseMask, rank, summary
@@ -109,11 +110,7 @@ def _fresh() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", "</s>", *WORDS])}, "<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tf.PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+    return word_level(["<unk>", "</s>", *WORDS], unk_token="<unk>", eos_token="</s>")
 
 
 @pytest.fixture(scope="module")

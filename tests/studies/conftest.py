@@ -7,6 +7,8 @@ import random
 
 import pytest
 
+from tokenizer_kinds import word_level
+
 TEXT = """<unk> Complete the following story : . , Anna Ben Cleo Dan opens a box bag of tea salt rice nuts
 label says she he thinks it is full there and then walks home sees looks near old red"""
 WORDS = TEXT.split()
@@ -17,8 +19,7 @@ THINGS = ["tea", "salt", "rice", "nuts"]
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny") / "model"
     torch.manual_seed(7)
@@ -33,10 +34,7 @@ def tiny_model(tmp_path_factory):
         max_position_embeddings=256,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(WORDS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    word_level(dict.fromkeys(WORDS), unk_token="<unk>").save_pretrained(folder)
     return folder
 
 

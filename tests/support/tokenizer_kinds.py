@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -43,25 +44,48 @@ def tokenizer_of(kind: str, end: bool = False) -> Any:
     )
 
 
+def byte_level(sentences: Sequence[str], size: int) -> Any:
+    """A byte-level BPE trained on these sentences, without special tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=_byte_level(sentences, size, ()))
+
+
+def word_level(words: Iterable[str], wrap: str = "", **names: Any) -> Any:
+    """A token for every word, numbered in order; `wrap`, as "<s> $A </s>", says what is put around a text.
+
+    Args:
+        words: each once, special tokens among them.
+        wrap: a template of `tokenizers`.
+        names: what the special tokens are for, such as `unk_token="<unk>"`.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate(words)}
+    core = Tokenizer(models.WordLevel(ids, unk_token=names.get("unk_token", "<unk>")))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    if wrap:
+        around = [(token, ids[token]) for token in wrap.split() if token in ids]
+        core.post_processor = processors.TemplateProcessing(single=wrap, special_tokens=around)
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
 @functools.cache
 def _trained(kind: str) -> str:
     """Two trainings may number the tokens differently."""
     return _CORES[kind]().to_str()
 
 
-def _byte_level() -> Tokenizer:
+def _byte_level(
+    sentences: Sequence[str] = SENTENCES, size: int = 420, specials: Sequence[str] = ("<s>", "</s>", "<unk>")
+) -> Tokenizer:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(
-        SENTENCES,
-        trainers.BpeTrainer(
-            vocab_size=420,
-            initial_alphabet=alphabet,
-            special_tokens=["<s>", "</s>", "<unk>"],
-            show_progress=False,
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=alphabet, special_tokens=list(specials), show_progress=False
     )
+    core.train_from_iterator(sentences, trainer)
     return core
 
 
