@@ -12,19 +12,170 @@ from tomfisher.cli.common import add_command, kappa
 from tomfisher.files import check_writable
 from tomfisher.progress import note
 
-BENCHMARKS = {
-    "fisher": "fisher_diagonal of a whole model against the paper's loop, BackPACK, Opacus and vmap(grad)",
-    "squared_gradient": "squared_gradient_ on one layer against matrix products without squares and other forms",
-    "linear": "float32 linear layers on the CPU: oneDNN against PyTorch's own choice",
-    "masked_fill": "first fill, later fills and undo of a whole model's weights against index loops and copies",
-    "topk": "exact top-k on the CPU, in memory and from a file, against torch, numpy and the C++ library",
-    "topk_gpu": "exact top-k on a GPU against torch.topk and one read of the values",
-    "growth": "how Fisher grows with samples, tokens and parameters, and top-k with length and threads",
-    "choice": "multiple choice: one answer at a time, padded batches, distinct rows, shared by steps, packed",
-    "analysis": "the analysis (RoPE spectrum, attention sinks) against the forward passes alone; the report of a run",
-    "gpu_tests": "the GPU tests, with a record of which kernels they ran on which sources",
-}
 GPUS = ("h100", "h200", "a100")
+
+
+def _number(text: str) -> int:
+    """The argparse type of a count, 2000000000 or 2e9."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if value < 0 or value != int(value):
+        raise argparse.ArgumentTypeError(f"must be a whole number such as 1000000 or 1e6, got {text!r}.")
+    return int(value)
+
+
+def _positive(text: str) -> int:
+    """The argparse type of a number of rounds, questions or rows."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}.")
+    return int(text)
+
+
+Flag = tuple[str, dict[str, Any]]
+
+
+def _flag(name: str, text: str, default: Any = None, **options: Any) -> Flag:
+    return f"--{name}", {"help": text, "default": default, **options}
+
+
+def _rounds(number: int) -> Flag:
+    return _flag("rounds", f"timed rounds [{number}]", number, type=_positive)
+
+
+def _dtype(default: str | None, text: str) -> Flag:
+    return _flag("dtype", text, default, choices=("fp32", "bf16", "fp16"))
+
+
+def _kappas(default: str) -> Flag:
+    return _flag("kappa", f"[{default}]", [float(text) for text in default.split()], type=kappa, nargs="+")
+
+
+_MODEL = _flag("model", "model [smollm2-135m]", "smollm2-135m")
+_DEVICE = _flag("device", "such as cpu or cuda:0 [CUDA where there is one]")
+_GPU = _flag("gpu", "whose floor is printed without a GPU [h100]", "h100", choices=GPUS)
+_OF_DEVICE = _dtype(None, "[bf16 on a GPU, fp32 on the CPU]")
+_NO_MEMORY = _flag("no_memory", "skip peak memory", True, dest="memory", action="store_false")
+_PATIENCE = _flag(
+    "patience", "seconds of a warm-up above which there is no other round [30]", 30.0, type=float
+)
+
+# what each measures, and its flags
+BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
+    "fisher": (
+        "fisher_diagonal of a whole model against the paper's loop, BackPACK, Opacus and vmap(grad)",
+        (
+            _MODEL,
+            _flag("config", "random weights instead: tiny, llama-135m, llama-360m or llama3-8b"),
+            _dtype(None, "of the weights [fp32; of llama3-8b bf16]"),
+            _flag("impl", "tomfisher's ops, several with commas [auto]", "auto"),
+            _flag("samples", "samples per pass [100]", 100, type=int),
+            _flag("length", "tokens per sample [128]", 128, type=int),
+            _flag("tokens_per_batch", "tomfisher's batch budget, several with commas [auto]", "auto"),
+            _flag("peer_batch", "samples per batch of the peers [8]", 8, type=int),
+            _flag("contenders", "only these, with commas [all]"),
+            _flag("accuracy_samples", "samples compared with float64, 0 for none [4]", 4, type=int),
+            _flag("kappa", "of the masks compared with float64's [1e-4]", 1e-4, type=kappa),
+            _flag("no_memory", "skip peak memory on the CPU", True, dest="memory", action="store_false"),
+            _flag("memory_of", "only print the peak memory of one contender, such as loop"),
+            *(_rounds(3), _DEVICE, _GPU),
+        ),
+    ),
+    "squared_gradient": (
+        "squared_gradient_ on one layer against matrix products without squares and other forms",
+        (
+            _flag("model", "whose layers, several with commas [llama3-8b; on the CPU llama-135m]"),
+            _flag(
+                "batches",
+                "samples x tokens, or samples~mean for ragged ones [8x128,32x128,8x512,100~100]",
+                "8x128,32x128,8x512,100~100",
+            ),
+            *(_OF_DEVICE, _rounds(20), _DEVICE, _GPU),
+        ),
+    ),
+    "linear": (
+        "float32 linear layers on the CPU: oneDNN against PyTorch's own choice",
+        (
+            _flag("model", "whose layers [llama-135m]", "llama-135m"),
+            _flag("tokens", "rows of the input, several with commas [64,512]", "64,512"),
+            _rounds(10),
+        ),
+    ),
+    "masked_fill": (
+        "first fill, later fills and undo of a whole model's weights against index loops and copies",
+        (
+            _flag("model", "whose shapes, several with commas [llama3-8b; CPU: llama-135m,800M]"),
+            *(_kappas("1e-5 1e-3"), _OF_DEVICE, _rounds(10), _DEVICE, _GPU),
+        ),
+    ),
+    "topk": (
+        "exact top-k on the CPU, in memory and from a file, against torch, numpy and the C++ library",
+        (
+            _flag("n", "values [1e7 2e8]", [10**7, 2 * 10**8], type=_number, nargs="+"),
+            _kappas("1e-5 1e-3 0.1"),
+            _flag(
+                "distributions",
+                "[fisher,uniform,lognormal,equal,sorted]",
+                "fisher,uniform,lognormal,equal,sorted",
+            ),
+            _flag("store", "Fisher store with the real values [runs/demo-smollm2/fisher/task]"),
+            _flag("stored_n", "values in a file, 0 for none [2e9]", 2 * 10**9, type=_number),
+            _flag("stored_distributions", "[fisher]", "fisher"),
+            _flag("scratch", "folder for that file, which is deleted afterwards [.]", "."),
+            *(_rounds(5), _PATIENCE),
+            _flag("quick", "20,000 values, in memory and in a file", False, action="store_true"),
+        ),
+    ),
+    "topk_gpu": (
+        "exact top-k on a GPU against torch.topk and one read of the values",
+        (
+            _flag("n", "float32 values [7e9]", 7 * 10**9, type=_number),
+            _kappas("1e-5 1e-3"),
+            _flag("distributions", "[uniform,lognormal,equal]", "uniform,lognormal,equal"),
+            _flag("store", "Fisher store, for the distribution fisher"),
+            *(_PATIENCE, _rounds(10), _DEVICE, _GPU),
+        ),
+    ),
+    "growth": (
+        "how Fisher grows with samples, tokens and parameters, and top-k with length and threads",
+        (
+            _flag("axes", "[samples,length,parameters,topk]", "samples,length,parameters,topk"),
+            _flag("kappa", "of top-k [1e-5]", 1e-5, type=kappa),
+            *(_rounds(3), _NO_MEMORY),
+            _flag("quick", "sizes that take seconds", False, action="store_true"),
+        ),
+    ),
+    "choice": (
+        "multiple choice: one answer at a time, padded batches, distinct rows, shared by steps, packed",
+        (
+            _MODEL,
+            _dtype("bf16", "of the weights [bf16]"),
+            _flag("task", "whose questions [false-belief; testbed for its models]"),
+            _flag("questions", "how many [320]", 320, type=_positive),
+            _flag("batch_size", "rows of a forward [32]", 32, type=_positive),
+            *(_rounds(5), _DEVICE),
+        ),
+    ),
+    "analysis": (
+        "the analysis (RoPE spectrum, attention sinks) against the forward passes alone; the report of a run",
+        (
+            _flag("model", "model with RoPE [smollm2-135m]", "smollm2-135m"),
+            _dtype("fp32", "of the weights [fp32]"),
+            _flag("task", "whose prompts [false-belief; testbed for its models]"),
+            _flag("prompts", "prompts that are timed [64]", 64, type=int),
+            _flag("tokens_per_batch", "tokens of a batch [4096]", 4096, type=int),
+            _flag("memory_prompts", "numbers of prompts for peak memory [16,64,256]", "16,64,256"),
+            _NO_MEMORY,
+            _flag("report", "run folder whose report is written and timed too", metavar="RUN"),
+            *(_rounds(5), _DEVICE),
+        ),
+    ),
+    "gpu_tests": (
+        "the GPU tests, with a record of which kernels they ran on which sources",
+        (_flag("tests", "folder of the tests [tests]", "tests"),),
+    ),
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -52,11 +203,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--results", help="folder of records for --status [the installed one]")
     parser.set_defaults(execute=lambda args: _without_name(parser, args))
     names = parser.add_subparsers(title="benchmarks", metavar="NAME")
-    for name, what in BENCHMARKS.items():
+    for name, (what, flags) in BENCHMARKS.items():
         command = names.add_parser(name, help=what, description=what, allow_abbrev=False)
         command.add_argument("--output_path", help="write the record as JSON, and a PNG plot beside it")
         command.set_defaults(execute=run, benchmark=name, output_is_file=True)
-        _ARGUMENTS[name](command)
+        for flag, options in flags:
+            command.add_argument(flag, **options)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,180 +256,3 @@ def _without_name(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         raise FileNotFoundError(f"There is no folder {str(folder)!r} with records.")
     print(verification.report(verification.load_records(folder)))
     return 0
-
-
-def _fisher(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2-135m", help="model [smollm2-135m]")
-    parser.add_argument("--config", help="random weights instead: tiny, llama-135m, llama-360m or llama3-8b")
-    parser.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights [fp32; of llama3-8b bf16]"
-    )
-    parser.add_argument("--impl", default="auto", help="tomfisher's ops, several with commas [auto]")
-    parser.add_argument("--samples", type=int, default=100, help="samples per pass [100]")
-    parser.add_argument("--length", type=int, default=128, help="tokens per sample [128]")
-    parser.add_argument(
-        "--tokens_per_batch", default="auto", help="tomfisher's batch budget, several with commas [auto]"
-    )
-    parser.add_argument("--peer_batch", type=int, default=8, help="samples per batch of the peers [8]")
-    parser.add_argument("--contenders", help="only these, with commas [all]")
-    parser.add_argument(
-        "--accuracy_samples", type=int, default=4, help="samples compared with float64, 0 for none [4]"
-    )
-    parser.add_argument(
-        "--kappa", type=kappa, default=1e-4, help="of the masks compared with float64's [1e-4]"
-    )
-    parser.add_argument(
-        "--no_memory", dest="memory", action="store_false", help="skip peak memory on the CPU"
-    )
-    parser.add_argument("--memory_of", help="only print the peak memory of one contender, such as loop")
-    _shared(parser)
-
-
-def _squared_gradient(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", help="whose layers, several with commas [llama3-8b; on the CPU llama-135m]"
-    )
-    parser.add_argument(
-        "--batches",
-        default="8x128,32x128,8x512,100~100",
-        help="samples x tokens, or samples~mean for ragged ones [8x128,32x128,8x512,100~100]",
-    )
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="[bf16 on a GPU, fp32 on the CPU]")
-    _shared(parser, rounds=20)
-
-
-def _linear(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="llama-135m", help="whose layers [llama-135m]")
-    parser.add_argument("--tokens", default="64,512", help="rows of the input, several with commas [64,512]")
-    parser.add_argument("--rounds", type=_positive, default=10, help="timed rounds [10]")
-
-
-def _masked_fill(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="whose shapes, several with commas [llama3-8b; CPU: llama-135m,800M]")
-    parser.add_argument("--kappa", type=kappa, nargs="+", default=[1e-5, 1e-3], help="[1e-5 1e-3]")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="[bf16 on a GPU, fp32 on the CPU]")
-    _shared(parser, rounds=10)
-
-
-def _topk(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--n", type=_number, nargs="+", default=[10**7, 2 * 10**8], help="values [1e7 2e8]")
-    parser.add_argument("--kappa", type=kappa, nargs="+", default=[1e-5, 1e-3, 0.1], help="[1e-5 1e-3 0.1]")
-    parser.add_argument(
-        "--distributions",
-        default="fisher,uniform,lognormal,equal,sorted",
-        help="[fisher,uniform,lognormal,equal,sorted]",
-    )
-    parser.add_argument("--store", help="Fisher store with the real values [runs/demo-smollm2/fisher/task]")
-    parser.add_argument(
-        "--stored_n", type=_number, default=2 * 10**9, help="values in a file, 0 for none [2e9]"
-    )
-    parser.add_argument("--stored_distributions", default="fisher", help="[fisher]")
-    parser.add_argument(
-        "--scratch", default=".", help="folder for that file, which is deleted afterwards [.]"
-    )
-    parser.add_argument("--rounds", type=_positive, default=5, help="timed rounds [5]")
-    _patience(parser)
-    parser.add_argument("--quick", action="store_true", help="20,000 values, in memory and in a file")
-
-
-def _topk_gpu(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--n", type=_number, default=7 * 10**9, help="float32 values [7e9]")
-    parser.add_argument("--kappa", type=kappa, nargs="+", default=[1e-5, 1e-3], help="[1e-5 1e-3]")
-    parser.add_argument(
-        "--distributions", default="uniform,lognormal,equal", help="[uniform,lognormal,equal]"
-    )
-    parser.add_argument("--store", help="Fisher store, for the distribution fisher")
-    _patience(parser)
-    _shared(parser, rounds=10)
-
-
-def _growth(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--axes", default="samples,length,parameters,topk", help="[samples,length,parameters,topk]"
-    )
-    parser.add_argument("--kappa", type=kappa, default=1e-5, help="of top-k [1e-5]")
-    parser.add_argument("--rounds", type=_positive, default=3, help="timed rounds [3]")
-    parser.add_argument("--no_memory", dest="memory", action="store_false", help="skip peak memory")
-    parser.add_argument("--quick", action="store_true", help="sizes that take seconds")
-
-
-def _choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2-135m", help="model [smollm2-135m]")
-    parser.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), default="bf16", help="of the weights [bf16]"
-    )
-    parser.add_argument("--task", help="whose questions [false-belief; testbed for its models]")
-    parser.add_argument("--questions", type=_positive, default=320, help="how many [320]")
-    parser.add_argument("--batch_size", type=_positive, default=32, help="rows of a forward [32]")
-    parser.add_argument("--rounds", type=_positive, default=5, help="timed rounds [5]")
-    parser.add_argument("--device", help="such as cpu or cuda:0 [CUDA where there is one]")
-
-
-def _analysis(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="smollm2-135m", help="model with RoPE [smollm2-135m]")
-    parser.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the weights [fp32]"
-    )
-    parser.add_argument("--task", help="whose prompts [false-belief; testbed for its models]")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts that are timed [64]")
-    parser.add_argument("--tokens_per_batch", type=int, default=4096, help="tokens of a batch [4096]")
-    parser.add_argument(
-        "--memory_prompts", default="16,64,256", help="numbers of prompts for peak memory [16,64,256]"
-    )
-    parser.add_argument("--no_memory", dest="memory", action="store_false", help="skip peak memory")
-    parser.add_argument("--report", metavar="RUN", help="run folder whose report is written and timed too")
-    parser.add_argument("--rounds", type=_positive, default=5, help="timed rounds [5]")
-    parser.add_argument("--device", help="such as cpu or cuda:0 [CUDA where there is one]")
-
-
-def _gpu_tests(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tests", default="tests", help="folder of the tests [tests]")
-
-
-def _shared(parser: argparse.ArgumentParser, rounds: int = 3) -> None:
-    parser.add_argument("--rounds", type=_positive, default=rounds, help=f"timed rounds [{rounds}]")
-    parser.add_argument("--device", help="such as cpu or cuda:0 [CUDA where there is one]")
-    parser.add_argument(
-        "--gpu", choices=GPUS, default="h100", help="whose floor is printed without a GPU [h100]"
-    )
-
-
-def _patience(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--patience",
-        type=float,
-        default=30.0,
-        help="seconds of a warm-up above which there is no other round [30]",
-    )
-
-
-def _number(text: str) -> int:
-    """The argparse type of a count, 2000000000 or 2e9."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if value < 0 or value != int(value):
-        raise argparse.ArgumentTypeError(f"must be a whole number such as 1000000 or 1e6, got {text!r}.")
-    return int(value)
-
-
-def _positive(text: str) -> int:
-    """The argparse type of a number of rounds, questions or rows."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}.")
-    return int(text)
-
-
-_ARGUMENTS = {
-    "fisher": _fisher,
-    "squared_gradient": _squared_gradient,
-    "linear": _linear,
-    "masked_fill": _masked_fill,
-    "topk": _topk,
-    "topk_gpu": _topk_gpu,
-    "growth": _growth,
-    "choice": _choice,
-    "analysis": _analysis,
-    "gpu_tests": _gpu_tests,
-}
