@@ -17,6 +17,7 @@ from tomfisher.cli.common import (
     given_settings,
     load_named_model,
     note_own_texts,
+    perturbation_of,
     refuse_existing,
     save_then_print,
     setting,
@@ -120,7 +121,7 @@ def _analyze(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     mask = SparseMask.load(args.mask) if args.mask else None
     loaded = load_named_model(args, args.dtype)
     prompts = _prompts(args, loaded, texts)
-    perturbation = None if mask is None else _perturbation(args, loaded, mask)
+    perturbation = None if mask is None else perturbation_of(args, loaded, mask)
     measured = [part for part in parts if part != PROFILE]
     needed = dict.fromkeys([*measured, "rope"] if PROFILE in parts else measured)
     with remembered():
@@ -225,16 +226,6 @@ def _prompts(args: argparse.Namespace, loaded: Any, texts: Sequence[str]) -> lis
     length = args.max_length or position_limit(loaded.model)
     samples = encode(loaded.tokenizer, texts, supervise="all", max_length=length, **wording(args))
     return [sample.input_ids for sample in samples]
-
-
-def _perturbation(args: argparse.Namespace, loaded: Any, mask: Any) -> Any:
-    from tomfisher.perturbation import perturb
-    from tomfisher.studies.config import parse_fill
-    from tomfisher.studies.stores import check_belongs
-
-    check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
-    fill = parse_fill(setting(args, "fill"))
-    return perturb(loaded.model, mask, fill=fill, seed=setting(args, "seed"), compat=setting(args, "compat"))
 
 
 def _report(base: Any, changes: dict[str, Any], parts: Iterable[str]) -> list[str]:

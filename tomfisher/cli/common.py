@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from tomfisher.files import atomic_path
 from tomfisher.progress import note
 from tomfisher.studies.config import Config, check_kappa
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 MODEL_FIELDS = ("model", "device", "trust_remote_code", "revision")
 WORDING_FIELDS = ("gap", "bos", "chat_template", "system_prompt")
 TASK_FIELDS = (
@@ -76,8 +77,8 @@ def add_settings(
         required: fields that must be given.
         helps: help for fields that mean something else here than in a study, defaults included.
     """
-    for name in names or tuple(_FIELDS):
-        field = _FIELDS[name]
+    for name in names or tuple(FIELDS):
+        field = FIELDS[name]
         default = "" if field.default in (None, "") else f" [{_shown(field.default)}]"
         text = (helps or {}).get(name, f"{field.metadata['help']}{default}")
         options: dict[str, Any] = {"help": text.replace("%", "%%")}
@@ -96,14 +97,14 @@ def add_settings(
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given on the command line."""
-    return {name: value for name, value in vars(args).items() if name in _FIELDS}
+    return {name: value for name, value in vars(args).items() if name in FIELDS}
 
 
 def setting(args: argparse.Namespace, name: str) -> Any:
     """One setting of a command that is not a whole study: as given, or its default, in its own type."""
     from tomfisher.studies.config import coerce
 
-    field = _FIELDS[name]
+    field = FIELDS[name]
     value = coerce(field, getattr(args, name, field.default))
     choices = field.metadata["choices"]
     if choices and value is not None and value not in choices:
@@ -128,6 +129,21 @@ def load_named_model(args: argparse.Namespace, dtype: str = "fp32") -> Any:
         trust_remote_code=setting(args, "trust_remote_code"),
         revision=setting(args, "revision"),
     )
+
+
+def perturbation_of(args: argparse.Namespace, loaded: Any, mask: Any) -> Any:
+    """The perturbation that --mask, --fill, --compat and --seed name, not applied yet.
+
+    Raises:
+        ValueError: the mask is of another model.
+    """
+    from tomfisher.perturbation import perturb
+    from tomfisher.studies.config import parse_fill
+    from tomfisher.studies.stores import check_belongs
+
+    check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
+    fill = parse_fill(setting(args, "fill"))
+    return perturb(loaded.model, mask, fill=fill, seed=setting(args, "seed"), compat=setting(args, "compat"))
 
 
 def note_own_texts(model: str, given: Mapping[str, Any], names: Iterable[str] = ("task", "control")) -> None:
@@ -171,7 +187,7 @@ def refuse_idle(config: Config, given: Mapping[str, Any]) -> None:
     """
     for method, names in OF_METHOD.items():
         for name in names:
-            if config.method != method and name in given and getattr(config, name) != _FIELDS[name].default:
+            if config.method != method and name in given and getattr(config, name) != FIELDS[name].default:
                 raise ValueError(
                     f"--{name} belongs to --method {method} and does nothing with --method {config.method}. Leave it "
                     f"out, or give --method {method}."
@@ -235,6 +251,12 @@ def save_then_print(
         print(tell())
     if path is not None:
         print(f"\nWritten: {os.fspath(path)}")
+
+
+def print_wrapped(sentences: Iterable[str]) -> None:
+    """Print sentences, each a paragraph of at most 110 characters a line."""
+    for sentence in sentences:
+        print(textwrap.fill(sentence, width=110, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def report_line(run: str, output: str | os.PathLike[str], folder: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tomfisher.cli.common import (
     kappa,
     load_named_model,
     note_own_texts,
+    print_wrapped,
     refuse_existing,
     refuse_idle,
     report_line,
@@ -25,7 +25,6 @@ from tomfisher.cli.common import (
 from tomfisher.progress import note
 
 RUN_FIELDS = (*MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS, "max_length", "supervise", "fill", "seed")
-WIDTH = 110
 
 
 def add_parser(subparsers: Any) -> None:
@@ -232,6 +231,5 @@ def _print(found: Any, folder: Path, delta: bool) -> None:
     from tomfisher.studies.finetune_tables import render, render_conditions, sentences
 
     print(f"{render(found)}\n\n{render_conditions(found)}\n")
-    for sentence in sentences(found):
-        print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+    print_wrapped(sentences(found))
     print(f"\nWritten: {folder}/finetune.json, finetune.csv" + (", delta.safetensors" if delta else ""))

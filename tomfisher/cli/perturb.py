@@ -13,6 +13,7 @@ from tomfisher.cli.common import (
     add_overwrite,
     add_settings,
     load_named_model,
+    perturbation_of,
     refuse_existing,
     setting,
 )
@@ -49,24 +50,21 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.files import atomic_path, sha256_of_file
     from tomfisher.masks import SparseMask
     from tomfisher.models.quiet import quiet_unless_terminal
-    from tomfisher.perturbation import perturb
     from tomfisher.studies.config import parse_fill
-    from tomfisher.studies.stores import check_belongs
 
     target = Path(args.output_path)
     refuse_existing(target, args.overwrite)
     _check_target(target)
     mask = SparseMask.load(args.mask)
-    fill, compat, seed = parse_fill(setting(args, "fill")), setting(args, "compat"), setting(args, "seed")
+    fill = parse_fill(setting(args, "fill"))
     loaded = load_named_model(args, args.dtype)
-    check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
-    perturbation = perturb(loaded.model, mask, fill=fill, seed=seed, compat=compat).apply()
+    perturbation = perturbation_of(args, loaded, mask).apply()
     record = {
         "model": loaded.identity,
         "mask": {"file": args.mask, "sha256": sha256_of_file(args.mask), **mask.describe()},
         "fill": fill,
-        "compat": compat,
-        "seed": seed,
+        "compat": setting(args, "compat"),
+        "seed": setting(args, "seed"),
         "nnz": perturbation.nnz,
     }
     with quiet_unless_terminal(), atomic_path(target) as temporary:

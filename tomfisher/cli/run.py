@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from typing import Any
 
 from tomfisher.cli.common import (
@@ -12,10 +11,9 @@ from tomfisher.cli.common import (
     add_settings,
     given_settings,
     note_own_texts,
+    print_wrapped,
     refuse_idle,
 )
-
-WIDTH = 110
 
 
 def add_parser(subparsers: Any) -> None:
@@ -72,8 +70,7 @@ def run_study(config: Any, overwrite: bool) -> int:
     finally:  # the results are there whether or not there can be a report
         print(f"{config.model}: {config.task} against {config.control}\n")
         print(f"{render(results)}\n")
-        for sentence in judge(results).sentences:
-            print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+        print_wrapped(judge(results).sentences)
         print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
     print(f"Report:  {page}")
     print(f"Again:   tomfisher run --config {config.output_path}/config.yaml")
@@ -92,12 +89,9 @@ def _run_architectures(args: argparse.Namespace) -> int:
         report.write(folder / found.architecture)
     page = report.write(folder)
     print(f"{render(outcomes)}\n")
-    for found in outcomes:
-        sentence = found.verdict[1 if found.found else -1]
-        print(textwrap.fill(f"{found.title}: {sentence}", width=WIDTH, subsequent_indent="  "))
+    print_wrapped(f"{found.title}: {found.verdict[1 if found.found else -1]}" for found in outcomes)
     print()
-    for sentence in sentences(outcomes):
-        print(textwrap.fill(sentence, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+    print_wrapped(sentences(outcomes))
     print(f"\nResults: {folder}/architectures.json, .csv, .txt, and a run folder for each architecture")
     print(f"Report:  {page}, and report.html in each run folder")
     return 0

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from typing import Any
 
 from tomfisher.cli.common import (
+    FIELDS,
     add_command,
     add_overwrite,
     add_settings,
     given_settings,
     note_own_texts,
+    print_wrapped,
     refuse_idle,
 )
 
@@ -49,7 +50,11 @@ def add_parser(subparsers: Any) -> None:
             "      --output_path runs/scale",
         ),
     )
-    add_settings(parser, *_sweep_fields(), required=("model", "task_store", "control_store"))
+    add_settings(
+        parser,
+        *(name for name in FIELDS if name not in FISHER_FIELDS),
+        required=("model", "task_store", "control_store"),
+    )
     add_overwrite(parser)
     parser.set_defaults(execute=run, saves=True, output_is_cleared=True)
 
@@ -75,18 +80,9 @@ def _run_grid(settings: dict[str, Any], fills: list[str], overwrite: bool) -> in
     grid = run_grid(settings, fills, overwrite)
     folder = Config.from_dict({**settings, "fill": fills[0]}).output_path
     print(f"{settings['model']}: fills {', '.join(fills)}\n\n{render(grid)}\n")
-    for sentence in grid.conclusions:
-        print(textwrap.fill(sentence, width=110, subsequent_indent="  ", break_on_hyphens=False))
+    print_wrapped(grid.conclusions)
     print(f"\nResults: {folder}/grid.json, grid.csv, and a run folder per fill")
     print(
         "Report:  tomfisher report RUN shows the grid where --output_path is RUN/grid, of the run RUN of the stores"
     )
     return 0
-
-
-def _sweep_fields() -> tuple[str, ...]:
-    import dataclasses
-
-    from tomfisher.studies.config import Config
-
-    return tuple(field.name for field in dataclasses.fields(Config) if field.name not in FISHER_FIELDS)
