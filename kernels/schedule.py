@@ -22,8 +22,8 @@ class Schedule:
     """Device tables, int32.
 
     Attributes:
-        blocks: `[blocks + 1, 3]`, rows of (first row, number of rows, 1 at a segment's last block); the row after
-            the last one is zero, because the kernel reads one ahead.
+        blocks: `[blocks + 1, 2]`, rows of (first row, number of rows), the number negative at a segment's last
+            block; the row after the last one is zero, because the kernel reads one ahead.
         spans: `[groups * splits, 3]`, rows of (output slice, first block, last-plus-one block). Without splits
             the slice is F's, else the workspace's.
         slices: `[groups]`, the slice of F that each group of spans belongs to.
@@ -85,10 +85,10 @@ def _blocks(edges: np.ndarray, counts: np.ndarray, block_tokens: int) -> np.ndar
     ends = np.cumsum(counts)
     segment = np.repeat(np.arange(len(edges)), counts)
     within = np.arange(ends[-1]) - (ends - counts)[segment]
-    table = np.zeros((ends[-1] + 1, 3), np.int32)
+    table = np.zeros((ends[-1] + 1, 2), np.int32)
     table[:-1, 0] = edges[segment, 0] + within * block_tokens
     table[:-1, 1] = np.minimum(edges[segment, 1] - table[:-1, 0], block_tokens)
-    table[ends - 1, 2] = 1
+    table[ends - 1, 1] *= -1
     return table
 
 

@@ -20,7 +20,7 @@ from .tuning import Config, Problem
 from .variant import Variant
 
 _ALIGN = 16  # elements, and bytes of an address: what Triton takes as proof that 16-byte copies are safe
-_MAX_ROW_STRIDE = 1 << 23  # offsets inside a tile of at most 128 rows are 32-bit
+_MAX_ROW_STRIDE = 1 << 23  # offsets inside a tile of at most 128 rows, of F too, are 32-bit
 _BAND = 8  # tiles of d_out that share their columns of X in the L2 cache
 _REDUCE = 1024
 # what may be no multiple of 16 in a launch, for tiles that take any row of F and for those that do not
@@ -37,6 +37,20 @@ def _tile(work, tiles_out, tiles_in, BAND: tl.constexpr):
     height = min(tiles_out - band * BAND, BAND)
     within = work % (BAND * tiles_in)
     return band * BAND + within % height, within // height
+
+
+@triton.jit
+def _prefetch(
+    tile, rows, columns, d_in, add, BLOCK_OUT: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr
+):
+    """Ask the L2 cache for a tile of F that will be read, of which `rows` and `columns` exist; a hint in PTX."""
+    if add != 0:
+        o = tl.minimum(tl.arange(0, BLOCK_OUT), rows - 1)
+        i = tl.minimum(tl.arange(0, LINES) * LINE, columns - 1)
+        address = (tile + o[:, None] * d_in + i[None, :]).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit(do_not_specialize=["add"])
@@ -58,6 +72,7 @@ def squared_gradient_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """One tile of one slice of F: see the module. `add` = 0 overwrites F instead of adding to it."""
     tiles_out = tl.cdiv(d_out, BLOCK_OUT)
@@ -69,6 +84,10 @@ def squared_gradient_kernel(
     slice_ = tl.load(spans + 3 * span).to(tl.int64)
     begin = tl.load(spans + 3 * span + 1)
     end = tl.load(spans + 3 * span + 2)
+
+    tile = F + (slice_ * d_out + first_out) * d_in + first_in
+    if PREFETCH:
+        _prefetch(tile, d_out - first_out, d_in - first_in, d_in, add, BLOCK_OUT, (BLOCK_IN + 31) // 32, 32)
 
     t = tl.arange(0, BLOCK_TOKENS)
     o = tl.arange(0, BLOCK_OUT)
@@ -82,13 +101,12 @@ def squared_gradient_kernel(
     squares = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
     # A block's table entry is read one iteration ahead. Read in its own iteration, it would be what the software
     # pipeline waits for, and the operands would lose their buffers.
-    row = tl.load(blocks + 3 * begin)
-    rows = tl.load(blocks + 3 * begin + 1)
-    is_last = tl.load(blocks + 3 * begin + 2)
+    row = tl.load(blocks + 2 * begin)
+    signed_rows = tl.load(blocks + 2 * begin + 1)
     for block in range(begin, end):
-        next_row = tl.load(blocks + 3 * block + 3)
-        next_rows = tl.load(blocks + 3 * block + 4)
-        next_is_last = tl.load(blocks + 3 * block + 5)
+        next_row = tl.load(blocks + 2 * block + 2)
+        next_signed_rows = tl.load(blocks + 2 * block + 3)
+        rows = tl.abs(signed_rows)
         # both operands are masked: beside the zero of only one of them a NaN would survive the product
         y = tl.load(
             Y + row.to(tl.int64) * y_row + first_out + y_offsets,
@@ -101,18 +119,17 @@ def squared_gradient_kernel(
             other=0.0,
         )
         gradient = tl.dot(y, x, gradient, input_precision=PRECISION)
-        if is_last != 0:
+        # The sign that ends a segment is part of the row count: a load for it alone would be pipelined by Triton 3.6
+        # in place of the operands.
+        if signed_rows < 0:
             squares = tl.fma(gradient, gradient, squares)
             # always zero; a zero constant here costs Hopper a third more instructions at every segment's end
             gradient = tl.where(rows < 0, gradient, 0.0)
         row = next_row
-        rows = next_rows
-        is_last = next_is_last
+        signed_rows = next_signed_rows
 
-    out = (first_out + tl.arange(0, BLOCK_OUT))[:, None]
-    in_ = (first_in + tl.arange(0, BLOCK_IN))[None, :]
-    inside = (out < d_out) & (in_ < d_in)
-    pointers = F + (slice_ * d_out + out) * d_in + in_
+    inside = (first_out + o < d_out)[:, None] & (first_in + i < d_in)[None, :]
+    pointers = tile + (o[:, None] * d_in + i[None, :])
     if add != 0:
         squares += tl.load(pointers, mask=inside, other=0.0)
     tl.store(pointers, squares, mask=inside)
@@ -159,9 +176,13 @@ def squared_gradient(
 
     Raises:
         RuntimeError: the tensors are not on a GPU and the interpreter is off.
-        ValueError: more than 2³¹ - 1 rows.
+        ValueError: more than 2³¹ - 1 rows, or 2²³ columns of an operand.
     """
     with on_device(F):
+        if max(F.shape[-2:]) > _MAX_ROW_STRIDE:
+            raise ValueError(
+                f"squared_gradient_ takes at most {_MAX_ROW_STRIDE} columns of an operand, got {max(F.shape[-2:])}."
+            )
         if F.numel() == 0 or all(start == stop for start, stop in bounds):
             return
         problem = _problem(F, grad_output, bounds, targets)
@@ -268,7 +289,7 @@ def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Co
         Y.stride(0),
         X.stride(0),
         0 if split else 1,
-        **_constexprs(config, precision),
+        **_constexprs(config, precision, prefetch=F.is_cuda and not torch.version.hip),
         num_warps=config.warps,
         num_stages=tuning.pipeline(config),
     )
@@ -277,13 +298,14 @@ def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Co
         add_parts_kernel[grid](F, target, work.slices, d_out * d_in, work.splits, BLOCK=_REDUCE)
 
 
-def _constexprs(config: Config, precision: str) -> dict[str, int | str]:
+def _constexprs(config: Config, precision: str, prefetch: bool = False) -> dict[str, int | str]:
     return {
         "BLOCK_OUT": config.block_out,
         "BLOCK_IN": config.block_in,
         "BLOCK_TOKENS": config.block_tokens,
         "BAND": _BAND,
         "PRECISION": precision,
+        "PREFETCH": prefetch,
     }
 
 
@@ -294,7 +316,7 @@ def _aligned(rows: Tensor) -> Tensor:
         rows.stride(1) == 1
         and width % _ALIGN == 0
         and stride % _ALIGN == 0
-        and stride < _MAX_ROW_STRIDE
+        and stride <= _MAX_ROW_STRIDE
         and rows.data_ptr() % _ALIGN == 0
     ):
         return rows
@@ -318,6 +340,7 @@ def _variant(dtype: torch.dtype, config: Config, precision: str, unknown: tuple[
         num_stages=config.stages,
         label=f"{config}{' tf32' if precision == 'tf32' else ''}{_LABELS[unknown]}",
         divisible_by_16=tuple(name for name in (*pointers, *sizes) if name not in unknown),
+        on_cuda={"PREFETCH": True},
     )
 
 

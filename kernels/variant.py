@@ -19,6 +19,7 @@ class Variant:
         num_stages: depth of the software pipeline.
         label: tells variants of one kernel and dtype apart, such as "128x128x64".
         divisible_by_16: names of arguments known to be multiples of 16 (addresses in bytes).
+        on_cuda: values of constexpr arguments that are others on NVIDIA's chips.
     """
 
     kernel: Any
@@ -29,3 +30,4 @@ class Variant:
     num_stages: int = 3
     label: str = ""
     divisible_by_16: tuple[str, ...] = ()
+    on_cuda: dict[str, Any] = field(default_factory=dict)

@@ -16,9 +16,9 @@ def read(blocks: np.ndarray, spans: np.ndarray) -> dict[int, list[list[int]]]:
     result: dict[int, list[list[int]]] = {}
     for slot, begin, end in spans.tolist():
         segments, rows = result.setdefault(slot, []), []
-        for first, count, is_last in blocks[begin:end].tolist():
-            rows += range(first, first + count)
-            if is_last:
+        for first, count in blocks[begin:end].tolist():
+            rows += range(first, first + abs(count))
+            if count < 0:
                 segments.append(rows)
                 rows = []
         assert not rows, "a span ends inside a segment"
@@ -39,7 +39,8 @@ def test_every_segment_is_squared_once_in_the_slice_it_belongs_to(
     targets = data.draw(st.lists(st.integers(0, slices - 1), min_size=len(lengths), max_size=len(lengths)))
     bounds = tuple(itertools.pairwise([3, *(3 + n for n in itertools.accumulate(lengths))]))
     blocks, spans, written = schedule.tables(bounds, tuple(targets), block, splits)
-    assert blocks[:-1, 1].min() >= 1 and blocks[:, 1].max() <= block and not blocks[-1].any()
+    counts = abs(blocks[:, 1])
+    assert counts[:-1].min() >= 1 and counts.max() <= block and not blocks[-1].any()
     found = read(blocks, spans)
     expected = {
         e: [list(range(*b)) for b, t in zip(bounds, targets, strict=True) if t == e and b[0] < b[1]]

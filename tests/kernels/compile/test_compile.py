@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+import ptx
+
 pytest.importorskip("triton")
 from tomfisher.kernels import resources
 
@@ -54,6 +56,24 @@ def test_hopper_multiplies_by_warpgroups_from_buffers_filled_asynchronously(vari
         * (variant.constexprs["BLOCK_OUT"] + variant.constexprs["BLOCK_IN"])
     )
     assert used.shared >= variant.num_stages * step, "operands of a step are not buffered num_stages deep"
+
+
+def squares() -> list:
+    return [v for v in VARIANTS if resources.kernel_name(v) == "squared_gradient_kernel"]
+
+
+@pytest.mark.parametrize("chip", CUDA, ids=lambda chip: chip.name)
+@pytest.mark.parametrize("variant", squares(), ids=names)
+def test_copies_stay_under_way_while_a_step_is_multiplied(variant, chip) -> None:
+    """Only the copies that a step reads are waited for: those of the next `num_stages - 2`, two each, are not."""
+    used = resources.compile_for(variant, chip)
+    step = ptx.loop_with(used.assembly, ptx.WAIT)
+    assert set(ptx.found(step, ptx.WAIT)) == {str(2 * (variant.num_stages - 2))}
+    assert len(ptx.found(step, ptx.COMMIT)) == 2
+    if chip.name == "sm90":
+        assert len(ptx.found(step, ptx.WAIT)) == 1
+        assert len(ptx.found(step, ptx.BARRIER)) <= 2
+    assert "prefetch.global.L2" in used.assembly, "the tile of F is not asked for at the start"
 
 
 def test_there_is_a_variant_of_every_dtype_the_products_take() -> None:

@@ -11,7 +11,7 @@ from tomfisher.ops import rope_energy
 
 pytest.importorskip("tomfisher.kernels.rope_energy")
 
-DTYPES = [torch.float32, torch.float16]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPS = torch.finfo(torch.float32).eps
 SLACK = 8 * EPS  # relative: all terms are >= 0, a chunk is added up as a tree and the chunks in float64
 

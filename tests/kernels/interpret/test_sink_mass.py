@@ -11,7 +11,7 @@ from tomfisher.ops import SinkMass, sink_mass
 
 launcher = pytest.importorskip("tomfisher.kernels.sink_mass")
 
-DTYPES = [torch.float32, torch.float16]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPS = torch.finfo(torch.float32).eps
 
 

@@ -16,7 +16,7 @@ from tomfisher.ops import squared_gradient_
 kernels = pytest.importorskip("tomfisher.kernels.squared_gradient")
 tuning = pytest.importorskip("tomfisher.kernels.tuning")
 
-DTYPES = [torch.float32, torch.float16]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 EPS = torch.finfo(torch.float32).eps
 LENGTHS = [0, 1, 63, 64, 65, 200, 0]
 SMALL = tuning.Config(16, 16, 16, 4, 2)
@@ -261,3 +261,10 @@ def test_what_is_tuned_on_float64_is_found_again(monkeypatch: pytest.MonkeyPatch
         assert launches.options[-1]["BLOCK_OUT"] == 128
     finally:
         tuning._tuned.cache_clear()
+
+
+def test_more_columns_than_offsets_inside_a_tile_reach_are_refused() -> None:
+    wide = 2**23 + 1
+    F, Y, X = torch.empty(wide, 1), torch.empty(1, wide), torch.empty(1, 1)
+    with pytest.raises(ValueError, match="at most 8388608 columns of an operand, got 8388609"):
+        kernels.squared_gradient(F, Y, X, [(0, 1)])

@@ -13,8 +13,7 @@ from truth import largest
 launcher = pytest.importorskip("tomfisher.kernels.topk")
 from tomfisher.kernels import topk_filter, topk_radix  # noqa: E402
 
-# bfloat16 is not for the interpreter
-DTYPES = [torch.float16, torch.float32, torch.float64]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 BEYOND_SMALL = 70_001  # more entries than the launcher takes as candidates without a bound
 
 
