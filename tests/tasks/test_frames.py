@@ -8,7 +8,7 @@ from string import Formatter
 
 import pytest
 
-from tomfisher.tasks.frames import Frame
+from tomfisher.tasks.frames import POOLS, Frame
 from tomfisher.tasks.frames import family as told
 from tomfisher.tasks.generator import FIRST_ORDER as FAMILIES
 from tomfisher.tasks.names import CASTS_PER_FILLING, EVALUATION_NAMES, FISHER_NAMES, roles
@@ -32,9 +32,9 @@ def slots(text: str) -> set[str]:
     return {field for _, field, _, _ in Formatter().parse(text) if field}
 
 
-def evaluation_tellings(family: str, condition: str) -> Iterator[tuple[str, str, str, tuple[str, str]]]:
+def tellings(family: str, pool: str, condition: str) -> Iterator[tuple[str, str, str, tuple[str, str]]]:
     """(text, believed, true, pair) of every frame and direction, first filling."""
-    for frame in frames(family, "evaluation"):
+    for frame in frames(family, pool):
         for pair in (frame.pairs[0], frame.pairs[0][::-1]):
             telling = told(family).tell(frame, condition, pair, 0, roles(EVALUATION_NAMES, 0, 0, 0))
             yield telling.text, telling.questions["belief"][1], telling.questions["reality"][1], pair
@@ -75,11 +75,10 @@ def test_contents_pieces_tell_what_their_condition_needs() -> None:
         pieces = frame.pieces
         assert slots(pieces["opening"]) <= NAMES and slots(pieces["unseen"]) <= NAMES
         assert {"inside", "label"} == slots(pieces["filled"]) - NAMES
-        if "told" in pieces:
-            assert {"inside", "label"} == slots(pieces["agreed"]) - NAMES
-            assert "inside" in slots(pieces["told"]) and "friend" in slots(pieces["told"])
-            assert "believe" in pieces["told"] or "takes {friend}'s word" in pieces["told"]
-            assert "inside" in slots(pieces["seen"]) and "friend" not in slots(pieces["seen"])
+        assert {"inside", "label"} == slots(pieces["agreed"]) - NAMES
+        assert "inside" in slots(pieces["told"]) and "friend" in slots(pieces["told"])
+        assert "believe" in pieces["told"] or "takes {friend}'s word" in pieces["told"]
+        assert "inside" in slots(pieces["seen"]) and "friend" not in slots(pieces["seen"])
 
 
 def test_transfer_pieces_tell_what_their_condition_needs() -> None:
@@ -89,23 +88,27 @@ def test_transfer_pieces_tell_what_their_condition_needs() -> None:
         assert {"start", "end", "friend"} <= slots(pieces["moved"]) | slots(pieces["opening"])
         assert "friend" in slots(pieces["moved"]) and "end" in slots(pieces["moved"])
         assert not {"start", "end"} & slots(pieces["back"])
-        if "told" in pieces:
-            assert {"end", "friend"} <= slots(pieces["told"]) and "believe" in pieces["told"]
-            assert {"start", "end", "friend"} <= slots(pieces["watched"])
-            assert "end" in slots(pieces["stays"])
+        assert {"end", "friend"} <= slots(pieces["told"]) and "believe" in pieces["told"]
+        assert {"start", "end", "friend"} <= slots(pieces["watched"])
+        assert "end" in slots(pieces["stays"])
 
 
-def test_every_evaluation_telling_is_complete_and_short() -> None:
+@pytest.mark.parametrize("pool", POOLS)
+def test_every_telling_is_complete_and_short(pool: str) -> None:
     for family in FAMILIES:
         for condition in told(family).conditions:
-            for text, *_ in evaluation_tellings(family, condition):
-                assert "{" not in text and 3 <= len(re.findall(r"[.!?](?=\s|$)", text)) <= 6, text
+            for text, *_ in tellings(family, pool, condition):
+                assert "{" not in text and "  " not in text and text == text.strip()
+                assert 3 <= len(re.findall(r"[.!?](?=\s|$)", text)) <= 6, text
 
 
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize(("family", "condition"), [(f, c) for f in FAMILIES for c in told(f).conditions])
-def test_both_words_are_told_and_neither_end_gives_the_answer_away(family: str, condition: str) -> None:
+def test_both_words_are_told_and_neither_end_gives_the_answer_away(
+    family: str, condition: str, pool: str
+) -> None:
     first = last = total = 0
-    for text, believed, _, pair in evaluation_tellings(family, condition):
+    for text, believed, _, pair in tellings(family, pool, condition):
         told = [word for word in re.findall(r"[a-z]+", text) if word in pair]
         if condition != "open":
             assert set(told) == set(pair), text
@@ -119,7 +122,7 @@ def test_both_words_are_told_and_neither_end_gives_the_answer_away(family: str, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_belief_and_reality_part_only_in_false_belief(family: str) -> None:
     for condition in told(family).conditions:
-        for _, believed, true, _ in evaluation_tellings(family, condition):
+        for _, believed, true, _ in tellings(family, "evaluation", condition):
             assert (believed != true) == (condition == "false-belief")
 
 

@@ -12,10 +12,10 @@ from tomfisher.tasks.generator import generate
 from tomfisher.tasks.names import EVALUATION_NAMES, FISHER_NAMES
 from tomfisher.tasks.story import Story
 
-EVERYTHING = {"evaluation": 5120, "fisher": 640}
+EVERYTHING = {"evaluation": 5120, "fisher": 640, "balanced": 5120}
 
 
-@pytest.mark.parametrize("split", ["evaluation", "fisher"])
+@pytest.mark.parametrize("split", EVERYTHING)
 def test_every_story_of_a_pool_is_different(split: str) -> None:
     stories = generate(BOTH, EVERYTHING[split], split=split)
     assert len({story.id for story in stories}) == len(stories) == EVERYTHING[split]

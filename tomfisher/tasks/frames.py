@@ -31,7 +31,7 @@ class Frame:
         things: singular nouns for what is moved, or the container; fillings and casts take turns.
         pairs: the exchangeable words, in the direction as written; each pair is one filling.
         verb: verb phrase of the questions.
-        pieces: its texts by name; those of Fisher samples are the pieces of "false-belief" alone.
+        pieces: its texts by name.
     """
 
     name: str
@@ -88,9 +88,7 @@ class Family:
         questions = {
             kind: (stem.format(**words), gaps[told.answers[kind]]) for kind, stem in self.stems.items()
         }
-        return Telling(
-            " ".join(frame.pieces.get(name, "") for name in told.pieces).format(**words), questions
-        )
+        return Telling(" ".join(frame.pieces[name] for name in told.pieces).format(**words), questions)
 
 
 @functools.cache
