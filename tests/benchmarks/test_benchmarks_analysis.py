@@ -11,7 +11,8 @@ from tomfisher.analysis.analyze import Analysis, analyze
 from tomfisher.benchmarks import bench_analysis, memory
 from tomfisher.cli.main import main
 from tomfisher.models import load_model
-from tomfisher.results.points import Point, Results
+from tomfisher.results import Results
+from tomfisher.results.row import rows_of
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +105,8 @@ def test_a_model_without_rotation_is_refused(capsys):
 @pytest.mark.slow
 def test_the_report_of_a_run_is_timed_and_weighed(tmp_path):
     score = {"n": 4, "n_scenes": 2, "accuracy": 0.5, "ci95": [0.1, 0.9], "p_vs_baseline": None}
-    Results(Point(0.0, "none", None, 0, {"all": score}, 10.0, 30.0), ()).save(tmp_path)
+    state = {"kappa": 0.0, "mask": "none", "nnz": 0, "conditions": {"all": score}, "perplexity": 10.0}
+    Results(tuple(rows_of({**state, "word_perplexity": 30.0}))).save(tmp_path)
     found = bench_analysis.report_of(str(tmp_path), 1)
     assert found["run"] == tmp_path.name and found["seconds"]["median"] > 0 and found["bytes"] > 10_000
     with pytest.raises(RuntimeError, match=r"The report of .*nowhere failed"):

@@ -12,9 +12,9 @@ from tomfisher import testbed
 from tomfisher.cli.main import main
 from tomfisher.report import load, plot_architectures, write
 from tomfisher.report.style import STATES
+from tomfisher.results import Results
 from tomfisher.results.architecture_folder import above, is_folder, read
 from tomfisher.results.folder import EXTRAS
-from tomfisher.results.points import Results
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_figures_of_module")]
 NAMES, KAPPAS = ("llama", "mamba"), (0.01, 0.05)
@@ -80,14 +80,14 @@ def test_the_figure_shows_every_architecture_at_every_common_kappa(folder):
     assert [axis.get_title() for axis in panels] == ["κ = 0.01", "κ = 0.05"]
     results = {name: Results.load(folder / name) for name in NAMES}
     for axis, kappa in zip(panels, KAPPAS, strict=True):
-        points = [results[name].at(kappa, "task-control")[0].conditions["false-belief"] for name in NAMES]
+        rows = [results[name].at(kappa, "task-control")[0] for name in NAMES]
         (drawn,) = [c for c in axis.containers if c.get_label() == STATES["task-control"].label]
-        assert drawn.lines[0].get_ydata().tolist() == [point["accuracy"] for point in points]
+        assert drawn.lines[0].get_ydata().tolist() == [row.accuracy for row in rows]
         bars = [segment[:, 1] for segment in drawn.lines[2][0].get_segments()]
-        assert np.allclose(bars, [point["ci95"] for point in points])
+        assert np.allclose(bars, [row.ci95 for row in rows])
         (ranges,) = [c for c in axis.collections if c.get_alpha() == 0.45]
         for segment, name in zip(ranges.get_segments(), NAMES, strict=True):
-            values = [point.accuracy("false-belief") for point in results[name].at(kappa, "random")]
+            values = [row.accuracy for row in results[name].at(kappa, "random")]
             assert segment[:, 1].tolist() == [min(values), max(values)]
     assert [text.get_text() for text in panels[-1].get_xticklabels()] == ["Llama", "Mamba"]
     with pytest.raises(ValueError, match="no kappa that all of 0 studies have"):
@@ -103,7 +103,7 @@ def test_the_report_follows_the_runs_and_not_a_table_of_earlier_ones(folder):
             point["conditions"]["false-belief"]["accuracy"] = 0.125
     file.write_text(json.dumps(data))
     after = read(folder)
-    assert after.outcomes[0].conditions["false-belief"]["after"]["accuracy"] == 0.125
+    assert after.outcomes[0].after().accuracy == 0.125
     assert after.outcomes[1] == before.outcomes[1] and after.record == before.record
     assert "0.125 [" in write(folder).read_text()
 

@@ -12,8 +12,8 @@ from tomfisher.cli.main import main
 from tomfisher.finetune import Delta, apply
 from tomfisher.models import load_model
 from tomfisher.report import load as load_report
-from tomfisher.report.extra_tables import grid_table
 from tomfisher.results import Results
+from tomfisher.results.fill_grid import grid_table
 from tomfisher.studies import Config
 from tomfisher.studies.inputs import stories_sha256
 from tomfisher.tasks import load
@@ -187,9 +187,10 @@ def test_sweep_takes_a_grid_of_fills(tmp_path, capsys):
         assert (tmp_path / "run" / "grid" / name).is_file()
     data = load_report(tmp_path / "run")
     assert set(data.extras) == {"grid"}
-    assert [row[0] for row in grid_table(data.extras["grid"]).rows[::2]] == [
-        "scale:0.5, κ = 0.003",
-        "scale:2, κ = 0.003",
+    assert [list(row[:2]) for row in grid_table(data.extras["grid"]).rows] == [
+        ["none", "0"],
+        ["scale:0.5", "0.003"],
+        ["scale:2", "0.003"],
     ]
     assert main([*grid[:-3], "scale:1,scale:x", *grid[-2:]]) == 2
     assert "scale:FACTOR" in capsys.readouterr().err

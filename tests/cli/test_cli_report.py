@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from tomfisher.cli.main import main
-from tomfisher.results.points import Point, Results
+from tomfisher.results import Results
+from tomfisher.results.row import rows_of
 
 CONDITIONS = {"false-belief": {"n": 10, "accuracy": 0.5, "ci95": [0.24, 0.76], "p_vs_baseline": 1.0}}
 
@@ -14,12 +15,12 @@ CONDITIONS = {"false-belief": {"n": 10, "accuracy": 0.5, "ci95": [0.24, 0.76], "
 def run(tmp_path):
     """A study of one κ without control masks, an effect or an analysis."""
     conditions = CONDITIONS | {"all": CONDITIONS["false-belief"]}
-    baseline = Point(0.0, "none", None, 0, conditions, 10.0)
-    masked = Point(1e-4, "task-control", None, 7, conditions, 10.1)
+    baseline = {"kappa": 0.0, "mask": "none", "nnz": 0, "conditions": conditions, "perplexity": 10.0}
+    masked = {**baseline, "kappa": 1e-4, "mask": "task-control", "nnz": 7, "perplexity": 10.1}
     provenance = {"config": {"model": "tiny", "task": "stories", "control": "prose"}}
     folder = tmp_path / "run"
     folder.mkdir()
-    Results(baseline, (masked,), provenance).save(folder)
+    Results((*rows_of(baseline), *rows_of(masked)), provenance).save(folder)
     return folder
 
 

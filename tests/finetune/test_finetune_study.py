@@ -15,8 +15,8 @@ from tomfisher.evaluate.statistics import mcnemar, wilson_interval
 from tomfisher.finetune import finetune_masked
 from tomfisher.finetune.training import mean_loss
 from tomfisher.results import Results
+from tomfisher.results.trainings import condition_table, sentences, start_of, training_table
 from tomfisher.studies.finetune import Damage, Plan, compare
-from tomfisher.studies.finetune_tables import render, render_conditions, sentences, start_of
 from tomfisher.studies.training_samples import cut
 from tomfisher.tasks import load
 
@@ -136,7 +136,10 @@ def test_what_diverges_or_does_not_fit_is_noted(tiny, samples, some_mask):
     assert {row.state for row in comparison.rows} == {"untouched"} and delta is None
     assert "no training came to an end" in comparison.left_out["masked"]
     assert "diverged" in comparison.left_out["masked"] and "smallest LoRA" in comparison.left_out["lora"]
-    assert "Not done: masked" in " ".join(sentences(comparison)) and "untouched" in render(comparison)
+    assert (
+        "Not done: masked" in " ".join(sentences(comparison))
+        and "untouched" in training_table(comparison).text()
+    )
 
 
 def test_files_tables_and_sentences(found, tmp_path):
@@ -145,10 +148,10 @@ def test_files_tables_and_sentences(found, tmp_path):
     assert Results.load(tmp_path, "finetune") == comparison
     lines = (tmp_path / "finetune.csv").read_text().splitlines()
     assert len(lines) == 1 + len(comparison.rows)
-    table = render(comparison).splitlines()
+    table = training_table(comparison).text().splitlines()
     assert [line.split()[0] for line in table[2:]] == ["untouched", "masked", "random", "lora"]
     assert str(found.mask.nnz) in table[3] and "0.02" in table[3]
-    assert "contents/open" in render_conditions(comparison)
+    assert "contents/open" in condition_table(comparison)
     words = " ".join(sentences(comparison))
     assert words.startswith("Start: false-belief accuracy") and "lora against masked" in words
     (tmp_path / "finetune.json").write_text("{}")

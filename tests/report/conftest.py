@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tomfisher.evaluate.statistics import wilson_interval
-from tomfisher.results.points import Point, Results
+from tomfisher.results.results import Results
+from tomfisher.results.row import rows_of
 
 QUESTIONS = 40
 KAPPAS = (1e-5, 1e-4, 1e-3)
@@ -39,22 +40,19 @@ def point(mask, kappa, right, perplexity, seed=None, p=None):
         "false-belief/reality": score(38, p and 1.0),
         "all": score(right + 38, p, 2 * QUESTIONS),
     }
-    return Point(kappa, mask, seed, 0 if mask == "none" else int(kappa * 1e7), conditions, perplexity, None)
+    state = {"kappa": kappa, "mask": mask, "seed": seed, "nnz": 0 if mask == "none" else int(kappa * 1e7)}
+    return rows_of({**state, "conditions": conditions, "perplexity": perplexity})
 
 
 def build_results(model="tiny", task="stories", questions="a" * 64):
-    points = []
+    rows = point("none", 0.0, RIGHT["none"][0], PERPLEXITY["none"][0])
     for i, kappa in enumerate(KAPPAS):
         p = (0.5, 1e-4, 1e-7)[i]
-        points.append(
-            point("task-control", kappa, RIGHT["task-control"][i], PERPLEXITY["task-control"][i], p=p)
-        )
-        points.append(
-            point("control-only", kappa, RIGHT["control-only"][i], PERPLEXITY["control-only"][i], p=1.0)
-        )
+        rows += point("task-control", kappa, RIGHT["task-control"][i], PERPLEXITY["task-control"][i], p=p)
+        rows += point("control-only", kappa, RIGHT["control-only"][i], PERPLEXITY["control-only"][i], p=1.0)
         for seed in (0, 1):
             right, perplexity = RIGHT["random"][i][seed], PERPLEXITY["random"][i][seed]
-            points.append(point("random", kappa, right, perplexity, seed, 1.0))
+            rows += point("random", kappa, right, perplexity, seed, 1.0)
     provenance = {
         "command": ["tomfisher", "run", "--preset", "demo"],
         "config": make_config(model, task),
@@ -63,7 +61,7 @@ def build_results(model="tiny", task="stories", questions="a" * 64):
         "model": {"source": model, "num_parameters": 1234},
         "versions": {"tomfisher": "0", "torch": "2"},
     }
-    return Results(point("none", 0.0, RIGHT["none"][0], PERPLEXITY["none"][0]), tuple(points), provenance)
+    return Results(tuple(rows), provenance)
 
 
 def make_config(model="tiny", task="stories"):

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
 from tomfisher.report import load
+from tomfisher.results.row import grouped, states_of
 
 
 def whats(data):
@@ -22,7 +23,6 @@ def test_a_whole_run_misses_nothing(run):
         and set(data.extras) == {"ablations"}
     )
     assert data.verdict.found and data.verdict.kappa == data.focus == 1e-3
-    assert data.holm_p("false-belief") == {1e-5: 0.5, 1e-4: pytest.approx(2e-4), 1e-3: pytest.approx(3e-7)}
 
 
 def test_no_folder_and_an_empty_one_are_refused_with_the_way_out(tmp_path):
@@ -42,15 +42,16 @@ def test_damaged_results_are_refused(run):
 
 def test_an_interrupted_study_is_read_from_its_points(run, results):
     (run / "results.json").unlink()
-    for point in (results.baseline, *results.points[:5]):
-        file = run / "points" / f"{point.key}.json"
+    measured = list(grouped(results.rows))[:6]
+    for rows in measured:
+        file = run / "points" / f"{rows[0].key}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps({"point": asdict(point), "scores": {}}))
+        file.write_text(json.dumps({"point": states_of(rows)[0], "scores": {}}))
     (run / "points" / "broken.json").write_text("{")
     data = load(run)
     assert not data.complete
-    assert data.results.baseline == results.baseline
-    assert {p.key for p in data.results.points} == {p.key for p in results.points[:5]}
+    assert data.results.rows[: len(measured[0])] == tuple(measured[0])
+    assert set(data.results.rows) == {row for rows in measured for row in rows}
     assert data.name == "tiny, stories against prose"
     assert whats(data) == ["The end of the study", "Control-only masks", "Random masks"]
     assert "5 points are measured, at 2 of 3 values of kappa" in data.missing[0].why
@@ -60,8 +61,8 @@ def test_an_interrupted_study_is_read_from_its_points(run, results):
 
 @pytest.mark.parametrize("mask, what", [("control-only", "Control-only masks"), ("random", "Random masks")])
 def test_absent_controls_are_named(make_run, results, inside, mask, what):
-    points = tuple(p for p in results.points if p.mask != mask)
-    data = load(make_run(results=replace(results, points=points), inside=inside))
+    rows = tuple(row for row in results.rows if row.mask != mask)
+    data = load(make_run(results=replace(results, rows=rows), inside=inside))
     assert whats(data) == [what] and "at any kappa" in data.missing[0].why
 
 
@@ -106,15 +107,19 @@ def test_damaged_fisher_values_are_missing_and_the_rest_is_there(run, content):
     assert data.inside is not None and data.verdict.found
 
 
-def test_a_damaged_optional_file_is_named(run):
-    (run / "finetune.json").write_text("no")
+@pytest.mark.parametrize("content", ["no", '{"states": [1]}', '{"states": [{"conditions": {"all": {}}}]}'])
+def test_a_damaged_optional_file_is_named(run, content):
+    (run / "finetune.json").write_text(content)
     data = load(run)
     assert whats(data) == ["finetune.json"] and set(data.extras) == {"ablations"}
     assert f"tomfisher finetune {run} --kappa KAPPA --overwrite" in data.missing[0].why
 
 
 def test_without_an_effect_the_analysis_says_which_kappa_is_shown(make_run, results, inside):
-    calm = {"conditions": results.points[0].conditions}
-    weak = tuple(replace(p, **calm) if p.mask == "task-control" else p for p in results.points)
-    data = load(make_run(results=replace(results, points=weak), inside=inside | {"kappa": 1e-4}))
+    calm = {row.condition: row for row in results.select(kappa=1e-5, mask="task-control")}
+    weak = tuple(
+        replace(calm[row.condition], kappa=row.kappa) if row.mask == "task-control" else row
+        for row in results.rows
+    )
+    data = load(make_run(results=replace(results, rows=weak), inside=inside | {"kappa": 1e-4}))
     assert not data.verdict.found and data.focus == 1e-4

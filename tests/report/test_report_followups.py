@@ -6,9 +6,13 @@ import pytest
 
 from tomfisher.evaluate.statistics import wilson_interval
 from tomfisher.report import load, write
-from tomfisher.report.extra_tables import ablation_table, finetune_table, grid_table
 from tomfisher.report.sections import sink_sentence
 from tomfisher.report.tables import band_table, enrichment_table, sink_table
+from tomfisher.results.ablations import ablation_table
+from tomfisher.results.fill_grid import grid_table
+from tomfisher.results.results import Results
+from tomfisher.results.tables import PAGE
+from tomfisher.results.trainings import training_table
 
 pytestmark = pytest.mark.slow
 
@@ -72,13 +76,18 @@ def grid():
 
 
 def test_a_grid_of_fills_is_a_row_per_fill_beside_its_controls(grid):
-    table = grid_table(grid)
+    table = grid_table(Results.from_dict(grid), PAGE)
+    assert table.columns == [
+        *("Fill", "κ", "Weights", "False-belief", "95 % interval", "P: false-belief", "All"),
+        *("Perplexity", "Rise", "Control-only false-belief", "Random false-belief"),
+    ]
     assert table.rows == [
-        ["scale:0, κ = 0.01", "false-belief", "1,234", "0.250 [0.100, 0.400]", "0.0001", "+2.0%", "0.850",
+        ["none", "0", "1,234", "0.900", "0.100 to 0.400", "–", "–", "10", "–", "–", "–"],
+        ["scale:0", "0.01", "1,234", "0.250", "0.100 to 0.400", "0.0001", "–", "10.2", "+2.0%", "0.850",
          "0.875 to 0.900"],
-        ["scale:2, κ = 0.01", "false-belief", "1,234", "0.500 [0.100, 0.400]", "0.02", "+2.0%", "–", "–"],
+        ["scale:2", "0.01", "1,234", "0.500", "0.100 to 0.400", "0.02", "–", "10.2", "+2.0%", "–", "–"],
     ]  # fmt: skip
-    assert "Untouched: false-belief 0.900" in table.caption and "all 2 rows" in table.caption
+    assert "all 2 tests" in table.caption
 
 
 def test_the_sink_rate_is_a_column_and_short_prompts_are_said(make_run, inside):
@@ -107,19 +116,25 @@ def test_the_sink_rate_is_a_column_and_short_prompts_are_said(make_run, inside):
 
 
 def test_trainings_are_compared_with_the_start_after_holm(finetune):
-    rows = finetune_table(finetune).rows
-    assert [row[0] for row in rows] == ["untouched", "masked", "random (seed 3)", "lora"]
-    assert [row[4] for row in rows] == ["–", "0.03", "0.5", "0.04"]
-    assert rows[1][3] == "0.750 [0.598, 0.858]" and rows[1][-2:] == ["11", "+10.0%"]
+    rows = training_table(Results.from_dict(finetune), PAGE).rows
+    assert [row[0] for row in rows] == ["untouched", "masked", "random ×1", "lora"]
+    assert [row[5] for row in rows] == ["–", "0.03", "0.5", "0.04"]
+    assert rows[1][3:5] == ["0.750", "0.598 to 0.858"] and rows[1][-2:] == ["11", "+10.0%"]
     assert rows[0][-1] == "–"
 
 
 def test_ablations_have_their_controls_and_corrected_p(ablations):
-    rows = ablation_table(ablations).rows
-    assert [row[0] for row in rows] == ["none (untouched)", "qk", "mlp"]
-    assert rows[1][2:4] == ["0.300 [0.181, 0.454]", "0.02"] and rows[1][-1] == "0.825 to 0.875"
-    assert rows[2][-2:] == ["+10.0%", "–"]
-    assert "Holm over all 2 interventions" in ablation_table(ablations).caption
+    table = ablation_table(Results.from_dict(ablations), PAGE)
+    assert [row[0] for row in table.rows] == ["none (untouched)", "qk", "mlp"]
+    assert table.rows[1][2:5] == ["0.300", "0.181 to 0.454", "0.02"]
+    assert table.columns[-2:] == ["2 controls", "Their rise"]
+    assert table.rows[1][-2:] == ["0.825 to 0.875", "+10.0%"] and table.rows[2][-4:] == [
+        "11",
+        "+10.0%",
+        "–",
+        "–",
+    ]
+    assert "Holm over all 2 interventions" in table.caption
 
 
 def test_the_page_shows_what_lies_in_the_run_folder_or_below_it(make_run, finetune, ablations, grid):

@@ -17,6 +17,7 @@ from tomfisher.report import (
     plot_spectrum_change,
 )
 from tomfisher.report.style import CONTROL, STATES, TASK
+from tomfisher.results import Results
 
 LAYERS, HEADS, PAIRS = 3, 2, 4
 FACTOR = {"baseline": 1.0, "task-control": 0.8, "control-only": 0.9, "random": 0.99}
@@ -209,14 +210,14 @@ def test_a_head_without_one_of_its_maps_is_said(inside):
 
 
 def test_interventions_stand_beside_their_controls(ablations):
-    _, axis = plot_interventions(ablations)
+    _, axis = plot_interventions(Results.from_dict(ablations))
     (points,) = [x for x in axis.get_lines() if x.get_color() == TASK and x.get_marker() == "o"]
     assert points.get_xydata().tolist() == [[12 / 40, 0], [30 / 40, 1]]
     controls = [c for c in axis.collections if c.get_label() == "its controls"]
     assert [s.tolist() for s in controls[0].get_segments()] == [[[33 / 40, 0], [35 / 40, 0]]]
     assert [t.get_text() for t in axis.get_yticklabels()] == ["qk", "mlp"]
     with pytest.raises(ValueError, match="no intervention to draw"):
-        plot_interventions({**ablations, "points": []})
+        plot_interventions(Results.from_dict({**ablations, "points": []}))
 
 
 def matplotlib_hex(patch):

@@ -11,6 +11,7 @@ from tomfisher.report import load, write
 from tomfisher.report.page import render
 from tomfisher.report.pictures import draw
 from tomfisher.results.folder import EXTRAS
+from tomfisher.results.row import grouped
 
 pytestmark = pytest.mark.slow
 
@@ -159,14 +160,12 @@ def test_the_security_policy_lets_our_script_run_and_no_other(run):
 
 
 def test_text_from_data_is_escaped(make_run, results, inside, ablations):
-    def hostile(point):
-        return replace(point, conditions={**point.conditions, HOSTILE: point.conditions["all"]})
-
     config = {**results.provenance["config"], "model": HOSTILE, "task": HOSTILE}
     results = replace(
         results,
-        baseline=hostile(results.baseline),
-        points=tuple(map(hostile, results.points)),
+        rows=tuple(
+            named for rows in grouped(results.rows) for named in (*rows, replace(rows[-1], condition=HOSTILE))
+        ),
         provenance={
             **results.provenance,
             "config": config,

@@ -41,7 +41,7 @@ def test_bars_are_the_wilson_intervals(results):
         (bars,) = container.lines[2]
         found[container.lines[0].get_color()] = [tuple(segment[:, 1]) for segment in bars.get_segments()]
     for mask in ("task-control", "control-only"):
-        wanted = [p.conditions["false-belief"]["ci95"] for p in results.points if p.mask == mask]
+        wanted = [row.ci95 for row in results.select(mask=mask, condition="false-belief")]
         assert np.allclose(found[STATES[mask].color], wanted)
 
 
@@ -78,7 +78,7 @@ def test_the_untouched_model_and_chance_are_lines_across(results):
     level = {x.get_label(): x.get_ydata()[0] for x in axis.get_lines() if len(set(x.get_ydata())) == 1}
     assert level["untouched, 95 % interval"] == 36 / N and level["chance"] == 0.5
     shade = axis.patches[0]
-    low, high = results.baseline.conditions["false-belief"]["ci95"]
+    low, high = results.baseline("false-belief").ci95
     assert (shade.get_y(), shade.get_y() + shade.get_height()) == pytest.approx((low, high))
 
 
@@ -99,28 +99,30 @@ def test_perplexities_and_the_limit(results):
 
 
 def test_the_perplexity_axis_is_logarithmic_only_where_it_more_than_trebles(results):
-    calm = tuple(p for p in results.points if p.mask != "control-only")
+    calm = tuple(row for row in results.rows if row.mask != "control-only")
     assert plot_perplexity(results)[1].get_yscale() == "log"
-    assert plot_perplexity(replace(results, points=calm))[1].get_yscale() == "linear"
+    assert plot_perplexity(replace(results, rows=calm))[1].get_yscale() == "linear"
 
 
 def test_one_kappa_and_missing_controls_are_no_obstacle(results):
-    few = tuple(p for p in results.points if p.kappa == 1e-3 and p.mask == "task-control")
+    untouched = results.select(mask="none")
+    few = (*untouched, *results.select(kappa=1e-3, mask="task-control"))
     for plot in (plot_accuracy, plot_perplexity):
-        _, axis = plot(replace(results, points=few))
+        _, axis = plot(replace(results, rows=few))
         assert len(values(axis, "task-control")) == 1
         low, high = axis.get_xlim()
         assert low < 1e-3 < high
         labels = [text.get_text() for text in axis.figure.legends[0].get_texts()]
         assert not any("random" in label or "control only" in label for label in labels)
-    _, axis = plot_accuracy(replace(results, points=()))
+    _, axis = plot_accuracy(replace(results, rows=untouched))
     assert [x.get_label() for x in axis.get_lines()] == ["untouched, 95 % interval", "chance"]
 
 
 def test_ticks_of_near_kappas_do_not_run_into_each_other(results):
     kappas = [1e-3 * 1.2**i for i in range(8)]
-    points = tuple(replace(results.points[0], kappa=kappa) for kappa in (*kappas[:7], 1.0))
-    _, axis = plot_accuracy(replace(results, points=points))
+    masked = results.select(kappa=1e-5, mask="task-control")
+    points = [replace(row, kappa=kappa) for kappa in (*kappas[:7], 1.0) for row in masked]
+    _, axis = plot_accuracy(replace(results, rows=(*results.select(mask="none"), *points)))
     low, high = axis.get_xlim()
     places = [math.log(tick / low) / math.log(high / low) for tick in axis.get_xticks()]
     assert len(places) < 8 and min(np.diff(places)) > 0.07

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from tomfisher.results.results import Results
 from tomfisher.results.row import rows_of
-from tomfisher.results.tables import align, render
+from tomfisher.results.sweep import sweep_table
+from tomfisher.results.tables import align
 
 
 def point(mask, kappa, false_belief, overall, perplexity, seed=None, nnz=0):
@@ -26,7 +27,7 @@ RESULTS = Results(
 
 
 def test_one_line_per_mask_with_random_masks_as_a_range():
-    lines = render(RESULTS).splitlines()
+    lines = sweep_table(RESULTS).text().splitlines()
     assert lines[0].split() == ["kappa", "mask", "weights", "false-belief", "all", "perplexity", "rise"]
     assert lines[2].split() == ["0", "none", "(baseline)", "0", "1.000", "0.900", "10"]
     assert lines[3].split() == ["0.001", "task-control", "50", "0.200", "0.700", "10.5", "+5.0%"]

@@ -26,7 +26,7 @@ from tomfisher.interventions import (
 )
 from tomfisher.models import describe, load_model
 from tomfisher.models.families import UnsupportedModel
-from tomfisher.results.ablations import interventions, render
+from tomfisher.results.ablations import ablation_table, interventions
 from tomfisher.results.results import Results
 from tomfisher.studies import Experiment
 from tomfisher.studies.ablate_run import ablate_run
@@ -177,7 +177,7 @@ def test_files_hold_the_same_points(done):
 
 
 def test_table_has_a_line_for_each_intervention_and_the_range_of_its_controls(done):
-    lines = render(done.found).splitlines()
+    lines = ablation_table(done.found).text().splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["none", *NAMES]
     cells = lines[3].split()
     full, beside = row(done.found, "full"), controls(done.found, "full")
@@ -185,7 +185,7 @@ def test_table_has_a_line_for_each_intervention_and_the_range_of_its_controls(do
     low, high = (f"{f(c.accuracy for c in beside):.3f}" for f in (min, max))
     assert cells[-2] == (low if low == high else f"{low}..{high}")
     assert lines[0].rpartition("2 controls")[2].split() == ["their", "rise"]
-    alone = render(Results(tuple(r for r in done.found.rows if not r.control)))
+    alone = ablation_table(Results(tuple(r for r in done.found.rows if not r.control))).text()
     assert "controls" not in alone and len(alone.splitlines()) == len(lines)
 
 

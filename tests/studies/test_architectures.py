@@ -131,16 +131,15 @@ def outcomes():
 
 def test_an_outcome_gathers_effect_controls_and_what_happened_inside(outcomes):
     llama, _ = outcomes
-    assert llama.found and llama.kappa == 0.02 and llama.positions == "RoPE" and llama.weights == 100
-    assert llama.p == pytest.approx(2e-9)
-    hit = llama.conditions["false-belief"]
-    assert hit["before"]["accuracy"] == 1.0 and hit["after"]["accuracy"] == 0.3
-    assert hit["after"]["ci95"] == list(wilson_interval(18, N))
-    assert hit["control-only"]["accuracy"] == 0.95
-    assert [score["accuracy"] for score in hit["random"]] == [0.98, 1.0]
-    assert llama.conditions["second-order/false-belief"]["after"]["accuracy"] == 0.15
-    assert llama.perplexity_rise == pytest.approx(0.03)
-    assert llama.control_perplexity_rise == pytest.approx(0.5)
+    assert llama.found and llama.kappa == 0.02 and llama.positions == "RoPE" and llama.after().nnz == 100
+    assert llama.p() == pytest.approx(2e-9)
+    assert llama.before().accuracy == 1.0 and llama.after().accuracy == 0.3
+    assert llama.after().ci95 == wilson_interval(18, N)
+    assert llama.control().accuracy == 0.95
+    assert [row.accuracy for row in llama.randoms()] == [0.98, 1.0]
+    assert llama.after("second-order/false-belief").accuracy == 0.15
+    assert llama.rise(llama.after()) == pytest.approx(0.03)
+    assert llama.rise(llama.control()) == pytest.approx(0.5)
     assert llama.where == {
         "qk": {"share": 0.4, "weight_share": 0.25},
         "mlp": {"share": 0.6, "weight_share": 0.75},
@@ -193,10 +192,13 @@ def test_every_architecture_stands_at_every_common_kappa(outcomes):
     assert "kappa Llama Mamba" in text
     assert "0.01 0.900 (0.80..0.95) +3.0% 1.000 (0.94..1.00) +3.0%" in text
     assert "0.02 0.300 (0.20..0.43) +3.0% 1.000 (0.94..1.00) +3.0%" in text
-    row = equal_kappa.row_at(outcomes[0], 0.02)
-    assert row["after"] == outcomes[0].conditions["false-belief"]["after"] and row["p"] == outcomes[0].p
-    assert row["random_perplexity_rises"] == [0.0, 0.0] and row["weights"] == 100
-    other = replace(outcomes[1], kappas=({**outcomes[1].kappas[0], "kappa": 0.03},))
+    llama, mamba = outcomes
+    assert llama.after(kappa=0.02) == llama.after() and llama.p(0.02) == llama.p()
+    assert [llama.rise(row) for row in llama.randoms(kappa=0.02)] == [0.0, 0.0]
+    rows = tuple(
+        replace(row, kappa=0.03) if row.kappa else row for row in mamba.results.rows if row.kappa != 0.02
+    )
+    other = replace(mamba, results=replace(mamba.results, rows=rows))
     assert equal_kappa.common_kappas([outcomes[0], other]) == []
     assert "No kappa is common" in render([outcomes[0], other])
 
@@ -223,7 +225,8 @@ def test_files_hold_what_the_table_holds(outcomes, tmp_path):
     ]
     stored = json.loads((tmp_path / "architectures.json").read_text())["architectures"]
     assert [entry["architecture"] for entry in stored] == ["llama", "mamba"]
-    assert stored[0]["conditions"] == outcomes[0].conditions and stored[1]["first_mass"] is None
+    kept = [row for state in stored[0]["states"] for row in rows_of(state)]
+    assert kept == list(outcomes[0].results.rows) and stored[1]["first_mass"] is None
     assert (tmp_path / "architectures.txt").read_text() == f"{render(outcomes)}\n"
     rows = list(csv.DictReader((tmp_path / "architectures.csv").open()))
     assert len(rows) == 2 * len(NAMES) * 5 + 2 * 4
@@ -274,7 +277,7 @@ def test_the_preset_runs_resumes_and_gives_the_same_table(tmp_path, monkeypatch,
     llama, mamba = first
     assert llama.dominant_norm and llama.first_mass and {"qk", "vo", "mlp"} <= llama.where.keys()
     assert mamba.dominant_norm is None and mamba.first_mass is None and set(mamba.where) == {"mixer"}
-    assert llama.conditions["second-order/false-belief"]["before"]["n"] == 2
+    assert llama.before("second-order/false-belief").n == 2
     monkeypatch.setattr(Experiment, "_measure", lambda *a: pytest.fail("measured again"))
     monkeypatch.setattr(Experiment, "_compute", lambda *a: pytest.fail("took the Fisher again"))
     (folder / "architectures.json").unlink()

@@ -11,9 +11,10 @@ import pytest
 
 from tomfisher.evaluate.statistics import holm
 from tomfisher.results import Results
+from tomfisher.results.fill_grid import gathered, grid_table
 from tomfisher.results.row import COLUMNS, rows_of
 from tomfisher.studies import Experiment
-from tomfisher.studies.fill_grid import gathered, render, run_grid
+from tomfisher.studies.fill_grid import run_grid
 
 
 def test_grid_equals_the_studies_one_by_one(tiny_settings, tmp_path):
@@ -33,7 +34,7 @@ def test_grid_equals_the_studies_one_by_one(tiny_settings, tmp_path):
         progress=False
     )
     assert rows["scale:2"] == [row for row in alone.rows if row.condition in first.tested]
-    table = render(grid).splitlines()
+    table = grid_table(grid).text().splitlines()
     assert len(table) == 3 + 3 * 2 and [line.split()[0] for line in table[2:4]] == ["none", "scale:0"]
     written = list(csv.DictReader((tmp_path / "grid" / "grid.csv").open()))
     assert len(written) == 3 * (1 + 2 * 3) * 2 and tuple(written[0]) == COLUMNS

@@ -10,7 +10,7 @@ import pytest
 
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.files import sha256_of_text
-from tomfisher.results.points import conditions_of
+from tomfisher.results.conditions import conditions_of
 from tomfisher.tasks import available, load
 from tomfisher.tasks.frames import POOLS, Frame, family
 from tomfisher.tasks.generator import FAMILIES, FIRST_ORDER, generate

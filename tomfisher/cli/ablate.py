@@ -84,7 +84,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ablate, print the table and where the results lie."""
-    from tomfisher.results.ablations import interventions, render
+    from tomfisher.results.ablations import ablation_table, interventions
     from tomfisher.studies.ablate_run import ablate_run
 
     names = None if args.only is None else [name for name in args.only.split(",") if name.strip()]
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         say=note,
     )
-    print(render(found))
+    print(ablation_table(found).text())
     comparisons = len(interventions(found))
     count = f"{comparisons} comparison{'s' if comparisons > 1 else ''}"
     print(f"\nHolm's correction covers {count}: every ablation that is finished in {output}.")

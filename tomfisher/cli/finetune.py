@@ -228,8 +228,8 @@ def _provenance(
 
 
 def _print(found: Any, folder: Path, delta: bool) -> None:
-    from tomfisher.studies.finetune_tables import render, render_conditions, sentences
+    from tomfisher.results.trainings import condition_table, sentences, training_table
 
-    print(f"{render(found)}\n\n{render_conditions(found)}\n")
+    print(f"{training_table(found).text()}\n\n{condition_table(found)}\n")
     print_wrapped(sentences(found))
     print(f"\nWritten: {folder}/finetune.json, finetune.csv" + (", delta.safetensors" if delta else ""))

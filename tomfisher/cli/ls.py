@@ -106,7 +106,7 @@ def _block(title: str, entries: Mapping[str, str]) -> str:
 def _run_folder(path: Path) -> str:
     """Settings, progress and, when there are some, results."""
     from tomfisher.results import Results, judge
-    from tomfisher.results.tables import render
+    from tomfisher.results.sweep import sweep_table
     from tomfisher.studies.config import Config, read_yaml
     from tomfisher.studies.points import planned_points
 
@@ -126,7 +126,7 @@ def _run_folder(path: Path) -> str:
     text = _block(str(path), facts)
     if (path / "results.json").is_file():
         results = Results.load(path)
-        return f"{text}\n\n{render(results)}\n\n{judge(results)}"
+        return f"{text}\n\n{sweep_table(results).text()}\n\n{judge(results)}"
     return f"{text}\n\nResume with: tomfisher run --config {path}/config.yaml --output_path {path}"
 
 

@@ -61,7 +61,7 @@ def run_study(config: Any, overwrite: bool) -> int:
     """Run a study, write its report and print what it found."""
     from tomfisher import report
     from tomfisher.results import judge
-    from tomfisher.results.tables import render
+    from tomfisher.results.sweep import sweep_table
     from tomfisher.studies import Experiment
 
     results = Experiment(config, overwrite=overwrite).run()
@@ -69,7 +69,7 @@ def run_study(config: Any, overwrite: bool) -> int:
         page = report.write(config.output_path)
     finally:  # the results are there whether or not there can be a report
         print(f"{config.model}: {config.task} against {config.control}\n")
-        print(f"{render(results)}\n")
+        print(f"{sweep_table(results).text()}\n")
         print_wrapped(judge(results).sentences)
         print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
     print(f"Report:  {page}")
@@ -89,7 +89,7 @@ def _run_architectures(args: argparse.Namespace) -> int:
         report.write(folder / found.architecture)
     page = report.write(folder)
     print(f"{render(outcomes)}\n")
-    print_wrapped(f"{found.title}: {found.verdict[1 if found.found else -1]}" for found in outcomes)
+    print_wrapped(f"{found.title}: {found.verdict.sentences[1 if found.found else -1]}" for found in outcomes)
     print()
     print_wrapped(sentences(outcomes))
     print(f"\nResults: {folder}/architectures.json, .csv, .txt, and a run folder for each architecture")

@@ -74,12 +74,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_grid(settings: dict[str, Any], fills: list[str], overwrite: bool) -> int:
+    from tomfisher.results.fill_grid import grid_table
     from tomfisher.studies.config import Config
-    from tomfisher.studies.fill_grid import render, run_grid
+    from tomfisher.studies.fill_grid import run_grid
 
     grid = run_grid(settings, fills, overwrite)
     folder = Config.from_dict({**settings, "fill": fills[0]}).output_path
-    print(f"{settings['model']}: fills {', '.join(fills)}\n\n{render(grid)}\n")
+    print(f"{settings['model']}: fills {', '.join(fills)}\n\n{grid_table(grid).text()}\n")
     print_wrapped(grid.conclusions)
     print(f"\nResults: {folder}/grid.json, grid.csv, and a run folder per fill")
     print(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.report.style import INK, STATES, axes, legend_above, literal, styled
-from tomfisher.results.ablations import interventions
+from tomfisher.report.style import INK, STATES, axes, error_bars, legend_above, literal, styled
+from tomfisher.results.ablations import controls, interventions
 from tomfisher.results.results import Results
 from tomfisher.results.row import Row
 
@@ -16,25 +16,12 @@ if TYPE_CHECKING:
 _LONG = 34
 
 
-def results_of(ablations: Results | Mapping[str, Any]) -> Results:
-    """Ablations as they were found, or as `ablations.json` holds them."""
-    return ablations if isinstance(ablations, Results) else Results.from_dict(ablations)
-
-
-def controls(results: Results, ablation: Row) -> list[float]:
-    """Accuracies of the controls of an ablation."""
-    rows = results.select(state=ablation.state, control=True, condition=ablation.condition)
-    return [row.accuracy for row in rows]
-
-
 @styled
-def plot_interventions(
-    ablations: Results | Mapping[str, Any], condition: str | None = None
-) -> tuple[Figure, Any]:
+def plot_interventions(ablations: Results, condition: str | None = None) -> tuple[Figure, Any]:
     """Accuracy under each intervention with its 95 % interval; grey: least to most over its controls.
 
     Args:
-        ablations: `Results`, or the content of `ablations.json`.
+        ablations: what `tomfisher.studies.ablation.ablate` gives, or `Results.load(run, "ablations")`.
         condition: None is the headline.
 
     Returns:
@@ -43,15 +30,14 @@ def plot_interventions(
     Raises:
         ValueError: no interventions.
     """
-    results = results_of(ablations)
-    rows = interventions(results, condition)
+    rows = interventions(ablations, condition)
     if not rows:
         raise ValueError("There is no intervention to draw. Measure some: tomfisher ablate RUN.")
     figure, axis = axes(1.2 + 0.24 * len(rows))
-    before = results.baseline(condition)
+    before = ablations.baseline(condition)
     axis.axvspan(*before.ci95, color=INK, alpha=0.08, linewidth=0)
     axis.axvline(before.accuracy, color=INK, linewidth=1.2, label="untouched, 95 % interval")
-    beside = {place: controls(results, row) for place, row in enumerate(rows)}
+    beside = {place: [c.accuracy for c in controls(ablations, row)] for place, row in enumerate(rows)}
     known = [(place, min(values), max(values)) for place, values in beside.items() if values]
     if known:
         places, lows, highs = zip(*known, strict=True)
@@ -70,14 +56,11 @@ def plot_interventions(
 
 
 def _intervals(axis: Any, rows: Sequence[Row]) -> None:
-    values = [row.accuracy for row in rows]
-    below = [max(0.0, row.accuracy - row.ci95_low) for row in rows]
-    above = [max(0.0, row.ci95_high - row.accuracy) for row in rows]
     look = STATES["task-control"]
     axis.errorbar(
-        values,
-        range(len(values)),
-        xerr=(below, above),
+        [row.accuracy for row in rows],
+        range(len(rows)),
+        xerr=error_bars(rows),
         color=look.color,
         marker=look.marker,
         linestyle="",

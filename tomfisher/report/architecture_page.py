@@ -90,9 +90,7 @@ def facts(found: Architectures) -> list[Fact]:
     """Per architecture the accuracy before and after at its own κ."""
     told = []
     for outcome in outcomes_of(found):
-        scores = next(iter(outcome.conditions.values()))
-        before, after = scores["before"]["accuracy"], scores["after"]["accuracy"]
-        low, high = scores["after"]["ci95"]
-        detail = f"κ = {outcome.kappa:g}, 95 % interval after {low:.3f} to {high:.3f}"
-        told.append(Fact(outcome.title, f"{before:.3f} → {after:.3f}", detail))
+        before, after = outcome.before(), outcome.after()
+        detail = f"κ = {outcome.kappa:g}, 95 % interval after {after.ci95_low:.3f} to {after.ci95_high:.3f}"
+        told.append(Fact(outcome.title, f"{before.accuracy:.3f} → {after.accuracy:.3f}", detail))
     return told

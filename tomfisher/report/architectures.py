@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.report.style import INK, STATES, axes, legend_above, literal, styled
+from tomfisher.report.style import INK, STATES, axes, error_bars, legend_above, literal, styled
 from tomfisher.report.tables import interval, p_value, span
 from tomfisher.results.architecture_folder import Architectures
 from tomfisher.results.architectures import FAMILIES, Outcome
-from tomfisher.results.equal_kappa import common_kappas, row_at
-from tomfisher.results.points import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL
+from tomfisher.results.equal_kappa import common_kappas
+from tomfisher.results.row import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL, Row
 from tomfisher.results.tables import Table
 
 if TYPE_CHECKING:
@@ -45,28 +45,24 @@ def plot_architectures(found: Architectures | Sequence[Outcome]) -> tuple[Figure
     figure, panels = axes(0.9 + 1.35 * len(kappas), len(kappas), 1, squeeze=False, sharex=True)
     panels = panels[:, 0]
     for axis, kappa in zip(panels, kappas, strict=True):
-        rows = [row_at(outcome, kappa) for outcome in outcomes]
-        _with_intervals(axis, "before", [_headline(outcome)["before"] for outcome in outcomes])
-        for state in ("after", CONTROL_ONLY):
-            _with_intervals(axis, state, [row[state] for row in rows])
-        _ranges(axis, [row[RANDOM] for row in rows])
+        _with_intervals(axis, "before", [outcome.before() for outcome in outcomes])
+        _with_intervals(axis, "after", [outcome.after(kappa=kappa) for outcome in outcomes])
+        _with_intervals(axis, CONTROL_ONLY, [outcome.control(kappa=kappa) for outcome in outcomes])
+        _ranges(axis, [outcome.randoms(kappa=kappa) for outcome in outcomes])
         axis.set(ylim=(-0.05, 1.08), title=f"κ = {kappa:g}")
         axis.grid(False, axis="x")
     panels[-1].set_xticks(range(len(outcomes)), [literal(outcome.title) for outcome in outcomes])
-    figure.supylabel(f"accuracy: {literal(next(iter(outcomes[0].conditions)))}", fontsize=10)
+    figure.supylabel(f"accuracy: {literal(outcomes[0].results.headline)}", fontsize=10)
     legend_above(figure, panels[0])
     return figure, panels
 
 
-def _with_intervals(axis: Any, state: str, scores: Sequence[Mapping[str, Any]]) -> None:
+def _with_intervals(axis: Any, state: str, rows: Sequence[Row]) -> None:
     look = _LOOKS.get(state)
-    values = [score["accuracy"] for score in scores]
-    below = [max(0.0, score["accuracy"] - score["ci95"][0]) for score in scores]
-    above = [max(0.0, score["ci95"][1] - score["accuracy"]) for score in scores]
     axis.errorbar(
-        [i + _OFFSETS[state] for i in range(len(values))],
-        values,
-        yerr=(below, above),
+        [i + _OFFSETS[state] for i in range(len(rows))],
+        [row.accuracy for row in rows],
+        yerr=error_bars(rows),
         color=INK if look is None else look.color,
         marker="D" if look is None else look.marker,
         linestyle="",
@@ -76,10 +72,10 @@ def _with_intervals(axis: Any, state: str, scores: Sequence[Mapping[str, Any]]) 
     )
 
 
-def _ranges(axis: Any, scores: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+def _ranges(axis: Any, randoms: Sequence[Sequence[Row]]) -> None:
     """Least to most over the random masks, their mean marked."""
     look = STATES[RANDOM]
-    known = [(i + _OFFSETS[RANDOM], [s["accuracy"] for s in each]) for i, each in enumerate(scores) if each]
+    known = [(i + _OFFSETS[RANDOM], [row.accuracy for row in rows]) for i, rows in enumerate(randoms) if rows]
     if known:
         places = [place for place, _ in known]
         lows, highs = ([pick(values) for _, values in known] for pick in (min, max))
@@ -101,12 +97,11 @@ def says(found: Architectures | Sequence[Outcome]) -> str:
     for kappa in common_kappas(outcomes):
         parts = []
         for outcome in outcomes:
-            row = row_at(outcome, kappa)
-            randoms = span([score["accuracy"] for score in row[RANDOM]], "{:.3f}")
+            randoms = span([row.accuracy for row in outcome.randoms(kappa=kappa)], "{:.3f}")
             parts.append(
-                f"{outcome.title} {_headline(outcome)['before']['accuracy']:.3f} untouched, "
-                f"{row['after']['accuracy']:.3f} task minus control, {row[CONTROL_ONLY]['accuracy']:.3f} control only, "
-                f"{randoms} random"
+                f"{outcome.title} {outcome.before().accuracy:.3f} untouched, "
+                f"{outcome.after(kappa=kappa).accuracy:.3f} task minus control, "
+                f"{outcome.control(kappa=kappa).accuracy:.3f} control only, {randoms} random"
             )
         words.append(f"At {kappa:g}: {'; '.join(parts)}.")
     return " ".join(words)
@@ -118,18 +113,19 @@ def equal_kappa_table(found: Architectures | Sequence[Outcome]) -> Table | None:
     rows = []
     for kappa in common_kappas(outcomes):
         for outcome in outcomes:
-            row = row_at(outcome, kappa)
+            after, control = outcome.after(kappa=kappa), outcome.control(kappa=kappa)
+            randoms = outcome.randoms(kappa=kappa)
             rows.append(
                 [
                     f"κ = {kappa:g}: {outcome.title}",
-                    f"{row['weights']:,}",
-                    interval(row["after"]),
-                    p_value(row["p"]),
-                    interval(row[CONTROL_ONLY]),
-                    span([score["accuracy"] for score in row[RANDOM]], "{:.3f}"),
-                    f"{row['perplexity_rise']:+.1%}",
-                    f"{row['control_perplexity_rise']:+.1%}",
-                    span(row["random_perplexity_rises"], "{:+.1%}"),
+                    f"{after.nnz:,}",
+                    interval(after),
+                    p_value(outcome.p(kappa)),
+                    interval(control),
+                    span([row.accuracy for row in randoms], "{:.3f}"),
+                    f"{outcome.rise(after):+.1%}",
+                    f"{outcome.rise(control):+.1%}",
+                    span([outcome.rise(row) for row in randoms], "{:+.1%}"),
                 ]
             )
     if not rows:
@@ -148,19 +144,18 @@ def architecture_table(found: Architectures | Sequence[Outcome]) -> Table:
     """One row per architecture, each at its own κ."""
     rows = []
     for outcome in outcomes_of(found):
-        scores = _headline(outcome)
         rows.append(
             [
                 outcome.title,
                 outcome.positions,
                 "found" if outcome.found else "not found",
                 f"{outcome.kappa:g}",
-                interval(scores["before"]),
-                interval(scores["after"]),
-                p_value(outcome.p),
-                span([score["accuracy"] for score in scores[RANDOM]], "{:.3f}"),
-                interval(scores[CONTROL_ONLY]),
-                f"{outcome.perplexity_rise:+.1%}",
+                interval(outcome.before()),
+                interval(outcome.after()),
+                p_value(outcome.p()),
+                span([row.accuracy for row in outcome.randoms()], "{:.3f}"),
+                interval(outcome.control()),
+                f"{outcome.rise(outcome.after()):+.1%}",
             ]
         )
     columns = ["Architecture", "Positions", "Effect", "κ", "Untouched", "Task minus control", "p (Holm)"]
@@ -169,7 +164,7 @@ def architecture_table(found: Architectures | Sequence[Outcome]) -> Table:
         "comparable with each other. False-belief accuracy with 95 % intervals, random masks from least to most.",
         [*columns, "Random", "Control only", "Perplexity"],
         rows,
-        words=(1, 2),
+        words=(0, 1, 2),
     )
 
 
@@ -179,16 +174,15 @@ def family_table(found: Architectures | Sequence[Outcome]) -> Table | None:
     for outcome in outcomes_of(found):
         for name in (f"{family}/{HEADLINE}" for family in FAMILIES):
             if name in outcome.conditions:
-                scores = outcome.conditions[name]
                 rows.append(
                     [
                         f"{outcome.title}: {name.removesuffix(f'/{HEADLINE}')}",
                         f"{outcome.kappa:g}",
-                        str(scores["before"]["n"]),
-                        interval(scores["before"]),
-                        interval(scores["after"]),
-                        interval(scores[CONTROL_ONLY]),
-                        span([score["accuracy"] for score in scores[RANDOM]], "{:.3f}"),
+                        str(outcome.before(name).n),
+                        interval(outcome.before(name)),
+                        interval(outcome.after(name)),
+                        interval(outcome.control(name)),
+                        span([row.accuracy for row in outcome.randoms(name)], "{:.3f}"),
                     ]
                 )
     if not rows:
@@ -199,7 +193,3 @@ def family_table(found: Architectures | Sequence[Outcome]) -> Table | None:
         rows,
         title="Families of stories",
     )
-
-
-def _headline(outcome: Outcome) -> dict[str, Any]:
-    return next(iter(outcome.conditions.values()))

@@ -10,8 +10,10 @@ from tomfisher.report.data import Missing, RunData
 from tomfisher.report.provenance import shown
 from tomfisher.report.sections import Section
 from tomfisher.report.tables import ABSENT, interval, p_value
-from tomfisher.results.points import TASK_CONTROL, Point, conditions_of, point_key, rise
+from tomfisher.results.conditions import conditions_of
+from tomfisher.results.row import TASK_CONTROL, Row
 from tomfisher.results.tables import Table
+from tomfisher.results.verdict import headline_tests
 from tomfisher.text_files import read_json
 
 _SETTINGS = ("method", "max_new_tokens", "temperature", "top_p", "repetitions")
@@ -37,9 +39,9 @@ def incomparable(first: RunData, second: RunData) -> list[str]:
     reasons = []
     if first.task != second.task:
         reasons.append(f"They ask about different tasks ({first.task} and {second.task}).")
-    if first.headline != second.headline:
+    if first.results.headline != second.results.headline:
         reasons.append(
-            f"Their verdicts are about different conditions ({first.headline} and {second.headline})."
+            f"Their verdicts are about different conditions ({first.results.headline} and {second.results.headline})."
         )
     questions = [run.results.provenance.get("data", {}).get("questions") for run in (first, second)]
     if None in questions:
@@ -90,56 +92,44 @@ def _item_by_item(first: RunData, second: RunData) -> Section:
 def _verdicts(first: RunData, second: RunData) -> Table:
     rows = []
     for run in (first, second):
-        kappa, headline = run.focus, run.headline
-        points = () if kappa is None else run.results.at(kappa, TASK_CONTROL)
-        after = [ABSENT] * 4
-        if points and kappa is not None:
-            point = points[0]
-            after = [
-                f"{kappa:g}",
-                interval(point.conditions[headline]),
-                p_value(run.holm_p(headline)[kappa]),
-                f"{rise(run.results, point):+.1%}",
-            ]
-        before = interval(run.results.baseline.conditions[headline])
+        results, after = run.results, [ABSENT] * 4
+        for row, p in headline_tests(results).items():
+            if row.kappa == run.focus:
+                after = [f"{row.kappa:g}", interval(row), p_value(p), f"{results.rise(row):+.1%}"]
         word = "found" if run.verdict.found else "not found" if run.verdict.enough else "too few questions"
-        rows.append([run.heading, word, headline, before, *after])
+        rows.append([run.heading, word, results.headline, interval(results.baseline()), *after])
     columns = ["Run", "Effect", "Condition", "Untouched", "κ", "Task minus control", "p (Holm)", "Perplexity"]
-    return Table("The two verdicts.", columns, rows, words=(1, 2))
+    return Table("The two verdicts.", columns, rows, words=(0, 1, 2))
 
 
 def _paired(first: RunData, second: RunData) -> Table:
     """Untouched and task-minus-control at every κ that both have."""
-    pairs: list[tuple[str, Point, Point, str]] = [
-        ("untouched", first.results.baseline, second.results.baseline, "baseline")
-    ]
+    pairs = [("untouched", first.results.baseline(), second.results.baseline())]
     for kappa in first.results.kappas:
-        found = [run.results.at(kappa, TASK_CONTROL) for run in (first, second)]
-        if all(found):
-            label = f"task minus control, κ = {kappa:g}"
-            pairs.append((label, found[0][0], found[1][0], point_key(TASK_CONTROL, kappa)))
-    tests = [_paired_test(first, second, key, first.headline) for *_, key in pairs]
+        both = [run.results.at(kappa, TASK_CONTROL) for run in (first, second)]
+        if all(both):
+            pairs.append((f"task minus control, κ = {kappa:g}", both[0][0], both[1][0]))
+    tests = [_paired_test(first, second, row) for _, row, _ in pairs]
     known = iter(holm([p for p in tests if p is not None]))
     rows = []
-    for (label, ours, theirs, _), p in zip(pairs, tests, strict=True):
-        a, b = (point.conditions[first.headline] for point in (ours, theirs))
-        difference = f"{b['accuracy'] - a['accuracy']:+.3f}"
+    for (label, a, b), p in zip(pairs, tests, strict=True):
         corrected = p_value(None if p is None else next(known))
-        rises = (f"{rise(run.results, point):+.1%}" for run, point in ((first, ours), (second, theirs)))
-        rows.append([label, interval(a), interval(b), difference, corrected, *rises])
+        rises = (f"{run.results.rise(row):+.1%}" for run, row in ((first, a), (second, b)))
+        rows.append([label, interval(a), interval(b), f"{b.accuracy - a.accuracy:+.3f}", corrected, *rises])
     columns = ["Mask", "A", "B", "B minus A", "p (Holm)", "Perplexity of A", "Perplexity of B"]
     return Table(
-        f"Accuracy on {first.headline} with 95 % intervals. A dash: the records of the questions are not there.",
+        f"Accuracy on {first.results.headline} with 95 % intervals. A dash: the records of the questions are not "
+        "there.",
         columns,
         rows,
     )
 
 
-def _paired_test(first: RunData, second: RunData, key: str, condition: str) -> float | None:
-    """The paired test of one point of both runs, or None without the records of the questions."""
+def _paired_test(first: RunData, second: RunData, row: Row) -> float | None:
+    """The paired test of one state of both runs, or None without the records of the questions."""
     try:
-        ours, theirs = (_scores(run, key) for run in (first, second))
-        return float(conditions_of(theirs, ours)[condition]["p_vs_baseline"])
+        ours, theirs = (_scores(run, row.key) for run in (first, second))
+        return float(conditions_of(theirs, ours)[row.condition]["p_vs_baseline"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -157,5 +147,5 @@ def _differing(first: RunData, second: RunData) -> Table:
     ]
     rows = [[name, shown(first.config.get(name)), shown(second.config.get(name))] for name in names]
     return Table(
-        "Settings in which the two differ.", ["Setting", "A", "B"], rows or [["none", "", ""]], (1, 2)
+        "Settings in which the two differ.", ["Setting", "A", "B"], rows or [["none", "", ""]], (0, 1, 2)
     )

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tomfisher import text_files
-from tomfisher.evaluate.statistics import holm
 from tomfisher.report.followups import Missing, read_extras, read_json
 from tomfisher.results.architecture_folder import Architectures, above, is_folder, read
-from tomfisher.results.points import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
-from tomfisher.results.verdict import Verdict, judge
+from tomfisher.results.results import Results
+from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Row, grouped, rows_of
+from tomfisher.results.verdict import Verdict, headline_tests, judge
 
 __all__ = ["Missing", "RunData", "beside_each_other", "folder_labels", "load"]
 
@@ -25,11 +25,11 @@ class RunData:
 
     Attributes:
         path: the run folder, as it was given.
-        results: baseline and points.
+        results: rows of the untouched model and of every mask.
         config: the settings (`config.yaml`, or what the results remember of it).
         inside: content of `analysis.json`, or None.
         values: content of `fisher-values.json`, or None.
-        extras: content of `ablations.json`, `finetune.json` and `grid.json` where there is such a file of this run, in
+        extras: what `ablations.json`, `finetune.json` and `grid.json` hold where there is such a file of this run, in
             the run folder or in a folder of that name below it.
         architectures: the studies of the folder that the run lies in, if it is that of the preset architectures.
         missing: what the report cannot show.
@@ -42,7 +42,7 @@ class RunData:
     config: dict[str, Any]
     inside: dict[str, Any] | None = None
     values: dict[str, Any] | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, Results] = field(default_factory=dict)
     architectures: Architectures | None = None
     missing: tuple[Missing, ...] = ()
     complete: bool = True
@@ -51,7 +51,7 @@ class RunData:
     @cached_property
     def verdict(self) -> Verdict:
         """What the numbers say (`tomfisher.results.verdict`)."""
-        return judge(self.results.flat())
+        return judge(self.results)
 
     @property
     def name(self) -> str:
@@ -74,25 +74,17 @@ class RunData:
         return str(self.config.get("control", "control"))
 
     @property
-    def headline(self) -> str:
-        """The condition that the verdict is about."""
-        return self.results.baseline.headline()
-
-    @property
     def focus(self) -> float | None:
         """The κ that details are shown of: the verdict's, else the analysis', else where the accuracy is lowest."""
         if self.verdict.kappa is not None:
             return self.verdict.kappa
         if self.inside is not None and self.inside.get("kappa") in self.results.kappas:
             return float(self.inside["kappa"])
-        points = [p for kappa in self.results.kappas for p in self.results.at(kappa, TASK_CONTROL)]
-        return min(points, key=lambda p: p.accuracy(self.headline)).kappa if points else None
-
-    def holm_p(self, condition: str) -> dict[float, float]:
-        """Per κ, the p of the task-minus-control mask on one condition after Holm's correction over the κ."""
-        points = [p for kappa in self.results.kappas for p in self.results.at(kappa, TASK_CONTROL)]
-        corrected = holm([float(point.conditions[condition]["p_vs_baseline"]) for point in points])
-        return {point.kappa: p for point, p in zip(points, corrected, strict=True)}
+        return (
+            min(headline_tests(self.results), key=lambda row: row.accuracy).kappa
+            if self.results.kappas
+            else None
+        )
 
 
 def beside_each_other(runs: Sequence[RunData]) -> list[RunData]:
@@ -181,28 +173,24 @@ def _results(path: Path) -> tuple[Results, bool]:
     """The results, and whether the study came to its end."""
     if (path / "results.json").is_file():
         return Results.load(path), True
-    points = _points(path)
-    baseline = [point for point in points if point.mask == BASELINE]
-    if not baseline:
+    states = _finished(path)
+    if not states or states[0][0].mask != BASELINE:
         raise ValueError(
             f"{path} has no results.json and no measured baseline, so there is nothing to report. "
             f"Run a study into it first: tomfisher run --output_path {path} ..."
         )
-    others = sorted(
-        (point for point in points if point.mask != BASELINE), key=lambda p: (p.kappa, p.mask, p.seed or 0)
-    )
-    return Results(baseline[0], tuple(others)), False
+    return Results(tuple(row for rows in states for row in rows)), False
 
 
-def _points(path: Path) -> list[Point]:
-    """The finished points of a study without results; damaged ones are left out."""
-    found = []
+def _finished(path: Path) -> list[list[Row]]:
+    """The measured states of a study without results, the untouched model first; damaged ones are left out."""
+    states = []
     for file in sorted((path / "points").glob("*.json")):
         try:
-            found.append(Point(**text_files.read_json(file)["point"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            states.append(rows_of(text_files.read_json(file)["point"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-    return found
+    return sorted(filter(None, states), key=lambda rows: (rows[0].kappa, rows[0].mask, rows[0].seed or 0))
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -215,9 +203,10 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _interrupted(results: Results, config: dict[str, Any]) -> Missing:
     planned = config.get("kappas") or []
+    measured = sum(1 for _ in grouped(results.rows)) - 1
     return Missing(
         "The end of the study",
-        f"Unfinished: run the same command to resume. {len(results.points)} points are measured, at "
+        f"Unfinished: run the same command to resume. {measured} points are measured, at "
         f"{len(results.kappas)} of {len(planned) or 'the planned'} values of kappa; the verdict covers these alone.",
     )
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from tomfisher import text_files
 from tomfisher.masks.store import recorded_checksum
+from tomfisher.results.results import Results
 
 AGAIN = {
     "ablations": "tomfisher ablate {run} --overwrite",
@@ -29,7 +30,7 @@ class Missing(NamedTuple):
     why: str
 
 
-def read_extras(path: Path, origin: Mapping[str, Any]) -> tuple[dict[str, Any], list[Missing]]:
+def read_extras(path: Path, origin: Mapping[str, Any]) -> tuple[dict[str, Results], list[Missing]]:
     """The extras in a run folder, or in folders of their names below it, that are of this run.
 
     Args:
@@ -37,9 +38,10 @@ def read_extras(path: Path, origin: Mapping[str, Any]) -> tuple[dict[str, Any], 
         origin: the provenance of its results.
 
     Returns:
-        Their contents by name, and those that are damaged or of something else.
+        Them by name, and those that are damaged or of something else.
     """
-    found, missing = {}, []
+    found: dict[str, Results] = {}
+    missing = []
     origin = origin or _pinned(path)
     for name, command in AGAIN.items():
         file = path / f"{name}.json"
@@ -54,7 +56,11 @@ def read_extras(path: Path, origin: Mapping[str, Any]) -> tuple[dict[str, Any], 
                 why = f"{file} does not belong to this run: {'; '.join(reasons)}. {again}"
                 missing.append(Missing(file.name, why))
             else:
-                found[name] = content
+                try:
+                    found[name] = Results.from_dict(content)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    why = f"{file.name} is damaged ({type(error).__name__}: {error}). {again}"
+                    missing.append(Missing(file.name, why))
     return found, missing
 
 

@@ -17,7 +17,6 @@ from tomfisher.report.sections import Section, Writer, context, facts
 from tomfisher.report.style import TONES
 from tomfisher.results.architecture_folder import Architectures, is_folder, read
 from tomfisher.results.equal_kappa import sentences
-from tomfisher.results.tables import Table
 from tomfisher.version import __version__
 
 FILE = "report.html"
@@ -150,11 +149,7 @@ def _section(section: Section) -> dict[str, Any]:
         }
         for picture in section.pictures
     ]
-    return {**vars(section), "pictures": pictures, "tables": [_table(table) for table in section.tables]}
-
-
-def _table(table: Table) -> dict[str, Any]:
-    return {**vars(table), "left": (0, *table.words)}
+    return {**vars(section), "pictures": pictures}
 
 
 def _page(title: str, shown: list[dict[str, Any]], comparison: dict[str, Any] | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tomfisher.report.ablations import plot_interventions, results_of
+from tomfisher.report.ablations import plot_interventions
 from tomfisher.report.architectures import plot_architectures, says
 from tomfisher.report.attention_maps import plot_attention_maps
 from tomfisher.report.data import Missing, RunData
@@ -27,7 +27,8 @@ from tomfisher.report.style import to_inline, to_png, to_svg
 from tomfisher.report.sweep import plot_accuracy, plot_perplexity
 from tomfisher.report.tables import STATES, mean_over_heads, span
 from tomfisher.results.ablations import interventions
-from tomfisher.results.points import TASK_CONTROL, rise
+from tomfisher.results.results import ABLATIONS, Results
+from tomfisher.results.row import TASK_CONTROL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,8 +102,8 @@ def _makers(data: RunData) -> Iterator[tuple[str, Callable[[], Picture]]]:
         yield "fisher-values", partial(_fisher_values, data.values)
     if data.inside is not None:
         yield from _inside_makers(data.inside)
-    if "ablations" in data.extras:
-        yield "ablations", lambda: _ablations(data.extras["ablations"])
+    if ABLATIONS in data.extras:
+        yield ABLATIONS, partial(_ablations, data.extras[ABLATIONS])
     if data.architectures is not None:
         yield "architectures", partial(of_architectures, data.architectures)
 
@@ -136,15 +137,15 @@ def of_states(inside: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 
 def _accuracy(data: RunData) -> Picture:
-    headline, results = data.headline, data.results
-    before = results.baseline.conditions[headline]
+    headline, results = data.results.headline, data.results
+    before = results.baseline()
     says = [
-        f"Accuracy on {headline} over kappa. Untouched: {before['accuracy']:.3f}, 95 % interval "
-        f"{before['ci95'][0]:.3f} to {before['ci95'][1]:.3f}."
+        f"Accuracy on {headline} over kappa. Untouched: {before.accuracy:.3f}, 95 % interval "
+        f"{before.ci95_low:.3f} to {before.ci95_high:.3f}."
     ]
     for kappa in results.kappas:
         found = [
-            f"{STATES[mask]} {span([p.accuracy(headline) for p in results.at(kappa, mask)], '{:.3f}')}"
+            f"{STATES[mask]} {span([row.accuracy for row in results.at(kappa, mask)], '{:.3f}')}"
             for mask in STATES
             if results.at(kappa, mask)
         ]
@@ -158,10 +159,10 @@ def _accuracy(data: RunData) -> Picture:
 
 def _perplexity(data: RunData) -> Picture:
     results = data.results
-    says = [f"Perplexity over kappa. Untouched: {results.baseline.perplexity:.4g}."]
+    says = [f"Perplexity over kappa. Untouched: {results.baseline().perplexity:.4g}."]
     for kappa in results.kappas:
         found = [
-            f"{STATES[mask]} {span([rise(results, p) for p in results.at(kappa, mask)], '{:+.1%}')}"
+            f"{STATES[mask]} {span([results.rise(row) for row in results.at(kappa, mask)], '{:+.1%}')}"
             for mask in STATES
             if results.at(kappa, mask)
         ]
@@ -301,13 +302,12 @@ def _maps(maps: Mapping[str, Any]) -> Picture:
     return Picture("attention-maps", "sinks", caption, " ".join(says), plot_attention_maps(maps)[0])
 
 
-def _ablations(ablations: Mapping[str, Any]) -> Picture:
-    results = results_of(ablations)
+def _ablations(results: Results) -> Picture:
     name, before = results.headline, results.baseline().accuracy
     found = [f"{row.state} {row.accuracy:.3f}" for row in interventions(results)]
     says = f"Accuracy on {name}: untouched {before:.3f}; {'; '.join(found)}."
     caption = f"Accuracy on {name} under each intervention, beside its controls."
-    return Picture("ablations", "ablations", caption, says, plot_interventions(results)[0], True)
+    return Picture(ABLATIONS, ABLATIONS, caption, says, plot_interventions(results)[0], True)
 
 
 def of_architectures(found: Architectures) -> Picture:

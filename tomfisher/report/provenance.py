@@ -43,7 +43,7 @@ def provenance_section_parts(data: RunData) -> tuple[list[str], list[Table], lis
     texts = [] if origin else ["The results carry no provenance: the study did not finish."]
     tables = []
     if rows := _short(origin):
-        tables.append(Table("The study in short.", ["What", "Value"], rows, (1,)))
+        tables.append(Table("The study in short.", ["What", "Value"], rows, (0, 1)))
     rows = [
         row
         for key, value in origin.items()
@@ -52,11 +52,11 @@ def provenance_section_parts(data: RunData) -> tuple[list[str], list[Table], lis
     ]
     if rows:
         caption = "Model, data, definitions, machine and versions; hashes are SHA-256."
-        tables.append(Table(caption, ["What", "Value"], rows, (1,), title="All that was recorded"))
+        tables.append(Table(caption, ["What", "Value"], rows, (0, 1), title="All that was recorded"))
     settings = [[key, shown(value)] for key, value in data.config.items()]
     if settings:
         caption = "Settings of the study (config.yaml)."
-        tables.append(Table(caption, ["Setting", "Value"], settings, (1,), title="All settings"))
+        tables.append(Table(caption, ["Setting", "Value"], settings, (0, 1), title="All settings"))
     return texts, tables, blocks
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from tomfisher.analysis.sinks import WINDOW
 from tomfisher.report.architectures import architecture_table, equal_kappa_table, family_table
 from tomfisher.report.data import Missing, RunData
-from tomfisher.report.extra_tables import ablation_table, finetune_table, grid_table
 from tomfisher.report.pictures import DAMAGED, Picture, of_states
 from tomfisher.report.provenance import provenance_section_parts
 from tomfisher.report.tables import (
@@ -22,12 +22,16 @@ from tomfisher.report.tables import (
     sink_table,
     span,
     sparsity_table,
-    sweep_table,
     values_table,
 )
+from tomfisher.results.ablations import ablation_table
 from tomfisher.results.equal_kappa import sentences
-from tomfisher.results.points import CONTROL_ONLY, RANDOM, TASK_CONTROL, rise
-from tomfisher.results.tables import Table
+from tomfisher.results.fill_grid import grid_table
+from tomfisher.results.results import ABLATIONS, FINETUNE, GRID
+from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
+from tomfisher.results.sweep import sweep_table
+from tomfisher.results.tables import PAGE, Table
+from tomfisher.results.trainings import training_table
 
 _SCOPES = {
     "tensor": "of the entries of each weight matrix",
@@ -134,7 +138,11 @@ class Writer:
 
     def _sweep(self) -> None:
         data = self.data
-        tables = self._tables("the sweep", lambda: sweep_table(data), lambda: condition_table(data))
+        tables = self._tables(
+            "the sweep",
+            lambda: sweep_table(data.results, PAGE, data.focus),
+            lambda: condition_table(data),
+        )
         text = (
             f"A task-minus-control mask holds the weights that the task ({data.task}) needs most and the control text "
             f"({data.control}) does not. It is compared with the weights that only the control needs, and with random "
@@ -211,32 +219,23 @@ class Writer:
 
     def _extras(self) -> None:
         extras = self.data.extras
-        if "ablations" in extras:
-            ablations = extras["ablations"]
-            tables = self._tables("ablations", lambda: ablation_table(ablations))
-            left_out = ablations.get("left_out") or {}
-            notes = [
-                Missing(str(name), f"Left out: {why}")
-                for name, why in (left_out.items() if isinstance(left_out, dict) else ())
-            ]
+        if found := extras.get(ABLATIONS):
+            tables = self._tables("ablations", partial(ablation_table, found, PAGE))
+            notes = [Missing(name, f"Left out: {why}") for name, why in found.left_out.items()]
             text = "Parts of the mask alone, and interventions on activations that leave the weights as they are."
-            self._add("ablations", "Ablations", [text], tables=tables, notes=notes)
-        if "grid" in extras:
-            grid = extras["grid"]
-            texts = ["The same masks with other fills.", *map(str, grid.get("conclusions") or ())]
-            tables = self._tables("the grid of fills", lambda: grid_table(grid))
-            self._add("grid", "Other fills", texts, tables=tables)
-        if "finetune" in extras:
-            found = extras["finetune"]
-            notes = [Missing("Not done", str(note)) for note in found.get("notes") or ()]
-            left_out = found.get("left_out") or {}
-            notes += [Missing(f"Not done: {name}", why) for name, why in left_out.items()]
-            of = " of every condition" if found.get("provenance", {}).get("balanced") else ""
+            self._add(ABLATIONS, "Ablations", [text], tables=tables, notes=notes)
+        if found := extras.get(GRID):
+            texts = ["The same masks with other fills.", *found.conclusions]
+            tables = self._tables("the grid of fills", partial(grid_table, found, PAGE))
+            self._add(GRID, "Other fills", texts, tables=tables)
+        if found := extras.get(FINETUNE):
+            notes = [Missing(f"Not done: {name}", why) for name, why in found.left_out.items()]
+            of = " of every condition" if found.provenance.get("balanced") else ""
             text = (
                 f"The masked weights alone, as many random ones, and LoRA, trained on the same stories{of}."
             )
-            tables = self._tables("the training", lambda: finetune_table(found))
-            self._add("finetune", "Training only the masked weights", [text], tables=tables, notes=notes)
+            tables = self._tables("the training", partial(training_table, found, PAGE))
+            self._add(FINETUNE, "Training only the masked weights", [text], tables=tables, notes=notes)
         beside = self.data.architectures
         if beside is not None:
             tables = self._tables(
@@ -274,30 +273,26 @@ def context(data: RunData) -> list[str]:
 
 def facts(data: RunData) -> list[Fact]:
     """What one wants to know first."""
-    results, headline = data.results, data.headline
-    before = results.baseline.conditions[headline]
-    found = [_accuracy(f"Untouched, {headline} (n = {before['n']})", before)]
+    results = data.results
+    before = results.baseline()
+    found = [_accuracy(f"Untouched, {results.headline} (n = {before.n})", before)]
     kappa = data.focus
     if kappa is None:
         return found
-    at = results.at(kappa, TASK_CONTROL)
-    if at:
-        found.append(_accuracy(f"Task minus control, κ\u00a0=\u00a0{kappa:g}", at[0].conditions[headline]))
-    for point in results.at(kappa, CONTROL_ONLY):
-        found.append(_accuracy("Control only, same κ", point.conditions[headline]))
-    randoms = results.at(kappa, RANDOM)
+    masked, randoms = results.at(kappa, TASK_CONTROL), results.at(kappa, RANDOM)
+    found += [_accuracy(f"Task minus control, κ\u00a0=\u00a0{kappa:g}", row) for row in masked]
+    found += [_accuracy("Control only, same κ", row) for row in results.at(kappa, CONTROL_ONLY)]
     if randoms:
-        value = span([point.accuracy(headline) for point in randoms], "{:.3f}")
+        value = span([row.accuracy for row in randoms], "{:.3f}")
         found.append(Fact("Random, same κ", value, f"least to most of {len(randoms)}"))
-    if at:
-        found.append(Fact("Weights overwritten", f"{at[0].nnz:,}"))
-        found.append(Fact("Perplexity", f"{rise(results, at[0]):+.1%}", f"{at[0].perplexity:.4g} per token"))
+    for row in masked:
+        found.append(Fact("Weights overwritten", f"{row.nnz:,}"))
+        found.append(Fact("Perplexity", f"{results.rise(row):+.1%}", f"{row.perplexity:.4g} per token"))
     return found
 
 
-def _accuracy(name: str, score: Mapping[str, Any]) -> Fact:
-    low, high = score["ci95"]
-    return Fact(name, f"{score['accuracy']:.3f}", f"95 % interval {low:.3f} to {high:.3f}")
+def _accuracy(name: str, row: Row) -> Fact:
+    return Fact(name, f"{row.accuracy:.3f}", f"95 % interval {row.ci95_low:.3f} to {row.ci95_high:.3f}")
 
 
 def sink_sentence(inside: Mapping[str, Any]) -> str:

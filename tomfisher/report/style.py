@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import io
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from tomfisher.results.row import Row
 
 WIDTH = 4.6
 PNG_DPI = 160
@@ -119,6 +121,13 @@ def axes(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tupl
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
+
+
+def error_bars(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """How far the 95 % intervals of accuracies reach below and above them."""
+    below = [max(0.0, row.accuracy - row.ci95_low) for row in rows]
+    above = [max(0.0, row.ci95_high - row.accuracy) for row in rows]
+    return below, above
 
 
 def literal(text: str) -> str:

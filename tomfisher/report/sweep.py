@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tomfisher.report.style import INK, SOFT, STATES, axes, legend_above, literal, styled
-from tomfisher.results.points import CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, Results
+from tomfisher.report.style import INK, SOFT, STATES, axes, error_bars, legend_above, literal, styled
+from tomfisher.results.results import Results
+from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
 from tomfisher.results.verdict import PERPLEXITY_LIMIT
 
 if TYPE_CHECKING:
@@ -34,23 +35,20 @@ def plot_accuracy(results: Results, condition: str | None = None) -> tuple[Figur
     Raises:
         ValueError: there is no such condition.
     """
-    condition = condition or results.baseline.headline()
-    if condition not in results.baseline.conditions:
-        raise ValueError(
-            f"There is no condition {condition!r}. Conditions: {', '.join(results.baseline.conditions)}."
-        )
+    condition = condition or results.headline
+    if condition not in results.conditions:
+        raise ValueError(f"There is no condition {condition!r}. Conditions: {', '.join(results.conditions)}.")
     figure, axis = axes(HEIGHT)
-    score = results.baseline.conditions[condition]
-    axis.axhspan(*score["ci95"], color=INK, alpha=0.08, linewidth=0)
-    axis.axhline(score["accuracy"], color=INK, linewidth=1.2, label="untouched, 95 % interval")
+    before = results.baseline(condition)
+    axis.axhspan(*before.ci95, color=INK, alpha=0.08, linewidth=0)
+    axis.axhline(before.accuracy, color=INK, linewidth=1.2, label="untouched, 95 % interval")
     chance = results.provenance.get("evaluation", {}).get("chance", {}).get(condition)
     if chance is not None:
         axis.axhline(chance, color=SOFT, linewidth=1.0, linestyle=(0, (1, 2)), label="chance")
     for mask in (CONTROL_ONLY, TASK_CONTROL):
-        points = _line(results, mask)
-        if points:
-            _with_intervals(axis, points, mask, condition)
-    _random_band(axis, results, lambda point: point.accuracy(condition))
+        if rows := _line(results, mask, condition):
+            _with_intervals(axis, rows, mask)
+    _random_band(axis, results, condition, lambda row: row.accuracy)
     _kappa_axis(axis, results.kappas)
     axis.set(ylim=(-0.03, 1.05), ylabel=f"accuracy: {literal(condition)}")
     legend_above(figure, axis)
@@ -68,28 +66,27 @@ def plot_perplexity(results: Results) -> tuple[Figure, Any]:
         Figure and axes; κ is logarithmic, perplexity too where it more than trebles.
     """
     figure, axis = axes(HEIGHT)
-    before = results.baseline.perplexity
+    before = _perplexity(results.baseline())
     axis.axhline(before, color=INK, linewidth=1.2, label="untouched")
     limit = before * (1 + PERPLEXITY_LIMIT)
     axis.axhline(
         limit, color=SOFT, linewidth=1.0, linestyle=(0, (1, 2)), label=f"{PERPLEXITY_LIMIT:+.0%}: the limit"
     )
     for mask in (CONTROL_ONLY, TASK_CONTROL):
-        points = _line(results, mask)
-        if points:
+        if rows := _line(results, mask, results.headline):
             look = STATES[mask]
             axis.plot(
-                [point.kappa for point in points],
-                [point.perplexity for point in points],
+                [row.kappa for row in rows],
+                [row.perplexity for row in rows],
                 color=look.color,
                 marker=look.marker,
                 linestyle=look.dashes,
                 label=look.label,
             )
-    _random_band(axis, results, lambda point: point.perplexity)
+    _random_band(axis, results, results.headline, _perplexity)
     _kappa_axis(axis, results.kappas)
     axis.set_ylabel("perplexity per token")
-    values = [before, limit, *(point.perplexity for point in results.points)]
+    values = [before, limit, *map(_perplexity, results.rows)]
     if max(values) > _WIDE * min(values):
         axis.set_yscale("log")
         _plain_ticks(axis.yaxis)
@@ -97,19 +94,21 @@ def plot_perplexity(results: Results) -> tuple[Figure, Any]:
     return figure, axis
 
 
-def _line(results: Results, mask: str) -> list[Point]:
-    return [point for kappa in results.kappas for point in results.at(kappa, mask)]
+def _perplexity(row: Row) -> float:
+    assert row.perplexity is not None
+    return row.perplexity
 
 
-def _with_intervals(axis: Any, points: Sequence[Point], mask: str, condition: str) -> None:
-    look, scores = STATES[mask], [point.conditions[condition] for point in points]
-    values = [score["accuracy"] for score in scores]
-    below = [max(0.0, score["accuracy"] - score["ci95"][0]) for score in scores]
-    above = [max(0.0, score["ci95"][1] - score["accuracy"]) for score in scores]
+def _line(results: Results, mask: str, condition: str) -> list[Row]:
+    return [row for kappa in results.kappas for row in results.at(kappa, mask, condition)]
+
+
+def _with_intervals(axis: Any, rows: Sequence[Row], mask: str) -> None:
+    look = STATES[mask]
     axis.errorbar(
-        [point.kappa for point in points],
-        values,
-        yerr=(below, above),
+        [row.kappa for row in rows],
+        [row.accuracy for row in rows],
+        yerr=error_bars(rows),
         color=look.color,
         marker=look.marker,
         linestyle=look.dashes,
@@ -119,12 +118,12 @@ def _with_intervals(axis: Any, points: Sequence[Point], mask: str, condition: st
     )
 
 
-def _random_band(axis: Any, results: Results, value: Callable[[Point], float]) -> None:
+def _random_band(axis: Any, results: Results, condition: str, value: Callable[[Row], float]) -> None:
     """Least to most over the random masks of each κ: a bar beside each, on top, and a band between neighbours."""
     kappas = [kappa for kappa in results.kappas if results.at(kappa, RANDOM)]
     if not kappas:
         return
-    values = [[value(point) for point in results.at(kappa, RANDOM)] for kappa in kappas]
+    values = [[value(row) for row in results.at(kappa, RANDOM, condition)] for kappa in kappas]
     lows, highs = [min(v) for v in values], [max(v) for v in values]
     look, count = STATES[RANDOM], max(map(len, values))
     if len(kappas) > 1:

@@ -6,94 +6,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tomfisher.analysis.sinks import EPSILON, WINDOW
-from tomfisher.evaluate.records import ALL
-from tomfisher.evaluate.statistics import TEST, holm
+from tomfisher.evaluate.statistics import TEST
 from tomfisher.report.data import RunData
 from tomfisher.report.fisher_values import LOOKS, entries
 from tomfisher.results.analysis import means
-from tomfisher.results.points import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Point, rise
-from tomfisher.results.tables import MASK_ORDER, PAGE, Table
+from tomfisher.results.results import corrected
+from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
+from tomfisher.results.tables import PAGE, Table
 from tomfisher.results.tables import span as span_of
 
 ABSENT = PAGE.absent
 STATES = {TASK_CONTROL: "task minus control", CONTROL_ONLY: "control only", RANDOM: "random"}
 
 
-def sweep_table(data: RunData) -> Table:
-    """One row per mask and κ, random masks as least to most."""
-    results, headline = data.results, data.headline
-    others = [] if headline == ALL else [ALL]
-    corrected = data.holm_p(headline)
-    rows, strong = [_point_row(data, [results.baseline], headline, others, None)], []
-    for kappa in results.kappas:
-        for mask in MASK_ORDER:
-            points = results.at(kappa, mask)
-            if points:
-                if kappa == data.focus and mask == TASK_CONTROL:
-                    strong.append(len(rows))
-                p = corrected[kappa] if mask == TASK_CONTROL else None
-                rows.append(_point_row(data, points, headline, others, p))
-    columns = [
-        "Mask",
-        "κ",
-        "Weights",
-        f"Accuracy: {headline}",
-        "95 % interval",
-        "p (sign flip)",
-        "p (Holm)",
-        *(f"Accuracy: {name}" for name in others),
-        "Perplexity",
-        "Rise",
-    ]
-    return Table(
-        "Every mask of the sweep. Questions on one story form a cluster: intervals are Wilson's for the number of "
-        f"independent questions that they are worth, p is the {TEST} against the untouched model, and its correction "
-        "runs over the values of κ of the task-minus-control mask. Random masks: least to most over the seeds.",
-        columns,
-        rows,
-        strong=strong,
-    )
-
-
-def _point_row(
-    data: RunData, points: Sequence[Point], headline: str, others: Sequence[str], corrected: float | None
-) -> list[str]:
-    first = points[0]
-    name = "none (untouched)" if first.mask == BASELINE else STATES[first.mask]
-    if first.mask == RANDOM:
-        name = f"random ×{len(points)}"
-    scores = [point.conditions[headline] for point in points]
-    return [
-        name,
-        ABSENT if first.mask == BASELINE else f"{first.kappa:g}",
-        span([point.nnz for point in points], "{:,.0f}"),
-        span([score["accuracy"] for score in scores], "{:.3f}"),
-        f"{min(s['ci95'][0] for s in scores):.3f} to {max(s['ci95'][1] for s in scores):.3f}",
-        ABSENT if first.mask == BASELINE else span([score["p_vs_baseline"] for score in scores], "{:.2g}"),
-        p_value(corrected),
-        *(span([point.accuracy(name) for point in points], "{:.3f}") for name in others),
-        span([point.perplexity for point in points], "{:.4g}"),
-        ABSENT if first.mask == BASELINE else span([rise(data.results, p) for p in points], "{:+.1%}"),
-    ]
-
-
 def condition_table(data: RunData) -> Table | None:
     """Every condition at the κ that the report is about; None where no task-minus-control mask was measured."""
-    kappa = data.focus
+    kappa, results = data.focus, data.results
     if kappa is None:
         return None
-    point = data.results.at(kappa, TASK_CONTROL)[0]
-    baseline = data.results.baseline
-    names = [name for name in baseline.conditions if name in point.conditions]
-    corrected = holm([float(point.conditions[name]["p_vs_baseline"]) for name in names])
+    tests = corrected(results.select(kappa=kappa, mask=TASK_CONTROL))
     rows = []
-    for name, p in zip(names, corrected, strict=True):
-        before, after = baseline.conditions[name], point.conditions[name]
-        rest = [
-            span([other.accuracy(name) for other in data.results.at(kappa, mask)], "{:.3f}")
-            for mask in (CONTROL_ONLY, RANDOM)
-        ]
-        rows.append([name, str(before["n"]), interval(before), interval(after), p_value(p), *rest])
+    for after, p in tests.items():
+        before = results.baseline(after.condition)
+        others = [results.at(kappa, mask, after.condition) for mask in (CONTROL_ONLY, RANDOM)]
+        controls = [span([row.accuracy for row in masked], "{:.3f}") for masked in others]
+        rows.append(
+            [after.condition, str(before.n), interval(before), interval(after), p_value(p), *controls]
+        )
     return Table(
         f"Every condition at κ = {kappa:g}: accuracy with its 95 % interval; p is that of the {TEST}, after Holm "
         "over the conditions of this table (they overlap: unions and cells are listed beside their parts).",
@@ -321,9 +260,9 @@ def span(values: Sequence[float | None], form: str) -> str:
     return span_of([value for value in values if value is not None], form, PAGE)
 
 
-def interval(score: Mapping[str, Any]) -> str:
+def interval(row: Row) -> str:
     """An accuracy with its interval."""
-    return f"{score['accuracy']:.3f} [{score['ci95'][0]:.3f}, {score['ci95'][1]:.3f}]"
+    return f"{row.accuracy:.3f} [{row.ci95_low:.3f}, {row.ci95_high:.3f}]"
 
 
 def p_value(p: float | None) -> str:

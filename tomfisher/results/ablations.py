@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tomfisher.evaluate.statistics import TEST
 from tomfisher.results.results import Results, corrected
 from tomfisher.results.row import Row
-from tomfisher.results.tables import Column, Line, accuracy, interval, rise, table, tested, weights
+from tomfisher.results.tables import (
+    TEXT,
+    Line,
+    Style,
+    Table,
+    accuracy,
+    interval,
+    measured,
+    rise,
+    table,
+    tested,
+    weights,
+)
 
 
 def interventions(results: Results, condition: str | None = None) -> tuple[Row, ...]:
@@ -38,7 +51,12 @@ def in_order_of(results: Results, earlier: Results | None) -> Results:
     return replace(results, rows=tuple(rows), left_out=kept)
 
 
-def render(results: Results) -> str:
+def controls(results: Results, ablation: Row) -> tuple[Row, ...]:
+    """The controls of an ablation, on the same condition."""
+    return results.select(state=ablation.state, control=True, condition=ablation.condition)
+
+
+def ablation_table(results: Results, style: Style = TEXT) -> Table:
     """One line per ablation, with the range over its controls.
 
     Columns: ablation, number of perturbed weights, accuracy of the headline condition with its 95 % interval and
@@ -48,22 +66,22 @@ def render(results: Results) -> str:
     headline, shown = results.headline, interventions(results)
     beside = {row.state: results.select(state=row.state, control=True) for row in shown}
     lines = [
-        Line([row.state or "none (baseline)"], rows, {"controls": beside.get(row.state, ())})
+        Line([row.state or style.untouched], rows, {"controls": beside.get(row.state, ())})
         for row in (results.baseline(), *shown)
         for rows in [results.select(state=row.state, control=False)]
     ]
     columns = [
         weights(results),
-        accuracy(headline, headline),
-        interval(results),
-        tested(results, corrected(shown)),
-        *(accuracy(name, name) for name in results.tested[1:]),
-        Column("perplexity", headline, lambda row: row.perplexity, "{:.4g}"),
-        rise(results),
+        *measured(results, [interval(results), tested(results, corrected(shown))]),
     ]
     if count := max((len({row.seed for row in rows}) for rows in beside.values()), default=0):
         columns += [
             accuracy(f"{count} controls", headline, beside="controls"),
             rise(results, "their rise", beside="controls"),
         ]
-    return table(["intervention"], columns, lines).text()
+    caption = (
+        f"Interventions: accuracy on {headline} with its 95 % interval, p of the {TEST} after Holm over all "
+        f"{len(shown)} interventions, accuracy on all questions, perplexity, and the same under the controls, least to "
+        "most."
+    )
+    return table(["intervention"], columns, lines, style, caption)

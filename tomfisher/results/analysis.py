@@ -72,15 +72,21 @@ def means(before: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]
         }
         metric = sinks.get("metric")
         found["sinks"]["sink_rate"] = metric[0] if metric else None
-    if change := (state.get("change") or {}).get("rope"):
-        names = before["rope"]["bands"]
+    if state.get("rope") and before.get("rope"):
         parts = {part: _dominant_changes(before["rope"], state["rope"], part) for part in ("q", "k")}
         found["rope"] = {"dominant": _mean([*parts["q"], *parts["k"]])}
         for part, dominant in parts.items():
-            heads = [head for layer in change[part] for head in layer["bands"]]
-            bands = {name: _mean([head[i] for head in heads]) for i, name in enumerate(names)}
-            found["rope"][part] = {"dominant": _mean(dominant), **bands}
+            found["rope"][part] = {"dominant": _mean(dominant), **_band_changes(before, state, part)}
     return found
+
+
+def _band_changes(before: Mapping[str, Any], state: Mapping[str, Any], part: str) -> dict[str, float | None]:
+    """Relative change of the root-mean-square norm of each band, where it was compared."""
+    change = (state.get("change") or {}).get("rope")
+    if change is None:
+        return {}
+    heads = [head for layer in change[part] for head in layer["bands"]]
+    return {name: _mean([head[i] for head in heads]) for i, name in enumerate(before["rope"]["bands"])}
 
 
 def _dominant_changes(before: Mapping[str, Any], after: Mapping[str, Any], part: str) -> list[float]:

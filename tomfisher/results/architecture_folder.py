@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from tomfisher.files import atomic_path
 from tomfisher.results.analysis import read_analysis
 from tomfisher.results.architecture_table import render
 from tomfisher.results.architectures import Outcome, outcome
-from tomfisher.results.equal_kappa import common_kappas, row_at
+from tomfisher.results.equal_kappa import common_kappas
 from tomfisher.results.results import Results, write_csv
-from tomfisher.results.row import CONTROL_ONLY, RANDOM, Row
+from tomfisher.results.row import Row
 from tomfisher.text_files import read_json, read_yaml
 
 PRESET = "architectures"  # the preset of the studies, their folder's files and the figure
@@ -124,7 +124,7 @@ def save(folder: str | os.PathLike[str], outcomes: Sequence[Outcome]) -> None:
         "command": provenance.command_line(),
         "versions": provenance.versions(),
         "finished": provenance.now(),
-        "architectures": [asdict(found) for found in outcomes],
+        "architectures": [found.to_dict() for found in outcomes],
     }
     texts = {"json": json.dumps(data, indent=1), "txt": render(outcomes)}
     for suffix, text in texts.items():
@@ -136,29 +136,8 @@ def save(folder: str | os.PathLike[str], outcomes: Sequence[Outcome]) -> None:
 
 def _rows(found: Outcome, shared: Sequence[float]) -> list[Row]:
     """Every condition at the architecture's own κ, and the headline condition at the other common ones."""
-    rows = []
-    for condition, states in found.conditions.items():
-        rows += _of_states(found, found.kappa, condition, states)
-    headline = next(iter(found.conditions))
-    for kappa in shared:
-        if kappa != found.kappa:
-            states = {state: row_at(found, kappa)[state] for state in ("after", CONTROL_ONLY, RANDOM)}
-            rows += _of_states(found, kappa, headline, states)
-    return rows
-
-
-def _of_states(found: Outcome, kappa: float, condition: str, states: dict[str, Any]) -> list[Row]:
+    others = [kappa for kappa in shared if kappa != found.kappa]
     return [
-        Row(
-            architecture=found.architecture,
-            kappa=kappa,
-            condition=condition,
-            state=state,
-            n=score["n"],
-            accuracy=score["accuracy"],
-            ci95_low=score["ci95"][0],
-            ci95_high=score["ci95"][1],
-        )
-        for state, scores in states.items()
-        for score in (scores if isinstance(scores, list) else [scores])
+        *found.own_rows(),
+        *(row for kappa in others for row in found.rows(kappa, found.results.headline)),
     ]

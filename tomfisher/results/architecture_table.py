@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tomfisher.results import equal_kappa
 from tomfisher.results.architectures import Outcome
-from tomfisher.results.row import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL
+from tomfisher.results.row import HEADLINE, TASK_CONTROL, Row
 from tomfisher.results.tables import align
 
 GROUPS = {"qk": "q and k", "vo": "v and o", "mlp": "MLP", "mixer": "mixer"}
@@ -40,23 +40,26 @@ def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[Outcome], st
         ("positions", lambda o: o.positions),
         ("effect found", lambda o: "yes" if o.found else "no"),
         ("kappa", lambda o: f"{o.kappa:g}"),
-        ("weights perturbed", lambda o: f"{o.weights}"),
-        (f"{headline} before", lambda o: _accuracy(o, headline, "before")),
-        ("  95 % interval", lambda o: _interval(o, headline, "before")),
-        (f"{headline} after", lambda o: _accuracy(o, headline, "after")),
-        ("  95 % interval", lambda o: _interval(o, headline, "after")),
-        ("  p (sign flip, Holm)", lambda o: f"{o.p:.2g}"),
-        ("  random masks", lambda o: _random(o, headline)),
-        ("  control-only mask", lambda o: _accuracy(o, headline, CONTROL_ONLY)),
-        ("    95 % interval", lambda o: _interval(o, headline, CONTROL_ONLY)),
+        ("weights perturbed", lambda o: f"{o.after().nnz}"),
+        (f"{headline} before", lambda o: _accuracy(o.before())),
+        ("  95 % interval", lambda o: _interval(o.before())),
+        (f"{headline} after", lambda o: _accuracy(o.after())),
+        ("  95 % interval", lambda o: _interval(o.after())),
+        ("  p (sign flip, Holm)", lambda o: f"{o.p():.2g}"),
+        ("  random masks", lambda o: _range([row.accuracy for row in o.randoms()], "{:.3f}")),
+        ("  control-only mask", lambda o: _accuracy(o.control())),
+        ("    95 % interval", lambda o: _interval(o.control())),
         *(
             row
             for name in others
-            for row in ((_short(name), _change_of(name)), (_INTERVALS, _intervals(name)))
+            for row in (
+                (_short(name), _change_of(name, _accuracy)),
+                (_INTERVALS, _change_of(name, _interval)),
+            )
         ),
-        ("perplexity", lambda o: f"{o.perplexity_rise:+.1%}"),
-        ("  control-only mask", lambda o: f"{o.control_perplexity_rise:+.1%}"),
-        ("  random masks", lambda o: _range(o.random_perplexity_rises, "{:+.1%}")),
+        ("perplexity", lambda o: f"{o.rise(o.after()):+.1%}"),
+        ("  control-only mask", lambda o: f"{o.rise(o.control()):+.1%}"),
+        ("  random masks", lambda o: _range([o.rise(row) for row in o.randoms()], "{:+.1%}")),
         *((f"mask in {GROUPS[group]} (of weights)", _share_of(group)) for group in groups),
         ("dominant rotary pairs", lambda o: _norm_change(o, TASK_CONTROL)),
         ("  random masks", lambda o: _range(o.random_dominant_norms, "{:+.1%}")),
@@ -70,37 +73,25 @@ def _short(condition: str) -> str:
     return family if not kind else f"{family} ({kind[1:]})"
 
 
-def _accuracy(found: Outcome, condition: str, state: str) -> str:
-    return f"{found.conditions[condition][state]['accuracy']:.3f}" if condition in found.conditions else "-"
+def _accuracy(row: Row) -> str:
+    return f"{row.accuracy:.3f}"
 
 
-def _interval(found: Outcome, condition: str, state: str) -> str:
-    low, high = found.conditions[condition][state]["ci95"]
-    return f"{low:.2f}..{high:.2f}"
-
-
-def _random(found: Outcome, condition: str) -> str:
-    return _range([score["accuracy"] for score in found.conditions[condition][RANDOM]], "{:.3f}")
+def _interval(row: Row) -> str:
+    return f"{row.ci95_low:.2f}..{row.ci95_high:.2f}"
 
 
 def _range(values: Sequence[float], form: str) -> str:
     return f"{form.format(min(values))}..{form.format(max(values))}" if values else "-"
 
 
-def _change_of(condition: str) -> Callable[[Outcome], str]:
+def _change_of(condition: str, shown: Callable[[Row], str]) -> Callable[[Outcome], str]:
+    """What a row shows before the mask and under it; a dash where the study has no such condition."""
+
     def cell(found: Outcome) -> str:
         if condition not in found.conditions:
             return "-"
-        return f"{_accuracy(found, condition, 'before')} > {_accuracy(found, condition, 'after')}"
-
-    return cell
-
-
-def _intervals(condition: str) -> Callable[[Outcome], str]:
-    def cell(found: Outcome) -> str:
-        if condition not in found.conditions:
-            return "-"
-        return f"{_interval(found, condition, 'before')} > {_interval(found, condition, 'after')}"
+        return f"{shown(found.before(condition))} > {shown(found.after(condition))}"
 
     return cell
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tomfisher.results.analysis import chosen_kappa
+from tomfisher.results.analysis import chosen_kappa, means
 from tomfisher.results.results import Results
-from tomfisher.results.row import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL, Row
-from tomfisher.results.verdict import headline_tests, judge
+from tomfisher.results.row import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL, Row, states_of
+from tomfisher.results.verdict import Verdict, headline_tests, judge
 
 FAMILIES = ("contents", "transfer", "second-order")
 MASKS = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
@@ -18,51 +17,111 @@ MASKS = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the study found in one architecture, at one κ.
+    """What the study found in one architecture.
 
     Args:
         architecture: "llama", "qwen2", ...
         title: the same for a heading.
         positions: how positions enter: "RoPE", "ALiBi" or "none".
-        found: the verdict (`tomfisher.results.judge`).
-        kappa: the verdict's; where nothing was found, that of the most significant fall.
-        weights: number of perturbed weights.
-        p: of false-belief accuracy against the untouched model, by the sign-flip test over scenes, after Holm's
-            correction over the κ.
-        conditions: `{name: {"before", "after", "random", "control-only"}}` for "false-belief", its families and the
-            control questions on the same stories: `{"n", "accuracy", "ci95"}` each, "random" a list of them.
-        perplexity_rise: relative, under the task's mask.
-        control_perplexity_rise: relative, under the control-only mask.
-        random_perplexity_rises: relative, under each random mask.
+        results: the study.
+        kappa: its own κ: the verdict's; where nothing was found, that of the most significant fall.
+        verdict: whether the effect was found, and in words.
         where: per group of weights its `{"share"}` of the mask and `{"weight_share"}`; None without an analysis.
         dominant_norm: mean relative change of the norm of each head's dominant rotary pair, per mask, or None.
         first_mass: attention to the first token, mean over all heads: "before" and per mask, or None.
         random_dominant_norms: the same change under each random mask that was analysed.
         random_first_masses: the same attention under each of them.
         reasons: why a part is None.
-        verdict: in words.
-        kappas: the same false-belief accuracies and perplexities at every κ (`at_kappas`).
     """
 
     architecture: str
     title: str
     positions: str
-    found: bool
+    results: Results
     kappa: float
-    weights: int
-    p: float
-    conditions: dict[str, dict[str, Any]]
-    perplexity_rise: float
-    control_perplexity_rise: float
-    random_perplexity_rises: tuple[float, ...]
+    verdict: Verdict
     where: dict[str, dict[str, float]] | None
     dominant_norm: dict[str, float] | None
     first_mass: dict[str, float] | None
+    random_dominant_norms: tuple[float, ...]
+    random_first_masses: tuple[float, ...]
     reasons: dict[str, str]
-    verdict: tuple[str, ...]
-    kappas: tuple[dict[str, Any], ...] = ()
-    random_dominant_norms: tuple[float, ...] = ()
-    random_first_masses: tuple[float, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether the effect was found."""
+        return self.verdict.found
+
+    @property
+    def conditions(self) -> list[str]:
+        """Those that are told: the headline, the families of stories, and the control questions on the same stories."""
+        headline = self.results.headline
+        beliefs = [f"{family}/{HEADLINE}" for family in FAMILIES]
+        controls = [f"{headline}/reality", f"{FAMILIES[-1]}/{HEADLINE}/first-order"]
+        return [name for name in (headline, *beliefs, *controls) if name in self.results.conditions]
+
+    def before(self, condition: str | None = None) -> Row:
+        """The untouched model, on one condition (None: the headline)."""
+        return self.results.baseline(condition)
+
+    def after(self, condition: str | None = None, kappa: float | None = None) -> Row:
+        """Under the task's mask, at one κ (None: the architecture's own)."""
+        return self._at(TASK_CONTROL, condition, kappa)[0]
+
+    def control(self, condition: str | None = None, kappa: float | None = None) -> Row:
+        """Under the control-only mask."""
+        return self._at(CONTROL_ONLY, condition, kappa)[0]
+
+    def randoms(self, condition: str | None = None, kappa: float | None = None) -> tuple[Row, ...]:
+        """Under each random mask."""
+        return self._at(RANDOM, condition, kappa)
+
+    def rise(self, row: Row) -> float:
+        """Relative change of the perplexity against the untouched model."""
+        return self.results.rise(row)
+
+    def p(self, kappa: float | None = None) -> float:
+        """Of the headline accuracy under the task's mask, after Holm's correction over the κ."""
+        return headline_tests(self.results)[self.after(kappa=kappa)]
+
+    def rows(self, kappa: float, condition: str) -> Iterator[Row]:
+        """One condition under every mask at one κ, named "after", "control-only" and "random"."""
+        yield self._named(self.after(condition, kappa), "after", kappa)
+        yield self._named(self.control(condition, kappa), CONTROL_ONLY, kappa)
+        for row in self.randoms(condition, kappa):
+            yield self._named(row, RANDOM, kappa)
+
+    def own_rows(self) -> Iterator[Row]:
+        """Every condition that is told at the architecture's own κ, before the mask and under each."""
+        for condition in self.conditions:
+            yield self._named(self.before(condition), "before", self.kappa)
+            yield from self.rows(self.kappa, condition)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `architectures.json` says of it; states as in `results.json`."""
+        told = [row for row in self.results.rows if row.condition in self.conditions]
+        return {
+            "architecture": self.architecture,
+            "title": self.title,
+            "positions": self.positions,
+            "found": self.found,
+            "kappa": self.kappa,
+            "p": self.p(),
+            "verdict": list(self.verdict.sentences),
+            "states": states_of(told),
+            "where": self.where,
+            "dominant_norm": self.dominant_norm,
+            "first_mass": self.first_mass,
+            "random_dominant_norms": list(self.random_dominant_norms),
+            "random_first_masses": list(self.random_first_masses),
+            "reasons": self.reasons,
+        }
+
+    def _at(self, mask: str, condition: str | None, kappa: float | None) -> tuple[Row, ...]:
+        return self.results.at(self.kappa if kappa is None else kappa, mask, condition)
+
+    def _named(self, row: Row, state: str, kappa: float) -> Row:
+        return replace(row, architecture=self.architecture, state=state, kappa=kappa)
 
 
 def outcome(name: str, results: Results, analysis: Mapping[str, Any] | None = None) -> Outcome:
@@ -75,33 +134,33 @@ def outcome(name: str, results: Results, analysis: Mapping[str, Any] | None = No
 
     Returns:
         An `Outcome`, at the κ of the analysis, or of the verdict where there is none.
+
+    Raises:
+        ValueError: a κ of the study has no task-control or no control-only mask.
     """
     from tomfisher.testbed.recipe import architecture
 
-    entry, verdict = architecture(name), judge(results)
-    kappa = float(analysis["kappa"]) if analysis is not None else chosen_kappa(results)
-    kappas = at_kappas(results, headline_tests(results))
-    (own,) = (row for row in kappas if row["kappa"] == kappa)
+    for kappa in results.kappas:
+        for mask in (TASK_CONTROL, CONTROL_ONLY):
+            if len(results.at(kappa, mask)) != 1:
+                raise ValueError(
+                    f"at kappa = {kappa:g} it has {len(results.at(kappa, mask))} {mask} masks, not one"
+                )
+    entry = architecture(name)
+    inside = _inside(analysis)
     return Outcome(
         architecture=name,
         title=entry.title,
         positions=entry.positions,
-        found=verdict.found,
-        kappa=kappa,
-        weights=own["weights"],
-        p=own["p"],
-        conditions={condition: _condition(results, kappa, condition) for condition in _told(results)},
-        perplexity_rise=own["perplexity_rise"],
-        control_perplexity_rise=own["control_perplexity_rise"],
-        random_perplexity_rises=tuple(own["random_perplexity_rises"]),
+        results=results,
+        kappa=float(analysis["kappa"]) if analysis is not None else chosen_kappa(results),
+        verdict=judge(results),
         where=_where(analysis),
-        dominant_norm=_dominant_norm(analysis),
-        first_mass=_first_mass(analysis),
-        reasons=_reasons(analysis),
-        verdict=verdict.sentences,
-        kappas=kappas,
+        dominant_norm=_of_states(inside, "rope", "dominant", MASKS),
+        first_mass=_of_states(inside, "sinks", "first_mass", ("before", *MASKS)),
         random_dominant_norms=_of_randoms(analysis, "rope", "dominant"),
         random_first_masses=_of_randoms(analysis, "sinks", "first_mass"),
+        reasons=_reasons(analysis),
     )
 
 
@@ -111,22 +170,6 @@ def _reasons(analysis: Mapping[str, Any] | None) -> dict[str, str]:
     return {part: why for part, why in analysis["unavailable"].items() if part in ("rope", "sinks")}
 
 
-def _told(results: Results) -> list[str]:
-    headline = results.headline
-    beliefs = [f"{family}/{HEADLINE}" for family in FAMILIES]
-    controls = [f"{headline}/reality", f"{FAMILIES[-1]}/{HEADLINE}/first-order"]
-    return [name for name in (headline, *beliefs, *controls) if name in results.conditions]
-
-
-def _condition(results: Results, kappa: float, name: str) -> dict[str, Any]:
-    return {
-        "before": score(results.baseline(name)),
-        "after": score(results.at(kappa, TASK_CONTROL, name)[0]),
-        CONTROL_ONLY: score(results.at(kappa, CONTROL_ONLY, name)[0]),
-        RANDOM: [score(row) for row in results.at(kappa, RANDOM, name)],
-    }
-
-
 def _where(analysis: Mapping[str, Any] | None) -> dict[str, dict[str, float]] | None:
     if analysis is None or not analysis.get("profile"):
         return None
@@ -134,92 +177,23 @@ def _where(analysis: Mapping[str, Any] | None) -> dict[str, dict[str, float]] | 
     return {row["group"]: {"share": row["share"], "weight_share": row["weight_share"]} for row in rows}
 
 
-def _states(analysis: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """What was measured of a part, by mask; "before" is the untouched model."""
-    found = {"before": analysis.get("baseline", {}), **analysis.get("states", {})}
-    return {name: state[part] for name, state in found.items() if state.get(part)}
+def _inside(analysis: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What every state says on average; "before" is the untouched model."""
+    if analysis is None:
+        return {}
+    before = analysis["baseline"]
+    return {name: means(before, state) for name, state in {"before": before, **analysis["states"]}.items()}
 
 
-def _dominant_norm(analysis: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """Per mask, the mean over layers, q and k and heads of after / before - 1 in the pair that was dominant."""
-    states = {} if analysis is None else _states(analysis, "rope")
-    if "before" not in states:
-        return None
-    before = _dominant(states["before"], states["before"])
-    return {
-        name: _mean(
-            [
-                new / old - 1
-                for new, old in zip(_dominant(states[name], states["before"]), before, strict=True)
-            ]
-        )
-        for name in MASKS
-        if name in states
-    }
-
-
-def _dominant(spectrum: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[float]:
-    """Mean norms of the pairs that are dominant in the baseline."""
-    return [
-        layer[part]["norm"][head][pair]
-        for layer, reference in zip(spectrum["layers"], baseline["layers"], strict=True)
-        for part in ("q", "k")
-        for head, pair in enumerate(reference[part]["dominant"])
-    ]
-
-
-def _first_mass(analysis: Mapping[str, Any] | None) -> dict[str, float] | None:
-    states = {} if analysis is None else _states(analysis, "sinks")
-    masses = {
-        name: _mean([mass for layer in state["layers"] for mass in layer["first_mass"]])
-        for name, state in states.items()
-    }
-    return masses or None
+def _of_states(
+    inside: Mapping[str, Mapping[str, Any]], part: str, measure: str, names: tuple[str, ...]
+) -> dict[str, float] | None:
+    """One mean of every state that has it; None where none has."""
+    known = {name: inside[name][part][measure] for name in names if part in inside.get(name, {})}
+    return known or None
 
 
 def _of_randoms(analysis: Mapping[str, Any] | None, part: str, measure: str) -> tuple[float, ...]:
     """One mean of every random mask that was analysed; nothing where the part is missing."""
     rows = [] if analysis is None else analysis.get("randoms", [])
     return tuple(row[part][measure] for row in rows if row.get(part, {}).get(measure) is not None)
-
-
-def at_kappas(results: Results, p: Mapping[Row, float]) -> tuple[dict[str, Any], ...]:
-    """What a study measured at every κ on its headline condition.
-
-    Args:
-        results: the study.
-        p: per κ, the headline row of the task's mask with its corrected p.
-
-    Returns:
-        Per κ `{"kappa", "weights", "p", "after", "control-only", "random", "perplexity_rise",
-        "control_perplexity_rise", "random_perplexity_rises"}`; scores are `{"n", "accuracy", "ci95"}`, "random" a list
-        of them.
-    """
-    found = []
-    for row, corrected in p.items():
-        assert row.kappa is not None
-        (control,) = results.at(row.kappa, CONTROL_ONLY)
-        randoms = results.at(row.kappa, RANDOM)
-        found.append(
-            {
-                "kappa": row.kappa,
-                "weights": row.nnz,
-                "p": corrected,
-                "after": score(row),
-                CONTROL_ONLY: score(control),
-                RANDOM: [score(random) for random in randoms],
-                "perplexity_rise": results.rise(row),
-                "control_perplexity_rise": results.rise(control),
-                "random_perplexity_rises": [results.rise(random) for random in randoms],
-            }
-        )
-    return tuple(found)
-
-
-def score(row: Row) -> dict[str, Any]:
-    """Number of questions, accuracy and 95 % interval."""
-    return {"n": row.n, "accuracy": row.accuracy, "ci95": list(row.ci95)}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tomfisher.results.architectures import Outcome
 from tomfisher.results.tables import align
@@ -16,19 +15,14 @@ ONE_SEED = (
 
 def common_kappas(outcomes: Sequence[Outcome]) -> list[float]:
     """The κ that every study has, rising."""
-    each = [{row["kappa"] for row in found.kappas} for found in outcomes]
+    each = [set(found.results.kappas) for found in outcomes]
     return sorted(set.intersection(*each)) if each else []
-
-
-def row_at(found: Outcome, kappa: float) -> dict[str, Any]:
-    """What one study measured at a κ that it has."""
-    return next(row for row in found.kappas if row["kappa"] == kappa)
 
 
 def apart(outcomes: Sequence[Outcome], kappa: float) -> list[tuple[Outcome, list[Outcome]]]:
     """Architectures whose interval under the task's mask lies wholly below those of others, with these others."""
-    spans = [(found, row_at(found, kappa)["after"]["ci95"]) for found in outcomes]
-    pairs = [(low, [high for high, span in spans if own[1] < span[0]]) for low, own in spans]
+    rows = [(found, found.after(kappa=kappa)) for found in outcomes]
+    pairs = [(low, [high for high, row in rows if own.ci95_high < row.ci95_low]) for low, own in rows]
     return [(low, above) for low, above in pairs if above]
 
 
@@ -56,7 +50,7 @@ def _found(outcomes: Sequence[Outcome]) -> str:
 
 def _order(outcomes: Sequence[Outcome], kappa: float) -> str:
     lower = [
-        f"{low.title} ({row_at(low, kappa)['after']['accuracy']:.3f}) than in {', '.join(o.title for o in above)}"
+        f"{low.title} ({low.after(kappa=kappa).accuracy:.3f}) than in {', '.join(o.title for o in above)}"
         for low, above in apart(outcomes, kappa)
     ]
     if not lower:
@@ -79,10 +73,10 @@ def render(outcomes: Sequence[Outcome]) -> str:
     kappas = common_kappas(outcomes)
     if not kappas:
         return "No kappa is common to all studies."
-    rows = [[f"{kappa:g}", *(_cell(row_at(found, kappa)) for found in outcomes)] for kappa in kappas]
+    rows = [[f"{kappa:g}", *(_cell(found, kappa) for found in outcomes)] for kappa in kappas]
     return align(["kappa", *(found.title for found in outcomes)], rows, left=(0,))
 
 
-def _cell(row: Mapping[str, Any]) -> str:
-    low, high = row["after"]["ci95"]
-    return f"{row['after']['accuracy']:.3f} ({low:.2f}..{high:.2f}) {row['perplexity_rise']:+.1%}"
+def _cell(found: Outcome, kappa: float) -> str:
+    row = found.after(kappa=kappa)
+    return f"{row.accuracy:.3f} ({row.ci95_low:.2f}..{row.ci95_high:.2f}) {found.rise(row):+.1%}"

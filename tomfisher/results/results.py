@@ -105,7 +105,9 @@ class Results:
             rows = [row for state in states for row in rows_of(state)]
         notes = dict(note.partition(": ")[::2] for note in data.get("notes", ()))  # an earlier finetune.json
         left_out, conclusions = data.get("left_out", notes), data.get("conclusions", ())
-        return cls(tuple(rows), dict(data.get("provenance", {})), dict(left_out), tuple(conclusions))
+        return cls(
+            tuple(rows), dict(data.get("provenance") or {}), dict(left_out or {}), tuple(conclusions or ())
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], name: str = RESULTS) -> Results:

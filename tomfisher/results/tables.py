@@ -11,27 +11,44 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from tomfisher.results.results import Results
-from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
-
-MASK_ORDER = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
+from tomfisher.results.row import CONTROL_ONLY, TASK_CONTROL, Row
 
 
 class Style(NamedTuple):
-    """How cells are written.
+    """How a table is worded.
 
     Attributes:
         to: between least and most.
         absent: where there is no value.
         thousands: whether large counts are written with commas.
+        capitals: whether headers begin with a capital.
+        kappa: the header of κ.
+        times: between "random" and the number of masks.
+        untouched: what the untouched model is called.
+        masks: what masks are called, where it is not their name in the rows.
     """
 
     to: str
     absent: str
     thousands: bool
+    capitals: bool
+    kappa: str
+    times: str
+    untouched: str
+    masks: Mapping[str, str]
 
 
-TEXT = Style("..", "", False)
-PAGE = Style(" to ", "–", True)
+TEXT = Style("..", "", False, False, "kappa", "x", "none (baseline)", {})
+PAGE = Style(
+    " to ",
+    "–",
+    True,
+    True,
+    "κ",
+    "×",
+    "none (untouched)",
+    {TASK_CONTROL: "task minus control", CONTROL_ONLY: "control only"},
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,7 @@ class Table:
         caption: what it shows, in a sentence.
         columns: their headers; the first column names the rows.
         rows: cells as they are shown.
-        words: numbers of the columns that hold words, besides the first.
+        words: numbers of the columns that hold words.
         strong: numbers of the rows that the text speaks of.
         title: of a table that is shown on demand only; None shows it at once.
     """
@@ -50,13 +67,13 @@ class Table:
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    words: Sequence[int] = ()
+    words: Sequence[int] = (0,)
     strong: Sequence[int] = ()
     title: str | None = None
 
     def text(self) -> str:
         """The table for a terminal, without its caption."""
-        return align(self.columns, self.rows, left=(0, *self.words))
+        return align(self.columns, self.rows, left=self.words)
 
 
 class Line(NamedTuple):
@@ -106,7 +123,7 @@ def table(
     lines: Sequence[Line],
     style: Style = TEXT,
     caption: str = "",
-    words: Sequence[int] = (),
+    words: Sequence[int] = (0,),
     strong: Sequence[int] = (),
     title: str | None = None,
 ) -> Table:
@@ -124,16 +141,21 @@ def table(
     """
     rows = [[*line.labels, *(column.cell(line, style) for column in columns)] for line in lines]
     header = [*labels, *(column.header for column in columns)]
+    if style.capitals:
+        header = [f"{name[:1].upper()}{name[1:]}" for name in header]
     return Table(caption, header, rows, words, strong, title)
 
 
-def measured(results: Results) -> list[Column]:
-    """What every table of states shows: accuracies, perplexity and its rise over the untouched model."""
-    return [
-        *(accuracy(name, name) for name in results.tested),
-        Column("perplexity", results.headline, lambda row: row.perplexity, "{:.4g}"),
-        rise(results),
-    ]
+def measured(results: Results, tests: Sequence[Column] = ()) -> list[Column]:
+    """What every table of states shows: accuracies, perplexity and its rise over the untouched model.
+
+    Args:
+        results: what is shown.
+        tests: columns beside the accuracy of the headline condition.
+    """
+    headline, *others = (accuracy(name, name) for name in results.tested)
+    perplexity = Column("perplexity", results.headline, lambda row: row.perplexity, "{:.4g}")
+    return [headline, *tests, *others, perplexity, rise(results)]
 
 
 def accuracy(header: str, condition: str, beside: str | None = None) -> Column:
@@ -166,44 +188,6 @@ def weights(results: Results, header: str = "weights") -> Column:
 def tested(results: Results, p: Mapping[Row, float], header: str = "p (Holm)") -> Column:
     """Corrected p of the rows that have one, on the headline condition."""
     return Column(header, results.headline, p.get, "{:.2g}")
-
-
-def sweep_lines(results: Results, names: Mapping[str, str], baseline: str, times: str) -> list[Line]:
-    """A line per mask and κ, the untouched model first; random masks share one.
-
-    Args:
-        results: a sweep, or the part measured so far.
-        names: of masks, where they are called otherwise than in the rows.
-        baseline: what the untouched model is called.
-        times: between "random" and the number of masks.
-    """
-    lines = [Line(["0", baseline], results.select(mask=BASELINE))]
-    for kappa in results.kappas:
-        for mask in MASK_ORDER:
-            rows = results.select(kappa=kappa, mask=mask)
-            if rows:
-                name = names.get(mask, mask)
-                if mask == RANDOM:
-                    name += f" {times}{len(results.at(kappa, mask))}"
-                lines.append(Line([f"{kappa:g}", name], rows))
-    return lines
-
-
-def render(results: Results) -> str:
-    """One line per mask and κ; random masks as least..most over their seeds.
-
-    Columns: κ, mask, number of perturbed weights, accuracy of the headline condition ("false-belief" where
-    the task has it) and of all questions, perplexity per token, and its rise over the baseline in percent.
-
-    Args:
-        results: a whole study, or the part measured so far.
-
-    Returns:
-        Lines joined by newlines, without colour.
-    """
-    lines = sweep_lines(results, {}, "none (baseline)", "x")
-    shown = table(["kappa", "mask"], [weights(results), *measured(results)], lines, words=(1,))
-    return align(shown.columns, shown.rows, left=(1,))
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:

@@ -19,6 +19,7 @@ from tomfisher.perturbation import perturb
 from tomfisher.results.conditions import conditions_of
 from tomfisher.results.results import Results
 from tomfisher.results.row import RANDOM, Row, rows_of
+from tomfisher.results.trainings import LORA, MASKED, START, UNTOUCHED
 from tomfisher.runtime.rules import check_rules, remembered
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from tomfisher.evaluate import Perplexity
     from tomfisher.finetune.delta import Delta
     from tomfisher.perturbation.fill import FillLike
-
-UNTOUCHED, START, MASKED, LORA = "untouched", "start", "masked", "lora"
-TRAINED = (MASKED, RANDOM, LORA)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A comparison of trainings as tables and sentences for the terminal."""
+"""A comparison of trainings as tables and in words."""
 
 from __future__ import annotations
 
@@ -9,36 +9,52 @@ from tomfisher.masks.store import some
 from tomfisher.results.power import ALPHA
 from tomfisher.results.results import Results, corrected
 from tomfisher.results.row import RANDOM, Row
-from tomfisher.results.tables import Column, Line, align, measured, span, table
-from tomfisher.studies.finetune import START, TRAINED, UNTOUCHED
+from tomfisher.results.tables import (
+    TEXT,
+    Column,
+    Line,
+    Style,
+    Table,
+    align,
+    interval,
+    measured,
+    span,
+    table,
+    tested,
+)
+
+UNTOUCHED, START, MASKED, LORA = "untouched", "start", "masked", "lora"
+TRAINED = (MASKED, RANDOM, LORA)
 
 
-def render(results: Results) -> str:
-    """One line per state; random masks as least..most over their seeds.
+def training_table(results: Results, style: Style = TEXT) -> Table:
+    """One line per state; random masks as least to most over their seeds.
 
     Columns: state, number of trained values, learning rate, accuracy of the headline condition ("false-belief"
-    where the task has it) and of all questions, perplexity per token and its rise over the untouched model, p of the
-    headline against the start.
+    where the task has it) with its 95 % interval and its corrected p against the start, accuracy of all questions,
+    perplexity per token and its rise over the untouched model.
 
     Args:
         results: of `tomfisher.studies.finetune.compare`.
-
-    Returns:
-        Lines joined by newlines, without colour.
+        style: `TEXT` or `PAGE`.
     """
     headline = results.headline
+    trained = [row for row in results.select(condition=headline) if row.state in TRAINED]
     columns = [
         Column("trained", headline, lambda row: row.trainable or None, "{:.0f}"),
         Column("rate", headline, lambda row: row.learning_rate, "{:g}"),
-        *measured(results),
-        Column("p", headline, lambda row: row.p_vs_start if row.state in TRAINED else None, "{:.2g}"),
+        *measured(results, [interval(results), tested(results, corrected(trained, "p_vs_start"))]),
     ]
-    return table(["state"], columns, _lines(results)).text()
+    caption = (
+        f"Accuracy on {headline} before and after training, with 95 % intervals; p is that of the {TEST} against the "
+        "start, after Holm over the trainings. Random entries: least to most over the seeds."
+    )
+    return table(["state"], columns, _lines(results, style), style, caption)
 
 
-def render_conditions(results: Results) -> str:
+def condition_table(results: Results) -> str:
     """One line per condition: accuracy of every state, with its 95 % interval; random masks as least..most."""
-    lines = _lines(results)
+    lines = _lines(results, TEXT)
     header = ["condition", "n", *(line.labels[0] for line in lines)]
     rows = [
         [condition, str(results.baseline(condition).n), *(_cell(line.rows, condition) for line in lines)]
@@ -112,12 +128,12 @@ def _fallen(results: Results, headline: Row) -> list[str]:
     ]
 
 
-def _lines(results: Results) -> list[Line]:
+def _lines(results: Results, style: Style) -> list[Line]:
     lines = []
     for name in (UNTOUCHED, START, *TRAINED):
         if rows := results.select(state=name):
             count = len({row.seed for row in rows})
-            lines.append(Line([f"{name} x{count}" if name == RANDOM else name], rows))
+            lines.append(Line([f"{name} {style.times}{count}" if name == RANDOM else name], rows))
     return lines
 
 

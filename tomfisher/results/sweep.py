@@ -1,0 +1,62 @@
+"""The table of a sweep: a line per mask and κ."""
+
+from __future__ import annotations
+
+from tomfisher.evaluate.statistics import TEST
+from tomfisher.results.results import Results
+from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL
+from tomfisher.results.tables import (
+    PAGE,
+    TEXT,
+    Column,
+    Line,
+    Style,
+    Table,
+    interval,
+    measured,
+    table,
+    tested,
+    weights,
+)
+from tomfisher.results.verdict import headline_tests
+
+MASK_ORDER = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
+CAPTION = (
+    "Every mask of the sweep. Questions on one story form a cluster: intervals are Wilson's for the number of "
+    f"independent questions that they are worth, p is the {TEST} against the untouched model, and its correction "
+    "runs over the values of κ of the task-minus-control mask. Random masks: least to most over the seeds."
+)
+
+
+def sweep_table(results: Results, style: Style = TEXT, focus: float | None = None) -> Table:
+    """One line per mask and κ, the untouched model first; random masks as least to most over their seeds.
+
+    Columns: κ, mask, number of perturbed weights, accuracy of the headline condition ("false-belief" where
+    the task has it) and of all questions, perplexity per token, and its rise over the baseline in percent. The page
+    has intervals and tests beside.
+
+    Args:
+        results: a whole study, or the part measured so far.
+        style: `TEXT` or `PAGE`.
+        focus: the κ whose task-control mask the text around the table speaks of.
+    """
+    lines, strong = (
+        [Line(["0" if style is TEXT else style.absent, style.untouched], results.select(mask=BASELINE))],
+        [],
+    )
+    for kappa in results.kappas:
+        for mask in MASK_ORDER:
+            if rows := results.select(kappa=kappa, mask=mask):
+                name = style.masks.get(mask, mask)
+                if mask == RANDOM:
+                    name += f" {style.times}{len(results.at(kappa, mask))}"
+                if (kappa, mask) == (focus, TASK_CONTROL):
+                    strong.append(len(lines))
+                lines.append(Line([f"{kappa:g}", name], rows))
+    columns = [weights(results), *measured(results, _tests(results) if style is PAGE else ())]
+    return table([style.kappa, "mask"], columns, lines, style, CAPTION, words=(1,), strong=strong)
+
+
+def _tests(results: Results) -> list[Column]:
+    raw = Column("p (sign flip)", results.headline, lambda row: row.p_vs_baseline, "{:.2g}")
+    return [interval(results), raw, tested(results, headline_tests(results))]
