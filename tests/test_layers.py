@@ -16,6 +16,7 @@ BASE = (
 )
 # From top to bottom. A package imports from the rows below its own; those in one row do not know one another.
 LAYERS = (
+    ("__main__",),
     ("cli",),
     ("benchmarks",),
     ("__init__",),

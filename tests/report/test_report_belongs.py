@@ -10,6 +10,7 @@ import torch
 
 from tomfisher import SparseMask
 from tomfisher.report import load, write
+from tomfisher.results.row import states_of
 
 pytestmark = pytest.mark.slow
 
@@ -85,13 +86,10 @@ def test_a_run_whose_masks_are_gone_cannot_tell(folder, ablations):
 
 
 def test_an_interrupted_study_knows_its_model_from_its_inputs(folder, results, ablations):
-    from dataclasses import asdict
-
+    baseline, *_ = states_of(results.rows)
     (folder / "results.json").unlink()
     (folder / "points").mkdir()
-    (folder / "points" / "baseline.json").write_text(
-        json.dumps({"point": asdict(results.baseline), "scores": {}})
-    )
+    (folder / "points" / "baseline.json").write_text(json.dumps({"point": baseline, "scores": {}}))
     (folder / "inputs.json").write_text(json.dumps({"evaluation_model": {"weights_sha256": "w" * 64}}))
     put(folder, "ablations", ablations, of_run())
     assert set(load(folder).extras) == {"ablations"}

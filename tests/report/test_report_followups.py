@@ -78,15 +78,15 @@ def grid():
 def test_a_grid_of_fills_is_a_row_per_fill_beside_its_controls(grid):
     table = grid_table(Results.from_dict(grid), PAGE)
     assert table.columns == [
-        *("Fill", "κ", "Weights", "False-belief", "95 % interval", "P: false-belief", "All"),
+        *("Fill", "κ", "Weights", "False-belief", "95 % interval", "p: false-belief", "p: all", "All"),
         *("Perplexity", "Rise", "Control-only false-belief", "Random false-belief"),
     ]
-    assert table.rows == [
-        ["none", "0", "1,234", "0.900", "0.100 to 0.400", "–", "–", "10", "–", "–", "–"],
-        ["scale:0", "0.01", "1,234", "0.250", "0.100 to 0.400", "0.0001", "–", "10.2", "+2.0%", "0.850",
-         "0.875 to 0.900"],
-        ["scale:2", "0.01", "1,234", "0.500", "0.100 to 0.400", "0.02", "–", "10.2", "+2.0%", "–", "–"],
-    ]  # fmt: skip
+    untouched, zero, double = table.rows
+    assert untouched == ["none", "0", "1,234", "0.900", "0.100 to 0.400", *"–––", "10", *"–––"]
+    assert zero[:6] == ["scale:0", "0.01", "1,234", "0.250", "0.100 to 0.400", "0.0001"]
+    assert zero[6:] == [*"––", "10.2", "+2.0%", "0.850", "0.875 to 0.900"]
+    assert double[:6] == ["scale:2", "0.01", "1,234", "0.500", "0.100 to 0.400", "0.02"]
+    assert double[6:] == [*"––", "10.2", "+2.0%", *"––"]
     assert "all 2 tests" in table.caption
 
 
@@ -128,12 +128,8 @@ def test_ablations_have_their_controls_and_corrected_p(ablations):
     assert [row[0] for row in table.rows] == ["none (untouched)", "qk", "mlp"]
     assert table.rows[1][2:5] == ["0.300", "0.181 to 0.454", "0.02"]
     assert table.columns[-2:] == ["2 controls", "Their rise"]
-    assert table.rows[1][-2:] == ["0.825 to 0.875", "+10.0%"] and table.rows[2][-4:] == [
-        "11",
-        "+10.0%",
-        "–",
-        "–",
-    ]
+    assert table.rows[1][-2:] == ["0.825 to 0.875", "+10.0%"]
+    assert table.rows[2][-4:] == ["11", "+10.0%", "–", "–"]
     assert "Holm over all 2 interventions" in table.caption
 
 
@@ -149,9 +145,10 @@ def test_the_page_shows_what_lies_in_the_run_folder_or_below_it(make_run, finetu
     assert "LoRA diverged once" in text and "no such layer" in text
 
 
-def test_an_optional_file_of_another_shape_takes_only_its_own_table_along(make_run):
+def test_an_optional_file_of_another_shape_takes_only_its_own_section_along(make_run):
     text = write(make_run(finetune={"states": [{}]}, grid={"nothing": 1})).read_text()
-    assert "A table of the training" in text and "A table of the grid of fills" in text
+    for name in ("finetune", "grid"):
+        assert f"{name}.json is damaged (KeyError" in text
     assert "An effect was found." in text
 
 

@@ -22,9 +22,10 @@ from tomfisher.results.verdict import headline_tests
 
 MASK_ORDER = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
 CAPTION = (
-    "Every mask of the sweep. Questions on one story form a cluster: intervals are Wilson's for the number of "
-    f"independent questions that they are worth, p is the {TEST} against the untouched model, and its correction "
-    "runs over the values of κ of the task-minus-control mask. Random masks: least to most over the seeds."
+    "Every mask of the sweep: accuracies and perplexity. Questions on one story form a cluster: intervals are "
+    f"Wilson's for the number of independent questions that they are worth, p is the {TEST} against the untouched "
+    "model, and its correction runs over the values of κ of the task-minus-control mask. Random masks: least to most "
+    "over the seeds."
 )
 
 

@@ -21,7 +21,7 @@ class Style(NamedTuple):
         to: between least and most.
         absent: where there is no value.
         thousands: whether large counts are written with commas.
-        capitals: whether headers begin with a capital.
+        capitals: whether headers begin with a capital; symbols such as κ and p never do.
         kappa: the header of κ.
         times: between "random" and the number of masks.
         untouched: what the untouched model is called.
@@ -142,7 +142,7 @@ def table(
     rows = [[*line.labels, *(column.cell(line, style) for column in columns)] for line in lines]
     header = [*labels, *(column.header for column in columns)]
     if style.capitals:
-        header = [f"{name[:1].upper()}{name[1:]}" for name in header]
+        header = [name if name[1:2] in ("", " ", ":") else name[0].upper() + name[1:] for name in header]
     return Table(caption, header, rows, words, strong, title)
 
 
