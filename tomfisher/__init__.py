@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tomfisher import plugins
 from tomfisher.version import __version__
 
 if TYPE_CHECKING:
@@ -59,8 +58,6 @@ __all__ = [
     "tasks",
     "top_fraction",
 ]
-
-plugins.add("tomfisher.testbed.registration")
 
 
 def __getattr__(name: str) -> Any:

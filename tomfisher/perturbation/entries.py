@@ -64,7 +64,7 @@ class Entries:
 
     def read(self) -> list[Tensor]:
         """What stands there now, `[k]` per target, bit patterns unchanged."""
-        return [weight.take(index) for weight, index in zip(self.weights, self._indices, strict=True)]
+        return list(map(torch.take, self.weights, self._indices))
 
     def write(self, values: Sequence[Tensor]) -> None:
         """Keep the old values and write others, `[k]` per target."""

@@ -57,19 +57,17 @@ class Perturbation:
         # while these are referred to, the identities of the storages are given to no others
         self._storages: list[StorageWeakRef] = []
         self._entries: list[Entries] = []
+        self._keys: frozenset[guard.Key] = frozenset()  # of the storages
         # while it is applied, by device: what the weights held before, and their versions right after the write
         self._before: list[list[Contents]] | None = None
         self._after: list[list[int | None]] = []
         self._find()
-        views = [target.view for target in self._targets()]
         self.nnz = sum(target.index.numel() for target in self._targets())
-        # only there may what was made in inference mode be written to
-        self._mode = torch.inference_mode if any(view.is_inference() for view in views) else torch.no_grad
         self._by_mean = fill.kind == "mean" and compat is None
         used = ("weight_sums", "masked_fill_mean_", "scatter_") if self._by_mean else ("scatter_",)
         self.implementations = {
             f"{op}@{device.type}": resolve(op, impl, device)[0]
-            for device in dict.fromkeys(view.device for view in views)
+            for device in dict.fromkeys(target.view.device for target in self._targets())
             for op in used
         }
         self._let_go()
@@ -99,7 +97,7 @@ class Perturbation:
         if self.applied:
             raise RuntimeError(f"{self} cannot be applied twice. Call undo() first.")
         try:
-            with plain_torch(), deferred_interrupt(), self._mode():
+            with plain_torch(), deferred_interrupt(), torch.inference_mode():
                 self._write()
         except BaseException:
             if self.applied:  # a Ctrl-C that waited for the write
@@ -123,12 +121,10 @@ class Perturbation:
         self._entries = [Entries(targets, self._impl) for targets in by_device.values()]
         self._seen = {name: (named[name], place_of(named[name])) for name in self.mask}
         self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor, _ in self._seen.values()]
+        self._keys = frozenset(target.key for target in self._targets())
 
     def _targets(self) -> list[Target]:
         return [target for entries in self._entries for target in entries.targets]
-
-    def _keys(self) -> frozenset[guard.Key]:
-        return frozenset(target.key for target in self._targets())
 
     def _let_go(self) -> None:
         """Forget views, which would keep memory that the model replaces; its own tensors may be remembered."""
@@ -141,7 +137,7 @@ class Perturbation:
         try:
             for entries, contents in zip(self._entries, before, strict=True):
                 write_fill(self.fill, entries, self._sums_of(entries, contents), self._seed)
-            guard.push(self, self._keys())
+            guard.push(self, self._keys)
         except BaseException:
             for entries in self._entries:
                 entries.restore()
@@ -178,10 +174,10 @@ class Perturbation:
         """Restore, and give the entries that somebody else changed."""
         if self._before is None:
             raise RuntimeError(f"{self} cannot be undone: apply() it first.")
-        if later := guard.above(self, self._keys()):
+        if later := guard.above(self, self._keys):
             raise RuntimeError(f"{self} cannot be undone yet: undo {later[0]} first, it was applied later.")
         self._refuse_moved()
-        with plain_torch(), deferred_interrupt(), self._mode():
+        with plain_torch(), deferred_interrupt(), torch.inference_mode():
             others = [each for entries in self._entries for each in entries.changed()]
             for entries, before, after in zip(self._entries, self._before, self._after, strict=True):
                 self._restore(entries, before, after)

@@ -99,4 +99,7 @@ def complete(tensors: Sequence[Tensor], contents: Sequence[Contents], impl: Impl
 
 def version_of(tensor: Tensor) -> int | None:
     """PyTorch's count of in-place writes; None for an inference tensor, which has none and is never known."""
-    return None if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except RuntimeError:  # an inference tensor
+        return None

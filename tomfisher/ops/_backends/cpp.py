@@ -130,7 +130,7 @@ def masked_fill_mean_(
 
 
 def _write_back(weights: Sequence[Tensor], plain: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
-    copied = [i for i, weight in enumerate(weights) if not weight.is_contiguous()]
+    copied = [i for i, (weight, copy) in enumerate(zip(weights, plain, strict=True)) if copy is not weight]
     if copied:
         filled = [plain[i].view(-1)[indices[i]] for i in copied]
         scatter_([weights[i] for i in copied], [indices[i] for i in copied], filled)
