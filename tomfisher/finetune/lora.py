@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tomfisher.finetune.training import check_learning_rate, train
+from tomfisher.finetune.training import train
 from tomfisher.runtime.gate import check_trainable, plain_torch, seeded
-from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.structure import is_conv1d, is_linear
 from tomfisher.sample import Sample
 
@@ -229,15 +228,14 @@ def finetune_lora(
         ValueError: no samples, or a setting out of range.
     """
     check_trainable(model, "Fine-tuning")
-    check_learning_rate(learning_rate)
     tuned = TunedLora(model, plan, seed)
     try:
-        parameters = tuned.parameters()
-        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
-        with frozen(model, tuple(parameters)):
-            tuned.losses = train(
-                model, samples, optimizer, steps, batch_size, seed, label=label, progress=progress
-            )
+        values = tuned.parameters()
+        tuned.losses = train(
+            *(model, samples, values, values, steps, learning_rate, batch_size, weight_decay, seed),
+            label=label,
+            progress=progress,
+        )
     except BaseException:
         tuned.undo()
         raise

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tomfisher.finetune.delta import AppliedDelta, Delta
 from tomfisher.finetune.entries import Entry, find_entries, gathered_gradients, master_values, write
-from tomfisher.finetune.training import check_learning_rate, train
+from tomfisher.finetune.training import train
 from tomfisher.masks import SparseMask
 from tomfisher.ops.dispatch import Impl
 from tomfisher.perturbation.guard import deferred_interrupt
 from tomfisher.runtime.gate import check_trainable, plain_torch
-from tomfisher.runtime.modes import frozen
 from tomfisher.sample import Sample
 
 
@@ -26,16 +23,12 @@ class TunedEntries(AppliedDelta):
         delta: the entries with their old and new values; `delta.save(path)` writes them to a small file.
         losses: loss of every step before it was taken, in nats.
         trainable: number of trained values k.
-        state_numel: per kind of optimiser state, how many numbers it held: k each, and one step count per tensor.
     """
 
-    def __init__(
-        self, model: nn.Module, delta: Delta, impl: Impl, losses: list[float], state_numel: dict[str, int]
-    ) -> None:
+    def __init__(self, model: nn.Module, delta: Delta, impl: Impl, losses: list[float]) -> None:
         super().__init__(model, delta, impl)
         self.losses = losses
         self.trainable = delta.nnz
-        self.state_numel = state_numel
 
 
 @plain_torch()
@@ -87,20 +80,23 @@ def finetune_masked(
         ValueError: the mask is of another model or empty, no samples, or a setting out of range.
     """
     check_trainable(model, "Fine-tuning")
-    check_learning_rate(learning_rate)
     entries = find_entries(model, mask)
     old = [entry.read() for entry in entries]
     values = master_values(entries)
-    optimizer = torch.optim.AdamW(values, lr=learning_rate, weight_decay=weight_decay)
-    parameters = tuple(parameter for entry in entries for parameter in entry.parameters)
+    weights = [parameter for entry in entries for parameter in entry.parameters]
 
     def put() -> None:
         new = [_rounded(entry, value) for entry, value in zip(entries, values, strict=True)]
         write(entries, new, impl)
 
     try:
-        with frozen(model, parameters), gathered_gradients(entries, values):
-            losses = train(model, samples, optimizer, steps, batch_size, seed, put, label, progress)
+        with gathered_gradients(entries, values):
+            losses = train(
+                *(model, samples, values, weights, steps, learning_rate, batch_size, weight_decay, seed),
+                after_step=put,
+                label=label,
+                progress=progress,
+            )
         delta = Delta(
             shapes={entry.name: tuple(entry.weight.shape) for entry in entries},
             indices={entry.name: entry.index.cpu() for entry in entries},
@@ -122,7 +118,7 @@ def finetune_masked(
     finally:
         with deferred_interrupt():
             write(entries, old, impl)
-    tuned = TunedEntries(model, delta, impl, losses, _state_numel(optimizer))
+    tuned = TunedEntries(model, delta, impl, losses)
     tuned.apply()
     return tuned
 
@@ -135,12 +131,3 @@ def _rounded(entry: Entry, value: nn.Parameter) -> Tensor:
             "Use a smaller learning rate."
         )
     return rounded
-
-
-def _state_numel(optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    state: dict[str, Any]
-    for state in optimizer.state.values():
-        for kind, content in state.items():
-            sizes[kind] = sizes.get(kind, 0) + (content.numel() if isinstance(content, Tensor) else 1)
-    return sizes

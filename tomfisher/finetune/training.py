@@ -13,7 +13,7 @@ from tomfisher.fisher.objective import check_losses, sample_losses
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import collate
 from tomfisher.runtime.gate import check_samples, plain_torch
-from tomfisher.runtime.modes import measuring
+from tomfisher.runtime.modes import frozen, measuring
 from tomfisher.runtime.rules import Rules, check_rules, weights_kept
 from tomfisher.sample import Sample
 
@@ -24,22 +24,28 @@ VALIDATION_TOKENS = 2048
 def train(
     model: nn.Module,
     samples: Sequence[Sample],
-    optimizer: torch.optim.Optimizer,
+    values: Sequence[nn.Parameter],
+    weights: Sequence[nn.Parameter],
     steps: int,
+    learning_rate: float,
     batch_size: int = 8,
+    weight_decay: float = 0.0,
     seed: int = 0,
     after_step: Callable[[], None] | None = None,
     label: str = "finetune",
     progress: bool = True,
 ) -> list[float]:
-    """Minimise the mean over a batch's samples of each sample's mean token loss, for a number of steps.
+    """Minimise the mean over a batch's samples of each sample's mean token loss, with AdamW, for a number of steps.
 
     Args:
-        model: what is trainable in it requires a gradient; everything else is frozen.
+        model: everything in it but `weights` is frozen meanwhile.
         samples: training data.
-        optimizer: of the trainable values.
+        values: what is trained.
+        weights: the parameters of the model through which gradients come to `values`; often the same.
         steps: optimiser steps.
+        learning_rate: of AdamW (betas 0.9 and 0.999, eps 1e-8), constant.
         batch_size: samples per step.
+        weight_decay: AdamW's decoupled decay, toward zero.
         seed: of the order of the samples, which is reshuffled whenever all were seen.
         after_step: called after every step of the optimiser.
         label: in front of the progress bar.
@@ -54,12 +60,16 @@ def train(
             (`tomfisher.runtime.rules`).
     """
     _check(samples, steps, batch_size)
+    check_learning_rate(learning_rate)
     check_samples(model, samples)
-    rules = check_rules(model, [sample.input_ids for sample in samples], batch_size)
-    order = batch_order(len(samples), batch_size, steps, seed)
+    optimizer = torch.optim.AdamW(values, lr=learning_rate, weight_decay=weight_decay)
     losses: list[float] = []
-    with progress_bar(total=steps, desc=label, unit="step", enabled=progress) as bar:
-        for step, chosen in enumerate(order, 1):
+    with (
+        frozen(model, tuple(weights)),
+        progress_bar(total=steps, desc=label, unit="step", enabled=progress) as bar,
+    ):
+        rules = check_rules(model, [sample.input_ids for sample in samples], batch_size)
+        for step, chosen in enumerate(batch_order(len(samples), batch_size, steps, seed), 1):
             optimizer.zero_grad(set_to_none=True)
             loss = 0.0
             for part in _parts(samples, chosen, rules):
@@ -74,7 +84,7 @@ def train(
                 mean = each.sum() / len(chosen)
                 mean.backward()
                 loss += mean.item()
-            _check_gradients(optimizer, step, steps)
+            _check_gradients(values, step, steps)
             optimizer.step()
             if after_step is not None:
                 after_step()
@@ -142,11 +152,9 @@ def check_learning_rate(learning_rate: float) -> None:
         raise ValueError(f"learning_rate must be a positive number such as 1e-3, got {learning_rate!r}.")
 
 
-def _check_gradients(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
-    for group in optimizer.param_groups:
-        for value in group["params"]:
-            if value.grad is not None and not bool(value.grad.isfinite().all()):
-                raise FloatingPointError(
-                    f"Training diverged at step {step} of {steps}: the loss is finite, but a gradient holds NaN or "
-                    "infinity. Use a smaller learning rate, or load the model in float32."
-                )
+def _check_gradients(values: Sequence[nn.Parameter], step: int, steps: int) -> None:
+    if not all(value.grad is None or bool(value.grad.isfinite().all()) for value in values):
+        raise FloatingPointError(
+            f"Training diverged at step {step} of {steps}: the loss is finite, but a gradient holds NaN or "
+            "infinity. Use a smaller learning rate, or load the model in float32."
+        )
