@@ -242,15 +242,12 @@ def inside(modules: list[nn.Module], into: list[Running]) -> Iterator[None]:
         given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim), None)
         into.append(Running(module, 1 if given is None else given.shape[0]))
 
-    handles: list[Any] = []
-    try:
+    with contextlib.ExitStack() as hooks:
         for module in modules:
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(lambda m, _, __: _leave(into, m), always_call=True))
+            hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+            left = module.register_forward_hook(lambda m, _, __: _leave(into, m), always_call=True)
+            hooks.enter_context(left)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _leave(stack: list[Running], module: nn.Module) -> None:

@@ -113,16 +113,13 @@ class _Finder:
         modules = list(decoder.modules())
         known = {id(module) for module in modules}
         own = OwnAttention(lambda: self._stack[-1] if self._stack and not self._busy else None, self)
-        hooks = [
-            layers[0].register_forward_pre_hook(self._look_at_input, with_kwargs=True)
-            for layers in self._lists
-        ]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for layers in self._lists:
+                hooks.enter_context(
+                    layers[0].register_forward_pre_hook(self._look_at_input, with_kwargs=True)
+                )
             with inside(modules, self._stack), watching_interface(lambda m: id(m) in known, self), own:
                 yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def _look_at_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _even(args, kwargs) is False:
@@ -153,39 +150,36 @@ class _Coded:
         self._codes = Codes()
         self._pending: dict[int, Tensor] = {}
         self._current: list[Running] = []
-        self._handles: list[Any] = []
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         own = [p.module for p in self.found.values() if not p.interface]
         mode = OwnAttention(lambda: self._current[-1] if self._current else None, self)
-        with inside(own, self._current), watching_interface(self._through_interface, self):
-            try:
-                self._hook()
-                with mode if own else contextlib.nullcontext():
-                    yield
-            finally:
-                for handle in self._handles:
-                    handle.remove()
+        with contextlib.ExitStack() as hooks:
+            hooks.enter_context(inside(own, self._current))
+            hooks.enter_context(watching_interface(self._through_interface, self))
+            self._hook(hooks)
+            if own:
+                hooks.enter_context(mode)
+            yield
 
     def _through_interface(self, module: nn.Module) -> bool:
         return id(module) in self.found and self.found[id(module)].interface
 
-    def _hook(self) -> None:
+    def _hook(self, hooks: contextlib.ExitStack) -> None:
         for probed in self.found.values():
-            self._handles.append(
-                probed.module.register_forward_pre_hook(partial(_look_even, probed), with_kwargs=True)
-            )
+            look = partial(_look_even, probed)
+            hooks.enter_context(probed.module.register_forward_pre_hook(look, with_kwargs=True))
             for module in probed.module.modules():
                 if _maps(module):
-                    self._handles.append(module.register_forward_hook(self._codes.speak))
+                    hooks.enter_context(module.register_forward_hook(self._codes.speak))
                 elif _is_norm(module):
-                    self._handles.append(module.register_forward_hook(_let_through))
+                    hooks.enter_context(module.register_forward_hook(_let_through))
         for layer in self._layers:
             keys = [key for key, p in self.found.items() if any(m is p.module for m in layer.modules())]
             for module in layer.modules() if keys else ():
                 if is_linear(module):
-                    self._handles.append(module.register_forward_pre_hook(self._listener(keys)))
+                    hooks.enter_context(module.register_forward_pre_hook(self._listener(keys)))
 
     def _listener(self, keys: list[int]) -> Any:
         """A hook that looks whether a linear map takes in what an attention of its layer has given out."""
