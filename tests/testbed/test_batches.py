@@ -50,19 +50,3 @@ def test_text_is_a_function_of_the_seed(drawn):
     assert torch.equal(again[0].input_ids, drawn[0][0].input_ids)
     assert torch.equal(again[1].input_ids, drawn[0][1].input_ids)
     assert build_tokenizer().decode(other[0].input_ids[0]) != build_tokenizer().decode(again[0].input_ids[0])
-
-
-def test_rate_warms_up_and_decays_to_a_tenth():
-    recipe = Recipe(steps=1000, warmup=50, learning_rate=1.0)
-    assert recipe.rate(0) == pytest.approx(0.02)
-    assert recipe.rate(50) == pytest.approx(1.0)
-    assert recipe.rate(1000) == pytest.approx(0.1)
-    assert all(recipe.rate(step) > recipe.rate(step + 1) for step in range(50, 1000, 50))
-
-
-@pytest.mark.parametrize(
-    "setting", [{"steps": 0}, {"stories": 0}, {"general_tokens": 1}, {"log_every": 0}, {"slips": 0.5}]
-)
-def test_impossible_settings_are_refused(setting):
-    with pytest.raises(ValueError, match=next(iter(setting))):
-        Recipe(**setting)
