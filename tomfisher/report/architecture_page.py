@@ -20,29 +20,35 @@ from tomfisher.results.architecture_table import render
 NAME = "architectures"
 
 
-def name_of(found: Architectures) -> str:
+def name_of(architectures: Architectures) -> str:
     """What the folder is called in a report."""
-    return f"The same study on {len(found.outcomes)} architectures"
+    return f"The same study on {len(architectures.outcomes)} architectures"
 
 
-def word_of(found: Architectures) -> str:
+def word_of(architectures: Architectures) -> str:
     """The verdict in a few words."""
-    count = sum(outcome.found for outcome in found.outcomes)
-    return f"An effect was found in {count} of {len(found.outcomes)} architectures."
+    count = sum(outcome.found for outcome in architectures.outcomes)
+    return f"An effect was found in {count} of {len(architectures.outcomes)} architectures."
 
 
-def draw(found: Architectures) -> tuple[list[Picture], list[Missing]]:
+def draw(architectures: Architectures) -> tuple[list[Picture], list[Missing]]:
     """The figure, or why there is none."""
     try:
-        return [of_architectures(found)], []
+        return [of_architectures(architectures)], []
     except ValueError as error:
         return [], [Missing(f"Figure {NAME}", str(error))]
 
 
-def sections(found: Architectures, pictures: Sequence[Picture], missing: Sequence[Missing]) -> list[Section]:
+def sections(
+    architectures: Architectures, pictures: Sequence[Picture], missing: Sequence[Missing]
+) -> list[Section]:
     """The parts of the page."""
-    table = equal_kappa_table(found)
-    own = [table for table in (architecture_table(found), family_table(found)) if table is not None]
+    table = equal_kappa_table(architectures)
+    own = [
+        table
+        for table in (architecture_table(architectures), family_table(architectures))
+        if table is not None
+    ]
     done = [
         Section(
             f"{NAME}-equal",
@@ -55,41 +61,48 @@ def sections(found: Architectures, pictures: Sequence[Picture], missing: Sequenc
             f"{NAME}-own",
             "Each at its own κ",
             tables=own,
-            blocks=[Block("Also where the mask sits and what happens inside", render(found.outcomes))],
+            blocks=[
+                Block("Also where the mask sits and what happens inside", render(architectures.outcomes))
+            ],
         ),
     ]
-    notes = [*missing, *missing_of(found)]
+    notes = [*missing, *missing_of(architectures)]
     if notes:
         done.append(Section(f"{NAME}-missing", "What this report cannot show", notes=notes))
-    return [*done, _provenance(found)]
+    return [*done, _provenance(architectures)]
 
 
-def missing_of(found: Architectures) -> list[Missing]:
+def missing_of(architectures: Architectures) -> list[Missing]:
     """Architectures without an outcome, and what keeps the others from being compared."""
-    absent = [Missing(name, why) for name, why in found.missing.items()]
-    return absent + [Missing("The comparison", note) for note in found.notes]
+    absent = [Missing(name, why) for name, why in architectures.missing.items()]
+    return absent + [Missing("The comparison", note) for note in architectures.notes]
 
 
-def _provenance(found: Architectures) -> Section:
-    runs = [str(found.path / outcome.architecture) for outcome in found.outcomes]
+def _provenance(architectures: Architectures) -> Section:
+    runs = [str(architectures.path / outcome.architecture) for outcome in architectures.outcomes]
     blocks = [
-        Block("Run it again", f"tomfisher run --preset {NAME} --output_path {shlex.quote(str(found.path))}"),
-        Block("Write this report again", f"tomfisher report {shlex.quote(str(found.path))}"),
+        Block(
+            "Run it again",
+            f"tomfisher run --preset {NAME} --output_path {shlex.quote(str(architectures.path))}",
+        ),
+        Block("Write this report again", f"tomfisher report {shlex.quote(str(architectures.path))}"),
         Block("Report on a single run", "\n".join(f"tomfisher report {shlex.quote(run)}" for run in runs)),
     ]
     texts = []
-    if found.record:
-        command = " ".join(map(shlex.quote, found.record["command"]))
+    if architectures.record:
+        command = " ".join(map(shlex.quote, architectures.record["command"]))
         blocks.append(Block("What it was last run by", command))
-        versions = ", ".join(f"{name} {version}" for name, version in found.record["versions"].items())
-        texts = [f"Finished {found.record['finished']}, with {versions}."]
+        versions = ", ".join(
+            f"{name} {version}" for name, version in architectures.record["versions"].items()
+        )
+        texts = [f"Finished {architectures.record['finished']}, with {versions}."]
     return Section(f"{NAME}-provenance", "Where the numbers come from", texts, blocks=blocks)
 
 
-def facts(found: Architectures) -> list[Fact]:
+def facts(architectures: Architectures) -> list[Fact]:
     """Per architecture the accuracy before and after at its own κ."""
     told = []
-    for outcome in outcomes_of(found):
+    for outcome in outcomes_of(architectures):
         before, after = outcome.before(), outcome.after()
         detail = f"κ = {outcome.kappa:g}, 95 % interval after {after.ci95_low:.3f} to {after.ci95_high:.3f}"
         told.append(Fact(outcome.title, f"{before.accuracy:.3f} → {after.accuracy:.3f}", detail))

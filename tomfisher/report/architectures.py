@@ -21,13 +21,13 @@ _LOOKS = {"after": STATES[TASK_CONTROL], CONTROL_ONLY: STATES[CONTROL_ONLY], RAN
 
 
 @styled
-def plot_architectures(found: Architectures | Sequence[Outcome]) -> tuple[Figure, Any]:
+def plot_architectures(architectures: Architectures | Sequence[Outcome]) -> tuple[Figure, Any]:
     """False-belief accuracy before and after, an architecture beside the other, one panel per κ that all have.
 
     Bars are 95 % intervals; random masks are drawn from the least to the most accurate.
 
     Args:
-        found: `tomfisher.results.architecture_folder.read(folder)`, or the outcomes in it.
+        architectures: `tomfisher.results.architecture_folder.read(folder)`, or the outcomes in it.
 
     Returns:
         Figure and the axes, from the smallest κ at the top to the largest.
@@ -35,7 +35,7 @@ def plot_architectures(found: Architectures | Sequence[Outcome]) -> tuple[Figure
     Raises:
         ValueError: there are no outcomes, or no κ is common to all.
     """
-    outcomes = outcomes_of(found)
+    outcomes = outcomes_of(architectures)
     kappas = common_kappas(outcomes)
     if not kappas:
         raise ValueError(
@@ -85,15 +85,15 @@ def _ranges(axis: Any, randoms: Sequence[Sequence[Row]]) -> None:
         axis.plot(places, means, color=look.color, marker=look.marker, linestyle="", label=label)
 
 
-def outcomes_of(found: Architectures | Sequence[Outcome]) -> tuple[Outcome, ...]:
+def outcomes_of(architectures: Architectures | Sequence[Outcome]) -> tuple[Outcome, ...]:
     """The outcomes of a folder of architectures, or those that are given."""
-    return found.outcomes if isinstance(found, Architectures) else tuple(found)
+    return architectures.outcomes if isinstance(architectures, Architectures) else tuple(architectures)
 
 
-def says(found: Architectures | Sequence[Outcome]) -> str:
+def says(architectures: Architectures | Sequence[Outcome]) -> str:
     """The figure in numbers."""
     words = []
-    outcomes = outcomes_of(found)
+    outcomes = outcomes_of(architectures)
     for kappa in common_kappas(outcomes):
         parts = []
         for outcome in outcomes:
@@ -107,9 +107,9 @@ def says(found: Architectures | Sequence[Outcome]) -> str:
     return " ".join(words)
 
 
-def equal_kappa_table(found: Architectures | Sequence[Outcome]) -> Table | None:
+def equal_kappa_table(architectures: Architectures | Sequence[Outcome]) -> Table | None:
     """One row per κ and architecture; None where no κ is common to all."""
-    outcomes = outcomes_of(found)
+    outcomes = outcomes_of(architectures)
     rows = []
     for kappa in common_kappas(outcomes):
         for outcome in outcomes:
@@ -140,10 +140,10 @@ def equal_kappa_table(found: Architectures | Sequence[Outcome]) -> Table | None:
     )
 
 
-def architecture_table(found: Architectures | Sequence[Outcome]) -> Table:
+def architecture_table(architectures: Architectures | Sequence[Outcome]) -> Table:
     """One row per architecture, each at its own κ."""
     rows = []
-    for outcome in outcomes_of(found):
+    for outcome in outcomes_of(architectures):
         rows.append(
             [
                 outcome.title,
@@ -168,10 +168,10 @@ def architecture_table(found: Architectures | Sequence[Outcome]) -> Table:
     )
 
 
-def family_table(found: Architectures | Sequence[Outcome]) -> Table | None:
+def family_table(architectures: Architectures | Sequence[Outcome]) -> Table | None:
     """One row per architecture and family of stories, at the architecture's own κ; None where no family is known."""
     rows = []
-    for outcome in outcomes_of(found):
+    for outcome in outcomes_of(architectures):
         for name in (f"{family}/{HEADLINE}" for family in FAMILIES):
             if name in outcome.conditions:
                 rows.append(

@@ -44,17 +44,17 @@ def plot_attention_maps(maps: Mapping[str, Any], prompt: int = 0) -> tuple[Figur
     from matplotlib.colors import PowerNorm
 
     figure, panels = axes(1.95 * len(maps) + 0.5, len(maps), 2, squeeze=False)
-    for row, (head, found) in zip(panels, maps.items(), strict=True):
+    for row, (head, states) in zip(panels, maps.items(), strict=True):
         for axis, state in zip(row, STATES_SHOWN, strict=True):
-            if state not in found:
+            if state not in states:
                 raise ValueError(f"Head {head} has no map of the state {state!r}. {_WAY_OUT}")
-            values = numbers(found[state])
+            values = numbers(states[state])
             image = axis.imshow(
                 values, cmap=SEQUENTIAL, norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="none"
             )
             axis.set_title(f"{literal(head)}: {STATES[state].label}")
             axis.grid(False)
-            _token_axes(axis, found.get("tokens"), len(values))
+            _token_axes(axis, states.get("tokens"), len(values))
         row[0].set_ylabel("query token")
     for axis in panels[-1]:
         axis.set_xlabel("key token")
@@ -67,7 +67,7 @@ def _by_head(states: Mapping[str, Any], prompt: int) -> dict[str, dict[str, Any]
     """The maps of one prompt by head, of measurements by state."""
     if missing := [state for state in STATES_SHOWN if state not in states]:
         raise ValueError(f"There is no measurement of the state {missing[0]!r}. {_WAY_OUT}")
-    found: dict[str, dict[str, Any]] = {}
+    heads: dict[str, dict[str, Any]] = {}
     for state in STATES_SHOWN:
         for head, values in as_mapping(states[state]).get("maps", {}).items():
             if not 0 <= prompt < len(values):
@@ -75,8 +75,8 @@ def _by_head(states: Mapping[str, Any], prompt: int) -> dict[str, dict[str, Any]
                     f"Head {head} has maps of {len(values)} prompts, so there is none of prompt {prompt}. Ask for "
                     "more: attention_sinks(..., map_prompts=...)."
                 )
-            found.setdefault(head, {})[state] = values[prompt]
-    return found
+            heads.setdefault(head, {})[state] = values[prompt]
+    return heads
 
 
 def _token_axes(axis: Any, tokens: list[str] | None, length: int) -> None:

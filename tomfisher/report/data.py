@@ -163,10 +163,10 @@ def _beside(path: Path) -> Architectures | None:
     if folder is None:
         return None
     try:
-        found = read(folder)
+        architectures = read(folder)
     except ValueError:
         return None
-    return found if len(found.outcomes) > 1 else None
+    return architectures if len(architectures.outcomes) > 1 else None
 
 
 def _results(path: Path) -> tuple[Results, bool]:
@@ -213,7 +213,7 @@ def _interrupted(results: Results, config: dict[str, Any]) -> Missing:
 
 def _controls(results: Results) -> list[Missing]:
     """Values of κ at which a mask of the sweep or one of its controls was not measured."""
-    found = []
+    gaps = []
     for mask, what in (
         (TASK_CONTROL, "Task-minus-control masks"),
         (CONTROL_ONLY, "Control-only masks"),
@@ -223,8 +223,8 @@ def _controls(results: Results) -> list[Missing]:
         if absent:
             everywhere = len(absent) == len(results.kappas)
             where = "at any kappa" if everywhere else f"at kappa = {', '.join(absent)}"
-            found.append(Missing(what, f"None was measured {where}, so there is no comparison with them."))
-    return found
+            gaps.append(Missing(what, f"None was measured {where}, so there is no comparison with them."))
+    return gaps
 
 
 def _rerun(path: Path) -> str:

@@ -59,7 +59,7 @@ def plot_fisher_values(values: Mapping[str, Any]) -> tuple[Figure, Any]:
     drawn = {which: histogram(values[which]) for which in LOOKS}
     if not any(len(counts) for _, counts in drawn.values()):
         raise ValueError("No Fisher value is positive, so there is no histogram over powers of two to draw.")
-    kappas = [found["kappa"] for found in values["task"]["thresholds"]]
+    kappas = [threshold["kappa"] for threshold in values["task"]["thresholds"]]
     figure, (above, below) = axes(
         2.9 + 0.22 * len(kappas), 2, sharex=True, height_ratios=(2.2, 0.4 + 0.22 * len(kappas))
     )
@@ -94,13 +94,13 @@ def _plain_powers(axis: Any) -> None:
 def _mark(axis: Any, thresholds: list[Mapping[str, Any]], which: str) -> None:
     """The smallest value that each κ selects: least to most over the tensors as a line, the median as a mark."""
     look = LOOKS[which]
-    found = [
+    known = [
         (row + _SHIFT[which], threshold)
         for row, threshold in enumerate(thresholds)
         if threshold["median"] is not None and threshold["median"] > 0
     ]
-    rows = [row for row, _ in found]
-    least, median, most = ([t[name] for _, t in found] for name in ("least", "median", "most"))
+    rows = [row for row, _ in known]
+    least, median, most = ([t[name] for _, t in known] for name in ("least", "median", "most"))
     tiny = [value if value > 0 else middle for value, middle in zip(least, median, strict=True)]
     axis.hlines(rows, tiny, most, color=look.color, linewidth=1.6)
     axis.plot(median, rows, color=look.color, marker=look.marker, linestyle="none")

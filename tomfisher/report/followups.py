@@ -40,7 +40,7 @@ def read_extras(path: Path, origin: Mapping[str, Any]) -> tuple[dict[str, Result
     Returns:
         Them by name, and those that are damaged or of something else.
     """
-    found: dict[str, Results] = {}
+    extras: dict[str, Results] = {}
     missing = []
     origin = origin or _pinned(path)
     for name, command in AGAIN.items():
@@ -57,11 +57,11 @@ def read_extras(path: Path, origin: Mapping[str, Any]) -> tuple[dict[str, Result
                 missing.append(Missing(file.name, why))
             else:
                 try:
-                    found[name] = Results.from_dict(content)
+                    extras[name] = Results.from_dict(content)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     why = f"{file.name} is damaged ({type(error).__name__}: {error}). {again}"
                     missing.append(Missing(file.name, why))
-    return found, missing
+    return extras, missing
 
 
 def read_json(file: Path) -> tuple[Any, str | None]:

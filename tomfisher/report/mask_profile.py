@@ -67,12 +67,12 @@ def plot_mask_map(profile: Any) -> tuple[Figure, Any]:
 
 def pair_counts(profile: Any, kind: str) -> np.ndarray:
     """Masked entries in the rows of each rotary pair, `[P]`, summed over layers and heads; empty without pairs."""
-    found = [
+    counts = [
         numbers(part["pairs"]).sum(0)
         for part in as_mapping(profile)["parts"]
         if part["kind"] == kind and part["pairs"] is not None
     ]
-    return _summed(found)
+    return _summed(counts)
 
 
 def dominant_counts(profile: Any, kind: str) -> np.ndarray:

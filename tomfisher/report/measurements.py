@@ -21,12 +21,12 @@ def as_mapping(measured: Any) -> Mapping[str, Any]:
     Raises:
         TypeError: it is neither.
     """
-    found = measured.to_dict() if hasattr(measured, "to_dict") else measured
-    if not isinstance(found, Mapping):
+    mapping = measured.to_dict() if hasattr(measured, "to_dict") else measured
+    if not isinstance(mapping, Mapping):
         raise TypeError(
             f"A measurement of tomfisher.analysis or its to_dict() can be drawn, got {type(measured).__name__}."
         )
-    return found
+    return mapping
 
 
 def numbers(values: Any) -> np.ndarray:
@@ -37,7 +37,7 @@ def numbers(values: Any) -> np.ndarray:
 def grid(rows: Sequence[Sequence[float]]) -> np.ndarray:
     """Rows of unequal length as one float64 matrix, filled up with NaN."""
     width = max((len(row) for row in rows), default=0)
-    found = np.full((len(rows), width), np.nan)
-    for row, values in zip(found, rows, strict=True):
+    matrix = np.full((len(rows), width), np.nan)
+    for row, values in zip(matrix, rows, strict=True):
         row[: len(values)] = values
-    return found
+    return matrix

@@ -94,19 +94,21 @@ def _models(runs: list[RunData]) -> str:
     return f"{models[0]}: {' and '.join(folder_labels(runs))}"
 
 
-def render_architectures(found: Architectures) -> tuple[str, list[Picture]]:
+def render_architectures(architectures: Architectures) -> tuple[str, list[Picture]]:
     """The page of a folder of architectures, and its figure."""
-    pictures, missing = architecture_page.draw(found)
+    pictures, missing = architecture_page.draw(architectures)
     shown = {
         "id": "architectures",
-        "name": architecture_page.name_of(found),
-        "found": any(outcome.found for outcome in found.outcomes),
-        "word": architecture_page.word_of(found),
-        "sentences": sentences(found.outcomes),
-        "facts": architecture_page.facts(found),
-        "sections": [_section(section) for section in architecture_page.sections(found, pictures, missing)],
+        "name": architecture_page.name_of(architectures),
+        "found": any(outcome.found for outcome in architectures.outcomes),
+        "word": architecture_page.word_of(architectures),
+        "sentences": sentences(architectures.outcomes),
+        "facts": architecture_page.facts(architectures),
+        "sections": [
+            _section(section) for section in architecture_page.sections(architectures, pictures, missing)
+        ],
     }
-    titles = ", ".join(outcome.title for outcome in found.outcomes)
+    titles = ", ".join(outcome.title for outcome in architectures.outcomes)
     return _page(f"Sensitive weights of {titles}", [shown], None), pictures
 
 

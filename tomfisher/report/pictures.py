@@ -132,8 +132,8 @@ def _inside_makers(inside: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[]
 
 def of_states(inside: Mapping[str, Any], part: str) -> dict[str, Any]:
     """One part of the analysis in every state that has it, the untouched model first."""
-    found = {"baseline": inside["baseline"], **{name: inside["states"].get(name, {}) for name in STATES}}
-    return {name: state[part] for name, state in found.items() if state.get(part)}
+    states = {"baseline": inside["baseline"], **{name: inside["states"].get(name, {}) for name in STATES}}
+    return {name: state[part] for name, state in states.items() if state.get(part)}
 
 
 def _accuracy(data: RunData) -> Picture:
@@ -144,12 +144,12 @@ def _accuracy(data: RunData) -> Picture:
         f"{before.ci95_low:.3f} to {before.ci95_high:.3f}."
     ]
     for kappa in results.kappas:
-        found = [
+        accuracies = [
             f"{STATES[mask]} {span([row.accuracy for row in results.at(kappa, mask)], '{:.3f}')}"
             for mask in STATES
             if results.at(kappa, mask)
         ]
-        says.append(f"At {kappa:g}: {', '.join(found)}.")
+        says.append(f"At {kappa:g}: {', '.join(accuracies)}.")
     caption = (
         f"Accuracy on {headline} over κ. Bars are 95 % intervals, the pale band is that of the untouched "
         "model; random masks are shown from their least to their most accurate seed."
@@ -161,12 +161,12 @@ def _perplexity(data: RunData) -> Picture:
     results = data.results
     says = [f"Perplexity over kappa. Untouched: {results.baseline().perplexity:.4g}."]
     for kappa in results.kappas:
-        found = [
+        rises = [
             f"{STATES[mask]} {span([results.rise(row) for row in results.at(kappa, mask)], '{:+.1%}')}"
             for mask in STATES
             if results.at(kappa, mask)
         ]
-        says.append(f"Change at {kappa:g}: {', '.join(found)}.")
+        says.append(f"Change at {kappa:g}: {', '.join(rises)}.")
     caption = "Perplexity per token on held-out control text over κ. The dotted line is the most the verdict allows."
     return Picture("perplexity", "sweep", caption, " ".join(says), plot_perplexity(results)[0], True)
 
@@ -174,13 +174,13 @@ def _perplexity(data: RunData) -> Picture:
 def _fisher_values(values: Mapping[str, Any]) -> Picture:
     says = ["Histogram of the Fisher values over powers of two."]
     for which in LOOKS:
-        found = values[which]
-        first, counts = histogram(found)
+        fisher = values[which]
+        first, counts = histogram(fisher)
         if len(counts):
             low = 2.0 ** (first + int(counts.argmax()))
             says.append(
-                f"Of the {entries(found):,} {which} values most lie from {low:.2g} to twice that ({counts.max():,}), "
-                f"and {entries(found, 'zeros'):,} are 0."
+                f"Of the {entries(fisher):,} {which} values most lie from {low:.2g} to twice that ({counts.max():,}), "
+                f"and {entries(fisher, 'zeros'):,} are 0."
             )
     caption = (
         "How many weights have a Fisher value of each size, per power of two, on the task and on the control text "
@@ -264,13 +264,13 @@ def _sink(sinks: Mapping[str, Any], measure: str, randoms: int = 0) -> Picture:
         if angle
         else ("{:.3f}", "Attention on the first token")
     )
-    found = []
+    means = []
     for name, state in sinks.items():
         label = "untouched" if name == "baseline" else STATES[name]
         mean = mean_over_heads(state, measure)
-        found.append(f"{label} {'unknown' if mean is None else form.format(mean)}")
+        means.append(f"{label} {'unknown' if mean is None else form.format(mean)}")
     before, others = per_layer(sinks["baseline"], measure), sinks.get(TASK_CONTROL)
-    says = f"{what}, mean over all heads of all layers: {', '.join(found)}."
+    says = f"{what}, mean over all heads of all layers: {', '.join(means)}."
     if others:
         change = per_layer(others, measure) - before
         at = int(np.nanargmax(np.abs(change)))
@@ -289,8 +289,8 @@ def _sink(sinks: Mapping[str, Any], measure: str, randoms: int = 0) -> Picture:
 
 def _maps(maps: Mapping[str, Any]) -> Picture:
     says = []
-    for head, found in maps.items():
-        means = [np.mean([row[0] for row in found[state][1:]]) for state in ("baseline", TASK_CONTROL)]
+    for head, states in maps.items():
+        means = [np.mean([row[0] for row in states[state][1:]]) for state in ("baseline", TASK_CONTROL)]
         says.append(
             f"Head {head}: mean attention of later tokens on the first is {means[0]:.3f} before and {means[1]:.3f} "
             "after."
@@ -304,16 +304,23 @@ def _maps(maps: Mapping[str, Any]) -> Picture:
 
 def _ablations(results: Results) -> Picture:
     name, before = results.headline, results.baseline().accuracy
-    found = [f"{row.state} {row.accuracy:.3f}" for row in interventions(results)]
-    says = f"Accuracy on {name}: untouched {before:.3f}; {'; '.join(found)}."
+    accuracies = [f"{row.state} {row.accuracy:.3f}" for row in interventions(results)]
+    says = f"Accuracy on {name}: untouched {before:.3f}; {'; '.join(accuracies)}."
     caption = f"Accuracy on {name} under each intervention, beside its controls."
     return Picture(ABLATIONS, ABLATIONS, caption, says, plot_interventions(results)[0], True)
 
 
-def of_architectures(found: Architectures) -> Picture:
+def of_architectures(architectures: Architectures) -> Picture:
     """The figure of a folder of architectures."""
     caption = (
         "False-belief accuracy of every architecture, untouched and under each mask, one panel per κ. Bars are 95 % "
         "intervals; random masks from their least to their most accurate seed."
     )
-    return Picture("architectures", "architectures", caption, says(found), plot_architectures(found)[0], True)
+    return Picture(
+        "architectures",
+        "architectures",
+        caption,
+        says(architectures),
+        plot_architectures(architectures)[0],
+        True,
+    )

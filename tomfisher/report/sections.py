@@ -122,7 +122,7 @@ class Writer:
 
     def _tables(self, what: str, *makers: Any) -> list[Table]:
         """The tables that can be made; a damaged one is noted."""
-        found = []
+        tables = []
         for make in makers:
             try:
                 table = make()
@@ -133,8 +133,8 @@ class Writer:
                 )
                 continue
             if table is not None:
-                found.append(table)
-        return found
+                tables.append(table)
+        return tables
 
     def _sweep(self) -> None:
         data = self.data
@@ -195,12 +195,12 @@ class Writer:
             "queries away from that token's key, so that attention leaves it."
         )
         try:
-            found = sink_sentence(inside)
+            sentence = sink_sentence(inside)
         except DAMAGED:
-            found = ""
+            sentence = ""
         self._short_prompts(inside)
         tables = self._tables("sinks", lambda: sink_table(inside))
-        self._add("sinks", "Attention sinks", [text, found] if found else [text], tables=tables)
+        self._add("sinks", "Attention sinks", [text, sentence] if sentence else [text], tables=tables)
 
     def _short_prompts(self, inside: Mapping[str, Any]) -> None:
         """Note that the sink rate is of fewer prompts than the rest."""
@@ -219,22 +219,22 @@ class Writer:
 
     def _extras(self) -> None:
         extras = self.data.extras
-        if found := extras.get(ABLATIONS):
-            tables = self._tables("ablations", partial(ablation_table, found, PAGE))
-            notes = [Missing(name, f"Left out: {why}") for name, why in found.left_out.items()]
+        if extra := extras.get(ABLATIONS):
+            tables = self._tables("ablations", partial(ablation_table, extra, PAGE))
+            notes = [Missing(name, f"Left out: {why}") for name, why in extra.left_out.items()]
             text = "Parts of the mask alone, and interventions on activations that leave the weights as they are."
             self._add(ABLATIONS, "Ablations", [text], tables=tables, notes=notes)
-        if found := extras.get(GRID):
-            texts = ["The same masks with other fills.", *found.conclusions]
-            tables = self._tables("the grid of fills", partial(grid_table, found, PAGE))
+        if extra := extras.get(GRID):
+            texts = ["The same masks with other fills.", *extra.conclusions]
+            tables = self._tables("the grid of fills", partial(grid_table, extra, PAGE))
             self._add(GRID, "Other fills", texts, tables=tables)
-        if found := extras.get(FINETUNE):
-            notes = [Missing(f"Not done: {name}", why) for name, why in found.left_out.items()]
-            of = " of every condition" if found.provenance.get("balanced") else ""
+        if extra := extras.get(FINETUNE):
+            notes = [Missing(f"Not done: {name}", why) for name, why in extra.left_out.items()]
+            of = " of every condition" if extra.provenance.get("balanced") else ""
             text = (
                 f"The masked weights alone, as many random ones, and LoRA, trained on the same stories{of}."
             )
-            tables = self._tables("the training", partial(training_table, found, PAGE))
+            tables = self._tables("the training", partial(training_table, extra, PAGE))
             self._add(FINETUNE, "Training only the masked weights", [text], tables=tables, notes=notes)
         beside = self.data.architectures
         if beside is not None:
@@ -254,41 +254,41 @@ class Writer:
 
 def context(data: RunData) -> list[str]:
     """What the verdict rests on, in words: what κ is a share of, and how many trainings were seen."""
-    found = []
+    sentences = []
     kappa = data.focus
     if kappa is not None:
         where = _SCOPES.get(str(data.config.get("scope", "tensor")), "of the weights")
         share = f"{100 * kappa:g} %"
-        found.append(
+        sentences.append(
             f"Kappa is a share {where}: at kappa = {kappa:g} the mask takes the {share} with the largest values of the "
             f"task's Fisher diagonal, less those that are among the {share} with the largest of the control's."
         )
     if str(data.config.get("model", "")).startswith("testbed"):
-        found.append(
+        sentences.append(
             "The testbed model was trained once, with one seed: how the effect varies from training to training is not "
             "known."
         )
-    return found
+    return sentences
 
 
 def facts(data: RunData) -> list[Fact]:
     """What one wants to know first."""
     results = data.results
     before = results.baseline()
-    found = [_accuracy(f"Untouched, {results.headline} (n = {before.n})", before)]
+    told = [_accuracy(f"Untouched, {results.headline} (n = {before.n})", before)]
     kappa = data.focus
     if kappa is None:
-        return found
+        return told
     masked, randoms = results.at(kappa, TASK_CONTROL), results.at(kappa, RANDOM)
-    found += [_accuracy(f"Task minus control, κ\u00a0=\u00a0{kappa:g}", row) for row in masked]
-    found += [_accuracy("Control only, same κ", row) for row in results.at(kappa, CONTROL_ONLY)]
+    told += [_accuracy(f"Task minus control, κ\u00a0=\u00a0{kappa:g}", row) for row in masked]
+    told += [_accuracy("Control only, same κ", row) for row in results.at(kappa, CONTROL_ONLY)]
     if randoms:
         value = span([row.accuracy for row in randoms], "{:.3f}")
-        found.append(Fact("Random, same κ", value, f"least to most of {len(randoms)}"))
+        told.append(Fact("Random, same κ", value, f"least to most of {len(randoms)}"))
     for row in masked:
-        found.append(Fact("Weights overwritten", f"{row.nnz:,}"))
-        found.append(Fact("Perplexity", f"{results.rise(row):+.1%}", f"{row.perplexity:.4g} per token"))
-    return found
+        told.append(Fact("Weights overwritten", f"{row.nnz:,}"))
+        told.append(Fact("Perplexity", f"{results.rise(row):+.1%}", f"{row.perplexity:.4g} per token"))
+    return told
 
 
 def _accuracy(name: str, row: Row) -> Fact:

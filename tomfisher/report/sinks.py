@@ -50,12 +50,12 @@ def plot_sinks(sinks: Mapping[str, Any], measure: str = "first_mass") -> tuple[F
         axis.axhline(
             _ORTHOGONAL[measure], color=SOFT, linewidth=1.0, linestyle=(0, (1, 2)), label="orthogonal"
         )
-    for state, found in sinks.items():
+    for state, measured in sinks.items():
         look = STATES[state]
-        layers = [layer["layer"] for layer in as_mapping(found)["layers"]]
+        layers = [layer["layer"] for layer in as_mapping(measured)["layers"]]
         axis.plot(
             layers,
-            per_layer(found, measure),
+            per_layer(measured, measure),
             color=look.color,
             marker=look.marker,
             linestyle=look.dashes,

@@ -44,11 +44,11 @@ def condition_table(data: RunData) -> Table | None:
 
 def values_table(values: Mapping[str, Any]) -> Table:
     """One row per Fisher diagonal: its size, its zeros and its extremes, and what each κ selects."""
-    kappas = [found["kappa"] for found in values["task"]["thresholds"]]
+    kappas = [threshold["kappa"] for threshold in values["task"]["thresholds"]]
     rows = []
     for which in LOOKS:
-        found = values[which]
-        tensors = list(found["tensors"].values())
+        fisher = values[which]
+        tensors = list(fisher["tensors"].values())
         extremes = [
             pick((tensor[name] for tensor in tensors if tensor[name] is not None), default=None)
             for name, pick in (("min", min), ("max", max))
@@ -56,11 +56,11 @@ def values_table(values: Mapping[str, Any]) -> Table:
         rows.append(
             [
                 which,
-                number(found["num_samples"], "{:,}"),
-                f"{entries(found):,}",
-                f"{entries(found, 'zeros'):,}",
+                number(fisher["num_samples"], "{:,}"),
+                f"{entries(fisher):,}",
+                f"{entries(fisher, 'zeros'):,}",
                 *(number(value, "{:.3g}") for value in extremes),
-                *(number(threshold["median"], "{:.3g}") for threshold in found["thresholds"]),
+                *(number(threshold["median"], "{:.3g}") for threshold in fisher["thresholds"]),
             ]
         )
     return Table(
@@ -102,13 +102,13 @@ def group_table(profile: Mapping[str, Any], random: Mapping[str, Any] | None = N
 
 def enrichment_table(profile: Mapping[str, Any]) -> Table | None:
     """Do masked entries of W_Q and W_K gather in the rows of some frequencies? None where it was not tested."""
-    found = profile.get("enrichment")
-    if not found:
+    enrichment = profile.get("enrichment")
+    if not enrichment:
         return None
     rows = []
-    for test in found["model"]:
+    for test in enrichment["model"]:
         same = ("part", "rows")
-        layers = [t for t in found["layers"] if all(t[name] == test[name] for name in same)]
+        layers = [t for t in enrichment["layers"] if all(t[name] == test[name] for name in same)]
         out = [t for t in layers if t.get("p_pairs_corrected", 1.0) < 0.05]
         more = sum(t["found"] > t["expected"] for t in out)
         rows.append(
@@ -123,12 +123,12 @@ def enrichment_table(profile: Mapping[str, Any]) -> Table | None:
             ]
         )
     return Table(
-        f"Masked entries in the rows of some frequencies. Dominant: the {_plural(found['dominant_pairs'])} of largest "
-        f"mean norm of each head; slow, middle and fast are relative to {found['context']} tokens. Expected: if every "
-        "place of the matrix were equally likely. p (pairs): two-sided, with each head's pairs permuted among the "
-        "frequencies, their entries staying together, after Holm over this table; it asks whether it is these "
-        "frequencies. Layers: those with such a p of their own below 0.05 after Benjamini and Hochberg over all layers "
-        "and kinds of rows.",
+        f"Masked entries in the rows of some frequencies. Dominant: the {_plural(enrichment['dominant_pairs'])} of "
+        f"largest mean norm of each head; slow, middle and fast are relative to {enrichment['context']} tokens. "
+        "Expected: if every place of the matrix were equally likely. p (pairs): two-sided, with each head's pairs "
+        "permuted among the frequencies, their entries staying together, after Holm over this table; it asks whether "
+        "it is these frequencies. Layers: those with such a p of their own below 0.05 after Benjamini and Hochberg "
+        "over all layers and kinds of rows.",
         [
             "Rows",
             "Masked there",
@@ -215,8 +215,8 @@ def sink_table(inside: Mapping[str, Any]) -> Table:
     forms = {"first_mass": "{:.3f}", "sink_rate": "{:.1%}", "angle": "{:.1f}°"}
     forms |= {"entropy": "{:.3f}", "key_ratio": "{:.3f}"}
     rows = []
-    for state, found in {"baseline": inside["baseline"], **inside["states"]}.items():
-        if sinks := means(inside["baseline"], found).get("sinks"):
+    for state, own in {"baseline": inside["baseline"], **inside["states"]}.items():
+        if sinks := means(inside["baseline"], own).get("sinks"):
             ranges = _random_ranges(inside, state, "sinks")
             values = ranges or {measure: [sinks[measure]] for measure in forms}
             cells = (span(values[measure] or [], form) for measure, form in forms.items())
@@ -239,8 +239,8 @@ def sink_table(inside: Mapping[str, Any]) -> Table:
 
 def _random_ranges(inside: Mapping[str, Any], state: str, part: str) -> Mapping[str, Any]:
     """Of the state "random": least and most of every mean over the random masks; nothing of the others."""
-    found: Mapping[str, Any] = (inside.get("random_range") or {}) if state == RANDOM else {}
-    return found.get(part) or {}
+    ranges: Mapping[str, Any] = (inside.get("random_range") or {}) if state == RANDOM else {}
+    return ranges.get(part) or {}
 
 
 def _said_of_randoms(inside: Mapping[str, Any]) -> str:

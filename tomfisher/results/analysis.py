@@ -64,20 +64,20 @@ def means(before: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]
         of each head's dominant pair, "q": {"dominant", "slow", "middle", "fast": relative change of the
         root-mean-square norm}, "k": the same}}`; None where nothing is known.
     """
-    found: dict[str, Any] = {}
+    averages: dict[str, Any] = {}
     if sinks := state.get("sinks"):
         measures = [name for name in sinks["layers"][0] if name not in ("layer", "sink_rate")]
-        found["sinks"] = {
+        averages["sinks"] = {
             name: _mean([value for layer in sinks["layers"] for value in layer[name]]) for name in measures
         }
         metric = sinks.get("metric")
-        found["sinks"]["sink_rate"] = metric[0] if metric else None
+        averages["sinks"]["sink_rate"] = metric[0] if metric else None
     if state.get("rope") and before.get("rope"):
         parts = {part: _dominant_changes(before["rope"], state["rope"], part) for part in ("q", "k")}
-        found["rope"] = {"dominant": _mean([*parts["q"], *parts["k"]])}
+        averages["rope"] = {"dominant": _mean([*parts["q"], *parts["k"]])}
         for part, dominant in parts.items():
-            found["rope"][part] = {"dominant": _mean(dominant), **_band_changes(before, state, part)}
-    return found
+            averages["rope"][part] = {"dominant": _mean(dominant), **_band_changes(before, state, part)}
+    return averages
 
 
 def _band_changes(before: Mapping[str, Any], state: Mapping[str, Any], part: str) -> dict[str, float | None]:

@@ -106,8 +106,8 @@ def read(path: str | os.PathLike[str]) -> Architectures:
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        found = read_json(folder / f"{PRESET}.json")
-        return {key: found[key] for key in ("command", "versions", "finished")}
+        record = read_json(folder / f"{PRESET}.json")
+        return {key: record[key] for key in ("command", "versions", "finished")}
     except _DAMAGED:
         return {}
 
@@ -124,20 +124,20 @@ def save(folder: str | os.PathLike[str], outcomes: Sequence[Outcome]) -> None:
         "command": provenance.command_line(),
         "versions": provenance.versions(),
         "finished": provenance.now(),
-        "architectures": [found.to_dict() for found in outcomes],
+        "architectures": [outcome.to_dict() for outcome in outcomes],
     }
     texts = {"json": json.dumps(data, indent=1), "txt": render(outcomes)}
     for suffix, text in texts.items():
         with atomic_path(Path(folder) / f"{PRESET}.{suffix}") as temporary:
             temporary.write_text(f"{text}\n", encoding="utf-8")
-    rows = [row for found in outcomes for row in _rows(found, common_kappas(outcomes))]
+    rows = [row for outcome in outcomes for row in _rows(outcome, common_kappas(outcomes))]
     write_csv(rows, Path(folder) / f"{PRESET}.csv", COLUMNS)
 
 
-def _rows(found: Outcome, shared: Sequence[float]) -> list[Row]:
+def _rows(outcome: Outcome, shared: Sequence[float]) -> list[Row]:
     """Every condition at the architecture's own κ, and the headline condition at the other common ones."""
-    others = [kappa for kappa in shared if kappa != found.kappa]
+    others = [kappa for kappa in shared if kappa != outcome.kappa]
     return [
-        *found.own_rows(),
-        *(row for kappa in others for row in found.rows(kappa, found.results.headline)),
+        *outcome.own_rows(),
+        *(row for kappa in others for row in outcome.rows(kappa, outcome.results.headline)),
     ]

@@ -24,9 +24,9 @@ def render(outcomes: Sequence[Outcome]) -> str:
     Returns:
         Lines joined by newlines, without colour.
     """
-    rows = [[label, *(cell(found) for found in outcomes)] for label, cell in _rows(outcomes)]
-    lines = [align(["", *(found.title for found in outcomes)], rows, left=(0,))]
-    told = {reason for found in outcomes for reason in found.reasons.values()}
+    rows = [[label, *(cell(outcome) for outcome in outcomes)] for label, cell in _rows(outcomes)]
+    lines = [align(["", *(outcome.title for outcome in outcomes)], rows, left=(0,))]
+    told = {reason for outcome in outcomes for reason in outcome.reasons.values()}
     lines += [f"- {reason}" for reason in sorted(told)]
     lines += ["", "Under the task's mask at equal kappa: accuracy (95 % interval) rise of the perplexity"]
     return "\n".join([*lines, equal_kappa.render(outcomes)])
@@ -34,8 +34,8 @@ def render(outcomes: Sequence[Outcome]) -> str:
 
 def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[Outcome], str]]]:
     """Label and cell of every row."""
-    groups = [group for group in GROUPS if any(group in (found.where or {}) for found in outcomes)]
-    headline, *others = dict.fromkeys(name for found in outcomes for name in found.conditions)
+    groups = [group for group in GROUPS if any(group in (outcome.where or {}) for outcome in outcomes)]
+    headline, *others = dict.fromkeys(name for outcome in outcomes for name in outcome.conditions)
     return [
         ("positions", lambda o: o.positions),
         ("effect found", lambda o: "yes" if o.found else "no"),
@@ -88,27 +88,27 @@ def _range(values: Sequence[float], form: str) -> str:
 def _change_of(condition: str, shown: Callable[[Row], str]) -> Callable[[Outcome], str]:
     """What a row shows before the mask and under it; a dash where the study has no such condition."""
 
-    def cell(found: Outcome) -> str:
-        if condition not in found.conditions:
+    def cell(outcome: Outcome) -> str:
+        if condition not in outcome.conditions:
             return "-"
-        return f"{shown(found.before(condition))} > {shown(found.after(condition))}"
+        return f"{shown(outcome.before(condition))} > {shown(outcome.after(condition))}"
 
     return cell
 
 
 def _share_of(group: str) -> Callable[[Outcome], str]:
-    def cell(found: Outcome) -> str:
-        shares = (found.where or {}).get(group)
+    def cell(outcome: Outcome) -> str:
+        shares = (outcome.where or {}).get(group)
         return f"{shares['share']:.0%} ({shares['weight_share']:.0%})" if shares else "-"
 
     return cell
 
 
-def _norm_change(found: Outcome, mask: str) -> str:
-    change = found.dominant_norm or {}
+def _norm_change(outcome: Outcome, mask: str) -> str:
+    change = outcome.dominant_norm or {}
     return f"{change[mask]:+.1%}" if mask in change else "-"
 
 
-def _mass(found: Outcome, mask: str) -> str:
-    mass = found.first_mass or {}
+def _mass(outcome: Outcome, mask: str) -> str:
+    mass = outcome.first_mass or {}
     return f"{mass['before']:.3f} > {mass[mask]:.3f}" if {"before", mask} <= mass.keys() else "-"

@@ -27,13 +27,13 @@ def conditions_of(scores: Scores, baseline: Scores | None = None) -> dict[str, d
         `{condition: {"n", "n_scenes", "accuracy", "ci95", "p_vs_baseline"}}`.
     """
     before = None if baseline is None else _members(baseline)
-    found = {}
+    conditions = {}
     for name, members in _members(scores).items():
         values, clusters = zip(*members.values(), strict=True)
         earlier = None if before is None else [before[name][key][0] for key in members]
         p = None if earlier is None else sign_flip_test(earlier, values, clusters)
-        found[name] = {**GroupScore.of(members.values()).to_dict(), "p_vs_baseline": p}
-    return found
+        conditions[name] = {**GroupScore.of(members.values()).to_dict(), "p_vs_baseline": p}
+    return conditions
 
 
 def measured(scores: Scores, baseline: Scores | None = None, **state: Any) -> list[Row]:

@@ -15,13 +15,13 @@ ONE_SEED = (
 
 def common_kappas(outcomes: Sequence[Outcome]) -> list[float]:
     """The κ that every study has, rising."""
-    each = [set(found.results.kappas) for found in outcomes]
+    each = [set(outcome.results.kappas) for outcome in outcomes]
     return sorted(set.intersection(*each)) if each else []
 
 
 def apart(outcomes: Sequence[Outcome], kappa: float) -> list[tuple[Outcome, list[Outcome]]]:
     """Architectures whose interval under the task's mask lies wholly below those of others, with these others."""
-    rows = [(found, found.after(kappa=kappa)) for found in outcomes]
+    rows = [(outcome, outcome.after(kappa=kappa)) for outcome in outcomes]
     pairs = [(low, [high for high, row in rows if own.ci95_high < row.ci95_low]) for low, own in rows]
     return [(low, above) for low, above in pairs if above]
 
@@ -41,8 +41,8 @@ def sentences(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _found(outcomes: Sequence[Outcome]) -> str:
-    yes = [f"{found.title} (kappa = {found.kappa:g})" for found in outcomes if found.found]
-    no = [found.title for found in outcomes if not found.found]
+    yes = [f"{outcome.title} (kappa = {outcome.kappa:g})" for outcome in outcomes if outcome.found]
+    no = [outcome.title for outcome in outcomes if not outcome.found]
     parts = [f"found in {', '.join(yes)}"] if yes else []
     parts += [f"not found in {', '.join(no)}"] if no else []
     return f"The effect was {'; '.join(parts)}. Each kappa is that architecture's own, where its accuracy falls most."
@@ -73,10 +73,10 @@ def render(outcomes: Sequence[Outcome]) -> str:
     kappas = common_kappas(outcomes)
     if not kappas:
         return "No kappa is common to all studies."
-    rows = [[f"{kappa:g}", *(_cell(found, kappa) for found in outcomes)] for kappa in kappas]
-    return align(["kappa", *(found.title for found in outcomes)], rows, left=(0,))
+    rows = [[f"{kappa:g}", *(_cell(outcome, kappa) for outcome in outcomes)] for kappa in kappas]
+    return align(["kappa", *(outcome.title for outcome in outcomes)], rows, left=(0,))
 
 
-def _cell(found: Outcome, kappa: float) -> str:
-    row = found.after(kappa=kappa)
-    return f"{row.accuracy:.3f} ({row.ci95_low:.2f}..{row.ci95_high:.2f}) {found.rise(row):+.1%}"
+def _cell(outcome: Outcome, kappa: float) -> str:
+    row = outcome.after(kappa=kappa)
+    return f"{row.accuracy:.3f} ({row.ci95_low:.2f}..{row.ci95_high:.2f}) {outcome.rise(row):+.1%}"

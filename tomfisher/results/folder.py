@@ -175,12 +175,12 @@ def _clear_extras(folder: Path, patterns: Iterable[str]) -> None:
 
 def _leaves(differing: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     """Differences of nested facts, down to the entries that differ."""
-    found: dict[str, tuple[Any, Any]] = {}
+    leaves: dict[str, tuple[Any, Any]] = {}
     for key, (old, new) in differing.items():
         if isinstance(old, dict) and isinstance(new, dict):
             inner = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
             changed = {name: pair for name, pair in inner.items() if pair[0] != pair[1]}
-            found |= {f"{key}.{name}": pair for name, pair in _leaves(changed).items()}
+            leaves |= {f"{key}.{name}": pair for name, pair in _leaves(changed).items()}
         else:
-            found[key] = (old, new)
-    return found
+            leaves[key] = (old, new)
+    return leaves

@@ -126,11 +126,11 @@ def rows_of(state: Mapping[str, Any]) -> list[Row]:
     own = _known(state)
     if own.get("interventions") is not None:
         own["interventions"] = tuple(own["interventions"])
-    found = []
+    rows = []
     for condition, score in state["conditions"].items():
         low, high = score["ci95"]
-        found.append(Row(**own, **_known(score), condition=condition, ci95_low=low, ci95_high=high))
-    return found
+        rows.append(Row(**own, **_known(score), condition=condition, ci95_low=low, ci95_high=high))
+    return rows
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

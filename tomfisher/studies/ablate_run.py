@@ -115,7 +115,7 @@ def ablate_run(
             say(
                 f"{finished} finished points of earlier calls are kept as they are; --overwrite measures them again"
             )
-        found = ablate(
+        ablations = ablate(
             loaded.model,
             chosen,
             measure,
@@ -131,7 +131,7 @@ def ablate_run(
         )
         origin = {**_provenance(config, chosen, loaded, inputs, started), "scan": scan, "packed": False}
         origin["rules"] = measure.rules
-        result = in_order_of(replace(found, provenance=origin), _left_here(kept.path))
+        result = in_order_of(replace(ablations, provenance=origin), _left_here(kept.path))
         result.save(kept.path, ABLATIONS)
     return result
 

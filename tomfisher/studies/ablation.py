@@ -93,7 +93,7 @@ def ablate(
 
     states, left_out = _plan(model, mask, ablations, internals, random_seeds, seed)
     sums = WeightSums()
-    found: list[Row] = []
+    measured_rows: list[Row] = []
     baseline: Scores | None = None
     with progress_bar(total=len(states), desc="ablations", unit="point", enabled=progress) as bar:
         for state in states:
@@ -107,12 +107,12 @@ def ablate(
                     folder.save_point(rows, scores.to_dict())
             else:
                 rows, scores = saved[0], Scores.from_dict(saved[1])
-            found += by_clusters(rows, scores, baseline)
+            measured_rows += by_clusters(rows, scores, baseline)
             baseline = baseline or scores
             bar.update(1)
     if folder is not None:
-        found += _earlier(folder, {state.key for state in states}, baseline)
-    return with_holm(Results(tuple(found), left_out=left_out))
+        measured_rows += _earlier(folder, {state.key for state in states}, baseline)
+    return with_holm(Results(tuple(measured_rows), left_out=left_out))
 
 
 def _earlier(folder: RunFolder, keys: Iterable[str], baseline: Scores | None) -> list[Row]:

@@ -137,7 +137,7 @@ class StudyAnalysis:
             self._profile(mask, baseline, ranks)
             for mask, ranks in ((masks[TASK_CONTROL], True), (first, False))
         )
-        found = {
+        measured = {
             "prompts": len(self._prompts),
             "tokens": sum(map(len, self._prompts)),
             "baseline": before,
@@ -152,7 +152,7 @@ class StudyAnalysis:
         return {
             "kappa": kappa,
             "inputs": inputs_of(self.config, kappa, masks, randoms),
-            **rounded(found),
+            **rounded(measured),
             "seconds": round(time.perf_counter() - start, 2),
         }
 
@@ -218,8 +218,8 @@ class StudyAnalysis:
         if not heads:
             return {}
         prompt = shown_in_maps(self._prompts)
-        found = attention_sinks(self.loaded.model, [prompt], heads=heads, progress=False)
-        return {head: maps[0].round(decimals=MAP_DECIMALS) for head, maps in found.maps.items()}
+        sinks = attention_sinks(self.loaded.model, [prompt], heads=heads, progress=False)
+        return {head: maps[0].round(decimals=MAP_DECIMALS) for head, maps in sinks.maps.items()}
 
     def _named_maps(
         self, heads: Iterable[tuple[int, int]], maps: Mapping[str, Mapping[tuple[int, int], Tensor]]
@@ -229,8 +229,8 @@ class StudyAnalysis:
         tokens = [self.loaded.tokenizer.decode([i]) for i in shown_in_maps(self._prompts).tolist()]
         return {
             f"{layer}.{head}": {
-                state: jsonable(found[layer, head].round(decimals=MAP_DECIMALS))
-                for state, found in maps.items()
+                state: jsonable(states[layer, head].round(decimals=MAP_DECIMALS))
+                for state, states in maps.items()
             }
             | {"tokens": tokens}
             for layer, head in heads

@@ -132,15 +132,15 @@ class Experiment:
         if self._stores is not None:
             return self._stores
         self._encode_samples(folder)
-        found = []
+        diagonals = []
         for which, given in (("task", self.config.task_store), ("control", self.config.control_store)):
             if given is not None:
-                found.append(open_store(Path(given).expanduser()))
+                diagonals.append(open_store(Path(given).expanduser()))
                 continue
-            found.append(open_own(folder.store_path(which), partial(self._compute, folder, which)))
-        check_pair(*found)
-        self._stores = found[0], found[1]
-        folder.pin(fisher={"task": _said(found[0]), "control": _said(found[1])})
+            diagonals.append(open_own(folder.store_path(which), partial(self._compute, folder, which)))
+        check_pair(*diagonals)
+        self._stores = diagonals[0], diagonals[1]
+        folder.pin(fisher={"task": _said(diagonals[0]), "control": _said(diagonals[1])})
         return self._stores
 
     def _encode_samples(self, folder: RunFolder) -> None:
@@ -273,10 +273,10 @@ class Experiment:
         self.say(f"analysis at kappa {kappa:g}: {self.config.analysis_prompts} prompts in {states} states")
         perturbing = partial(self._perturb, loaded.model)
         analyze = analysis.StudyAnalysis(self.config, self.inputs, loaded, perturbing, self._progress)
-        found = analyze(kappa, masks, randoms)
-        for part, reason in found["unavailable"].items():
+        measured = analyze(kappa, masks, randoms)
+        for part, reason in measured["unavailable"].items():
             self.say(f"no {part}: {reason}")
-        _write_compact(folder, ANALYSIS, found)
+        _write_compact(folder, ANALYSIS, measured)
 
     def _kept_mask(self, folder: RunFolder, which: str, kappa: float) -> SparseMask:
         """The mask that the folder keeps; made again where its file is gone or damaged."""
@@ -365,11 +365,11 @@ class Experiment:
         rows: list[Row] = []
         baseline: Scores | None = None
         for plan in planned_points(self.config):
-            found = folder.load_point(plan.key)
-            if found is None:
+            saved = folder.load_point(plan.key)
+            if saved is None:
                 raise ValueError(f"Point {plan.key} vanished from {folder.path}. Run the same command again.")
-            scores = Scores.from_dict(found[1])
-            rows += by_clusters(found[0], scores, baseline)
+            scores = Scores.from_dict(saved[1])
+            rows += by_clusters(saved[0], scores, baseline)
             baseline = scores if baseline is None else baseline
         return Results(tuple(rows), self._provenance(folder))
 
@@ -437,10 +437,10 @@ def _said(F: FisherDiagonal) -> dict[str, Any]:
 
 def _saved_scores(folder: RunFolder, present: Scores) -> Scores:
     """The baseline's, if it was scored as the present state was."""
-    found = folder.load_point("baseline")
-    if found is None:
+    saved = folder.load_point("baseline")
+    if saved is None:
         raise ValueError(f"The baseline of {folder.path} is damaged. Run the same command again.")
-    baseline = Scores.from_dict(found[1])
+    baseline = Scores.from_dict(saved[1])
     if baseline.packed != present.packed:
         ways = {True: "with questions packed in one sequence", False: "without packing questions"}
         raise ValueError(

@@ -281,12 +281,12 @@ def _conditions(name: str, scores: Scores, before: dict[str, Scores]) -> dict[st
     start = None if name == START else before.get(START, before.get(UNTOUCHED))
     against = {"baseline": before.get(UNTOUCHED), "start": start, "masked": before.get(MASKED)}
     tests = {key: None if other is None else conditions_of(scores, other) for key, other in against.items()}
-    found = {}
+    conditions = {}
     for condition, score in conditions_of(scores).items():
         del score["p_vs_baseline"]
         ps = {
             f"p_vs_{key}": None if test is None else test[condition]["p_vs_baseline"]
             for key, test in tests.items()
         }
-        found[condition] = {**score, **ps}
-    return found
+        conditions[condition] = {**score, **ps}
+    return conditions

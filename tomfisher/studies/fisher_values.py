@@ -34,7 +34,7 @@ def described(rankings: Mapping[str, Ranking], kappas: Sequence[float]) -> dict[
         which: {
             "num_samples": ranking.source.get("num_samples"),
             "scope": ranking.scope,
-            "tensors": {name: _tensor(found) for name, found in ranking.summaries.items()},
+            "tensors": {name: _tensor(summary) for name, summary in ranking.summaries.items()},
             "thresholds": [_thresholds(ranking, kappa) for kappa in sorted(kappas)],
         }
         for which, ranking in rankings.items()
@@ -44,23 +44,23 @@ def described(rankings: Mapping[str, Ranking], kappas: Sequence[float]) -> dict[
 def is_whole(file: Path) -> bool:
     """Whether a file holds what `described` gives of both Fisher diagonals; a damaged one does not."""
     try:
-        found = read_json(file)
-        return all(found[which]["tensors"] for which in ("task", "control"))
+        content = read_json(file)
+        return all(content[which]["tensors"] for which in ("task", "control"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _tensor(found: Summary) -> dict[str, Any]:
-    negative, zeros, subnormal, *normal = found.histogram.tolist()
+def _tensor(summary: Summary) -> dict[str, Any]:
+    negative, zeros, subnormal, *normal = summary.histogram.tolist()
     numel = negative + zeros + subnormal + sum(normal)
     return {
         "numel": numel,
-        "min": found.min.item() if numel else None,
-        "max": found.max.item() if numel else None,
+        "min": summary.min.item() if numel else None,
+        "max": summary.max.item() if numel else None,
         "zeros": zeros,
         "negative": negative,
         "subnormal": subnormal,
-        "histogram": _trimmed(normal, math.frexp(found.edges[3].item())[1] - 1),
+        "histogram": _trimmed(normal, math.frexp(summary.edges[3].item())[1] - 1),
     }
 
 

@@ -105,10 +105,10 @@ class Inputs:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the texts: equal hashes mean equal samples and questions."""
-        found = self.evaluation_hashes()
+        hashes = self.evaluation_hashes()
         if self.config.task_store is None:
-            found["task"] = stories_sha256(self.task_stories)
-        return found
+            hashes["task"] = stories_sha256(self.task_stories)
+        return hashes
 
     def evaluation_hashes(self) -> dict[str, str]:
         """SHA-256 of what the evaluation asks and of the text of the perplexity."""
