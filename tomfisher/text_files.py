@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 
 DEEPEST = 100
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|-?(?:NaN|Infinity)|-?\d[\d.eE+-]*', re.DOTALL)
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+DIGITS = 4300  # which Python converts to a whole number at most
+_STRINGS_AND_BRACKETS = r'"(?:[^"\\]|\\.)*"|[\[\]{}]'
+_TOKENS = re.compile(rf"({_STRINGS_AND_BRACKETS}|-?(?:NaN|Infinity)|-?\d[\d.eE+-]*)(\s*:)?", re.DOTALL)
+_WITHOUT_NUMBERS = re.compile(rf"({_STRINGS_AND_BRACKETS})(\s*:)?", re.DOTALL)
 _MARKS = {  # the longer ones first: that of UTF-32 begins with that of UTF-16
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
@@ -125,9 +127,8 @@ class StrictDecoder(json.JSONDecoder):
     """
 
     def __init__(self, finite: bool = True) -> None:
-        numbers = {"parse_constant": _refuse, "parse_float": _finite} if finite else {}
-        super().__init__(object_pairs_hook=_unique, parse_int=_whole, **numbers)  # type: ignore[arg-type]
-        self._finite = finite
+        super().__init__()
+        self._tokens = _TOKENS if finite else _WITHOUT_NUMBERS
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
         """As `json.JSONDecoder.raw_decode`.
@@ -137,102 +138,41 @@ class StrictDecoder(json.JSONDecoder):
         """
         try:
             value, end = super().raw_decode(s, idx)
-        except (_Fault, RecursionError):
-            raise self._error(s, idx) from None
-        deep = s.count("[", idx, end) + s.count("{", idx, end) > DEEPEST and _depth(value) > DEEPEST
-        if deep or (_HALF.search(s, idx, end) and self._first(s, idx) is not None):
-            raise self._error(s, idx)
+        except json.JSONDecodeError:
+            raise
+        except (RecursionError, ValueError):  # ValueError: Python converts no more than some thousand digits
+            at, reason = _refused(s, idx, len(s), _TOKENS) or (idx, "nested too deep")
+            raise json.JSONDecodeError(reason, s, at) from None
+        if (found := _refused(s, idx, end, self._tokens)) is not None:
+            raise json.JSONDecodeError(found[1], s, found[0])
         return value, end
 
-    def _error(self, text: str, start: int) -> json.JSONDecodeError:
-        at, reason = self._first(text, start) or (start, "nested too deep")
-        return json.JSONDecodeError(reason, text, at)
 
-    def _first(self, text: str, start: int) -> tuple[int, str] | None:
-        """Position and name of the first thing that is refused in the value that begins at `start`."""
-        opened: list[set[str] | None] = []  # the keys so far of every open object; None for an array
-        for match in _TOKEN.finditer(text, start):
-            token, at = match.group(), match.start()
-            if token in "[{":
-                opened.append(set() if token == "{" else None)
-                if len(opened) > DEEPEST:
-                    return at, f"nested more than {DEEPEST} levels deep"
-            elif token in "]}":
-                opened.pop()
-                if not opened:
-                    return None
-            elif token.startswith('"'):
-                if (reason := _of_string(token, text, match.end(), opened)) is not None:
-                    return at, reason
-            elif token.lstrip("-").isdigit() and _too_long(token):
-                return at, f"a number of {len(token)} digits"
-            elif self._finite and not math.isfinite(float(token)):
-                return at, f"{token[:40]} is no finite number"
-        return None
-
-
-class _Fault(Exception):
-    """Something that Python's json takes, but that is refused here."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Fault
-    return found
-
-
-def _refuse(constant: str) -> float:
-    raise _Fault
-
-
-def _finite(token: str) -> float:
-    value = float(token)
-    if not math.isfinite(value):
-        raise _Fault
-    return value
-
-
-def _whole(token: str) -> int:
-    try:
-        return int(token)
-    except ValueError:  # Python converts no more than some thousand digits
-        raise _Fault from None
-
-
-def _too_long(token: str) -> bool:
-    try:
-        int(token)
-    except ValueError:
-        return True
-    return False
-
-
-def _depth(value: Any) -> int:
-    """How deep lists and objects nest, up to `DEEPEST` + 1; without recursion."""
-    level, depth = [value], 0
-    while level and depth <= DEEPEST:
-        inner = [entry for entry in level if isinstance(entry, (list, dict))]
-        depth += bool(inner)
-        level = [x for entry in inner for x in (entry.values() if isinstance(entry, dict) else entry)]
-    return depth
-
-
-def _of_string(token: str, text: str, end: int, opened: list[set[str] | None]) -> str | None:
-    """What is refused of a string: half of a surrogate pair, or a key that its object has already."""
-    try:
-        string = str(json.loads(token))
-        string.encode()
-    except UnicodeEncodeError:
-        return f"{token[:40]} holds half of a surrogate pair"
-    except json.JSONDecodeError:  # the parser says so itself
-        return None
-    keys = opened[-1] if opened else None
-    if keys is None or not re.match(r"\s*:", text[end : end + 100]):
-        return None
-    if string in keys:
-        return f"the key {string[:40]!r} is given twice"
-    keys.add(string)
+def _refused(text: str, start: int, end: int, tokens: re.Pattern[str]) -> tuple[int, str] | None:
+    """Position and name of the first thing that is refused in valid JSON, or in what nests too deep to be read."""
+    opened: list[set[str]] = []  # the keys so far of every open object; nothing for an array
+    for match in tokens.finditer(text, start, end):
+        token, at, is_key = match[1], match.start(), match[2] is not None
+        if token[0] == '"':
+            string = token[1:-1]
+            if "\\" in string:
+                string = json.loads(token)
+                if any("\ud800" <= character <= "\udfff" for character in string):
+                    return at, f"{token[:40]} holds half of a surrogate pair"
+            if is_key and string in opened[-1]:
+                return at, f"the key {string[:40]!r} is given twice"
+            if is_key:
+                opened[-1].add(string)
+        elif token in "[{":
+            opened.append(set())
+            if len(opened) > DEEPEST:
+                return at, f"nested more than {DEEPEST} levels deep"
+        elif token in "]}":
+            opened.pop()
+        elif len(token) > DIGITS and token.lstrip("-").isdigit():
+            return at, f"a number of {len(token)} digits"
+        elif not math.isfinite(float(token)):
+            return at, f"{token[:40]} is no finite number"
     return None
 
 
