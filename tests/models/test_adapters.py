@@ -7,18 +7,17 @@ import pytest
 import torch
 import transformers as tf
 
+from tiny_models import smallest_llama
 from tomfisher.cli.main import main
 from tomfisher.models import load_model
 
 peft = pytest.importorskip("peft")
 
-SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 IDS = torch.arange(8)[None]
 
 
 def llama(**more):
-    config = tf.LlamaConfig(vocab_size=16, **SMALL, num_key_value_heads=1, initializer_range=0.3, **more)
-    return tf.LlamaForCausalLM(config).eval()
+    return smallest_llama(initializer_range=0.3, **more)
 
 
 def logits(model):

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
-import transformers as tf
 from huggingface_hub import constants
 
+from tiny_models import smallest_llama
 from tomfisher.cli.main import main
 from tomfisher.models import hub, load_model
 
@@ -156,15 +156,7 @@ def cached(saved, tmp_path):
     """Put a small model into the hub's cache under a name."""
 
     def put(name):
-        config = tf.LlamaConfig(
-            vocab_size=16,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-        )
-        model = tf.LlamaForCausalLM(config).eval()
+        model = smallest_llama()
         made = saved(model, "made").path
         folder = snapshot(tmp_path, name)
         for file in made.iterdir():

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from tiny_models import config_of, random_model, smallest_llama
 from tokenizer_kinds import word_level
 from tomfisher.models import load, load_model
 
@@ -11,16 +11,7 @@ WORDS = ("<unk>", "the", "cat", "sat", "on", "a", "mat")
 
 
 def tiny_llama():
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        rope_parameters={"rope_type": "default", "rope_theta": 12345.0},
-    )
-    return LlamaForCausalLM(config)
+    return smallest_llama(rope_parameters={"rope_type": "default", "rope_theta": 12345.0})
 
 
 @pytest.fixture
@@ -39,17 +30,7 @@ def test_local_folder_gives_model_in_eval_mode_with_a_pad_token(folder):
 
 
 def test_a_folder_that_declares_a_generic_tokenizer_gets_it_in_a_family_with_its_own(tmp_path):
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    random_model(config_of("qwen2")).save_pretrained(tmp_path)
     word_level(WORDS, unk_token="<unk>").save_pretrained(tmp_path)
     assert load_model(str(tmp_path), device="cpu").tokenizer("the cat")["input_ids"] == [1, 2]
 

@@ -8,15 +8,10 @@ import pytest
 import torch
 import transformers as tf
 
+from tiny_models import SMALLEST, smallest_llama
 from tomfisher.cli.main import main
 from tomfisher.models import load_model
 from tomfisher.models.loading_errors import way_out
-
-SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-def llama():
-    return tf.LlamaForCausalLM(tf.LlamaConfig(vocab_size=16, **SMALL, num_key_value_heads=1))
 
 
 def rewrite(name, content):
@@ -84,7 +79,7 @@ SPOILT = {
 
 @pytest.mark.parametrize(("spoil", "message"), SPOILT.values(), ids=list(SPOILT))
 def test_a_folder_that_cannot_be_loaded_is_one_short_paragraph(saved, spoil, message):
-    folder = saved(llama())
+    folder = saved(smallest_llama())
     spoil(folder)
     with pytest.raises(ValueError, match="model") as caught:
         load_model(folder.name, device="cpu")
@@ -105,7 +100,7 @@ OTHERS = {
             encoder_attention_heads=2, decoder_attention_heads=2, pad_token_id=0, max_position_embeddings=32,
         )
     ),
-    "vit": lambda: tf.ViTModel(tf.ViTConfig(**SMALL, image_size=8, patch_size=4)),
+    "vit": lambda: tf.ViTModel(tf.ViTConfig(**SMALLEST, image_size=8, patch_size=4)),
     "distilbert": lambda: tf.DistilBertModel(
         tf.DistilBertConfig(vocab_size=16, dim=16, hidden_dim=16, n_layers=1, n_heads=2)
     ),
@@ -138,7 +133,7 @@ RAISED = [
     "part", ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"], ids=["config", "tokenizer", "weights"]
 )
 def test_whatever_a_load_raises_is_one_paragraph_of_exit_code_2(saved, monkeypatch, capsys, part, error):
-    folder = saved(llama())
+    folder = saved(smallest_llama())
     if part == "AutoTokenizer":
         (folder.path / "tokenizer_config.json").unlink()  # leave the choice to it
     monkeypatch.setattr(getattr(tf, part), "from_pretrained", raising(error))
@@ -160,7 +155,7 @@ def test_whatever_a_load_raises_is_one_paragraph_of_exit_code_2(saved, monkeypat
     ],
 )  # fmt: skip
 def test_a_missing_package_is_named_with_its_command(saved, monkeypatch, error, command):
-    folder = saved(llama())
+    folder = saved(smallest_llama())
     (folder.path / "tokenizer_config.json").unlink()
     monkeypatch.setattr(tf.AutoTokenizer, "from_pretrained", raising(error))
     kind = ModuleNotFoundError if isinstance(error, ImportError) else ValueError
@@ -180,7 +175,7 @@ UNTOUCHED = [
 def test_errors_that_have_a_meaning_of_their_own_stay_themselves(saved, monkeypatch, error):
     monkeypatch.setattr(tf.AutoModelForCausalLM, "from_pretrained", raising(error))
     with pytest.raises(type(error)) as caught:
-        load_model(saved(llama()).name, device="cpu")
+        load_model(saved(smallest_llama()).name, device="cpu")
     assert caught.value is error
 
 
@@ -188,7 +183,7 @@ def test_the_cause_is_kept(saved, monkeypatch):
     error = RuntimeError("something")
     monkeypatch.setattr(tf.AutoModelForCausalLM, "from_pretrained", raising(error))
     with pytest.raises(ValueError, match="RuntimeError: something") as caught:
-        load_model(saved(llama()).name, device="cpu")
+        load_model(saved(smallest_llama()).name, device="cpu")
     assert caught.value.__cause__ is error
 
 
@@ -212,7 +207,7 @@ def test_a_folder_without_a_tokenizer_says_so(config, tmp_path):
 
 @pytest.mark.parametrize("spoilt", [name for name in SPOILT if "no JSON" in name or "UTF-16" in name])
 def test_damaged_files_are_said_to_be_damaged(saved, spoilt):
-    folder = saved(llama())
+    folder = saved(smallest_llama())
     SPOILT[spoilt][0](folder)
     with pytest.raises(ValueError, match="The file is damaged or was not downloaded to its end"):
         load_model(folder.name, device="cpu")

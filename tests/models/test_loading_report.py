@@ -8,21 +8,20 @@ import torch
 import transformers as tf
 from safetensors.torch import load_file
 
+from tiny_models import SMALLEST, smallest_llama
 from tomfisher.models import load_model
 from tomfisher.models.loading_report import check_complete
 
-SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 IDS = torch.arange(8)[None]
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 def llama(**more):
-    config = {"vocab_size": 16, **SMALL, "num_key_value_heads": 1, "tie_word_embeddings": False}
-    return tf.LlamaForCausalLM(tf.LlamaConfig(**{**config, **more})).eval()
+    return smallest_llama(**{"tie_word_embeddings": False, **more})
 
 
 def mixtral():
-    config = tf.MixtralConfig(vocab_size=16, **SMALL, num_key_value_heads=1, num_local_experts=4)
+    config = tf.MixtralConfig(**SMALLEST, num_key_value_heads=1, num_local_experts=4)
     return tf.MixtralForCausalLM(config).eval()
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as tf
 from torch import Tensor
 
 import tomfisher
+from tiny_models import config_of, random_model
 from tokenizer_kinds import word_level
 from tomfisher import analysis, finetune, interventions
 from tomfisher.fisher.plan import plan_fisher
@@ -115,17 +115,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    torch.manual_seed(0)
-    config = tf.LlamaConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    return tf.LlamaForCausalLM(config).eval()
+    return random_model(config_of("llama-gqa", vocab_size=48), seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,13 @@ PLAIN: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
+SMALLEST: dict[str, Any] = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 GROUPED = {**PLAIN, "num_key_value_heads": 2}
 EXPERTS = {**GROUPED, "num_experts_per_tok": 2}
 WIDE = {"vocab_size": 53, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
@@ -210,6 +217,11 @@ def random_model(
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * noise)
     return model
+
+
+def smallest_llama(**changes: Any) -> tf.LlamaForCausalLM:
+    """Two layers, 16 wide, two heads, 16 tokens, for what is saved, spoilt and loaded; other settings where needed."""
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**{**SMALLEST, "num_key_value_heads": 1, **changes})).eval()
 
 
 def attention_maps(model: tf.PreTrainedModel, ids: list[int]) -> list[Tensor]:
