@@ -75,6 +75,13 @@ def test_the_gap_follows_the_writing(before: str, after: str, gap: str) -> None:
         ("don't know", "don't"),
         ("$5.", "5"),
         ("。", ""),
+        (" Popcorn, and", "popcorn"),
+        ("“chocolate”.", "chocolate"),
+        ("\n\nthe bag", "the"),
+        ("...", ""),
+        ("  ", ""),
+        ("don't know", "don't"),
+        ("Äpfel!", "äpfel"),
     ],
 )
 def test_words_end_where_unicode_says(text: str, word: str) -> None:

@@ -85,20 +85,19 @@ def test_end_token_stops_a_row_of_a_batch(fresh_model, tokenizer, stories):
 
 def test_sampling_follows_the_tempered_top_p_distribution(models, tokenizer, new_story):
     model = models("llama")
-    story = new_story("the bag is", "full of", ("popcorn", "chocolate"), 0, "a/0/belief")
     count, temperature, top_p = 4000, 0.7, 0.6
-    found = score(
-        model,
-        tokenizer,
-        [story],
-        method="generate",
-        temperature=temperature,
-        top_p=top_p,
-        repetitions=count,
-        max_new_tokens=1,
-        batch_size=1000,
-    )
-    assert len(found.records[0].outcomes) == count
+
+    def drawn(choices):
+        """The story, and what became of it in `count` draws."""
+        story = new_story("the bag is", "full of", choices, 0, "a/0/belief")
+        settings = {"temperature": temperature, "top_p": top_p, "repetitions": count}
+        found = score(
+            model, tokenizer, [story], method="generate", max_new_tokens=1, batch_size=1000, **settings
+        )
+        return story, found.records[0]
+
+    story, record = drawn(("popcorn", "chocolate"))
+    assert len(record.outcomes) == count
     with torch.no_grad():
         logits = model(tokenizer(story.prompt, return_tensors="pt")["input_ids"]).logits[0, -1]
     probability = (logits.double() / temperature).softmax(-1)
@@ -111,42 +110,10 @@ def test_sampling_follows_the_tempered_top_p_distribution(models, tokenizer, new
     }
     for rank in (0, size - 1):
         word = list(words)[rank]
-        target = new_story("the bag is", "full of", (word, "zzz"), 0, "a/0/belief")
-        correct = (
-            score(
-                model,
-                tokenizer,
-                [target],
-                method="generate",
-                temperature=temperature,
-                top_p=top_p,
-                repetitions=count,
-                max_new_tokens=1,
-                batch_size=1000,
-            )
-            .records[0]
-            .correct
-        )
         deviation = (words[word] * (1 - words[word]) / count) ** 0.5
-        assert correct == pytest.approx(words[word], abs=4.5 * deviation), word
+        assert drawn((word, "zzz"))[1].correct == pytest.approx(words[word], abs=4.5 * deviation), word
     excluded = tokenizer.decode([int(order[size])])
-    target = new_story("the bag is", "full of", (excluded, "zzz"), 0, "a/0/belief")
-    assert (
-        score(
-            model,
-            tokenizer,
-            [target],
-            method="generate",
-            temperature=temperature,
-            top_p=top_p,
-            repetitions=count,
-            max_new_tokens=1,
-            batch_size=1000,
-        )
-        .records[0]
-        .correct
-        == 0.0
-    )
+    assert drawn((excluded, "zzz"))[1].correct == 0.0
 
 
 def test_draws_depend_on_seed_and_story_not_on_the_batch(models, tokenizer, stories):
@@ -168,22 +135,6 @@ def test_greedy_has_nothing_to_repeat(models, tokenizer, stories):
     )
     assert once == often
     assert len(often.records[0].outcomes) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        (" Popcorn, and", "popcorn"),
-        ("“chocolate”.", "chocolate"),
-        ("\n\nthe bag", "the"),
-        ("...", ""),
-        ("  ", ""),
-        ("don't know", "don't"),
-        ("Äpfel!", "äpfel"),
-    ],
-)
-def test_first_word(text, word):
-    assert first_word(text) == word
 
 
 def test_special_tokens_at_the_end_of_the_prompt_are_left_out(models, bos_tokenizer, stories, monkeypatch):

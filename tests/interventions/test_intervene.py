@@ -255,31 +255,30 @@ def test_eager_and_sdpa_agree(lab, name, kind):
     close(found[1], found[0])
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize(("name", "kind"), CACHED)
-def test_behind_a_cache_a_text_gives_the_same(lab, name, kind, attention):
-    """In pieces of 12, 1 and 10 tokens; the window model (9) has forgotten the first key by then."""
-    model, ids = lab.build(name, attn_implementation=attention), lab.prompt()
-    whole = effect(lab, model, EVERY[kind](), ids)
-    cache, pieces = DynamicCache(config=model.config), []
+def close_behind_a_cache(lab, model, kind, cache):
+    """A text in pieces of 12, 1 and 10 tokens has the logits of the whole."""
+    ids = lab.prompt()
+    whole, pieces = effect(lab, model, EVERY[kind](), ids), []
     with intervene(model, EVERY[kind](), internals=internals_of(lab, model)), torch.no_grad():
         for a, b in ((0, 12), (12, 13), (13, 23)):
             given = {"input_ids": torch.tensor([ids[a:b]]), "past_key_values": cache, "use_cache": True}
             pieces.append(model(**given).logits)
     close(torch.cat(pieces, 1), whole)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(("name", "kind"), CACHED)
+def test_behind_a_cache_a_text_gives_the_same(lab, name, kind, attention):
+    """The window model (9) has forgotten the first key when the second piece begins."""
+    model = lab.build(name, attn_implementation=attention)
+    close_behind_a_cache(lab, model, kind, DynamicCache(config=model.config))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", EVERY)
 def test_behind_a_cache_of_fixed_size_a_text_gives_the_same(lab, kind, attention):
-    model, ids = lab.build("llama", attn_implementation=attention), lab.prompt()
-    whole = effect(lab, model, EVERY[kind](), ids)
-    cache, pieces = StaticCache(config=model.config, max_cache_len=40), []
-    with intervene(model, EVERY[kind](), internals=internals_of(lab, model)), torch.no_grad():
-        for a, b in ((0, 12), (12, 13), (13, 23)):
-            given = {"input_ids": torch.tensor([ids[a:b]]), "past_key_values": cache, "use_cache": True}
-            pieces.append(model(**given).logits)
-    close(torch.cat(pieces, 1), whole)
+    model = lab.build("llama", attn_implementation=attention)
+    close_behind_a_cache(lab, model, kind, StaticCache(config=model.config, max_cache_len=40))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
