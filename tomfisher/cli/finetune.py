@@ -15,7 +15,6 @@ from tomfisher.cli.common import (
     add_settings,
     given_settings,
     kappa,
-    load_named_model,
     note_own_texts,
     print_wrapped,
     refuse_existing,
@@ -83,56 +82,33 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, measure, write the files and print the tables."""
-    from tomfisher import provenance
     from tomfisher.files import check_writable
-    from tomfisher.masks import SparseMask
-    from tomfisher.results.results import FINETUNE
-    from tomfisher.runtime.scan import scan_of
-    from tomfisher.studies.config import Config, parse_fill
-    from tomfisher.studies.finetune import Damage, compare
-    from tomfisher.studies.inputs import Inputs
-    from tomfisher.studies.measure import Measure
-    from tomfisher.studies.stores import check_belongs
-    from tomfisher.studies.training_samples import training_samples
+    from tomfisher.studies.config import Config
+    from tomfisher.studies.finetune_run import finetune_run
 
     plan = _plan(args)
     folder = _output(args)
     check_writable(folder, folder=True)
     refuse_existing(folder / "finetune.json", args.overwrite)
-    config = Config.from_dict({**_settings(args), "n_task": _stories(args)})
+    settings = _settings(args)
+    config = Config.from_dict({**settings, "n_task": _stories(args)})
     refuse_idle(config, given_settings(args))
-    note_own_texts(config.model, _settings(args))
-    path = _mask_path(args)
-    mask = SparseMask.load(path)
-    damaged = None if args.damage is None else SparseMask.load(args.damage)
-    for name in MODEL_FIELDS:
-        setattr(args, name, getattr(config, name))
-    loaded = load_named_model(args, args.dtype)
-    check_belongs(mask.shapes, loaded.model, f"The mask {path}")
-    if damaged is not None:
-        check_belongs(damaged.shapes, loaded.model, f"The mask {args.damage}")
-    inputs = Inputs(config)
-    sizes = args.n_train, args.n_validation
-    training = training_samples(config, inputs, loaded, *sizes, args.train, args.balanced)
-    note(_stories_said(args, len(training.train), len(training.validation)))
-    # read before the work: a file that is gone afterwards must not cost the result
-    known = _provenance(args, config, inputs, loaded, path)
-    data = {**inputs.evaluation_hashes(), "training": training.sha256}
-    found, delta = compare(
-        loaded.model,
-        mask,
-        training.train,
-        training.validation,
-        Measure(config, inputs, loaded),
+    note_own_texts(config.model, settings)
+    found = finetune_run(
+        config,
         plan,
-        None if damaged is None else Damage(damaged, parse_fill(config.fill)),
+        _mask_path(args),
+        folder,
+        args.n_train,
+        args.n_validation,
+        args.train,
+        args.balanced,
+        args.damage,
+        args.dtype,
+        recorded=RUN_FIELDS,
         say=note,
     )
-    found.provenance.update(known, data=data, scan=scan_of(loaded.model), finished=provenance.now())
-    found.save(folder, FINETUNE)
-    if delta is not None:
-        delta.save(folder / "delta.safetensors")
-    _print(found, folder, delta is not None)
+    _print(found, folder)
     if args.run is not None:
         print(report_line(args.run, folder, "finetune"))
     return 0
@@ -200,36 +176,11 @@ def _stories(args: argparse.Namespace) -> int:
     return int(args.n_train + args.n_validation)
 
 
-def _stories_said(args: argparse.Namespace, train: int, validation: int) -> str:
-    source = args.train or (
-        "every condition of the Fisher pool" if args.balanced else "the task's Fisher stories"
-    )
-    return f"training on {train} stories, choosing the learning rate on {validation}, of {source}"
+def _print(found: Any, folder: Path) -> None:
+    from tomfisher.studies.finetune import MASKED
+    from tomfisher.studies.finetune_tables import render, render_conditions, sentences
 
-
-def _provenance(
-    args: argparse.Namespace, config: Any, inputs: Any, loaded: Any, path: Path
-) -> dict[str, Any]:
-    from tomfisher import provenance
-    from tomfisher.files import sha256_of_file
-
-    return {
-        "command": provenance.command_line(),
-        "config": {name: config.to_dict()[name] for name in RUN_FIELDS},
-        "model": loaded.identity,
-        "mask_file": {"sha256": sha256_of_file(path)},
-        "damage_file": None if args.damage is None else {"sha256": sha256_of_file(args.damage)},
-        "train_file": None if args.train is None else {"sha256": sha256_of_file(args.train)},
-        "balanced": args.balanced,
-        "evaluation": {"method": config.method, "chance": inputs.chance()},
-        "versions": provenance.versions(),
-        "machine": provenance.machine(next(loaded.model.parameters()).device),
-    }
-
-
-def _print(found: Any, folder: Path, delta: bool) -> None:
-    from tomfisher.results.trainings import condition_table, sentences, training_table
-
-    print(f"{training_table(found).text()}\n\n{condition_table(found)}\n")
+    print(f"{render(found)}\n\n{render_conditions(found)}\n")
     print_wrapped(sentences(found))
-    print(f"\nWritten: {folder}/finetune.json, finetune.csv" + (", delta.safetensors" if delta else ""))
+    delta = "" if MASKED in found.left_out else ", delta.safetensors"
+    print(f"\nWritten: {folder}/finetune.json, finetune.csv{delta}")
