@@ -177,10 +177,10 @@ def _stories(args: argparse.Namespace) -> int:
 
 
 def _print(found: Any, folder: Path) -> None:
+    from tomfisher.results.trainings import condition_table, sentences, training_table
     from tomfisher.studies.finetune import MASKED
-    from tomfisher.studies.finetune_tables import render, render_conditions, sentences
 
-    print(f"{render(found)}\n\n{render_conditions(found)}\n")
+    print(f"{training_table(found).text()}\n\n{condition_table(found)}\n")
     print_wrapped(sentences(found))
     delta = "" if MASKED in found.left_out else ", delta.safetensors"
     print(f"\nWritten: {folder}/finetune.json, finetune.csv{delta}")
