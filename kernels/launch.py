@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,3 +42,18 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """
     require_device(tensor)
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """A table of the host on a device, on its way when this returns: nothing waits for the copy but what reads it.
+
+    Args:
+        array: not used again by the caller.
+        device: where it goes.
+
+    Returns:
+        The tensor, of the array's dtype.
+    """
+    host = torch.from_numpy(array)
+    # the pinned copy stays until the transfer is over: PyTorch's allocator of pinned memory sees to that
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .launch import sent
+
 Bounds = tuple[tuple[int, int], ...]
 
 _MAX_ROWS = 2**31 - 1
@@ -58,9 +60,7 @@ def build(
     Returns:
         The tables.
     """
-    blocks, spans, slices = (
-        torch.from_numpy(table).to(device) for table in tables(bounds, targets, block_tokens, splits)
-    )
+    blocks, spans, slices = (sent(table, device) for table in tables(bounds, targets, block_tokens, splits))
     return Schedule(blocks, spans, slices, splits)
 
 

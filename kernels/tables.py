@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import interpreting
+from .launch import interpreting, sent
 
 COLUMNS = tl.constexpr(6)
 # What a row holds: [first program, address, size, position, second address, third address or a length]. `size` is
@@ -100,8 +101,8 @@ def build(rows: Sequence[Row], per_program: int, device: torch.device) -> Table:
         (start, row.first, row.size, row.position, row.second, row.third)
         for start, row in zip(starts, rows, strict=False)
     ]
-    data = torch.tensor([*lines, (starts[-1], 0, 0, 0, 0, 0)], dtype=torch.int64)
-    return Table(data.to(device), len(rows), starts[-1])
+    data = np.array([*lines, (starts[-1], 0, 0, 0, 0, 0)], dtype=np.int64)
+    return Table(sent(data, device), len(rows), starts[-1])
 
 
 def by_kind(tensors: Iterable[Tensor]) -> Iterator[tuple[torch.dtype, list[int]]]:

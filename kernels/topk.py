@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from . import topk_filter, topk_radix
-from .launch import on_device
+from . import topk_filter
+from .launch import on_device, sent
+from .topk_bracket import Bracket, threshold
 
 _SMALL = 1 << 16  # up to here every entry is a candidate
 _STRATUM = 1024  # entries per sampled one, as far as the limits below allow
@@ -25,32 +27,38 @@ _PER_CANDIDATE = 96  # bytes: buffer, and keys, indices and workspace of the fin
 _PER_SAMPLED = 32  # bytes: sample, and copies of the library's selection
 _ALIGN = 16  # candidates of a group start at a multiple of this, so that addresses stay aligned
 
+_Candidates = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class _Group:
-    """One selection: its vectors, how many to select, and the plan for the filter pass.
+    """One selection: its vectors, how many to select, and the plan for the first pass.
 
     Attributes:
         members: which of the vectors.
         k: how many to select.
         sizes: entries to sample from each member; empty where no sample is needed.
-        rank: which sampled entry, from the top, is the bound.
-        capacity: room for candidates; None sends the group to the radix road at once.
+        ranks: which sampled entries, from the top, lie about the k-th largest of all: above it, and below it. The
+            first road takes the one below as its bound; rank 0, or one beyond the sample, is an infinity.
+        capacity: room for what lies above the bound, or on the second road between the two.
+        few: whether the first road is taken.
     """
 
     members: range
     k: int
     sizes: tuple[int, ...]
-    rank: int
-    capacity: int | None
+    ranks: tuple[int, int]
+    capacity: int
+    few: bool
 
     @property
     def scratch(self) -> int:
         """Bytes of memory needed on the way, at most."""
-        if self.capacity is None:
-            return _PER_CANDIDATE * self.k
+        candidates = _PER_CANDIDATE * (self.capacity if self.few else self.k) + (
+            0 if self.few else 8 * self.capacity
+        )
         # all rows of samples are as long as the longest
-        return _PER_CANDIDATE * self.capacity + (_PER_SAMPLED * _SAMPLE[1] if self.sizes else 0)
+        return candidates + (_PER_SAMPLED * _SAMPLE[1] if self.sizes else 0)
 
 
 def topk(flats: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
@@ -83,7 +91,7 @@ def topk_across(flats: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor, Tensor
     """
     starts = _starts(flats)
     (found,), status = _select(flats, starts, [_plan(range(len(flats)), flats, k)])
-    first = torch.tensor(starts, device=found.device)
+    first = sent(np.array(starts), found.device)
     owners = torch.searchsorted(first[1:], found, right=True)
     return owners, found - first[owners], status
 
@@ -94,25 +102,35 @@ def _starts(flats: Sequence[Tensor]) -> list[int]:
 
 
 def _plan(members: range, flats: Sequence[Tensor], k: int) -> _Group:
-    """Choose sample size, rank of the bound and room for candidates.
+    """Choose sample size, ranks and room for candidates.
 
     λ of the group's k largest are expected in the sample. Its r-th largest entry with r = λ + 4√λ + 4 lies
-    below the k-th largest of all but with a probability of about 1e-5, and the candidates above it fit into
-    (r + 6√r + 16) strata with about the same certainty. What does not is found out and done by radix.
+    below the k-th largest of all but with a probability of about 1e-5, and the entries above it fit into
+    (r + 6√r + 16) strata with about the same certainty. What does not is found out and done by bracketing.
     """
     numel = sum(flats[i].numel() for i in members)
     if k == 0:
-        return _Group(members, k, (), 0, 0)
+        return _Group(members, k, (), (0, 0), 0, few=True)
     if numel <= _SMALL:
-        return _Group(members, k, (), 0, numel)
+        return _Group(members, k, (), (0, 1), numel, few=True)
     total = min(max(numel // _STRATUM, _SAMPLE[0]), _SAMPLE[1])
     # each vector's share as a difference of rounded sums, so that shares below one entry are not all lost
     ends = accumulate((flats[i].numel() for i in members), initial=0)
     sizes = tuple(after - before for before, after in pairwise(end * total // numel for end in ends))
     expected = k * total / numel
-    rank = math.ceil(expected + 4 * math.sqrt(expected) + 4)
-    capacity = math.ceil((rank + 6 * math.sqrt(rank) + 16) * numel / total)
-    return _Group(members, k, sizes, rank, capacity if capacity <= numel // 8 else None)
+    margin = 4 * math.sqrt(expected) + 4
+    above, below = max(0, math.floor(expected - margin)), math.ceil(expected + margin)
+    capacity = _room(below, numel, total)
+    if capacity <= numel // 8:
+        return _Group(members, k, sizes, (above, below), capacity, few=True)
+    return _Group(
+        members, k, sizes, (above, below), min(_room(below - above, numel, total), numel), few=False
+    )
+
+
+def _room(rank: int, numel: int, total: int) -> int:
+    """Room for the entries of all between which `rank` sampled ones lie."""
+    return math.ceil((rank + 6 * math.sqrt(rank) + 16) * numel / total)
 
 
 def _select(
@@ -144,65 +162,108 @@ def _select_part(
     flats: Sequence[Tensor], starts: Sequence[int], groups: Sequence[_Group], status: Tensor
 ) -> list[Tensor]:
     """Positions of the selections of neighbouring groups, in order; lowers the status of their vectors."""
-    room = [-(-(group.capacity or 0) // _ALIGN) * _ALIGN for group in groups]
-    count = status.new_zeros(len(groups))
-    positions = status.new_empty(sum(room)).split(room)
-    values = flats[0].new_empty(sum(room)).split(room)
-    bounds = _bounds(flats, groups)
+    above, below = _pivots(flats, groups)
+    found = _first_road(flats, starts, groups, below, status)
+    candidates: list[_Candidates] = []
     for g, group in enumerate(groups):
-        if group.capacity is None:
-            continue
-        for i in group.members:
-            topk_filter.keep_from(
-                flats[i],
-                starts[i],
-                bounds[g],
-                count[g],
-                status[i],
-                positions[g][: group.capacity],
-                values[g],
-            )
-    seen = status[groups[0].members.start : groups[-1].members.stop]
-    *kept, lowest = torch.cat((count, seen.amin(0, keepdim=True))).tolist()
-    if lowest != topk_filter.NONE:
-        return [status.new_zeros(group.k) for group in groups]
-    candidates = []
-    for g, (group, have) in enumerate(zip(groups, kept, strict=True)):
-        if group.capacity is not None and group.k <= have <= group.capacity:
-            candidates.append((positions[g][:have], values[g][:have]))
-        else:
-            candidates.append(_by_radix(flats, starts, group, status))
+        have = None if found is None else found[g]
+        if isinstance(have, Bracket):
+            pivots = None if group.few else (float(below[g]), float(above[g]))
+            have = _second_road(flats, starts, group, have, pivots, status)
+        if have is None:  # an entry is not finite
+            return [status.new_zeros(group.k) for group in groups]
+        candidates.append(have)
     return _in_order(candidates, [group.k for group in groups])
 
 
-def _bounds(flats: Sequence[Tensor], groups: Sequence[_Group]) -> Tensor:
-    """A lower bound of each group's k-th largest value that hardly anything but the k largest reaches."""
-    bounds = flats[0].new_tensor([-math.inf if group.k else math.inf for group in groups])
-    sampled = [g for g, group in enumerate(groups) if group.sizes and group.capacity is not None]
-    if not sampled:
-        return bounds
-    width = max(sum(groups[g].sizes) for g in sampled)
-    drawn = flats[0].new_full((len(sampled), width), -math.inf)
-    for row, g in zip(drawn, sampled, strict=True):
-        parts = row[: sum(groups[g].sizes)].split(groups[g].sizes)
-        for i, part in zip(groups[g].members, parts, strict=True):
-            topk_filter.sample(flats[i], part)
-    ranks = torch.tensor([groups[g].rank for g in sampled], device=bounds.device)
-    largest = torch.topk(drawn, max(groups[g].rank for g in sampled), dim=1).values
-    bounds[torch.tensor(sampled, device=bounds.device)] = largest.gather(1, ranks[:, None] - 1).squeeze(1)
-    return bounds
+def _pivots(flats: Sequence[Tensor], groups: Sequence[_Group]) -> tuple[Tensor, Tensor]:
+    """The sampled entries of each group that `ranks` names, one vector for those above and one for those below."""
+    device, dtype = flats[0].device, flats[0].dtype
+    ends = [(math.inf, -math.inf if group.ranks[1] else math.inf) for group in groups]
+    found = sent(np.array(ends), device).to(dtype)
+    sampled = [g for g, group in enumerate(groups) if group.sizes]
+    if sampled:
+        width = max(sum(groups[g].sizes) for g in sampled)
+        drawn = flats[0].new_full((len(sampled), width + 1), -math.inf)  # the last one is beyond every sample
+        draws = [
+            (flats[i], size, place)
+            for row, g in enumerate(sampled)
+            for i, size, place in zip(
+                groups[g].members,
+                groups[g].sizes,
+                accumulate(groups[g].sizes, initial=row * (width + 1)),
+                strict=False,
+            )
+        ]
+        topk_filter.sample(draws, drawn.view(-1))
+        ranks = np.array([groups[g].ranks for g in sampled])
+        largest = torch.topk(drawn, min(ranks.max(), width + 1), dim=1).values
+        places = sent(np.minimum(np.maximum(ranks - 1, 0), largest.shape[1] - 1), device)
+        entries = torch.where(sent(ranks == 0, device), math.inf, largest.gather(1, places))
+        found[sent(np.array(sampled), device)] = entries.to(dtype)
+    return found[:, 0], found[:, 1].contiguous()
 
 
-def _by_radix(
-    flats: Sequence[Tensor], starts: Sequence[int], group: _Group, status: Tensor
-) -> topk_radix.Selected:
-    members = list(group.members)
-    return topk_radix.select(
-        [flats[i] for i in members], [starts[i] for i in members], group.k, [status[i] for i in members]
-    )
+def _first_road(
+    flats: Sequence[Tensor], starts: Sequence[int], groups: Sequence[_Group], bounds: Tensor, status: Tensor
+) -> list[_Candidates | Bracket] | None:
+    """What reaches each group's bound, or, where that is too little or too much, where its k-th largest lies.
+
+    Groups that take the second road at once are left alone. None where an entry is not finite.
+    """
+    room = [-(-group.capacity // _ALIGN) * _ALIGN if group.few else 0 for group in groups]
+    begins = list(accumulate(room, initial=0))
+    places = [
+        (begin, group.capacity if group.few else 0) for begin, group in zip(begins, groups, strict=False)
+    ]
+    blocks = topk_filter.cut(flats, starts, [group.members if group.few else range(0) for group in groups])
+    kept = topk_filter.keep_above(blocks, bounds, places, status)
+    seen = status[groups[0].members.start : groups[-1].members.stop]
+    *counted, lowest = torch.cat((kept.counts, kept.tied(), seen.amin(0, keepdim=True))).tolist()
+    if lowest != topk_filter.NONE:
+        return None
+    above, tied = counted[: len(groups)], counted[len(groups) :]
+    enough = [
+        group.few and have <= group.capacity and have + ties >= group.k
+        for group, have, ties in zip(groups, above, tied, strict=True)
+    ]
+    wanted = [max(group.k - have, 0) * ok for group, have, ok in zip(groups, above, enough, strict=True)]
+    if any(wanted):
+        kept.add_ties(above, tied, wanted)
+    return [
+        kept.of(g, above[g] + wanted[g]) if enough[g] else _bracket(group, above[g], bounds[g])
+        for g, group in enumerate(groups)
+    ]
 
 
-def _in_order(candidates: Sequence[tuple[Tensor, Tensor]], counts: Sequence[int]) -> list[Tensor]:
+def _bracket(group: _Group, above: int, bound: Tensor) -> Bracket:
+    """Where a group's k-th largest lies, of which `above` entries exceed the bound: too many, or too few."""
+    if not group.few:
+        return Bracket(-math.inf, math.inf)
+    return Bracket(float(bound), math.inf) if above > group.capacity else Bracket(-math.inf, float(bound))
+
+
+def _second_road(
+    flats: Sequence[Tensor],
+    starts: Sequence[int],
+    group: _Group,
+    bracket: Bracket,
+    pivots: tuple[float, float] | None,
+    status: Tensor,
+) -> _Candidates | None:
+    """The k largest of a group by its exact k-th largest value; None where an entry is not finite."""
+    blocks = topk_filter.cut(flats, starts, [group.members])
+    value = threshold(blocks, group.k, bracket, pivots, group.capacity, status)
+    if value is None:
+        return None
+    bound = torch.tensor([value], dtype=blocks.dtype).to(status.device)
+    kept = topk_filter.keep_above(blocks, bound, [(0, group.k)], status)
+    above, tied = torch.cat((kept.counts, kept.tied())).tolist()
+    kept.add_ties([above], [tied], [group.k - above])
+    return kept.of(0, group.k)
+
+
+def _in_order(candidates: Sequence[_Candidates], counts: Sequence[int]) -> list[Tensor]:
     """The first k positions of every group's candidates by (value descending, position ascending)."""
     sizes = [len(positions) for positions, _ in candidates]
     positions, order = torch.sort(torch.cat([positions for positions, _ in candidates]))
@@ -211,7 +272,7 @@ def _in_order(candidates: Sequence[tuple[Tensor, Tensor]], counts: Sequence[int]
     order = torch.sort(values + 0.0, descending=True, stable=True).indices
     positions = positions[order]
     if len(sizes) > 1:
-        counted = torch.tensor(sizes, device=positions.device)
+        counted = sent(np.array(sizes), positions.device)
         origin = torch.repeat_interleave(counted, output_size=sum(sizes))
         positions = positions[torch.sort(origin[order], stable=True).indices]
     return [part[:k].clone() for part, k in zip(positions.split(sizes), counts, strict=True)]

@@ -87,8 +87,8 @@ def test_memory_on_the_way_is_bounded(make, k: int, monkeypatch: pytest.MonkeyPa
     found = launcher.topk(flats, [k] * 40)
     peak = torch.cuda.max_memory_allocated() - before
     returned = sum(2 * 8 * indices.numel() for indices in found[0])  # in the concatenation, then in each
-    radix = 40 * 64 * -(-4_000_000 // 4096)
-    assert peak <= 4 * largest + returned + radix + (1 << 20)
+    blocks = 40 * 64 * -(-4_000_000 // 4096)
+    assert peak <= 4 * largest + returned + blocks + (1 << 20)
 
 
 @pytest.mark.slow

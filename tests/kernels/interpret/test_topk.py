@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,25 +13,29 @@ from tomfisher.ops import topk, topk_across
 from truth import largest
 
 launcher = pytest.importorskip("tomfisher.kernels.topk")
-from tomfisher.kernels import topk_filter, topk_radix  # noqa: E402
+from tomfisher.kernels import topk_bracket, topk_filter  # noqa: E402
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 BEYOND_SMALL = 70_001  # more entries than the launcher takes as candidates without a bound
+FILTER, TIES, BRACKET = "filter_kernel", "ties_kernel", "bracket_kernel"
 
 
 @pytest.fixture
-def roads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which device code ran, in order."""
-    taken: list[str] = []
-    for module, name in ((topk_filter, "keep_from"), (topk_radix, "select")):
-        original = getattr(module, name)
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which kernels went over the vectors, in order."""
+    launched: list[str] = []
 
-        def spied(*args, original=original, name=name):
-            taken.append(name)
-            return original(*args)
+    class Spied:
+        def __init__(self, kernel: Any, name: str) -> None:
+            self._kernel, self._name = kernel, name
 
-        monkeypatch.setattr(module, name, spied)
-    return taken
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            launched.append(self._name)
+            return self._kernel[grid]
+
+    for module, name in ((topk_filter, FILTER), (topk_filter, TIES), (topk_bracket, BRACKET)):
+        monkeypatch.setattr(module, name, Spied(getattr(module, name), name))
+    return launched
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -41,26 +47,26 @@ def test_few_entries(dtype: torch.dtype, n: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_small_share_takes_one_pass(dtype: torch.dtype, roads: list[str]) -> None:
+def test_a_small_share_takes_one_pass(dtype: torch.dtype, reads: list[str]) -> None:
     values = torch.randn(BEYOND_SMALL).exp().to(dtype)
     found = topk(values, 70, impl="triton")
     assert found.indices.tolist() == largest(values, 70).tolist()
-    assert roads == ["keep_from"]
+    assert reads == [FILTER]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 500, 30_000, BEYOND_SMALL])
-def test_heavy_ties_take_the_lowest_indices(dtype: torch.dtype, k: int, roads: list[str]) -> None:
+def test_heavy_ties_take_the_lowest_indices(dtype: torch.dtype, k: int, reads: list[str]) -> None:
     values = torch.randint(-2, 3, (BEYOND_SMALL,)).to(dtype)
     assert topk(values, k, impl="triton").indices.tolist() == largest(values, k).tolist()
-    assert roads[-1] == "select"
+    assert reads == ([FILTER, TIES] if k <= 500 else [BRACKET, FILTER, TIES])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_large_share_of_distinct_values(dtype: torch.dtype, roads: list[str]) -> None:
+def test_a_large_share_of_distinct_values(dtype: torch.dtype, reads: list[str]) -> None:
     values = torch.randn(BEYOND_SMALL).to(dtype)
     assert topk(values, 35_000, impl="triton").indices.tolist() == largest(values, 35_000).tolist()
-    assert roads == ["select"]
+    assert reads == [BRACKET, FILTER, TIES]
 
 
 @pytest.mark.parametrize("fill", [0.0, -1.5, 2.0])
@@ -75,14 +81,31 @@ def test_sorted_values(descending: bool) -> None:
     assert topk(values, 300, impl="triton").indices.tolist() == largest(values, 300).tolist()
 
 
-def test_a_sample_that_misleads_is_found_out(roads: list[str]) -> None:
-    values = torch.rand(BEYOND_SMALL)
+def sampled() -> Tensor:
+    """Positions that are sampled of a vector of BEYOND_SMALL entries."""
     drawn = torch.empty(4096)
-    topk_filter.sample(torch.arange(BEYOND_SMALL).float(), drawn)
+    topk_filter.sample([(torch.arange(BEYOND_SMALL).float(), 4096, 0)], drawn)
     assert len(drawn.unique()) == 4096
-    values[drawn.long()] += 1  # every sampled entry is larger than every other
-    assert topk(values, 5000, impl="triton").indices.tolist() == largest(values, 5000).tolist()
-    assert roads == ["keep_from", "select"]
+    return drawn.long()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("k", "shift"), [(5000, 1), (40_000, 1), (40_000, -1), (BEYOND_SMALL - 3, 1)])
+def test_a_sample_that_misleads_is_found_out(
+    dtype: torch.dtype, k: int, shift: int, reads: list[str]
+) -> None:
+    """Every sampled entry is larger than every other, or smaller."""
+    values = torch.rand(BEYOND_SMALL).to(dtype)
+    values[sampled()] += 4 * shift
+    assert topk(values, k, impl="triton").indices.tolist() == largest(values, k).tolist()
+    assert reads[-2:] == [FILTER, TIES] and set(reads[:-2]) <= {FILTER, BRACKET} and BRACKET in reads
+
+
+def test_more_entries_above_the_bound_than_fit_are_found_out(reads: list[str]) -> None:
+    values = torch.rand(BEYOND_SMALL) + 1
+    values[sampled()] = 0
+    assert topk(values, 9, impl="triton").indices.tolist() == largest(values, 9).tolist()
+    assert reads[0] == FILTER and BRACKET in reads
 
 
 @pytest.mark.parametrize("n", [2000, BEYOND_SMALL])
@@ -141,7 +164,7 @@ def test_across_tensors_ties_go_to_the_earlier_one(k: int) -> None:
 
 
 def test_across_more_tensors_than_the_sample_has_entries(
-    roads: list[str], monkeypatch: pytest.MonkeyPatch
+    reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher, "_SMALL", 1000)
     monkeypatch.setattr(launcher, "_SAMPLE", (400, 1 << 17))
@@ -149,7 +172,7 @@ def test_across_more_tensors_than_the_sample_has_entries(
     found = topk_across(tensors, 9, impl="triton")
     place = largest(torch.cat(tensors), 9)
     assert torch.equal(found.owners, place // 17) and torch.equal(found.indices, place % 17)
-    assert set(roads) == {"keep_from"}
+    assert reads == [FILTER]
 
 
 @pytest.mark.parametrize("sizes", [[20] * 5000, [0, 1, 70_000, 3, 0, 250_000_000], [1] * 70_000])
@@ -216,3 +239,45 @@ def test_what_lies_beside_the_vector_does_not_matter() -> None:
     values.copy_(torch.randn(BEYOND_SMALL - 1))
     for k in (80, 30_000):
         assert topk(values, k, impl="triton").indices.tolist() == largest(values, k).tolist()
+
+
+def test_a_model_of_many_tensors_is_sampled_and_filtered_in_one_launch_each(
+    reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And sends as many tables to the device as for one tensor."""
+    monkeypatch.setattr(launcher, "_SMALL", 1000)
+    monkeypatch.setattr(launcher, "_SAMPLE", (400, 1 << 17))
+    sent = []
+    for module in (topk_filter, launcher, topk_filter.tables):
+        monkeypatch.setattr(module, "sent", lambda array, device: sent.append(1) or torch.from_numpy(array))
+    tables_sent = []
+    for count in (1, 60):
+        flats = [torch.randn(2000) for _ in range(count)]
+        for found, flat in zip(topk(flats, [5] * count, impl="triton"), flats, strict=True):
+            assert found.indices.tolist() == largest(flat, 5).tolist()
+        assert reads == [FILTER]
+        tables_sent.append(len(sent))
+        reads.clear()
+        sent.clear()
+    assert tables_sent[1] <= tables_sent[0] + 1  # which selection each candidate belongs to
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pivots_divide_every_bracket_of_bit_patterns(dtype: torch.dtype) -> None:
+    smallest = torch.finfo(dtype).smallest_normal
+    for low, high in (
+        (-math.inf, math.inf),
+        (-1.0, 0.0),
+        (-0.0, smallest),
+        (-smallest, smallest),
+        (1.0, math.inf),
+    ):
+        below, above = topk_bracket._thirds(topk_bracket.Bracket(low, high), dtype)
+        assert low < below <= above < high
+        assert all(float(torch.tensor(x, dtype=dtype)) == x for x in (below, above))
+
+
+def test_the_last_pattern_inside_a_bracket_is_found() -> None:
+    one = torch.tensor(1.0)
+    up, down = (float(torch.nextafter(one, torch.tensor(x))) for x in (2.0, 0.0))
+    assert topk_bracket._thirds(topk_bracket.Bracket(down, up), torch.float32) == (1.0, 1.0)
