@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import permutations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tomfisher.analysis.rope import PARTS as QUERIES_AND_KEYS
+from tomfisher.analysis.rope import LayerSpectrum, RopeSpectrum
+from tomfisher.masks import SparseMask
 from tomfisher.models.families import Architecture, Attention, Projection, UnsupportedModel
-
-if TYPE_CHECKING:
-    from tomfisher.analysis.rope import LayerSpectrum, RopeSpectrum
-    from tomfisher.masks import SparseMask
 
 FULL, NOT = "full", "not-"
 REGIONS = ("qk", "vo", "mlp", "mixer", "dominant-rows", "other-rows")
@@ -46,8 +44,6 @@ def restrict(
         ValueError: an unknown part, or no spectrum where one is needed.
         UnsupportedModel: the model has no such part.
     """
-    from tomfisher.masks import SparseMask
-
     if part not in PARTS:
         raise ValueError(f"Unknown part {part!r}. Parts: {', '.join(PARTS)}.")
     if part == FULL:
@@ -127,16 +123,14 @@ def _weights(architecture: Architecture, region: str, names: Iterable[str]) -> l
 
 def _dominant(attention: Attention, spectrum: LayerSpectrum | None) -> list[tuple[Projection, Tensor]]:
     """W_Q and W_K of a layer, each with a mask `[heads, head_dim]` of the dominant dimensions."""
-    from tomfisher.analysis.rope import PARTS as QUERIES_AND_KEYS
-
-    found = []
+    marked = []
     for part in QUERIES_AND_KEYS:
         projection = attention.projection(part)
-        chosen = torch.zeros(projection.index.shape, dtype=torch.bool)
+        dominant = torch.zeros(projection.index.shape, dtype=torch.bool)
         if attention.rotary is not None and spectrum is not None:
-            chosen.scatter_(1, attention.rotary.pairs[spectrum.dominant(part)], True)
-        found.append((projection, chosen))
-    return found
+            dominant.scatter_(1, attention.rotary.pairs[spectrum.dominant(part)], True)
+        marked.append((projection, dominant))
+    return marked
 
 
 def _joined(parts: Iterable[tuple[Projection, Tensor]]) -> Positions:

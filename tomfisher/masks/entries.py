@@ -16,20 +16,6 @@ from tomfisher.progress import progress_bar
 from tomfisher.runtime.torch_state import plain_torch
 
 
-class Largest(NamedTuple):
-    """The largest entries of one tensor, and what all of its entries are like.
-
-    Attributes:
-        values: `[k]` float64, larger first, on the CPU; -0.0 as 0.0.
-        positions: `[k]` int64 on the CPU; of equal values the lower comes first.
-        summary: of all entries, None unless it was asked for.
-    """
-
-    values: Tensor
-    positions: Tensor
-    summary: Summary | None
-
-
 class Entries(NamedTuple):
     """The entries of one tensor.
 
@@ -51,12 +37,18 @@ class Entries(NamedTuple):
         """How many entries there are."""
         return math.prod(self.shape)
 
-    def largest(self, k: int, thresholds: Sequence[float] | None = None) -> Largest:
+    def largest(
+        self, k: int, thresholds: Sequence[float] | None = None
+    ) -> tuple[Tensor, Tensor, Summary | None]:
         """The k largest entries, and with thresholds a summary of all from the same pass.
 
         Args:
             k: 0 to `numel`.
             thresholds: numbers to count the entries above; None takes no summary.
+
+        Returns:
+            Values `[k]` float64, larger first, -0.0 as 0.0, and positions `[k]` int64, of equal values the lower
+            first, both on the CPU; and the summary.
 
         Raises:
             TypeError: the dtype has no order here.
@@ -68,7 +60,7 @@ class Entries(NamedTuple):
                 top = ops.topk(self.values, k)
             else:
                 top, counted = ops.topk_summary(self.values, k, thresholds)
-        return Largest(top.values.cpu().double() + 0.0, top.indices.cpu(), counted)
+        return top.values.cpu().double() + 0.0, top.indices.cpu(), counted
 
     def summary(self, thresholds: Sequence[float] = ()) -> Summary:
         """What the entries are like, and how many are above each threshold.

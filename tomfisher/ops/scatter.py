@@ -49,9 +49,7 @@ def _op(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[T
     run(weights, indices, values)
 
 
-@_op.register_fake
-def _(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Sequence[Tensor], impl: str) -> None:
-    return None
+_op.register_fake(lambda *_: None)
 
 
 @register("scatter_", "reference")
