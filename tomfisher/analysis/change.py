@@ -67,15 +67,15 @@ class SpectrumChange:
 
     def largest(self, n: int = 10) -> list[PairChange]:
         """The n pairs whose mean norm changed most, in proportion to what it was."""
-        found = []
+        pairs = []
         for part in PARTS:
             for (before, after), change in zip(self._layers(), self.norms(part), strict=True):
                 order = change.abs().flatten().argsort(descending=True, stable=True)[:n]
                 for head, pair in (divmod(i, change.shape[1]) for i in order.tolist()):
                     wavelength = float(before.rotary.wavelengths[pair])
                     values = (float(x[head, pair]) for x in (before.norm(part), after.norm(part), change))
-                    found.append(PairChange(before.layer, part, head, pair, wavelength, *values))
-        return sorted(found, key=lambda pair: -abs(pair.change))[:n]
+                    pairs.append(PairChange(before.layer, part, head, pair, wavelength, *values))
+        return sorted(pairs, key=lambda pair: -abs(pair.change))[:n]
 
     @plain_torch()
     def summary(self) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ class SinkChange:
 
     def largest(self, n: int = 10) -> list[HeadChange]:
         """The n heads whose attention to the first token changed most."""
-        found = [
+        heads = [
             HeadChange(
                 before.layer,
                 head,
@@ -132,7 +132,7 @@ class SinkChange:
             for before, after in self._layers()
             for head in range(len(before.first_mass))
         ]
-        return sorted(found, key=lambda head: -abs(head.mass_after - head.mass_before))[:n]
+        return sorted(heads, key=lambda head: -abs(head.mass_after - head.mass_before))[:n]
 
     @plain_torch()
     def summary(self) -> list[dict[str, Any]]:

@@ -77,14 +77,14 @@ def count_parts(mask: SparseMask, architecture: Architecture | None = None) -> l
     """
     layers = () if architecture is None else architecture.layers
     projections = {layer.index: _projections(layer) for layer in layers}
-    found: list[PartCount] = []
+    parts: list[PartCount] = []
     for name in mask:
         layer = next((layer for layer in layers if name.startswith(f"{layer.name}.")), None)
         if layer is not None and name in projections[layer.index]:
-            found += _heads(mask, layer, projections[layer.index][name])
+            parts += _heads(mask, layer, projections[layer.index][name])
         else:
-            found.append(_whole(mask, name, layer))
-    return found
+            parts.append(_whole(mask, name, layer))
+    return parts
 
 
 def rows_and_columns(index: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -95,13 +95,13 @@ def rows_and_columns(index: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Ten
 
 def _projections(layer: Layer) -> dict[str, list[tuple[str, Projection]]]:
     """The parts with heads of one layer, by the weight that holds them: one of three where q, k, v are fused."""
-    found: dict[str, list[tuple[str, Projection]]] = {}
+    by_weight: dict[str, list[tuple[str, Projection]]] = {}
     if layer.attention is not None:
         for kind in ("q", "k", "v", "o"):
             place = getattr(layer.attention, kind)
             if place is not None:
-                found.setdefault(place.parameter, []).append((kind, place))
-    return found
+                by_weight.setdefault(place.parameter, []).append((kind, place))
+    return by_weight
 
 
 def _heads(mask: SparseMask, layer: Layer, places: list[tuple[str, Projection]]) -> Iterator[PartCount]:

@@ -109,21 +109,21 @@ def change_ranks(
     """
     change, failed = _changes(model, mask, fill, seed, compat)
     taken = dict.fromkeys(mask, 0)
-    found: list[RankChange | str] = []
+    changes: list[RankChange | str] = []
     for label, rows, columns, shape in matrices(mask, transposed):
         name = label.partition("[")[0]
         if name in failed:
-            found.append(failed[name])
+            changes.append(failed[name])
             continue
         values = change[name][taken[name] : taken[name] + len(rows)]
         taken[name] += len(rows)
         try:
             singular = singular_values(rows, columns, values, label)
         except ValueError as error:  # also a decomposition that does not converge
-            found.append(str(error))
+            changes.append(str(error))
         else:
-            found.append(RankChange(label, len(rows), min(shape), float(values.norm()), singular))
-    return found
+            changes.append(RankChange(label, len(rows), min(shape), float(values.norm()), singular))
+    return changes
 
 
 def _changes(
@@ -178,9 +178,9 @@ def singular_values(rows: Tensor, columns: Tensor, values: Tensor, label: str = 
         dense = np.zeros((height, width))
         dense[r, c] = v
         blocks.append(np.linalg.svd(dense, compute_uv=False))
-    found = np.sort(np.concatenate(blocks))[::-1]
-    floor = np.finfo(np.float64).eps * max(len(found), 1) * (found[0] if len(found) else 0.0)
-    return torch.from_numpy(found[found > floor].copy())
+    descending = np.sort(np.concatenate(blocks))[::-1]
+    floor = np.finfo(np.float64).eps * max(len(descending), 1) * (descending[0] if len(descending) else 0.0)
+    return torch.from_numpy(descending[descending > floor].copy())
 
 
 def _blocks(rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> Any:
@@ -201,8 +201,8 @@ def _blocks(rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> Any:
 
 def _compact(numbers: np.ndarray) -> tuple[int, np.ndarray]:
     """How many different numbers there are, and each as its rank among them."""
-    found, ranks = np.unique(numbers, return_inverse=True)
-    return len(found), ranks
+    different, ranks = np.unique(numbers, return_inverse=True)
+    return len(different), ranks
 
 
 def _values(tensors: dict[str, Tensor], mask: SparseMask) -> dict[str, Tensor]:

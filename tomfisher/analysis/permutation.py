@@ -36,12 +36,12 @@ def permuted_counts(counts: Tensor, chosen: dict[str, Tensor], seed: int) -> dic
     return dict(zip(chosen, sums.T, strict=True))
 
 
-def two_sided(found: int, null: Tensor) -> float:
-    """Monte-Carlo p of a count, twice the smaller tail, itself among them: 2 · (1 + #{null <= found}) / (1 + n), or >=.
+def two_sided(count: int, null: Tensor) -> float:
+    """Monte-Carlo p of a count, twice the smaller tail, itself among them: 2 · (1 + #{null <= count}) / (1 + n), or >=.
 
     Args:
-        found: the count.
+        count: the count.
         null: the n counts of `permuted_counts`.
     """
-    tails = (int((null <= found).sum()), int((null >= found).sum()))
+    tails = (int((null <= count).sum()), int((null >= count).sum()))
     return min(1.0, 2 * (1 + min(tails)) / (1 + len(null)))

@@ -91,27 +91,27 @@ class MaskProfile:
 
     def by(self, key: Callable[[PartCount], Any]) -> dict[Any, tuple[int, int]]:
         """Masked entries and entries, summed over the parts with the same key, in order of appearance."""
-        found: dict[Any, tuple[int, int]] = {}
+        sums: dict[Any, tuple[int, int]] = {}
         for part in self.parts:
-            masked, weights = found.get(key(part), (0, 0))
-            found[key(part)] = (masked + part.masked, weights + part.weights)
-        return found
+            masked, weights = sums.get(key(part), (0, 0))
+            sums[key(part)] = (masked + part.masked, weights + part.weights)
+        return sums
 
     def groups(self) -> Rows:
         """One row for each group that the mask has: q and k, v and o, MLP, mixer, other."""
-        found = self.by(lambda part: part.group)
-        return [self._shares({"group": name}, found[name]) for name in GROUPS if name in found]
+        counts = self.by(lambda part: part.group)
+        return [self._shares({"group": name}, counts[name]) for name in GROUPS if name in counts]
 
     def kinds(self) -> Rows:
         """One row per kind of weight."""
-        found = self.by(lambda part: (part.kind, part.group))
-        return [self._shares({"kind": kind, "group": group}, n) for (kind, group), n in found.items()]
+        counts = self.by(lambda part: (part.kind, part.group))
+        return [self._shares({"kind": kind, "group": group}, n) for (kind, group), n in counts.items()]
 
     def layers(self) -> Rows:
         """One row per layer; None is what lies outside the layers."""
-        found = self.by(lambda part: part.layer)
-        order = sorted(found, key=lambda layer: (layer is None, layer or 0))
-        return [self._shares({"layer": layer}, found[layer]) for layer in order]
+        counts = self.by(lambda part: part.layer)
+        order = sorted(counts, key=lambda layer: (layer is None, layer or 0))
+        return [self._shares({"layer": layer}, counts[layer]) for layer in order]
 
     def _shares(self, named: dict[str, Any], counts: tuple[int, int]) -> dict[str, Any]:
         """Share of the mask, share of the weights, and their ratio."""
@@ -136,7 +136,7 @@ class MaskProfile:
         for matrix in self.matrices:
             if matrix.spread.masked:
                 by_kind.setdefault(short_name(matrix.name.partition("[")[0]), []).append(matrix)
-        rows = [_sparsity_row(kind, found) for kind, found in by_kind.items()]
+        rows = [_sparsity_row(kind, matrices) for kind, matrices in by_kind.items()]
         if all(row["ranked"] == 0 for row in rows):
             left_out = ["ranked", "effective_rank", "effective_rank_random", "full_rank"]
         else:
@@ -211,12 +211,12 @@ def mask_profile(
     parts = count_parts(mask, architecture)
     tests = _tests(parts, spectrum, dominant_pairs, architecture, unavailable)
     layers = {part.tensor: part.layer for part in parts}
-    found = _matrices(mask, model, fill, seed, compat, layers)
+    matrices = _matrices(mask, model, fill, seed, compat, layers)
     if fill is None:
         unavailable["change"] = "The ranks of the change were not asked for (fill=None)."
-    elif without := [matrix for matrix in found if matrix.unranked]:
-        unavailable["change"] = _without_ranks(without, len(found))
-    return MaskProfile(tuple(parts), tests, tuple(found), seed, unavailable)
+    elif without := [matrix for matrix in matrices if matrix.unranked]:
+        unavailable["change"] = _without_ranks(without, len(matrices))
+    return MaskProfile(tuple(parts), tests, tuple(matrices), seed, unavailable)
 
 
 def _check_mask(mask: SparseMask, model: Any) -> None:
@@ -265,7 +265,7 @@ def _matrices(
         else change_ranks(model, which, fill, seed, compat, transposed)
         for which in (mask, random)
     ]
-    found = []
+    matrices = []
     for own, other, *both in zip(*spreads, *changes, strict=True):
         reasons = [change for change in both if isinstance(change, str)]
         change, random_change = (
@@ -273,8 +273,8 @@ def _matrices(
         )
         layer = layers[own.tensor.partition("[")[0]]
         reason = reasons[0] if reasons else None
-        found.append(Sparsity(layer, own.tensor, own, other, change, random_change, reason))
-    return found
+        matrices.append(Sparsity(layer, own.tensor, own, other, change, random_change, reason))
+    return matrices
 
 
 def _without_ranks(without: Sequence[Sparsity], of: int) -> str:
@@ -284,17 +284,17 @@ def _without_ranks(without: Sequence[Sparsity], of: int) -> str:
     return f"{len(without)} of {of} matrices have none; {without[0].name}: {without[0].unranked}"
 
 
-def _sparsity_row(kind: str, found: list[Sparsity]) -> dict[str, Any]:
+def _sparsity_row(kind: str, matrices: list[Sparsity]) -> dict[str, Any]:
     def mean(value: Callable[[Sparsity], float]) -> float:
-        return sum(map(value, found)) / len(found)
+        return sum(map(value, matrices)) / len(matrices)
 
     ranked = [
-        (m.change, m.random_change) for m in found if m.change is not None and m.random_change is not None
+        (m.change, m.random_change) for m in matrices if m.change is not None and m.random_change is not None
     ]
     n = len(ranked)
     return {
         "kind": kind,
-        "matrices": len(found),
+        "matrices": len(matrices),
         "masked": mean(lambda m: m.spread.masked),
         "rows": mean(lambda m: m.spread.rows.distinct),
         "rows_expected": mean(lambda m: m.spread.rows.expected),

@@ -171,8 +171,8 @@ class RopeCollector:
         self._tokens[layer] += sum(lengths)
         for part, x in zip(PARTS, (seen.q, seen.k), strict=True):
             rotated = supported(x)[..., rotary.start :].transpose(1, 2)
-            found = rope_energy(rotated, rotary.layout, rotary.dim, lengths)
-            sums = torch.stack([found.norm, found.energy]).double()
+            energies = rope_energy(rotated, rotary.layout, rotary.dim, lengths)
+            sums = torch.stack([energies.norm, energies.energy]).double()
             self._sums[layer, part] = self._sums.get((layer, part), 0) + sums
 
     def result(self, lengths: Sequence[int], context: int | None = None) -> RopeSpectrum:

@@ -106,7 +106,7 @@ class AttentionSinks:
             {field.name: getattr(layer, field.name) for field in fields(layer)} for layer in self.layers
         ]
         head = {key: getattr(self, key) for key in ("prompts", "tokens", "long_prompts", "epsilon", "window")}
-        maps = {f"{layer}.{index}": found for (layer, index), found in self.maps.items()}
+        maps = {f"{layer}.{index}": by_prompt for (layer, index), by_prompt in self.maps.items()}
         return jsonable(head | {"metric": self.metric(), "layers": layers, "maps": maps})
 
 
@@ -153,19 +153,19 @@ class SinkCollector:
         sums = self._sums[layer]
         for name, value in (_sums(seen, lengths) | self._sinks(seen, lengths)).items():
             sums[name] = sums.get(name, 0) + value.double()
-        for asked, found in self._maps.items():
+        for asked, by_prompt in self._maps.items():
             if asked[0] == layer:
                 for row, prompt in enumerate(prompts):
                     if prompt < self._map_prompts:
-                        found[prompt] = attention_map(seen, row, asked[1], lengths[row]).cpu()
+                        by_prompt[prompt] = attention_map(seen, row, asked[1], lengths[row]).cpu()
 
     def _sinks(self, seen: QueryKey, lengths: list[int]) -> dict[str, Tensor]:
         """In how many of the long prompts each of the first keys is a sink, `[H, window]`."""
         long = [row for row, length in enumerate(lengths) if length >= self._window]
         if not long:
             return {}
-        found = mass(seen.take(long, self._window))
-        return {"sink_rate": (found.column_mean > self._epsilon).sum(0)}
+        masses = mass(seen.take(long, self._window))
+        return {"sink_rate": (masses.column_mean > self._epsilon).sum(0)}
 
     def result(self, lengths: Sequence[int]) -> AttentionSinks:
         """The means.
@@ -175,7 +175,7 @@ class SinkCollector:
         """
         long = sum(length >= self._window for length in lengths)
         layers = [self._layer(layer, sums, lengths, long) for layer, sums in self._sums.items()]
-        maps = {head: [found[i] for i in sorted(found)] for head, found in self._maps.items()}
+        maps = {head: [by_prompt[i] for i in sorted(by_prompt)] for head, by_prompt in self._maps.items()}
         return AttentionSinks(
             tuple(layers), len(lengths), sum(lengths), long, self._epsilon, self._window, maps
         )

@@ -91,14 +91,14 @@ def spread(mask: SparseMask, transposed: frozenset[str] = frozenset()) -> list[S
     Returns:
         One `Spread` per matrix; a fused experts' weight has one for each expert.
     """
-    found = []
+    spreads = []
     for name, rows, columns, shape in matrices(mask, transposed):
         by_row, by_column = (
             torch.bincount(x, minlength=n) for x, n in zip((rows, columns), shape, strict=True)
         )
         axes = Axis.of(by_row, shape[1]), Axis.of(by_column, shape[0])
-        found.append(Spread(name, rows.numel(), *axes))
-    return found
+        spreads.append(Spread(name, rows.numel(), *axes))
+    return spreads
 
 
 def matrices(

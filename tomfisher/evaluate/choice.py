@@ -188,11 +188,11 @@ class ChoiceEvaluator:
         with weights_kept(model):
             for strategy, batches in self._ways(model, share_prefix, rules):
                 laid_out = self if batches == PADDED else self._unmerged
-                found = laid_out._run(model, strategy, batches, rules, progress)
-                if isinstance(found, Tensor):
-                    totals = found
+                outcome = laid_out._run(model, strategy, batches, rules, progress)
+                if isinstance(outcome, Tensor):
+                    totals = outcome
                     break
-                reason = found
+                reason = outcome
         if totals is None:
             raise ValueError(
                 f"share_prefix=True, but on {type(model).__name__} {reason}. Use share_prefix='auto' or False."
@@ -212,8 +212,8 @@ class ChoiceEvaluator:
 
     def _ways(self, model: Any, share_prefix: bool | str, rules: Rules) -> list[tuple[str, str]]:
         """Strategy and kind of batches, in the order of trial; what was found right is not tried again."""
-        if (found := self._settled.get((rules, share_prefix))) is not None:
-            return [found]
+        if (settled := self._settled.get((rules, share_prefix))) is not None:
+            return [settled]
         sharing = []
         if share_prefix and rules.padded and not rules.rows.offset:
             sharing += [PACKED] if self.pack and can_pack(model) else []
@@ -280,8 +280,8 @@ class ChoiceEvaluator:
         logits = logits_at(model, ids, torch.tensor(keep, device=device), **arguments)
         where = torch.tensor(places, device=logits.device)
         logprobs = torch.log_softmax(logits[where[:, 0], where[:, 1]].float(), dim=-1)
-        found = [place[i, column[at]] for i, at, _, _ in reads]
-        picked = logprobs[found, [token for *_, token in reads]]
+        which = [place[i, column[at]] for i, at, _, _ in reads]
+        picked = logprobs[which, [token for *_, token in reads]]
         totals.index_add_(0, torch.tensor([number for _, _, number, _ in reads]), picked.cpu().double())
 
     def _called(self, row: int) -> str:

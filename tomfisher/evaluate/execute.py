@@ -168,8 +168,8 @@ def _origin(hook: Any) -> str:
 
 def _rotary_kinds(config: Any) -> set[Any]:
     """The kinds of rotary frequencies, of the model or of its kinds of layers."""
-    found = getattr(config, "rope_parameters", None) or {}
-    return {part.get("rope_type") for part in (found, *found.values()) if isinstance(part, dict)}
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return {part.get("rope_type") for part in (parameters, *parameters.values()) if isinstance(part, dict)}
 
 
 def _cache_layers(model: Any) -> set[type]:

@@ -150,16 +150,16 @@ class _Question:
 
     def chosen(self, word: str) -> tuple[int | None, str]:
         """Which choice a written word stands for, if any, and the word: of a choice that it only begins with, that."""
-        found = [
+        matching = [
             (len(target), i, target)
             for i, targets in enumerate(self.targets)
             for target in targets
             if begins_with(word, target)
         ]
-        if not found:
+        if not matching:
             return None, word
-        length = max(found)[0]
-        _, i, target = min(entry for entry in found if entry[0] == length)
+        length = max(matching)[0]
+        _, i, target = min(entry for entry in matching if entry[0] == length)
         return i, target
 
 
@@ -327,8 +327,8 @@ def _reachable(tokenizer: Any, question: _Question, story: Any, wording: Wording
 
 
 def _record(story: Any, question: _Question, words: list[str]) -> Record:
-    found = [question.chosen(word) for word in words]
-    return make_record(story, tuple(float(i == story.answer) for i, _ in found), found[0][1])
+    picked = [question.chosen(word) for word in words]
+    return make_record(story, tuple(float(i == story.answer) for i, _ in picked), picked[0][1])
 
 
 def _seed_of(text: str) -> int:

@@ -198,14 +198,14 @@ def _patterns(sizes: Sequence[int], limit: int) -> int:
     for k in range(1, min(times, limit // most) + 1):
         binomial = binomial * (times - k + 1) // k
         cumulative.append(cumulative[-1] + binomial)
-    data, found = packed.to_bytes((packed.bit_length() + 7) // 8, "little"), 0
+    data, patterns = packed.to_bytes((packed.bit_length() + 7) // 8, "little"), 0
     for total in range(min(limit, packed.bit_length() // slot) + 1):
         first, last = total * slot, (total + 1) * slot
         part = int.from_bytes(data[first // 8 : (last + 7) // 8], "little") >> first % 8
         ways = part & ((1 << slot) - 1)
         if ways:
-            found += ways * cumulative[min((limit - total) // most, len(cumulative) - 1)]
-    return found
+            patterns += ways * cumulative[min((limit - total) // most, len(cumulative) - 1)]
+    return patterns
 
 
 def _correlation(groups: list[list[float]]) -> float:

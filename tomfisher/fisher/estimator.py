@@ -264,9 +264,9 @@ class _Run:
             if self._is_new_kind(batch, entry):
                 return False
             backward(losses)
-        found = self.capture.first_non_finite()
-        if found is not None:
-            module, row = found
+        first_bad = self.capture.first_non_finite()
+        if first_bad is not None:
+            module, row = first_bad
             raise FloatingPointError(
                 f"The gradient at the output of {module} is not finite for {self._called(batch.indices[row])}. "
                 "Load the model in float32 or bfloat16, or leave this sample out."

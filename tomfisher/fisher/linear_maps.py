@@ -94,7 +94,7 @@ def linear_maps(model: nn.Module) -> LinearMaps:
         certain = [_parameter(held[name]) for name, verdict in known.items() if verdict]
         products, ran = _short_forward(model, [_parameter(held[name]) for name in asked], certain)
         if len(lists) > 1:
-            lists = {name: found for name, found in lists.items() if not ran.isdisjoint(found.modules())}
+            lists = {name: layers for name, layers in lists.items() if not ran.isdisjoint(layers.modules())}
             held = _held(model, _modules(model, lists.values()))
         kinds = {n: _kind(model, held[n]) for n in asked if n in held}
         maps = {kind for n, kind in kinds.items() if id(_parameter(held[n])) in products.maps}
@@ -162,7 +162,7 @@ def coverage(maps: LinearMaps, methods: Mapping[str, str]) -> Coverage:
 
 def _modules(model: nn.Module, lists: Iterable[nn.Module]) -> set[nn.Module]:
     """The modules of the layers; of a decoder without a list of layers all but its embeddings and its head."""
-    inside = {module for found in lists for module in found.modules()}
+    inside = {module for layers in lists for module in layers.modules()}
     if inside:
         return inside
     heads = (getattr(model, f"get_{which}_embeddings", lambda: None)() for which in ("input", "output"))

@@ -117,11 +117,11 @@ class Products(TorchDispatchMode):
             return None
         _, traces = self._traces.get(tensor.untyped_storage()._cdata, (None, []))
         at = tensor.data_ptr()
-        found = [trace for trace in traces if trace.start <= at < trace.end]
-        if not found:
+        covering = [trace for trace in traces if trace.start <= at < trace.end]
+        if not covering:
             return None
         return _Trace(
-            at, at, frozenset[int]().union(*(t.sources for t in found)), max(t.numel for t in found)
+            at, at, frozenset[int]().union(*(t.sources for t in covering)), max(t.numel for t in covering)
         )
 
 

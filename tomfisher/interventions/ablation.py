@@ -69,10 +69,10 @@ def parse_all(texts: Iterable[str]) -> list[Ablation]:
     Raises:
         ValueError: there are none, or one of the names is unknown.
     """
-    found = {ablation.name: ablation for ablation in map(parse, texts)}
-    if not found:
+    by_name = {ablation.name: ablation for ablation in map(parse, texts)}
+    if not by_name:
         raise ValueError(f"There is nothing to ablate. Name some of: {', '.join((*PARTS, *FORMS.values()))}.")
-    return list(found.values())
+    return list(by_name.values())
 
 
 def combinations(ablations: Sequence[Ablation], size: int) -> list[Ablation]:
@@ -86,16 +86,16 @@ def combinations(ablations: Sequence[Ablation], size: int) -> list[Ablation]:
     """
     if size < 1:
         raise ValueError(f"combine must be at least 1 (each intervention alone), got {size}.")
-    found = {ablation.name: ablation for ablation in ablations}
+    by_name = {ablation.name: ablation for ablation in ablations}
     effects = {_effect(ablation) for ablation in ablations}
     for count in range(2, size + 1):
         for chosen in itertools.combinations(ablations, count):
             together = sum(chosen, Ablation())
             elements, effect = [e for ablation in chosen for e in ablation.elements], _effect(together)
             if len(set(elements)) == len(elements) and not nested(together.parts) and effect not in effects:
-                found[together.name] = together
+                by_name[together.name] = together
                 effects.add(effect)
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _effect(ablation: Ablation) -> tuple[frozenset[str], tuple[str, ...]]:

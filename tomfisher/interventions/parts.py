@@ -108,17 +108,17 @@ def _positions(
 def _weights(architecture: Architecture, region: str, names: Iterable[str]) -> list[str]:
     """Weights of the MLPs, or among `names` the other ones of layers that have no attention."""
     if region == "mlp":
-        found = [name for layer in architecture.layers for name in layer.mlp]
+        weights = [name for layer in architecture.layers for name in layer.mlp]
     else:
         bare = [layer for layer in architecture.layers if layer.attention is None]
-        found = [n for n in names for x in bare if n.startswith(f"{x.name}.") and n not in x.mlp]
+        weights = [n for n in names for x in bare if n.startswith(f"{x.name}.") and n not in x.mlp]
         if not bare:
             raise UnsupportedModel(
                 f"Every layer of {architecture.model_type} has attention, so there is no mixer."
             )
-    if not found:
+    if not weights:
         raise UnsupportedModel(f"No weight of {architecture.model_type} belongs to its {region!r}.")
-    return found
+    return weights
 
 
 def _dominant(attention: Attention, spectrum: LayerSpectrum | None) -> list[tuple[Projection, Tensor]]:
@@ -135,7 +135,7 @@ def _dominant(attention: Attention, spectrum: LayerSpectrum | None) -> list[tupl
 
 def _joined(parts: Iterable[tuple[Projection, Tensor]]) -> Positions:
     """Positions per weight; several projections may lie in one weight."""
-    found: dict[str, tuple[int, list[Tensor]]] = {}
+    by_weight: dict[str, tuple[int, list[Tensor]]] = {}
     for projection, positions in parts:
-        found.setdefault(projection.parameter, (projection.axis, []))[1].append(positions)
-    return {name: (axis, torch.cat(positions)) for name, (axis, positions) in found.items()}
+        by_weight.setdefault(projection.parameter, (projection.axis, []))[1].append(positions)
+    return {name: (axis, torch.cat(positions)) for name, (axis, positions) in by_weight.items()}

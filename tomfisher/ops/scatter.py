@@ -184,12 +184,12 @@ def check_apart(
     Raises:
         ValueError: there is one.
     """
-    found = overlap(weights, values)
+    pair = overlap(weights, values)
     names = [*(f"weights[{i}]" for i in range(len(weights))), *(f"{label}[{i}]" for i in range(len(values)))]
-    if not found and written:
-        found, names = overlap(values, [], apart=True), names[len(weights) :]
-    if found:
+    if not pair and written:
+        pair, names = overlap(values, [], apart=True), names[len(weights) :]
+    if pair:
         raise ValueError(
-            f"{names[found[0]]} and {names[found[1]]} share memory: the old values could be lost. Pass a clone "
+            f"{names[pair[0]]} and {names[pair[1]]} share memory: the old values could be lost. Pass a clone "
             "of one."
         )

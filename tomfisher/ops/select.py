@@ -119,10 +119,10 @@ def _run(
     single: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     _, run = resolve("topk" if thresholds is None else "topk_summary", impl, flats[0].device)
-    *found, status = run(flats, counts, thresholds)
+    *parts, status = run(flats, counts, thresholds)
     # here and not in `select`, whose tensors may be fake: a compiled call refuses bad values as well
     check_finite(labels_of(len(flats), single), flats, status)
-    indices, extremes, histograms, above = found
+    indices, extremes, histograms, above = parts
     return indices, extremes, histograms, above
 
 

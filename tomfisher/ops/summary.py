@@ -70,12 +70,12 @@ def summary(
             does not lie within its file.
     """
     passes, single = select(values, 0, thresholds, impl, "summary")
-    results = [as_summary(found) for found in passes]
+    results = [as_summary(counted) for counted in passes]
     return results[0] if single else results
 
 
-def as_summary(found: Pass) -> Summary:
+def as_summary(counted: Pass) -> Summary:
     """The result from a pass that counted."""
-    extremes, histogram, above = found.counts
+    extremes, histogram, above = counted.counts
     edges = histogram_edges(extremes.dtype).to(extremes.device)
     return Summary(extremes[0], extremes[1], histogram, edges, above)

@@ -93,7 +93,7 @@ def topk(
             does not lie within its file.
     """
     passes, single = select(values, k, None, impl, "topk")
-    results = [_top(found) for found in passes]
+    results = [_top(selected) for selected in passes]
     return results[0] if single else results
 
 
@@ -141,7 +141,7 @@ def topk_summary(
         ValueError: as for `topk`, or NaN among the thresholds.
     """
     passes, single = select(values, k, thresholds, impl, "topk_summary")
-    results = [TopKSummary(_top(found), as_summary(found)) for found in passes]
+    results = [TopKSummary(_top(selected), as_summary(selected)) for selected in passes]
     return results[0] if single else results
 
 
@@ -176,8 +176,8 @@ def topk_across(tensors: Sequence[Tensor], k: int, impl: Impl = "auto") -> TopKA
     return TopKAcross(values, owners, indices, _threshold(values))
 
 
-def _top(found: Pass) -> TopK:
-    return TopK(found.values, found.indices, _threshold(found.values))
+def _top(selected: Pass) -> TopK:
+    return TopK(selected.values, selected.indices, _threshold(selected.values))
 
 
 def _threshold(values: Tensor) -> Tensor:

@@ -224,13 +224,11 @@ def _no_integers(called: str, kind: object) -> TypeError:
 
 def _embedding_rows(model: Any) -> int | None:
     try:
-        found = _rows(model.get_input_embeddings())
+        rows = _rows(model.get_input_embeddings())
     except (AttributeError, NotImplementedError):  # transformers' own way of saying that there are none
-        found = None
+        rows = None
     return (
-        found
-        if found is not None
-        else getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+        rows if rows is not None else getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
     )
 
 
@@ -274,19 +272,19 @@ def _offloaded(model: nn.Module) -> list[str]:
 
 def _quantised(model: nn.Module) -> list[str]:
     """Names of weights that are codes of numbers: integers, 8-bit floats, packed tensors of a library."""
-    found = [
+    names = [
         name
         for name, parameter in model.named_parameters()
         if parameter.is_quantized or not (parameter.dtype in FLOATS or parameter.is_complex())
     ]
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.ao.nn.quantized"):
-            found.append(name)
+            names.append(name)
         elif not any(p.ndim > 1 and p.dtype in FLOATS for p in module._parameters.values() if p is not None):
-            found += [
+            names += [
                 f"{name}.{key}" for key, b in module._buffers.items() if b is not None and _is_packed(b)
             ]
-    return found
+    return names
 
 
 def _is_packed(buffer: Tensor) -> bool:

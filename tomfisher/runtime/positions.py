@@ -85,11 +85,11 @@ def _learned_positions(model: Any) -> int | None:
     tables = _tables(model)
     if not tables or any(parameter.is_meta for parameter in model.parameters()):
         return None
-    found = _known.get(model)
-    if found is None or found[0] != tables:
-        found = tables, _asked(model)
-        _known[model] = found
-    return found[1]
+    known = _known.get(model)
+    if known is None or known[0] != tables:
+        known = tables, _asked(model)
+        _known[model] = known
+    return known[1]
 
 
 def _tables(model: nn.Module) -> _Tables:

@@ -157,9 +157,9 @@ def check_run(model: Any, sequences: Iterable[Sequence[int] | Tensor], tokens: i
 
 def _by_length(sequences: Iterable[Sequence[int] | Tensor]) -> list[list[int]]:
     texts = (ids.tolist() if isinstance(ids, Tensor) else list(ids) for ids in sequences)
-    if not (found := sorted((text for text in texts if text), key=len)):
+    if not (by_length := sorted((text for text in texts if text), key=len)):
         raise ValueError("There is no text to ask the model with. Give at least one sequence of token ids.")
-    return found
+    return by_length
 
 
 @contextlib.contextmanager
@@ -278,7 +278,7 @@ class _Questions:
         self.short = self.longest[:SHORT]
         self.middle = next((t for t in reversed(texts) if len(t) < len(self.longest)), self.short)
         self.pool = sorted({*self.shortest, *self.middle, *self.longest})
-        self.found: dict[str, float] = {}
+        self.differences: dict[str, float] = {}
         self.alone: dict[tuple[int, ...], Tensor] = {}
 
     def ask(self, rows: int, tokens: int | None) -> Rules:
@@ -296,17 +296,17 @@ class _Questions:
         batches, reason = self._batches(rows, tokens)
         repeats &= self._again("keeps nothing", middle, self._at(self.middle)[0], _WAY["state"])
         lengths = len(self.shortest), len(self.longest)
-        return Rules(batches, rows_of(self.model), repeats, self.rounding, self.found, lengths, reason)
+        return Rules(batches, rows_of(self.model), repeats, self.rounding, self.differences, lengths, reason)
 
     def _refuse(self, rule: str, fault: str, way: str) -> None:
         raise ValueError(f'{type(self.model).__name__} breaks the rule "{rule}": {fault}. {way}')
 
     def _whole(self, ids: list[int]) -> Tensor:
         """Log-probabilities `[R, V]` of every row that one text gives."""
-        found = forward(self.model, torch.tensor([ids], device=self.device))
-        logits = getattr(found, "logits", None)
+        output = forward(self.model, torch.tensor([ids], device=self.device))
+        logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[0] != 1:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(found).__name__
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
             self._refuse(
                 "rows", f"one text of {len(ids)} tokens gave {shape}, not logits [1, T, V]", _WAY["rows"]
             )
@@ -333,7 +333,7 @@ class _Questions:
         return ids[:start] + [following[token] for token in ids[start:]]
 
     def _note(self, rule: str, nats: float) -> float:
-        self.found[rule] = max(nats, self.found.get(rule, 0.0))
+        self.differences[rule] = max(nats, self.differences.get(rule, 0.0))
         return nats
 
     def _again(self, rule: str, before: Tensor, after: Tensor, way: str) -> bool:
@@ -491,14 +491,14 @@ class _Questions:
         own = [_positions(len(texts[row])) for row in rows]
         where = sorted({p for positions in own for p in positions})
         together = self._at(*texts, where=where, rows=rows)
-        found = 0.0
+        largest = 0.0
         for row, positions, here in zip(rows, own, together, strict=True):
             alone = self._alone(texts[row])
-            found = max(found, difference(here[[where.index(p) for p in positions]], alone))
+            largest = max(largest, difference(here[[where.index(p) for p in positions]], alone))
             padding = here[[i for i, p in enumerate(where) if p >= len(texts[row])]]
             if bool(alone.isfinite().any(-1).all()) and bool(padding.isnan().any()):
                 return torch.inf  # NaN in the padding has no place in a log-probability, but in a gradient
-        return found
+        return largest
 
     def _beside_equals(self, text: list[int]) -> float:
         """How far a text beside others of its length is from where it is alone."""

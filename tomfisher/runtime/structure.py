@@ -33,8 +33,8 @@ def owners_of(model: nn.Module) -> dict[int, list[Owner]]:
 
 def layer_index(name: str) -> int | None:
     """Layer number in a parameter's name, its first dotted number ("model.layers.3.mlp.w": 3), or None."""
-    found = _NUMBER.search(name)
-    return int(found.group(1)) if found else None
+    match = _NUMBER.search(name)
+    return int(match.group(1)) if match else None
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -52,4 +52,4 @@ def is_linear(module: nn.Module) -> bool:
 
 def layer_pattern(name: str) -> str:
     """A parameter's name with its layer number, the first dotted number, replaced by an asterisk."""
-    return _NUMBER.sub(lambda found: found.group(0).replace(found.group(1), "*"), name, count=1)
+    return _NUMBER.sub(lambda match: match.group(0).replace(match.group(1), "*"), name, count=1)
