@@ -310,9 +310,8 @@ class _Run:
         """Look at one sample both ways; whether something disagreed, which is then done again for all samples."""
         before = self.methods
         with self.capture.aside():
-            after = examine(
-                self.model, self.selection, before, self._called(index), self.samples[index], self.reduction
-            )
+            sample = replace(self.samples[index], name=self._called(index))
+            after = examine(self.model, self.selection, before, [sample], [[0]], self.reduction)
         moved = {name: r for name, r in after.fallback.items() if name not in before.fallback}
         self.methods = replace(
             before, called=after.called, unproven=after.unproven, unreached=after.unreached

@@ -122,11 +122,11 @@ def choose_methods(
     names = [name for module in modules.values() for name in module.parameters.values()]
     order = [name for name in selection if name in set(names)]
     methods = Methods(modules, order, fallback, unreached=set(fallback), unproven=set(order))
-    methods = _examined(model, selection, methods, probe_samples(samples), _batches(rules), reduction)
+    methods = examine(model, selection, methods, probe_samples(samples), _batches(rules), reduction)
     for indices in _long_batches([len(sample) for sample in samples], rules, budget):
         chosen = [replace(samples[i], name=samples[i].called(f"sample {i}")) for i in indices]
         try:
-            methods = _examined(model, selection, methods, chosen, [list(range(len(chosen)))], reduction)
+            methods = examine(model, selection, methods, chosen, [list(range(len(chosen)))], reduction)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -163,27 +163,6 @@ def _long_batches(lengths: list[int], rules: Rules | None, budget: int | None) -
     return [batch for batch in batches if lengths[batch[0]] > PROBE_TOKENS]
 
 
-def examine(
-    model: nn.Module,
-    selection: dict[str, nn.Parameter],
-    methods: Methods,
-    called: str,
-    sample: Sample,
-    reduction: Reduction,
-) -> Methods:
-    """Look at one whole sample both ways; what does not agree is moved to the fallback.
-
-    Args:
-        model: a transformers model.
-        selection: from `select_parameters`.
-        methods: as known so far.
-        called: what to call the sample in an error.
-        sample: the sample.
-        reduction: as in the run.
-    """
-    return _examined(model, selection, methods, [replace(sample, name=called)], ([0],), reduction)
-
-
 def probe_samples(samples: Sequence[Sample]) -> list[Sample]:
     """Two short cuts of the first and last sample that end at a supervised token, of different lengths."""
     cuts: list[Sample] = []
@@ -207,7 +186,7 @@ def _rows(module: nn.Module, parameter: nn.Parameter) -> Tensor | None:
     return torch.linspace(0, parameter.shape[-2] - 1, number, device=parameter.device).long()
 
 
-def _examined(
+def examine(
     model: nn.Module,
     selection: dict[str, nn.Parameter],
     methods: Methods,
@@ -215,6 +194,16 @@ def _examined(
     batches: Iterable[list[int]],
     reduction: Reduction,
 ) -> Methods:
+    """Look at samples both ways; what does not agree is moved to the fallback.
+
+    Args:
+        model: a transformers model.
+        selection: from `select_parameters`.
+        methods: as known so far.
+        samples: each with a name for errors.
+        batches: which of them are captured together; autograd takes each alone.
+        reduction: as in the run.
+    """
     batches = list(batches)
     accumulators = _accumulators(methods.modules, selection)
     calls, reasons, called = _capture(model, methods, accumulators, samples, batches, reduction)
