@@ -17,18 +17,11 @@ from tokenizer_kinds import word_level
 from tomfisher import analysis, finetune
 from tomfisher.fisher.plan import plan_fisher
 from tomfisher.masks import SparseMask
-from tomfisher.runtime.gate import (
-    check_ids,
-    check_length,
-    check_model,
-    check_targets,
-    check_text,
-    check_trainable,
-    position_limit,
-    why_not_finite,
-)
+from tomfisher.runtime.gate import check_ids, check_model, check_targets, check_trainable, why_not_finite
+from tomfisher.runtime.positions import check_length, position_limit
 from tomfisher.sample import Sample
 from tomfisher.tasks.story import Story
+from tomfisher.text_files import check_text
 
 VOCABULARY = 44
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -12,8 +12,9 @@ from tomfisher.analysis.collect import TOKENS_PER_BATCH, collect
 from tomfisher.analysis.rope import RopeCollector
 from tomfisher.analysis.sinks import SinkCollector
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
-from tomfisher.runtime.gate import check_model, plain_torch
+from tomfisher.runtime.gate import check_model
 from tomfisher.runtime.rules import check_rules, remembered
+from tomfisher.runtime.torch_state import plain_torch
 
 PARTS = ("rope", "sinks")
 

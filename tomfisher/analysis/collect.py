@@ -16,9 +16,11 @@ from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.forward import logits_at
-from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
+from tomfisher.runtime.gate import check_ids, check_model, why_not_finite
 from tomfisher.runtime.modes import measuring
+from tomfisher.runtime.positions import check_length
 from tomfisher.runtime.rules import check_rules, weights_kept
+from tomfisher.runtime.torch_state import plain_torch
 
 TOKENS_PER_BATCH = 4096
 Observer = Callable[[int, QueryKey], None]

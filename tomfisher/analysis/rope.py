@@ -15,7 +15,8 @@ from tomfisher.analysis.jsonable import jsonable
 from tomfisher.models.families import Architecture, Rotary, describe
 from tomfisher.models.queries import QueryKey
 from tomfisher.ops.rope_energy import rope_energy
-from tomfisher.runtime.gate import check_model, plain_torch
+from tomfisher.runtime.gate import check_model
+from tomfisher.runtime.torch_state import plain_torch
 
 Part = Literal["q", "k"]
 PARTS: tuple[Part, ...] = ("q", "k")

@@ -14,7 +14,8 @@ from tomfisher.analysis.jsonable import jsonable
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.models.queries import QueryKey, attention_weights
 from tomfisher.ops.sink_mass import SinkMass, sink_mass
-from tomfisher.runtime.gate import check_model, plain_torch
+from tomfisher.runtime.gate import check_model
+from tomfisher.runtime.torch_state import plain_torch
 
 EPSILON = 0.3
 WINDOW = 64

@@ -220,7 +220,7 @@ def _texts(args: argparse.Namespace) -> list[str]:
 
 
 def _prompts(args: argparse.Namespace, loaded: Any, texts: Sequence[str]) -> list[Any]:
-    from tomfisher.runtime.gate import position_limit
+    from tomfisher.runtime.positions import position_limit
     from tomfisher.tasks.encode import encode
 
     length = args.max_length or position_limit(loaded.model)

@@ -19,17 +19,12 @@ from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.forward import logits_at
-from tomfisher.runtime.gate import (
-    check_ids,
-    check_length,
-    check_model,
-    check_targets,
-    plain_torch,
-    why_not_finite,
-)
+from tomfisher.runtime.gate import check_ids, check_model, check_targets, why_not_finite
 from tomfisher.runtime.memory import is_out_of_memory
 from tomfisher.runtime.modes import measuring
+from tomfisher.runtime.positions import check_length
 from tomfisher.runtime.rules import BATCHES, PADDED, SINGLE, Rules, check_rules, difference, weights_kept
+from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.wording import Wording
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens

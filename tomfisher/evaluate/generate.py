@@ -18,9 +18,11 @@ from tomfisher.evaluate.records import Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import plan_batches
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.gate import check_ids, check_length, check_model, plain_torch, why_not_finite
+from tomfisher.runtime.gate import check_ids, check_model, why_not_finite
 from tomfisher.runtime.modes import measuring
+from tomfisher.runtime.positions import check_length
 from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
+from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.tasks.wording import Wording
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 from tomfisher.writing import begins_with, first_word, fold, join_spaceless

@@ -14,18 +14,12 @@ from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.forward import logits_at
-from tomfisher.runtime.gate import (
-    check_ids,
-    check_length,
-    check_model,
-    check_targets,
-    check_text,
-    plain_torch,
-    position_limit,
-    why_not_finite,
-)
+from tomfisher.runtime.gate import check_ids, check_model, check_targets, why_not_finite
 from tomfisher.runtime.modes import measuring
+from tomfisher.runtime.positions import check_length, position_limit
 from tomfisher.runtime.rules import check_rules, weights_kept
+from tomfisher.runtime.torch_state import plain_torch
+from tomfisher.text_files import check_text
 from tomfisher.tokens import encode_parts
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher.finetune.training import train
-from tomfisher.runtime.gate import check_trainable, plain_torch, seeded
+from tomfisher.runtime.gate import check_trainable
 from tomfisher.runtime.structure import is_conv1d, is_linear
+from tomfisher.runtime.torch_state import plain_torch, seeded
 from tomfisher.sample import Sample
 
 INSTALL = "pip install peft"

@@ -12,7 +12,8 @@ from tomfisher.finetune.training import train
 from tomfisher.masks import SparseMask
 from tomfisher.ops.dispatch import Impl
 from tomfisher.perturbation.guard import deferred_interrupt
-from tomfisher.runtime.gate import check_trainable, plain_torch
+from tomfisher.runtime.gate import check_trainable
+from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample
 
 

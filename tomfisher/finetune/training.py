@@ -12,9 +12,10 @@ from torch import nn
 from tomfisher.fisher.objective import check_losses, sample_losses
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import collate
-from tomfisher.runtime.gate import check_samples, plain_torch
+from tomfisher.runtime.gate import check_samples
 from tomfisher.runtime.modes import frozen, measuring
 from tomfisher.runtime.rules import Rules, check_rules, weights_kept
+from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample
 
 VALIDATION_TOKENS = 2048

@@ -26,12 +26,13 @@ from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
 from tomfisher.runtime.batches import Batch, collate
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
+from tomfisher.runtime.gate import check_samples, check_trainable
 from tomfisher.runtime.memory import is_out_of_memory, release, token_budget
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.onednn import concerns
 from tomfisher.runtime.rules import Rules, check_rules, weights_kept
 from tomfisher.runtime.scan import scan_of
+from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample, digest
 
 

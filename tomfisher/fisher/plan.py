@@ -17,11 +17,12 @@ from tomfisher.fisher.probe import Methods, choose_methods
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.runtime.batches import collate
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.gate import check_samples, check_trainable, plain_torch
+from tomfisher.runtime.gate import check_samples, check_trainable
 from tomfisher.runtime.memory import activation_bytes_per_token, token_budget
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.onednn import concerns
 from tomfisher.runtime.rules import check_rules
+from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample
 
 # forward and input gradients are two matrix products per weight, the captured gradient is a third

@@ -24,7 +24,7 @@ from tomfisher.interventions.base import (
 from tomfisher.interventions.inputs import AttentionInputs, Edit
 from tomfisher.interventions.internals import Internals
 from tomfisher.models.families import Attention, UnsupportedModel
-from tomfisher.runtime.gate import position_limit
+from tomfisher.runtime.positions import position_limit
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,7 +1,4 @@
-"""What every public function asks before it begins: is this a model with numbers in it, and does it take these tokens?
-
-`tomfisher.runtime.positions` and `tomfisher.runtime.torch_state` belong to it; their functions are here too.
-"""
+"""What every public function asks before it begins: is this a model with numbers in it, does it take these tokens?"""
 
 from __future__ import annotations
 
@@ -13,24 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from tomfisher.runtime.positions import check_length, position_limit
-from tomfisher.runtime.torch_state import plain_torch, seeded
+from tomfisher.runtime.positions import check_length
 from tomfisher.sample import IGNORED, Sample
-from tomfisher.text_files import check_text
-
-__all__ = [
-    "check_ids",
-    "check_length",
-    "check_model",
-    "check_samples",
-    "check_targets",
-    "check_text",
-    "check_trainable",
-    "plain_torch",
-    "position_limit",
-    "seeded",
-    "why_not_finite",
-]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32)

@@ -208,7 +208,7 @@ def _model(folder: Path, config: Config, say: Callable[[str], None]) -> LoadedMo
 
 def _internals(loaded: LoadedModel, inputs: Inputs) -> Internals:
     """Of the first prompts of the Fisher pool."""
-    from tomfisher.runtime.gate import position_limit
+    from tomfisher.runtime.positions import position_limit
     from tomfisher.tasks.encode import encode
 
     texts = list(dict.fromkeys(story.prompt for story in inputs.task_stories))[:PROMPTS]

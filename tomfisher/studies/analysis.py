@@ -71,7 +71,7 @@ def is_current(file: Path, inputs: Mapping[str, Any]) -> bool:
 
 def prompts_of(config: Config, inputs: Inputs, loaded: LoadedModel) -> list[Tensor]:
     """Token ids of the questions that the analysis reads, cut to what the model has positions for."""
-    from tomfisher.runtime.gate import position_limit
+    from tomfisher.runtime.positions import position_limit
     from tomfisher.tasks.encode import encode
 
     texts = [story.prompt for story in inputs.questions[: config.analysis_prompts]]

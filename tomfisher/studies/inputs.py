@@ -11,7 +11,7 @@ from typing import Any
 from tomfisher.files import sha256_of_text
 from tomfisher.models.load import LoadedModel
 from tomfisher.results.row import HEADLINE
-from tomfisher.runtime.gate import position_limit
+from tomfisher.runtime.positions import position_limit
 from tomfisher.sample import Sample
 from tomfisher.studies.config import Config
 from tomfisher.tasks.gap import AUTO

@@ -8,7 +8,7 @@ from tomfisher import evaluate
 from tomfisher.evaluate.choice import ChoiceEvaluator
 from tomfisher.evaluate.records import Scores
 from tomfisher.models.load import LoadedModel
-from tomfisher.runtime.gate import position_limit
+from tomfisher.runtime.positions import position_limit
 from tomfisher.studies.config import PERPLEXITY_WINDOW, Config
 from tomfisher.studies.inputs import Inputs
 

@@ -60,7 +60,7 @@ def training_samples(
         ValueError: there are not enough stories for both parts, the file holds a question of the evaluation, or
             both a file and `balanced` are given.
     """
-    from tomfisher.runtime.gate import position_limit
+    from tomfisher.runtime.positions import position_limit
     from tomfisher.studies.inputs import stories_sha256
     from tomfisher.tasks.encode import encode
 
