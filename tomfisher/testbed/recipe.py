@@ -79,7 +79,9 @@ class Recipe:
 
     def config(self) -> Any:
         """The transformers configuration of the model."""
-        return architecture(self.architecture).config(self)
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(self.architecture, **architecture(self.architecture).sizes(self))
 
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step` (from 0)."""
@@ -96,13 +98,13 @@ class Architecture:
     Args:
         title: what it is called.
         positions: how positions enter, in a word or two.
-        config: the transformers configuration for a recipe's sizes.
+        sizes: settings of the transformers configuration, whose model type is the entry's name, for a recipe.
         settings: what its recipe sets differently.
     """
 
     title: str
     positions: str
-    config: Callable[[Recipe], Any]
+    sizes: Callable[[Recipe], dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -130,53 +132,43 @@ def _attention(recipe: Recipe, kv_heads: int) -> dict[str, Any]:
     }
 
 
-def _llama(recipe: Recipe) -> Any:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(**_attention(recipe, recipe.heads))
+def _llama(recipe: Recipe) -> dict[str, Any]:
+    return _attention(recipe, recipe.heads)
 
 
-def _qwen2(recipe: Recipe) -> Any:
-    from transformers import Qwen2Config
-
-    return Qwen2Config(**_attention(recipe, max(1, recipe.heads // 2)))
+def _qwen2(recipe: Recipe) -> dict[str, Any]:
+    return _attention(recipe, max(1, recipe.heads // 2))
 
 
-def _mpt(recipe: Recipe) -> Any:
-    from transformers import MptConfig
-
-    return MptConfig(
-        d_model=recipe.hidden,
-        n_heads=recipe.heads,
-        n_layers=recipe.layers,
-        expansion_ratio=recipe.intermediate // recipe.hidden,
-        max_seq_len=MAX_LENGTH,
+def _mpt(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "d_model": recipe.hidden,
+        "n_heads": recipe.heads,
+        "n_layers": recipe.layers,
+        "expansion_ratio": recipe.intermediate // recipe.hidden,
+        "max_seq_len": MAX_LENGTH,
         **_shared(),
-    )
+    }
 
 
-def _mamba(recipe: Recipe) -> Any:
-    from transformers import MambaConfig
-
-    return MambaConfig(
-        hidden_size=recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        state_size=recipe.state,
-        expand=recipe.intermediate // recipe.hidden,
+def _mamba(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "hidden_size": recipe.hidden,
+        "num_hidden_layers": recipe.layers,
+        "state_size": recipe.state,
+        "expand": recipe.intermediate // recipe.hidden,
         **_shared(),
-    )
+    }
 
 
-def _jamba(recipe: Recipe) -> Any:
-    from transformers import JambaConfig
-
-    return JambaConfig(
+def _jamba(recipe: Recipe) -> dict[str, Any]:
+    return {
         **_attention(recipe, recipe.heads),
-        attn_layer_period=2,
-        attn_layer_offset=1,
-        num_experts=1,
-        mamba_d_state=recipe.state,
-    )
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 1,
+        "mamba_d_state": recipe.state,
+    }
 
 
 _SLOW_LEARNER = {
