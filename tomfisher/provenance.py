@@ -20,14 +20,14 @@ PACKAGES = ("transformers", "safetensors", "tokenizers", "numpy", "triton", "ggu
 
 def versions() -> dict[str, str]:
     """Versions of Python, tomfisher, torch and the other packages that a result depends on, if installed."""
-    found = {"python": platform.python_version(), "tomfisher": __version__, "torch": torch.__version__}
+    installed = {"python": platform.python_version(), "tomfisher": __version__, "torch": torch.__version__}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     commit = git_commit()
-    return found if commit is None else {**found, "tomfisher_commit": commit}
+    return installed if commit is None else {**installed, "tomfisher_commit": commit}
 
 
 def git_commit() -> str | None:

@@ -106,11 +106,11 @@ def begins_with(written: str, word: str) -> bool:
         written: `first_word` of a text.
         word: `first_word` of what it may be; empty, it is never.
     """
-    found, wanted = fold(written), fold(word)
-    if not wanted or found == wanted:
+    folded, wanted = fold(written), fold(word)
+    if not wanted or folded == wanted:
         return bool(wanted)
-    seam = found[len(wanted) - 1 : len(wanted) + 1]
-    return found.startswith(wanted) and _kind(seam[1]) != MARK and any(map(is_spaceless, seam))
+    seam = folded[len(wanted) - 1 : len(wanted) + 1]
+    return folded.startswith(wanted) and _kind(seam[1]) != MARK and any(map(is_spaceless, seam))
 
 
 def _kind(character: str) -> str:

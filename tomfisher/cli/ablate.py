@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     names = None if args.only is None else [name for name in args.only.split(",") if name.strip()]
     settings = {key: value for key, value in given_settings(args).items() if key in SETTINGS}
     output = Path(args.output_path or Path(args.run) / "ablations")
-    found = ablate_run(
+    results = ablate_run(
         args.run,
         names=names,
         combine=args.combine,
@@ -101,11 +101,11 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         say=note,
     )
-    print(ablation_table(found).text())
-    comparisons = len(interventions(found))
+    print(ablation_table(results).text())
+    comparisons = len(interventions(results))
     count = f"{comparisons} comparison{'s' if comparisons > 1 else ''}"
     print(f"\nHolm's correction covers {count}: every ablation that is finished in {output}.")
-    for name, reason in found.left_out.items():
+    for name, reason in results.left_out.items():
         note(f"left out {name}: {reason}")
     print(f"\nResults: {output}/ablations.json, ablations.csv")
     print(report_line(args.run, output, "ablations"))

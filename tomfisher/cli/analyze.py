@@ -101,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
     elif not hasattr(args, "model"):
         raise ValueError("analyze takes a model or masks: give --model, or --compare_masks FILE FILE.")
     if hasattr(args, "model"):
-        found, tables = _analyze(args)
-        report |= found
+        measured, tables = _analyze(args)
+        report |= measured
         blocks += tables
     save_then_print(args.output_path, report, partial("\n\n".join, blocks), allow_nan=False)
     return 0
@@ -172,8 +172,8 @@ def _compare_masks(files: Sequence[str]) -> tuple[dict[str, Any], str]:
         raise ValueError(f"--compare_masks takes two or more different mask files, got {', '.join(files)}.")
     stems = [Path(file).stem for file in files]
     names = files if len(set(stems)) < len(stems) else stems
-    found = overlap({name: SparseMask.load(file) for name, file in zip(names, files, strict=True)})
-    return found.to_dict(), f"{OVERLAP_TITLE}\n{_table(found.summary(), left=(0, 1))}"
+    shared = overlap({name: SparseMask.load(file) for name, file in zip(names, files, strict=True)})
+    return shared.to_dict(), f"{OVERLAP_TITLE}\n{_table(shared.summary(), left=(0, 1))}"
 
 
 def _profile(args: argparse.Namespace, loaded: Any, mask: Any, spectrum: Any) -> Any:
@@ -235,15 +235,15 @@ def _report(base: Any, changes: dict[str, Any], parts: Iterable[str]) -> list[st
         if part in base.unavailable:
             note(f"no {part}: {base.unavailable[part]}")
             continue
-        found = base.results[part]
-        blocks.append(f"{TITLES[part]}\n{_table(found.summary())}")
+        result = base.results[part]
+        blocks.append(f"{TITLES[part]}\n{_table(result.summary())}")
         if part == "rope":
             blocks[-1] += (
-                f"\n{found.prompts} prompts, {found.tokens} tokens; bands relative to {found.context} tokens"
+                f"\n{result.prompts} prompts, {result.tokens} tokens; bands relative to {result.context} tokens"
             )
-        elif found.long_prompts < found.prompts:
+        elif result.long_prompts < result.prompts:
             note(
-                f"{found.prompts - found.long_prompts} of {found.prompts} prompts are shorter than {found.window} "
+                f"{result.prompts - result.long_prompts} of {result.prompts} prompts are shorter than {result.window} "
                 "tokens; the sink rate leaves them out"
             )
         if part in changes:

@@ -126,8 +126,12 @@ def _state(measure: Measure, with_perplexity: bool, baseline: dict[str, Any] | N
     before = None if baseline is None else Scores.from_dict(baseline)
     state: dict[str, Any] = {"conditions": conditions_of(scores, before), "scores": scores.to_dict()}
     if with_perplexity:
-        found = measure.perplexity()
-        state |= {"perplexity": found.token, "word_perplexity": found.word, "perplexity_rules": found.rules}
+        perplexity = measure.perplexity()
+        state |= {
+            "perplexity": perplexity.token,
+            "word_perplexity": perplexity.word,
+            "perplexity_rules": perplexity.rules,
+        }
     return state
 
 

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     config = Config.from_dict({**settings, "n_task": _stories(args)})
     refuse_idle(config, given_settings(args))
     note_own_texts(config.model, settings)
-    found = finetune_run(
+    results = finetune_run(
         config,
         plan,
         _mask_path(args),
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         recorded=RUN_FIELDS,
         say=note,
     )
-    _print(found, folder)
+    _print(results, folder)
     if args.run is not None:
         print(report_line(args.run, folder, "finetune"))
     return 0
@@ -176,11 +176,11 @@ def _stories(args: argparse.Namespace) -> int:
     return int(args.n_train + args.n_validation)
 
 
-def _print(found: Any, folder: Path) -> None:
+def _print(results: Any, folder: Path) -> None:
     from tomfisher.results.trainings import condition_table, sentences, training_table
     from tomfisher.studies.finetune import MASKED
 
-    print(f"{training_table(found).text()}\n\n{condition_table(found)}\n")
-    print_wrapped(sentences(found))
-    delta = "" if MASKED in found.left_out else ", delta.safetensors"
+    print(f"{training_table(results).text()}\n\n{condition_table(results)}\n")
+    print_wrapped(sentences(results))
+    delta = "" if MASKED in results.left_out else ", delta.safetensors"
     print(f"\nWritten: {folder}/finetune.json, finetune.csv{delta}")

@@ -133,12 +133,12 @@ def _run_folder(path: Path) -> str:
 def _numbers(text: str) -> list[float]:
     """The argparse type of --above: numbers with commas between them."""
     try:
-        found = [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        found = [math.nan]
-    if any(map(math.isnan, found)):
+        numbers = [math.nan]
+    if any(map(math.isnan, numbers)):
         raise argparse.ArgumentTypeError(f"must be numbers such as 1e-6,1e-4, got {text!r}.")
-    return found
+    return numbers
 
 
 def _fisher_store(path: Path, thresholds: list[float]) -> str:

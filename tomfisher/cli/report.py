@@ -57,9 +57,9 @@ def _tell_architectures(folder: str) -> None:
     from tomfisher.results.architecture_folder import read
     from tomfisher.results.equal_kappa import sentences
 
-    found = read(folder)
-    print(word_of(found))
-    for sentence in sentences(found.outcomes):
+    results = read(folder)
+    print(word_of(results))
+    for sentence in sentences(results.outcomes):
         print(sentence)
-    for missing in missing_of(found):
+    for missing in missing_of(results):
         print(f"  not in the report: {missing.what}. {missing.why}")

@@ -52,15 +52,15 @@ def find_entries(model: nn.Module, mask: SparseMask) -> list[Entry]:
     sharing: dict[tuple[object, ...], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         sharing.setdefault(_place(parameter), []).append(parameter)
-    found = []
+    entries = []
     for target in resolve_targets(model, mask):
         weight = named[target.names[0]].detach()
         index = torch.cat([mask[name] for name in target.names]).unique()
         same = tuple(sharing[_place(weight)])
-        found.append(Entry(target.names[0], weight, index.to(weight.device), same))
-    if not found:
+        entries.append(Entry(target.names[0], weight, index.to(weight.device), same))
+    if not entries:
         raise ValueError("The mask is empty: there is nothing to train. Use a mask with entries.")
-    return found
+    return entries
 
 
 def write(entries: Sequence[Entry], values: Sequence[Tensor], impl: Impl = "auto") -> None:

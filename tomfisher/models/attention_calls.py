@@ -200,10 +200,10 @@ def _operands(name: str, args: Any) -> tuple[Tensor, Tensor] | None:
     """Operands a `[..., T, D]` and b `[..., D, S]` of a product of two tensors; None where it is none."""
     if name not in _PRODUCTS:
         return None
-    found = [x for x in args if isinstance(x, Tensor)][-2:]
-    if len(found) != 2 or min(x.ndim for x in found) < 3:
+    operands = [x for x in args if isinstance(x, Tensor)][-2:]
+    if len(operands) != 2 or min(x.ndim for x in operands) < 3:
         return None
-    a, b = reversed(found) if name == "__rmatmul__" else found
+    a, b = reversed(operands) if name == "__rmatmul__" else operands
     return (a, b) if a.shape[-1] == b.shape[-2] else None
 
 

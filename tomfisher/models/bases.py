@@ -31,14 +31,14 @@ def adapter_folder(place: Place) -> Path | None:
         except (HfHubHTTPError, EntryNotFoundError, HFValidationError):
             # there is none; whatever else is wrong with name or revision, reading the config says
             return None
-        found = snapshot_download(
+        snapshot = snapshot_download(
             place.location,
             revision=revision,
             local_files_only=local,
             allow_patterns=list(_FILES),
             ignore_patterns=list(_NOT),
         )
-    return Path(found)
+    return Path(snapshot)
 
 
 @contextlib.contextmanager

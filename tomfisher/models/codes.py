@@ -47,12 +47,12 @@ class Codes:
         number = Codes.read(x.flatten(1), self._next).view(x.shape[1:])
         if bool((number < 0).any()):
             return []
-        found = []
+        made = []
         for module, begin, width in self._modules:
             here = (number >= begin) & (number < begin + width)
             if bool(here.any()):
-                found.append((module, (number - begin).masked_fill(~here, -1)))
-        return found
+                made.append((module, (number - begin).masked_fill(~here, -1)))
+        return made
 
     @staticmethod
     def words(count: int, like: Tensor, begin: int = 0) -> Tensor:

@@ -36,7 +36,7 @@ def layer_lists(model: nn.Module) -> dict[str, nn.Module]:
     """
     names = {module: name for name, module in model.named_modules()}
     decoder = text_decoder(model)
-    return {names[found]: found for found in _outermost(decoder) if found in names}
+    return {names[layers]: layers for layers in _outermost(decoder) if layers in names}
 
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:

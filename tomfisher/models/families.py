@@ -83,10 +83,10 @@ class Attention:
         Raises:
             UnsupportedModel: it is not known.
         """
-        found: Projection | None = getattr(self, part)
-        if found is None:
+        place: Projection | None = getattr(self, part)
+        if place is None:
             raise UnsupportedModel(self.lacks[part])
-        return found
+        return place
 
 
 @dataclass(frozen=True)
@@ -158,12 +158,12 @@ class Architecture:
         for attention in self.attention.values():
             if "rotary" in attention.lacks:
                 raise UnsupportedModel(attention.lacks["rotary"])
-        found = {index: a for index, a in self.attention.items() if a.rotary is not None}
-        if not found:
+        layers = {index: a for index, a in self.attention.items() if a.rotary is not None}
+        if not layers:
             raise UnsupportedModel(
                 f"{self.model_type} has no rotary embedding, so it has no frequencies (positions: {self.position})."
             )
-        return found
+        return layers
 
 
 @plain_torch()
@@ -197,7 +197,7 @@ _KNOWN: weakref.WeakKeyDictionary[Any, tuple[Any, Architecture]] = weakref.WeakK
 
 def _signature(model: Any) -> Any:
     """What the answer depends on, as far as it can be seen without running: modules, their settings, shapes."""
-    plain = (bool, int, float, str, type(None))
+    simple = (bool, int, float, str, type(None))
     implementation = getattr(model.config, "_attn_implementation", None)
     modules = hash(
         tuple(
@@ -205,7 +205,7 @@ def _signature(model: Any) -> Any:
                 name,
                 id(module),
                 type(module),
-                tuple((k, v) for k, v in vars(module).items() if k != "training" and isinstance(v, plain)),
+                tuple((k, v) for k, v in vars(module).items() if k != "training" and isinstance(v, simple)),
                 tuple((k, p.shape, p.dtype) for k, p in module._parameters.items() if p is not None),
                 tuple((k, id(b)) for k, b in module._buffers.items()),
             )
@@ -220,7 +220,7 @@ def _ask(model: Any) -> Architecture:
     kind = config.model_type
     decoder = text_decoder(model)
     count = getattr(config, "num_hidden_layers", None)
-    lists = [list(found.children()) for found in layer_lists(model).values()]
+    lists = [list(layers.children()) for layers in layer_lists(model).values()]
     lists = [layers for layers in lists if len(layers) == count] or lists
     if not lists:
         raise UnsupportedModel(f"{type(model).__name__} ({kind}) has no list of layers in its text decoder.")
@@ -234,15 +234,15 @@ def _ask(model: Any) -> Architecture:
         ) from error
     names = {id(module): name for name, module in model.named_modules()}
     by_layer = _by_layer(kind, layers, names, probed)
-    found = []
+    described = []
     for index, layer in enumerate(layers):
         seen = by_layer[index]
         attention = None if seen is None else _attention(model, config, names, index, seen)
         mlp = mlp_weights(layer, names[id(layer)], None if seen is None else seen.module)
-        found.append(Layer(index, names[id(layer)], attention, mlp))
+        described.append(Layer(index, names[id(layer)], attention, mlp))
     unseen = () if probed else tuple(sorted(_named_attention(layers)))
-    position = "unknown" if unseen else _position(model, probed, found, positions)
-    return Architecture(kind, position, tuple(found), unseen)
+    position = "unknown" if unseen else _position(model, probed, described, positions)
+    return Architecture(kind, position, tuple(described), unseen)
 
 
 def _named_attention(layers: list[nn.Module]) -> set[str]:
@@ -255,7 +255,7 @@ def _by_layer(
     kind: str, layers: list[nn.Module], names: dict[int, str], probed: list[Probed]
 ) -> list[Probed | None]:
     """The attention of each layer; refuses what is not one call to a layer, or not causal."""
-    found: list[Probed | None] = []
+    by_layer: list[Probed | None] = []
     left = {id(p.module): p for p in probed}
     for p in probed:
         if p.wrong == NOT_CAUSAL:
@@ -271,11 +271,11 @@ def _by_layer(
                 f"Layer {index} of this {kind} model has {len(here)} attentions: "
                 f"{', '.join(names[id(p.module)] for p in here)}."
             )
-        found.append(here[0] if here else None)
+        by_layer.append(here[0] if here else None)
     if left:
         outside = ", ".join(names[key] for key in left)
         raise UnsupportedModel(f"This {kind} model has attention outside its layers: {outside}.")
-    return found
+    return by_layer
 
 
 def _attention(model: Any, config: Any, names: dict[int, str], index: int, seen: Probed) -> Attention:

@@ -17,11 +17,11 @@ NEEDED = ("block_count", "embedding_length")
 
 def named_parts(file: Path) -> list[Path]:
     """The files that a name `NAME-0000i-of-0000n.gguf` speaks of, in order; for any other name, the file alone."""
-    found = _PART.fullmatch(file.stem)
-    if found is None or int(found[3]) == 0:
+    match = _PART.fullmatch(file.stem)
+    if match is None or int(match[3]) == 0:
         return [file]
     return [
-        file.with_name(f"{found[1]}-{i + 1:05d}-of-{found[3]}{file.suffix}") for i in range(int(found[3]))
+        file.with_name(f"{match[1]}-{i + 1:05d}-of-{match[3]}{file.suffix}") for i in range(int(match[3]))
     ]
 
 

@@ -24,8 +24,8 @@ def why_unreachable() -> str | None:
     asking = threading.Thread(target=lambda: answer.append(_ask(constants.ENDPOINT)), daemon=True)
     asking.start()  # in a thread: looking up a name has a timeout of its own, longer than ours
     asking.join(PATIENCE)
-    found = answer[0] if answer else f"no answer in {PATIENCE:g} s"
-    return None if found is None else f"{constants.ENDPOINT}: {found}"
+    reason = answer[0] if answer else f"no answer in {PATIENCE:g} s"
+    return None if reason is None else f"{constants.ENDPOINT}: {reason}"
 
 
 @contextlib.contextmanager
@@ -47,8 +47,8 @@ def commit_of(location: str, revision: str | None) -> str | None:
 
     if Path(location).is_dir():
         return None
-    found = try_to_load_from_cache(location, "config.json", revision=revision)
-    return Path(found).parent.name if isinstance(found, str) else None
+    cached = try_to_load_from_cache(location, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def unreachable_sentence(source: str, why: str) -> str:

@@ -92,5 +92,5 @@ def _sentence(error: BaseException) -> str:
 def _missing_package(error: ImportError) -> str | None:
     if error.name:
         return error.name.partition(".")[0]
-    found = re.search(r"pip install (?:-\S+ +)*([A-Za-z0-9][A-Za-z0-9_.-]*)", str(error))
-    return found[1] if found else None
+    command = re.search(r"pip install (?:-\S+ +)*([A-Za-z0-9][A-Za-z0-9_.-]*)", str(error))
+    return command[1] if command else None

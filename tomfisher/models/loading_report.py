@@ -32,9 +32,9 @@ def wrapper_renaming(info: Mapping[str, Any]) -> dict[str, str]:
     unexpected = set(info["unexpected_keys"])
     if not info["missing_keys"] or not unexpected:
         return {}
-    found = sorted({name for key in unexpected for name in _WRAPPED.findall(key)})
+    wrappers = sorted({name for key in unexpected for name in _WRAPPED.findall(key)})
     # transformers applies a pattern once to a key, and a wrapper may stand in it twice
-    renaming = {pattern: "" for name in found for pattern in (rf"{name}\.", f"{name}[.]")}
+    renaming = {pattern: "" for name in wrappers for pattern in (rf"{name}\.", f"{name}[.]")}
     if all(_WRAPPED.sub(".", key).lstrip(".").startswith(_PARALLEL) for key in unexpected):
         renaming[rf"^{re.escape(_PARALLEL)}"] = ""
     return renaming
@@ -177,5 +177,5 @@ class _Modules:
 
     def _predicts_further_tokens(self, key: str) -> bool:
         """Whether a key is of the layers after the last one, which predict further tokens and no model here runs."""
-        found = re.search(r"(^|\.)layers\.(\d+)\.", key)
-        return found is not None and 0 <= int(found[2]) - self.layers < self.further
+        layer = re.search(r"(^|\.)layers\.(\d+)\.", key)
+        return layer is not None and 0 <= int(layer[2]) - self.layers < self.further

@@ -20,17 +20,17 @@ def mlp_weights(layer: nn.Module, name: str, attention: nn.Module | None) -> tup
         name: its name.
         attention: its attention module, no part of which is MLP.
     """
-    found: list[str] = []
+    names: list[str] = []
     for child_name, child in layer.named_children():
         if attention is not None and any(module is attention for module in child.modules()):
             if child is not attention and not re.search(r"attn|attention", child_name, re.I):
-                found += mlp_weights(child, f"{name}.{child_name}", attention)  # a block in a block (Zamba)
+                names += mlp_weights(child, f"{name}.{child_name}", attention)  # a block in a block (Zamba)
         elif _is_mlp(child_name, child):
-            found += [f"{name}.{child_name}.{n}" for n, p in child.named_parameters() if p.ndim > 1]
-    found += [
+            names += [f"{name}.{child_name}.{n}" for n, p in child.named_parameters() if p.ndim > 1]
+    names += [
         f"{name}.{n}" for n, p in layer.named_parameters(recurse=False) if p.ndim > 1 and _MLP.search(n)
     ]
-    return tuple(found)
+    return tuple(names)
 
 
 def _is_mlp(name: str, child: nn.Module) -> bool:

@@ -179,8 +179,8 @@ def query_key(
 
 def null_key(options: dict[str, Any]) -> Tensor | None:
     """The scores `[H]` or `[B, H, T]` of a key without a value, among the arguments of a call; None: it has none."""
-    found = next((options[name] for name in ("s_aux", "sinks") if options.get(name) is not None), None)
-    return found if found is None or found.ndim < 4 else found[..., 0]
+    scores = next((options[name] for name in ("s_aux", "sinks") if options.get(name) is not None), None)
+    return scores if scores is None or scores.ndim < 4 else scores[..., 0]
 
 
 def _left_over(call: AttentionCall, scale: float) -> Tensor:

@@ -126,7 +126,7 @@ def _candidates(model: Any, config: Any, module: nn.Module, width: int) -> Itera
 def _tables(model: Any, config: Any, module: nn.Module) -> Iterator[tuple[Tensor, float, float, str]]:
     """Every table of frequencies in the model: those of the attention module and of its kind of layer first."""
     kind = getattr(module, "layer_type", None)
-    found = []
+    tables = []
     for owner in dict.fromkeys((*module.modules(), *model.modules())):
         for name, value in (*owner._buffers.items(), *vars(owner).items()):
             if isinstance(value, Tensor) and name.endswith(_TABLE) and "original" not in name:
@@ -134,8 +134,8 @@ def _tables(model: Any, config: Any, module: nn.Module) -> Iterator[tuple[Tensor
                 settings = _settings(config, prefix.removesuffix("_") or kind)
                 factor = float(getattr(owner, f"{prefix}attention_scaling", 1.0))
                 entry = (value.detach().float().cpu().flatten(), factor, *settings)
-                found.append((kind is None or prefix.removesuffix("_") != kind, entry))
-    for _, entry in sorted(found, key=lambda item: item[0]):
+                tables.append((kind is None or prefix.removesuffix("_") != kind, entry))
+    for _, entry in sorted(tables, key=lambda item: item[0]):
         yield entry
 
 

@@ -44,16 +44,18 @@ def wrong_weights(call: AttentionCall, scale: float | None) -> str | None:
         weights = attention_weights(query_key(call, q=q, k=k))
         shared = q.shape[1] // v.shape[1]
         expected = weights.double() @ v.double().repeat_interleave(shared, dim=1)
-        found: Tensor | None = output.transpose(1, 2) if call.interface else output
+        computed: Tensor | None = output.transpose(1, 2) if call.interface else output
     elif scale is None:
         return "takes the softmax of something else than a multiple of q·k plus a mask"
     else:
         expected = attention_weights(query_key(call, scale)).double()
-        found = call.weights
-    assert found is not None
+        computed = call.weights
+    assert computed is not None
     if _reaches_ahead(call, scale):
         return NOT_CAUSAL
-    if float((found.double() - expected).abs().max()) > tolerance(found.dtype) * float(found.abs().max()):
+    if float((computed.double() - expected).abs().max()) > tolerance(computed.dtype) * float(
+        computed.abs().max()
+    ):
         return "does not weigh values by a causal softmax of q·k"
     return None
 

@@ -270,8 +270,8 @@ def _cut(name: str, text: str, fraction: float) -> tuple[str, str]:
     )
     for boundary, reach in ends:
         kept = 0 if boundary.isspace() else len(boundary)  # of the first part
-        found = (text.rfind(boundary, 0, target), text.find(boundary, target))
-        places = [place + kept for place in found if place >= 0]
+        around = (text.rfind(boundary, 0, target), text.find(boundary, target))
+        places = [place + kept for place in around if place >= 0]
         for place in sorted(places, key=lambda p: abs(p - target)):
             front, back = text[:place].strip(), text[place:].strip()
             if front and back and abs(place - target) <= reach:

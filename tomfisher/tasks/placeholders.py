@@ -60,8 +60,8 @@ class Pair:
 
     def reads_all(self, text: str) -> bool:
         """Whether `swapped` finds every mention of the words, those that differ in invisible characters too."""
-        plain = _plain_pair(*self._words)
-        return len(self._pattern.findall(text)) == len(plain._pattern.findall(_plain(text)))
+        normalised = _plain_pair(*self._words)
+        return len(self._pattern.findall(text)) == len(normalised._pattern.findall(_plain(text)))
 
     def other(self, word: str) -> str:
         """The one of the two words that `word` is not."""
@@ -97,13 +97,13 @@ def _plain_pair(first: str, second: str) -> Pair:
 
 def _forms(word: str) -> Iterator[tuple[str, Callable[[str], str]]]:
     """How a word may be written in a text, and how another word is written in the same manner."""
-    plain = " ".join(word.split())
-    yield plain, str
-    if plain.isupper():
+    spaced = " ".join(word.split())
+    yield spaced, str
+    if spaced.isupper():
         return  # "IT" is not "it"
-    yield _capital(plain), _capital
-    yield plain.upper(), str.upper
-    yield plain.lower(), lambda new: new if new.isupper() else new.lower()
+    yield _capital(spaced), _capital
+    yield spaced.upper(), str.upper
+    yield spaced.lower(), lambda new: new if new.isupper() else new.lower()
 
 
 def _whole_word(word: str) -> str:
