@@ -15,7 +15,7 @@ CSOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 # keep the repository root off sys.path: `kernels/` there must not shadow another package of that name
 export PYTHONSAFEPATH = 1
 
-.PHONY: demo test check triton-36 census browser kernel-report sanitize tidy lint format bench clean help
+.PHONY: demo test check gpu triton-36 census browser kernel-report sanitize tidy lint format bench clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,18 @@ browser:
 		echo "installing chromium and chromium-driver"; \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 			chromium chromium-driver; } > /dev/null || [ -z "$(CI)" ]; \
+	fi
+
+# With a CUDA build of torch in $(PYTHON), that Python runs it; else the one of $(VENV), which says what would run.
+gpu:  ## all that a GPU has to show, into OUT=DIR; PART=tests, fisher or fills for one of its three parts of ten minutes
+	@test -n "$(OUT)" || { echo "Say where the records go: make gpu OUT=DIR"; exit 2; }
+	@if $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2> /dev/null; then \
+		$(PYTHON) -c "import tomfisher.kernels" 2> /dev/null || TOMFISHER_BUILD_EXT=0 $(PYTHON) -m pip install --quiet \
+			--no-build-isolation --no-deps --editable . ; \
+		$(PYTHON) -m tomfisher bench gpu --out "$(OUT)" --part $(or $(PART),all); \
+	else \
+		$(MAKE) --no-print-directory $(READY) \
+			&& $(BIN)/python -m tomfisher bench gpu --out "$(OUT)" --part $(or $(PART),all); \
 	fi
 
 kernel-report: $(READY)  ## what the Triton kernels compile to, into kernels/README.md

@@ -7,7 +7,7 @@ first fill, and the yardstick of the others, is the time of reading all weights 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tomfisher.benchmarks import gpus, memory, models, plots
-from tomfisher.benchmarks.harness import Contender, interleave, record, summary
+from tomfisher.benchmarks.harness import Contender, gathered, interleave, summary
 from tomfisher.benchmarks.tables import SPEED, TIME, Column, render
 from tomfisher.masks import SparseMask
 from tomfisher.masks.fraction import count
@@ -81,13 +81,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args.device)
     dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
     names = args.model or ("llama3-8b" if device.type == "cuda" else "llama-135m,800M")
-    cases = []
-    for name in names.split(","):
-        weights = make_weights(name, DTYPES[dtype], device)
-        for kappa in args.kappa:
-            cases += measure(name, weights, kappa, device, args.rounds)
     settings = {"model": names, "dtype": dtype, "kappa": list(args.kappa), "rounds": args.rounds}
-    return record("masked_fill", settings, {"cases": cases}, device)
+    cases = _cases(names, DTYPES[dtype], device, args)
+    return gathered("masked_fill", settings, cases, device, args.cases_path)
+
+
+def _cases(
+    names: str, dtype: torch.dtype, device: torch.device, args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    for name in names.split(","):
+        weights = make_weights(name, dtype, device)
+        for kappa in args.kappa:
+            yield from measure(name, weights, kappa, device, args.rounds)
 
 
 def report(result: dict[str, Any]) -> str:
@@ -136,12 +141,11 @@ def make_model(weights: list[Tensor], kappa: float) -> Model:
 
 def measure(
     name: str, weights: list[Tensor], kappa: float, device: torch.device, rounds: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Three cases: first fill, later fill, undo."""
     model = make_model(weights, kappa)
     where = f"{name}, {sum(w.numel() for w in weights) / 1e6:.0f} M in {len(weights)}, κ = {kappa:g}"
     copies = [w.clone() for w in weights] if _fits(weights, device) else None
-    found = []
     for phase, (baseline, ways) in phases(model, device, copies).items():
         check(phase, ways, model)
         contenders = {READ: Contender(lambda: read(weights))}
@@ -159,18 +163,15 @@ def measure(
         absent = dict(timings.absent)
         if phase == "undo" and copies is None:
             absent["copy all weights back"] = "a second copy of the weights does not fit in memory"
-        found.append(
-            {
-                "name": f"{phase}: {where}",
-                "phase": phase,
-                "kappa": kappa,
-                "masked": sum(len(i) for i in model.indices),
-                "baseline": baseline,
-                "contenders": rows,
-                "absent": absent,
-            }
-        )
-    return found
+        yield {
+            "name": f"{phase}: {where}",
+            "phase": phase,
+            "kappa": kappa,
+            "masked": sum(len(i) for i in model.indices),
+            "baseline": baseline,
+            "contenders": rows,
+            "absent": absent,
+        }
 
 
 Way = Callable[[], object]

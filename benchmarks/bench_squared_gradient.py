@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher.benchmarks import gpus, memory, models, plots
-from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, reason, record, summary
+from tomfisher.benchmarks.harness import Contender, gathered, interleave, matmul_rate, reason, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
 from tomfisher.models.load import DTYPES, resolve_device
 from tomfisher.ops import Impl, squared_gradient_
@@ -76,15 +76,16 @@ class Operands(NamedTuple):
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every problem and return the record; without a GPU, print what would run."""
     if args.device is None and not torch.cuda.is_available():
-        print(plan(problems(args.model or "llama3-8b", args.batches), args.gpu))
+        print(plan(wanted(args, "llama3-8b"), args.gpu))
         return {}
     device = resolve_device(args.device)
     model = args.model or ("llama3-8b" if device.type == "cuda" else "llama-135m")
     dtype = args.dtype or ("bf16" if device.type == "cuda" else "fp32")
     rate = matmul_rate(DTYPES[dtype], device)
-    cases = [measure(p, DTYPES[dtype], device, args.rounds, rate) for p in problems(model, args.batches)]
+    cases = (measure(p, DTYPES[dtype], device, args.rounds, rate) for p in wanted(args, model))
     settings = {"model": model, "dtype": dtype, "rounds": args.rounds, "batches": args.batches}
-    return record("squared_gradient", settings, {"cases": cases}, device)
+    settings |= {name: getattr(args, name) for name in ("d_out", "d_in", "tokens", "samples")}
+    return gathered("squared_gradient", settings, cases, device, args.cases_path)
 
 
 def report(result: dict[str, Any]) -> str:
@@ -98,10 +99,34 @@ def plot(result: dict[str, Any], path: str) -> None:
     plots.bars(cases, path, "tflop_per_s", "TFLOP/s of matrix product", "squared_gradient_")
 
 
-def problems(wanted: str, batches: str) -> list[Problem]:
+def wanted(args: argparse.Namespace, model: str) -> list[Problem]:
+    """The one layer whose shape is given (`--out --in --tokens --samples`), or those of the models.
+
+    Raises:
+        ValueError: a part of the shape is missing, or there are fewer tokens than samples.
+    """
+    own = {"--out": args.d_out, "--in": args.d_in, "--tokens": args.tokens, "--samples": args.samples}
+    if not any(own.values()):
+        return problems(args.model or model, args.batches)
+    missing = [flag for flag, value in own.items() if not value]
+    if missing:
+        raise ValueError(
+            f"A shape of your own needs all of {', '.join(own)}; {', '.join(missing)} is missing."
+        )
+    if args.tokens < args.samples:
+        raise ValueError(
+            f"Every sample has a token at least, got --tokens {args.tokens} --samples {args.samples}."
+        )
+    each, more = divmod(args.tokens, args.samples)
+    lengths = (each + 1,) * more + (each,) * (args.samples - more)
+    name = f"{args.d_out}x{args.d_in}, {args.samples} samples, {args.tokens} tokens"
+    return [Problem(name, args.d_out, args.d_in, lengths)]
+
+
+def problems(models_: str, batches: str) -> list[Problem]:
     """The distinct layers of every model asked for, times the batches; both lists with commas."""
     found = []
-    for model in wanted.split(","):
+    for model in models_.split(","):
         for layer in models.distinct_layers(model):
             for batch in batches.split(","):
                 name = f"{model} {layer.name} {layer.d_out}x{layer.d_in}, {batch}"

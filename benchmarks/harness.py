@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tomfisher.runtime.onednn import outruns_mkl, product
 
 PEERS = ("backpack-for-pytorch", "opacus", "opt-einsum")
 FLUSH_BYTES = 256 << 20  # larger than the L2 cache of any GPU in `gpus`
+SLEEP_CYCLES = 40_000_000  # about 20 ms of a GPU: longer than the host takes to launch what is timed
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,31 @@ def record(
     }
 
 
+def gathered(
+    name: str,
+    settings: Mapping[str, Any],
+    cases: Iterable[Mapping[str, Any]],
+    device: torch.device | str = "cpu",
+    folder: str | Path | None = None,
+) -> dict[str, Any]:
+    """A record of cases; each is also written on its own as soon as it is there, so that a kill loses one case.
+
+    Args:
+        name: of the benchmark.
+        settings: of its command.
+        cases: `{"name", "contenders", "absent"}`, as `tables.render` takes them; consumed one by one.
+        device: where they are measured.
+        folder: receives `NAME.CASE.json`, a record with one case; None: keep none.
+    """
+    kept = []
+    for case in cases:
+        kept.append(case)
+        if folder is not None:
+            readable = re.sub(r"[^A-Za-z0-9.~-]+", "-", str(case["name"])).strip("-")
+            save(record(name, settings, {"cases": [case]}, device), Path(folder) / f"{name}.{readable}.json")
+    return record(name, settings, {"cases": kept}, device)
+
+
 def save(result: Mapping[str, Any], path: str | Path) -> None:
     """Write a record as JSON, atomically."""
     with atomic_path(path) as temporary:
@@ -202,7 +229,11 @@ def _cpu_clock(run: Callable[[], object]) -> float:
 
 
 class _CudaClock:
-    """Seconds of GPU time of one call, from a cold L2 cache."""
+    """Seconds of GPU time of one call, from a cold L2 cache.
+
+    The GPU sleeps before the first event, so that the host has launched the call when it begins: what a short kernel
+    costs the host is not charged to it. A call that itself waits for the GPU is timed as it is.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -213,6 +244,7 @@ class _CudaClock:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
             self._flush.zero_()
+            torch.cuda._sleep(SLEEP_CYCLES)
             start.record()
             run()
             end.record()

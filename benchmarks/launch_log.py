@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tomfisher.files import atomic_path
+
 VARIABLE = "TOMFISHER_LAUNCH_LOG"
 
 
@@ -53,12 +55,19 @@ def pytest_runtest_logreport(report: Any) -> None:
     """A test ends with its call, or earlier where its setup fails or skips it."""
     if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
         _log.finished(report.outcome)
+        _write()
 
 
 def pytest_sessionfinish() -> None:
-    """Write the counts."""
+    """Write the counts where there was no test too."""
+    _write()
+
+
+def _write() -> None:
+    """The counts so far, all or nothing: a kill loses no test that has ended."""
     if os.environ.get(VARIABLE):
-        Path(os.environ[VARIABLE]).write_text(json.dumps(_log.summary()), encoding="utf-8")
+        with atomic_path(os.environ[VARIABLE]) as temporary:
+            temporary.write_text(json.dumps(_log.summary()), encoding="utf-8")
 
 
 def _watched(run: Callable[..., Any]) -> Callable[..., Any]:

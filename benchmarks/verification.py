@@ -83,8 +83,9 @@ def kernel_sources_sha256(folder: Path | None = None) -> dict[str, str]:
 
 
 def load_records(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """The records in a folder by file name, in that order."""
-    return {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))}
+    """The records in a folder and below it by their path there, in that order."""
+    files = sorted(folder.rglob("*.json"))
+    return {str(file.relative_to(folder)): json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def status(records: Iterable[Mapping[str, Any]], folder: Path | None = None) -> list[KernelStatus]:

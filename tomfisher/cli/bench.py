@@ -57,6 +57,7 @@ _DEVICE = _flag("device", "such as cpu or cuda:0 [CUDA where there is one]")
 _GPU = _flag("gpu", "whose floor is printed without a GPU [h100]", "h100", choices=GPUS)
 _OF_DEVICE = _dtype(None, "[bf16 on a GPU, fp32 on the CPU]")
 _NO_MEMORY = _flag("no_memory", "skip peak memory", True, dest="memory", action="store_false")
+_CASES = _flag("cases_path", "folder that gets a record of every case as soon as it is measured")
 _PATIENCE = _flag(
     "patience", "seconds of a warm-up above which there is no other round [30]", 30.0, type=float
 )
@@ -88,10 +89,14 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
             _flag("model", "whose layers, several with commas [llama3-8b; on the CPU llama-135m]"),
             _flag(
                 "batches",
-                "samples x tokens, or samples~mean for ragged ones [8x128,32x128,8x512,100~100]",
-                "8x128,32x128,8x512,100~100",
+                "samples x tokens, or samples~mean for ragged ones [8x128,32x128,8x512,100x128,100~100]",
+                "8x128,32x128,8x512,100x128,100~100",
             ),
-            *(_OF_DEVICE, _rounds(20), _DEVICE, _GPU),
+            _flag("out", "instead: outputs of a layer of your own", type=_positive, dest="d_out"),
+            _flag("in", "its inputs", type=_positive, dest="d_in"),
+            _flag("tokens", "of the batch, spread evenly over the samples", type=_positive),
+            _flag("samples", "in the batch", type=_positive),
+            *(_OF_DEVICE, _rounds(20), _DEVICE, _GPU, _CASES),
         ),
     ),
     "linear": (
@@ -106,7 +111,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
         "first fill, later fills and undo of a whole model's weights against index loops and copies",
         (
             _flag("model", "whose shapes, several with commas [llama3-8b; CPU: llama-135m,800M]"),
-            *(_kappas("1e-5 1e-3"), _OF_DEVICE, _rounds(10), _DEVICE, _GPU),
+            *(_kappas("1e-5 1e-3"), _OF_DEVICE, _rounds(10), _DEVICE, _GPU, _CASES),
         ),
     ),
     "topk": (
@@ -134,7 +139,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
             _kappas("1e-5 1e-3"),
             _flag("distributions", "[uniform,lognormal,equal]", "uniform,lognormal,equal"),
             _flag("store", "Fisher store, for the distribution fisher"),
-            *(_PATIENCE, _rounds(10), _DEVICE, _GPU),
+            *(_PATIENCE, _rounds(10), _DEVICE, _GPU, _CASES),
         ),
     ),
     "growth": (
@@ -173,7 +178,18 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
     ),
     "gpu_tests": (
         "the GPU tests, with a record of which kernels they ran on which sources",
-        (_flag("tests", "folder of the tests [tests]", "tests"),),
+        (
+            _flag("tests", "folder of the tests [tests]", "tests"),
+            _flag("markers", "which of them, as pytest's -m [gpu and not slow]", "gpu and not slow"),
+        ),
+    ),
+    "gpu": (
+        "all that a GPU has to show, in three parts of under ten minutes (make gpu OUT=DIR)",
+        (
+            _flag("out", "folder of the records and logs [runs/gpu]", "runs/gpu"),
+            _flag("part", "tests, fisher or fills, several with commas [all]", "all"),
+            _flag("limit", "seconds of a part [570]", 570.0, type=float),
+        ),
     ),
 }
 
@@ -229,7 +245,7 @@ def run(args: argparse.Namespace) -> int:
         print(module.report(result))
     if args.output_path:
         note(f"written to {args.output_path}")
-    return 0
+    return module.exit_code(result) if hasattr(module, "exit_code") else 0
 
 
 def _picture(output_path: str | None) -> Path | None:
