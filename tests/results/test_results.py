@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from tomfisher.evaluate.records import Record, Scores
 from tomfisher.evaluate.statistics import wilson_interval
 from tomfisher.results.conditions import by_clusters, conditions_of, measured
 from tomfisher.results.results import Results
+from tomfisher.results.row import COLUMNS, Row, rows_of, states_of
 
 
 def record(condition, cell, kind, correct):
@@ -123,6 +125,16 @@ def test_results_json_round_trip_and_shape(tmp_path):
         "ci95",
         "p_vs_baseline",
     }
+
+
+def test_every_field_of_a_row_comes_back_from_json_on_its_own_condition():
+    examples = {"str": "x", "int": 7, "float": 0.5, "bool": True, "tuple[str, ...]": ("x", "y")}
+    first = Row(**{field.name: examples[str(field.type).removesuffix(" | None")] for field in fields(Row)})
+    of_condition = COLUMNS[COLUMNS.index("condition") : COLUMNS.index("perplexity")]
+    other = {name: getattr(first, name) * 2 for name in of_condition}
+    rows = [first, replace(first, **other)]
+    (state,) = json.loads(json.dumps(states_of(rows)))
+    assert rows_of(state) == rows
 
 
 def test_csv_has_one_row_per_point_and_condition(tmp_path):

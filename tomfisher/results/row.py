@@ -16,6 +16,9 @@ BASELINE, TASK_CONTROL, CONTROL_ONLY, RANDOM = "none", "task-control", "control-
 class Row:
     """One condition in one state of a model; what does not apply is None.
 
+    Fields from `condition` to the last p are of the condition, all others of the state: that is where JSON files have
+    them.
+
     Args:
         architecture: in studies of several models, which one.
         fill: in studies of several fills, what the masked weights became.
@@ -92,11 +95,14 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-_TESTS = tuple(name for name in COLUMNS if name.startswith("p_"))
-_OF_CONDITION = ("condition", "n", "n_clusters", "cluster", "accuracy", "ci95_low", "ci95_high", *_TESTS)
+_OF_CONDITION = COLUMNS[COLUMNS.index("condition") : COLUMNS.index("perplexity")]
 _ALWAYS = ("kappa", "mask", "seed", "nnz")  # in every state of a file, None or not
 _PERPLEXITIES = ("perplexity", "word_perplexity")
 _OPTIONAL = tuple(n for n in COLUMNS if n not in (*_OF_CONDITION, *_ALWAYS, *_PERPLEXITIES))
+# what `_score` writes by name; the rest of a condition's fields are written where they differ from their default
+_SCORED = ("condition", "n", "n_clusters", "accuracy", "ci95_low", "ci95_high", "p_vs_baseline")
+_FURTHER = tuple(n for n in _OF_CONDITION if n not in _SCORED)
+_DEFAULTS = {field.name: field.default for field in fields(Row)}
 _EARLIER_NAMES = {"name": "state", "p_vs_untouched": "p_vs_baseline", "n_scenes": "n_clusters"}
 
 
@@ -161,12 +167,12 @@ def _state(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _score(row: Row) -> dict[str, Any]:
     clusters = {} if row.n_clusters is None else {"n_scenes": row.n_clusters}
-    tests = {name: getattr(row, name) for name in _TESTS[1:] if getattr(row, name) is not None}
+    further = {name: getattr(row, name) for name in _FURTHER if getattr(row, name) != _DEFAULTS[name]}
     return {
         "n": row.n,
         **clusters,
         "accuracy": row.accuracy,
         "ci95": list(row.ci95),
         "p_vs_baseline": row.p_vs_baseline,
-        **tests,
+        **further,
     }
