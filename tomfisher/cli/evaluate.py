@@ -120,18 +120,14 @@ def _measured(
 
 def _state(measure: Measure, with_perplexity: bool, baseline: dict[str, Any] | None) -> dict[str, Any]:
     from tomfisher.evaluate.records import Scores
-    from tomfisher.results.conditions import conditions_of
+    from tomfisher.results.conditions import conditions_of, perplexities
 
     scores = measure.score()
     before = None if baseline is None else Scores.from_dict(baseline)
     state: dict[str, Any] = {"conditions": conditions_of(scores, before), "scores": scores.to_dict()}
     if with_perplexity:
         perplexity = measure.perplexity()
-        state |= {
-            "perplexity": perplexity.token,
-            "word_perplexity": perplexity.word,
-            "perplexity_rules": perplexity.rules,
-        }
+        state |= {**perplexities(perplexity), "perplexity_rules": perplexity.rules}
     return state
 
 

@@ -1,13 +1,16 @@
-"""Accuracy, interval and test of every condition of an evaluation, unions and cells included."""
+"""What was measured in a state, as its rows say it: every condition of the questions, and the perplexity."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tomfisher.evaluate.records import ALL, GroupScore, Record, Scores
 from tomfisher.evaluate.statistics import sign_flip_test
 from tomfisher.results.row import HEADLINE, Row, rows_of, states_of
+
+if TYPE_CHECKING:
+    from tomfisher.evaluate.perplexity import Perplexity
 
 Members = dict[str, tuple[float, str]]  # correctness and cluster of each item of a condition, by id
 
@@ -45,6 +48,11 @@ def measured(scores: Scores, baseline: Scores | None = None, **state: Any) -> li
         state: what else the rows say (fields of `Row`).
     """
     return rows_of({**state, "conditions": conditions_of(scores, baseline)})
+
+
+def perplexities(perplexity: Perplexity) -> dict[str, Any]:
+    """What the rows of a state say of its text (fields of `Row`)."""
+    return {"perplexity": perplexity.token, "word_perplexity": perplexity.word}
 
 
 def by_clusters(rows: Sequence[Row], scores: Scores, baseline: Scores | None = None) -> list[Row]:

@@ -15,7 +15,7 @@ from tomfisher.interventions import Ablation, Internals, Intervention, Target, i
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
 from tomfisher.progress import progress_bar
 from tomfisher.results.ablations import with_holm
-from tomfisher.results.conditions import by_clusters, measured
+from tomfisher.results.conditions import by_clusters, measured, perplexities
 from tomfisher.results.folder import RunFolder
 from tomfisher.results.results import Results
 from tomfisher.results.row import BASELINE, RANDOM, TASK_CONTROL, Row, state_key
@@ -216,6 +216,5 @@ def _facts(state: _State, kappa: float, label: str, nnz: int, perplexity: Perple
         "mask": RANDOM if control else BASELINE if state.mask is None else label,
         "seed": state.seed,
         "nnz": nnz,
-        "perplexity": perplexity.token,
-        "word_perplexity": perplexity.word,
+        **perplexities(perplexity),
     }

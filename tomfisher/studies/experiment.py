@@ -26,7 +26,7 @@ from tomfisher.models.load import (
 from tomfisher.progress import note, progress_bar
 from tomfisher.results.analysis import FILE as ANALYSIS
 from tomfisher.results.analysis import chosen_kappa
-from tomfisher.results.conditions import by_clusters, measured
+from tomfisher.results.conditions import by_clusters, measured, perplexities
 from tomfisher.results.folder import RunFolder
 from tomfisher.results.power import too_few
 from tomfisher.results.results import Results
@@ -226,8 +226,7 @@ class Experiment:
                 mask=plan.mask,
                 seed=plan.seed,
                 nnz=nnz,
-                perplexity=perplexity.token,
-                word_perplexity=perplexity.word,
+                **perplexities(perplexity),
             )
             folder.save_point(rows, scores.to_dict())
 

@@ -16,7 +16,7 @@ from tomfisher.finetune.masked import TunedEntries, finetune_masked
 from tomfisher.finetune.training import check_learning_rate, mean_loss
 from tomfisher.masks import SparseMask
 from tomfisher.perturbation import perturb
-from tomfisher.results.conditions import conditions_of
+from tomfisher.results.conditions import conditions_of, perplexities
 from tomfisher.results.results import Results
 from tomfisher.results.row import RANDOM, Row, rows_of
 from tomfisher.results.trainings import LORA, MASKED, START, UNTOUCHED
@@ -129,8 +129,7 @@ class _Run:
             {
                 "state": name,
                 "trainable": 0,
-                "perplexity": perplexity.token,
-                "word_perplexity": perplexity.word,
+                **perplexities(perplexity),
                 "conditions": _conditions(name, scores, self.scores),
                 **facts,
             }
