@@ -7,10 +7,9 @@ import pytest
 from tomfisher.ops import dispatch
 
 
-@pytest.fixture(scope="module", params=["reference", "auto"])
+@pytest.fixture(scope="module", params=[name for name in dispatch.IMPLEMENTATIONS if name != "triton"])
 def on_cpu(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run a module once with the definition and once with what the CPU prefers (the C++ extension if built)."""
+    """Run a module once with each implementation that the CPU may have; the definition runs where it is not there."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "reference":
-            patch.setitem(dispatch._PREFERRED, "cpu", ("reference",))
+        patch.setitem(dispatch._PREFERRED, "cpu", (request.param, "reference"))
         yield request.param

@@ -8,16 +8,16 @@ import os
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Impl = Literal["auto", "triton", "cpp", "reference"]
-IMPLEMENTATIONS: tuple[str, ...] = ("triton", "cpp", "reference")
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Impl)[1:]
 _PREFERRED = {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")}
-# what an implementation cannot do without, and how to get it
+# what an implementation cannot do without and an installation may lack, and how to get it
 _NEEDS = {
     "triton": ("triton", "pip install triton (Linux)"),
     "cpp": ("tomfisher._C", "pip install . from a source checkout, with a C++ compiler"),
@@ -80,7 +80,7 @@ def traced(*tensors: Tensor) -> bool:
 
 
 def _find(op: str, impl: str) -> Callable[..., Any] | None:
-    if (op, impl) not in _table and impl in _NEEDS and _present(impl):
+    if (op, impl) not in _table and impl != "reference" and _present(impl):
         importlib.import_module(f"tomfisher.ops._backends.{impl}")
     return _table.get((op, impl))
 
