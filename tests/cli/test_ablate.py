@@ -7,6 +7,7 @@ import pytest
 
 from tomfisher import SparseMask
 from tomfisher.cli.main import main
+from tomfisher.interventions import INTERVENTIONS, PARTS
 from tomfisher.report import load
 
 
@@ -75,6 +76,15 @@ def test_bad_input(run_folder, tmp_path, capsys, arguments, message):
     assert main(["ablate", str(run_folder), "--output_path", str(tmp_path / "new"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new" / "ablations.json").exists()
+
+
+def test_the_help_says_of_every_ablation_how_it_is_written_and_what_it_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["ablate", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"ablations of weights: {', '.join(PARTS)} ablations of activations:" in said
+    for intervention in INTERVENTIONS:
+        assert f"{intervention.form} {intervention.__doc__.splitlines()[0]}" in said
 
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):

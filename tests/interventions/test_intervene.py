@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from tomfisher.analysis import bands, rope_spectrum
 from tomfisher.analysis.sinks import attention_map
 from tomfisher.interventions import (
+    INTERVENTIONS,
     AimKey,
     OffSink,
     RotateKey,
@@ -232,6 +233,10 @@ def test_named_layers_and_heads_only(lab, attention):
         changed = lab.maps(eager, ids)
     close(changed[0][2, 1:, 0], plain[0][2, 1:, 0] / 2)
     assert torch.equal(changed[0][[0, 1, 3]], plain[0][[0, 1, 3]])
+
+
+def test_no_intervention_is_forgotten():
+    assert {type(make()) for make in EVERY.values()} == set(INTERVENTIONS), "EVERY has one of each"
 
 
 @pytest.mark.parametrize("name", KEYED)

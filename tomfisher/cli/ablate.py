@@ -30,18 +30,20 @@ class AblationHelp(argparse.RawDescriptionHelpFormatter):
 
 
 def _known() -> str:
+    """Parts of a mask in one paragraph, then each intervention with the first sentence of its docstring."""
     from tomfisher.interventions import INTERVENTIONS, PARTS
 
-    titles = {"ablations of weights": PARTS, "ablations of activations": [i.form for i in INTERVENTIONS]}
+    width = max(len(intervention.form) for intervention in INTERVENTIONS)
+    acting = [_entry(f"  {i.form:{width}}", (i.__doc__ or "").partition("\n")[0]) for i in INTERVENTIONS]
     return "\n".join(
-        textwrap.fill(
-            ", ".join(names),
-            115,
-            initial_indent=f"{title + ':':27}",
-            subsequent_indent=" " * 27,
-            break_on_hyphens=False,
-        )
-        for title, names in titles.items()
+        [_entry("ablations of weights:", ", ".join(PARTS)), "ablations of activations:", *acting]
+    )
+
+
+def _entry(title: str, text: str) -> str:
+    indent = " " * (len(title) + 2)
+    return textwrap.fill(
+        text, 115, initial_indent=f"{title}  ", subsequent_indent=indent, break_on_hyphens=False
     )
 
 
