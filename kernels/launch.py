@@ -44,6 +44,11 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def capturing() -> bool:
+    """Whether what the current stream is given goes into a CUDA graph."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def sent(array: np.ndarray, device: torch.device) -> Tensor:
     """A table of the host on a device, on its way when this returns: nothing waits for the copy but what reads it.
 
@@ -53,7 +58,15 @@ def sent(array: np.ndarray, device: torch.device) -> Tensor:
 
     Returns:
         The tensor, of the array's dtype.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured: a replay would copy what the host has there by then.
     """
+    if capturing():
+        raise RuntimeError(
+            "a table of this call is not on the GPU yet, and a CUDA graph is being captured. Only squared_gradient_ "
+            "can be captured, after the same call on the same stream: torch.cuda.graph(g, stream=s)."
+        )
     host = torch.from_numpy(array)
     # the pinned copy stays until the transfer is over: PyTorch's allocator of pinned memory sees to that
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

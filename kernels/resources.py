@@ -87,9 +87,13 @@ def compile_for(variant: Variant, chip: Chip) -> Resources:
     """
     names = list(variant.kernel.arg_names)
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in variant.divisible_by_16}
-    constexprs = variant.constexprs | (variant.on_cuda if chip.target.backend == "cuda" else {})
+    constexprs, stages = variant.constexprs, variant.num_stages
+    if chip.target.backend == "cuda":
+        constexprs = constexprs | variant.on_cuda
+    else:
+        stages = variant.amd_stages or stages
     source = ASTSource(variant.kernel, variant.signature, constexprs, attributes)
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options = {"num_warps": variant.num_warps, "num_stages": stages}
     compiled = triton.compile(source, target=chip.target, options=options)
     shared = int(compiled.metadata.shared)
     if chip.target.backend == "hip":

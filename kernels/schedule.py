@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .launch import sent
+from .launch import capturing, sent
 
 Bounds = tuple[tuple[int, int], ...]
 
@@ -38,7 +38,9 @@ class Schedule:
     splits: int
 
 
-@lru_cache(maxsize=64)
+_captured: list[Schedule] = []  # what CUDA graphs read; they may be replayed as long as the process lives
+
+
 def build(
     bounds: Bounds,
     targets: tuple[int, ...] | None,
@@ -55,11 +57,30 @@ def build(
         block_tokens: rows per block at most.
         splits: into how many spans the segments of one slice are divided, in order and by number of blocks.
         device: where the tables go.
-        stream: the stream that will read them; tables are not shared between streams, whose order is unknown.
+        stream: the stream that will read them; tables are not shared between streams, whose order is unknown. What
+            a CUDA graph reads is kept for good.
 
     Returns:
         The tables.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and the same call was not made on this stream before.
     """
+    schedule = _build(bounds, targets, block_tokens, splits, device, stream)
+    if capturing():
+        _captured.append(schedule)
+    return schedule
+
+
+@lru_cache(maxsize=64)
+def _build(
+    bounds: Bounds,
+    targets: tuple[int, ...] | None,
+    block_tokens: int,
+    splits: int,
+    device: torch.device,
+    stream: int,
+) -> Schedule:
     blocks, spans, slices = (sent(table, device) for table in tables(bounds, targets, block_tokens, splits))
     return Schedule(blocks, spans, slices, splits)
 
@@ -99,10 +120,10 @@ def _spans(chosen: np.ndarray, counts: np.ndarray, splits: int) -> tuple[np.ndar
     begin, end = ends[first] - counts[first], ends[last]
     spans = np.zeros((len(slices), splits, 3), np.int32)
     spans[:, :, 0] = slices[:, None] if splits == 1 else np.arange(len(slices) * splits).reshape(-1, splits)
-    for group in range(len(slices)):
+    spans[:, 0, 1], spans[:, -1, 2] = begin, end
+    for group in range(len(slices) if splits > 1 else 0):
         ideal = begin[group] + (end[group] - begin[group]) * np.arange(1, splits) // splits
         inner = np.append(begin[group], ends[first[group] : last[group] + 1])
         cuts = inner[np.searchsorted(inner, ideal)]  # a span ends where a segment ends
-        spans[group, :, 1] = np.concatenate(([begin[group]], cuts))
-        spans[group, :, 2] = np.concatenate((cuts, [end[group]]))
+        spans[group, 1:, 1] = spans[group, :-1, 2] = cuts
     return spans.reshape(-1, 3), slices.astype(np.int32)

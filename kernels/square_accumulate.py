@@ -43,13 +43,13 @@ def square_accumulate_kernel(
         for step in tl.static_range(0, CHUNK, BLOCK):
             place = start + step + tl.arange(0, BLOCK)
             g = widen(tl.load(G + place), TYPE, tl.float32)
-            tl.store(F + place, tl.load(F + place) + g * g)
+            tl.store(F + place, tl.fma(g, g, tl.load(F + place)))
     else:
         for step in range(0, CHUNK, BLOCK):
             place = start + step + tl.arange(0, BLOCK)
             inside = place < size
             g = widen(tl.load(G + place, mask=inside, other=0), TYPE, tl.float32)
-            tl.store(F + place, tl.load(F + place, mask=inside, other=0.0) + g * g, mask=inside)
+            tl.store(F + place, tl.fma(g, g, tl.load(F + place, mask=inside, other=0.0)), mask=inside)
 
 
 def square_accumulate_(F_list: Sequence[Tensor], grad_list: Sequence[Tensor]) -> None:

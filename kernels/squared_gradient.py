@@ -8,7 +8,9 @@ once, at the end. Small F take several programs per tile, each with its own segm
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +21,8 @@ from .launch import on_device
 from .tuning import Config, Problem
 from .variant import Variant
 
+PRECISIONS = ("ieee", "tf32x3", "tf32")  # of products of float32 operands, the first one by default
+_PRECISIONS_EVERYWHERE = ("ieee", "tf32")  # and not on NVIDIA's chips alone
 _ALIGN = 16  # elements, and bytes of an address: what Triton takes as proof that 16-byte copies are safe
 _MAX_ROW_STRIDE = 1 << 23  # offsets inside a tile of at most 128 rows, of F too, are 32-bit
 _BAND = 8  # tiles of d_out that share their columns of X in the L2 cache
@@ -159,7 +163,7 @@ def squared_gradient(
     *,
     config: Config | None = None,
     splits: int | None = None,
-    tf32: bool = False,
+    precision: str = "ieee",
 ) -> None:
     """Add the squared gradient of every segment to F.
 
@@ -172,7 +176,8 @@ def squared_gradient(
         targets: slice of F that each segment adds to.
         config: tile shape; None picks by shape.
         splits: programs per tile, each with its own segments; None picks by shape.
-        tf32: multiply float32 operands on tensor cores with 10-bit mantissas instead of exactly.
+        precision: of products of float32 operands: "ieee" multiplies exactly, "tf32x3" on tensor cores with each
+            operand split into two of 10 bits (exactly on AMD), "tf32" on tensor cores with 10 bits.
 
     Raises:
         RuntimeError: the tensors are not on a GPU and the interpreter is off.
@@ -185,18 +190,19 @@ def squared_gradient(
             )
         if F.numel() == 0 or all(start == stop for start, stop in bounds):
             return
-        problem = _problem(F, grad_output, bounds, targets)
+        segments, slices = tuple(bounds), None if targets is None else tuple(targets)
+        problem = _problem(F, grad_output, segments, slices, precision)
         Y, X = (_aligned(rows.to(problem.dtype)) for rows in (grad_output, input))
         config = config or tuning.pick(problem)
         work = schedule.build(
-            tuple(bounds),
-            None if targets is None else tuple(targets),
+            segments,
+            slices,
             config.block_tokens,
             splits or tuning.splits(problem, config),
             F.device,
             torch.cuda.current_stream().cuda_stream if F.is_cuda else 0,
         )
-        _launch(F, Y, X, work, config, "tf32" if tf32 else "ieee")
+        _launch(F, Y, X, work, config, problem.precision)
 
 
 def tune(
@@ -230,7 +236,8 @@ def tune(
         )
 
     with on_device(F):
-        return tuning.tune(_problem(F, grad_output, bounds, targets), measure, save)
+        slices = None if targets is None else tuple(targets)
+        return tuning.tune(_problem(F, grad_output, tuple(bounds), slices), measure, save)
 
 
 def variants() -> list[Variant]:
@@ -238,8 +245,9 @@ def variants() -> list[Variant]:
     tiles = [
         _variant(dtype, config, precision, unknown)
         for dtype, name in _NAMES.items()
-        for config in _with_shallow_pipelines(tuning.shipped(dtype))
-        for precision in (("ieee", "tf32") if name == "fp32" else ("ieee",))
+        for config in tuning.shipped(dtype)
+        for precision in (PRECISIONS if name == "fp32" else PRECISIONS[:1])
+        if tuning.fits_precision(config, precision)
         for unknown in (_ANYWHERE if tuning.fits_rows(config, 1) else _ALIGNED_ROWS)
     ]
     add_parts = Variant(
@@ -261,15 +269,31 @@ def variants() -> list[Variant]:
 
 
 def _problem(
-    F: Tensor, grad_output: Tensor, bounds: Sequence[tuple[int, int]], targets: Sequence[int] | None
+    F: Tensor,
+    grad_output: Tensor,
+    bounds: tuple[tuple[int, int], ...],
+    targets: tuple[int, ...] | None,
+    precision: str = "ieee",
 ) -> Problem:
-    lengths = tuple(stop - start for start, stop in bounds if stop > start)
-    slices = targets or (0,) * len(bounds)
-    written = {slice_ for slice_, (start, stop) in zip(slices, bounds, strict=True) if stop > start}
+    lengths, written = _live(bounds, targets)
     dtype = grad_output.dtype if grad_output.dtype in _NAMES else torch.float32
     aligned = F.data_ptr() % _ALIGN == 0
     d_out, d_in = F.shape[-2:]
-    return Problem(d_out, d_in, dtype, lengths, len(written), aligned, tuning.gpu_name(F.device))
+    gpu = tuning.gpu_name(F.device)
+    return Problem(
+        d_out, d_in, dtype, lengths, written, aligned, gpu, precision if dtype == torch.float32 else "ieee"
+    )
+
+
+@lru_cache(maxsize=64)
+def _live(
+    bounds: tuple[tuple[int, int], ...], targets: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], int]:
+    """Rows of each segment that has any, and how many slices of F these add to."""
+    edges = np.asarray(bounds, dtype=np.int64)
+    rows = edges[:, 1] - edges[:, 0]
+    slices = 1 if targets is None else len(np.unique(np.asarray(targets)[rows > 0]))
+    return tuple(rows[rows > 0].tolist()), slices
 
 
 def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Config, precision: str) -> None:
@@ -289,23 +313,23 @@ def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Co
         Y.stride(0),
         X.stride(0),
         0 if split else 1,
-        **_constexprs(config, precision, prefetch=F.is_cuda and not torch.version.hip),
+        **_constexprs(config, precision, nvidia=F.is_cuda and not torch.version.hip),
         num_warps=config.warps,
-        num_stages=tuning.pipeline(config),
+        num_stages=tuning.pipeline(config, amd=bool(torch.version.hip)),
     )
     if split:
         grid = (triton.cdiv(d_out * d_in, _REDUCE) * len(work.slices),)
         add_parts_kernel[grid](F, target, work.slices, d_out * d_in, work.splits, BLOCK=_REDUCE)
 
 
-def _constexprs(config: Config, precision: str, prefetch: bool = False) -> dict[str, int | str]:
+def _constexprs(config: Config, precision: str, nvidia: bool) -> dict[str, int | str]:
     return {
         "BLOCK_OUT": config.block_out,
         "BLOCK_IN": config.block_in,
         "BLOCK_TOKENS": config.block_tokens,
         "BAND": _BAND,
-        "PRECISION": precision,
-        "PREFETCH": prefetch,
+        "PRECISION": precision if nvidia or precision in _PRECISIONS_EVERYWHERE else "ieee",
+        "PREFETCH": nvidia,
     }
 
 
@@ -328,7 +352,7 @@ def _aligned(rows: Tensor) -> Tensor:
 def _variant(dtype: torch.dtype, config: Config, precision: str, unknown: tuple[str, ...]) -> Variant:
     """`unknown`: a key of `_LABELS`."""
     name = _NAMES[dtype]
-    constexprs = _constexprs(config, precision)
+    constexprs = _constexprs(config, precision, nvidia=False)
     pointers = {"F": "*fp32", "Y": f"*{name}", "X": f"*{name}", "blocks": "*i32", "spans": "*i32"}
     sizes = ("d_out", "d_in", "y_width", "x_width", "y_row", "x_row")
     return Variant(
@@ -338,13 +362,8 @@ def _variant(dtype: torch.dtype, config: Config, precision: str, unknown: tuple[
         constexprs,
         num_warps=config.warps,
         num_stages=config.stages,
-        label=f"{config}{' tf32' if precision == 'tf32' else ''}{_LABELS[unknown]}",
+        label=f"{config}{'' if precision == 'ieee' else f' {precision}'}{_LABELS[unknown]}",
         divisible_by_16=tuple(name for name in (*pointers, *sizes) if name not in unknown),
-        on_cuda={"PREFETCH": True},
+        on_cuda=_constexprs(config, precision, nvidia=True),
+        amd_stages=tuning.pipeline(config, amd=True),
     )
-
-
-def _with_shallow_pipelines(configs: Sequence[Config]) -> list[Config]:
-    """Each configuration, and what AMD's smaller shared memory makes of it."""
-    shallow = [Config(c.block_out, c.block_in, c.block_tokens, c.warps, min(c.stages, 3)) for c in configs]
-    return list(dict.fromkeys([*configs, *shallow]))

@@ -7,17 +7,21 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
 from tomfisher.files import atomic_path
 
 PROGRAMS = 128  # how many programs fill a GPU; a constant, so that no result depends on which GPU it is
 _MIN_BLOCKS = 8  # token blocks that a split should keep at least
-_FULL = 0.75  # a token block is too long where less than this part of its rows exist
+_REMEMBERED = 256  # problems whose answers are kept: all layers of a batch, call after call
+# Rows of a token block -> the part of them that should exist. A shorter block is taken where fewer do; the shortest
+# one has the most instructions and barriers per row.
+_FULL = {64: 0.75, 32: 0.5}
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Config:
         return -(-d_out // self.block_out) * -(-d_in // self.block_in)
 
 
+@cache
 def gpu_name(device: torch.device | None = None) -> str:
     """Name of a GPU, of the current one by default; "cpu" for anything else."""
     is_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
@@ -64,6 +69,7 @@ class Problem:
         slices: slices of F that are written.
         aligned: whether F starts at a multiple of 16 bytes.
         gpu: name of the GPU that F is on; what the tuner found on another one does not count.
+        precision: of the products, as `squared_gradient` takes it.
     """
 
     d_out: int
@@ -73,11 +79,13 @@ class Problem:
     slices: int = 1
     aligned: bool = True
     gpu: str = field(default_factory=gpu_name)
+    precision: str = "ieee"
 
 
 _HALF = (
     Config(128, 128, 64, 8, 4),
     Config(128, 128, 32, 8, 4),
+    Config(128, 128, 16, 8, 4),
     Config(64, 128, 64, 4, 3),
     Config(64, 64, 64, 4, 3),
     Config(16, 128, 64, 4, 3),
@@ -89,7 +97,7 @@ _SINGLE = (
     Config(16, 64, 16, 4, 3),
     Config(64, 16, 32, 4, 3),
 )
-_HIP_STAGES = 3  # 64 KiB of shared memory hold two stages of the largest tile; the third is in registers
+_AMD_STAGES = 3  # 64 KiB of shared memory hold two stages of the largest tile; the third is in registers
 
 
 def shipped(dtype: torch.dtype) -> tuple[Config, ...]:
@@ -107,6 +115,7 @@ def pick(problem: Problem) -> Config:
     return tuned if tuned in _fitting(problem) else _by_rule(problem)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def splits(problem: Problem, config: Config) -> int:
     """Into how many parts the segments are divided so that a small F occupies a large GPU."""
     programs = config.tiles(problem.d_out, problem.d_in) * problem.slices
@@ -123,9 +132,14 @@ def fits_rows(config: Config, d_in: int, aligned: bool = True) -> bool:
     return (aligned and d_in % 16 == 0) or config.warps < 8
 
 
-def pipeline(config: Config) -> int:
-    """Pipeline stages on this build's kind of GPU."""
-    return min(config.stages, _HIP_STAGES) if torch.version.hip else config.stages
+def fits_precision(config: Config, precision: str) -> bool:
+    """Whether a tile suits a precision: the split operands of tf32x3 overflow the registers of tiles of 8 warps."""
+    return precision != "tf32x3" or config.warps < 8
+
+
+def pipeline(config: Config, amd: bool) -> int:
+    """Pipeline stages on a kind of GPU."""
+    return min(config.stages, _AMD_STAGES) if amd else config.stages
 
 
 def tune(problem: Problem, measure: Callable[[Config], float], save: bool = False) -> Config:
@@ -152,24 +166,29 @@ def tune(problem: Problem, measure: Callable[[Config], float], save: bool = Fals
 
 
 def table_path(gpu: str) -> Path:
-    """Where the tuner's table of a GPU is kept: `$XDG_CACHE_HOME/tomfisher`, by default `~/.cache`."""
+    """Where the tuner's table of a GPU and this Triton is kept: `$XDG_CACHE_HOME/tomfisher`, by default `~/.cache`."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "tomfisher" / f"squared_gradient-{gpu.replace(' ', '-')}.json"
+    return root / "tomfisher" / f"squared_gradient-{gpu.replace(' ', '-')}-triton-{triton.__version__}.json"
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def _by_rule(problem: Problem) -> Config:
     fitting = _fitting(problem)
     enough = [c for c in fitting if c.tiles(problem.d_out, problem.d_in) * problem.slices >= PROGRAMS]
     chosen = enough[0] if enough else fitting[-1]
     same_tile = [c for c in fitting if (c.block_out, c.block_in) == (chosen.block_out, chosen.block_in)]
-    full = [c for c in same_tile if _filled(problem.lengths, c.block_tokens) >= _FULL]
+    full = [c for c in same_tile if _filled(problem.lengths, c.block_tokens) >= _FULL.get(c.block_tokens, 0)]
     return full[0] if full else same_tile[-1]
 
 
 def _fitting(problem: Problem) -> list[Config]:
-    """Shipped configurations whose tile suits the shape, the largest tile first."""
+    """Shipped configurations whose tile suits the shape and the products, the largest tile first."""
     thin_out, thin_in = problem.d_out <= 16, problem.d_in <= 16 < problem.d_out
-    table = [c for c in shipped(problem.dtype) if fits_rows(c, problem.d_in, problem.aligned)]
+    table = [
+        c
+        for c in shipped(problem.dtype)
+        if fits_rows(c, problem.d_in, problem.aligned) and fits_precision(c, problem.precision)
+    ]
     return [c for c in table if (c.block_out == 16) == thin_out and (c.block_in == 16) == thin_in]
 
 
@@ -179,6 +198,7 @@ def _filled(lengths: Iterable[int], block_tokens: int) -> float:
     return sum(counts) / sum(-(-n // block_tokens) * block_tokens for n in counts)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def _key(problem: Problem) -> str:
     """What a saved answer holds for: dtype and sides, and the powers of two that bound slices and mean length."""
     dtype = str(problem.dtype).removeprefix("torch.")

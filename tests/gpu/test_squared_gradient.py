@@ -150,8 +150,11 @@ def test_float32_is_multiplied_exactly_unless_tf32_is_asked_for() -> None:
     exact, rounded = torch.zeros(64, 64, device="cuda"), torch.zeros(64, 64, device="cuda")
     squared_gradient_(exact, Y, X)
     assert ((exact.double() - wanted).abs() <= EPS * wanted).all()
-    kernels.squared_gradient(rounded, Y, X, [(0, 16)], tf32=True)
+    squared_gradient_(rounded, Y, X, precision="tf32")
     assert (rounded == 256).all(), "10 bits of mantissa have no room for 2^-12"
+    split = torch.zeros(64, 64, device="cuda")
+    squared_gradient_(split, Y, X, precision="tf32x3")
+    assert ((split.double() - wanted).abs() <= 8 * EPS * wanted).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomfisher.kernels import schedule
+from tomfisher.kernels import launch, schedule
 
 
 def read(blocks: np.ndarray, spans: np.ndarray) -> dict[int, list[list[int]]]:
@@ -70,3 +71,24 @@ def test_the_tables_of_a_batch_are_built_once() -> None:
 def test_more_rows_than_int32_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 2147483647 rows in one call, got 2147483648"):
         schedule.tables(((0, 4), (2**31 - 4, 2**31)), None, 64, 1)
+
+
+def test_what_a_cuda_graph_reads_is_kept_and_sent_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds, cpu = ((0, 3), (3, 11)), torch.device("cpu")
+
+    def capturing(now: bool) -> None:
+        for module in (schedule, launch):
+            monkeypatch.setattr(module, "capturing", lambda: now)
+
+    schedule._build.cache_clear()
+    monkeypatch.setattr(schedule, "_captured", [])
+    capturing(True)
+    with pytest.raises(RuntimeError, match="after the same call on the same stream"):
+        schedule.build(bounds, None, 64, 1, cpu, 0)
+    capturing(False)
+    schedule.build(bounds, None, 64, 1, cpu, 0)
+    assert not schedule._captured
+    capturing(True)
+    found = weakref.ref(schedule.build(bounds, None, 64, 1, cpu, 0))
+    schedule._build.cache_clear()
+    assert found() is schedule._captured[0]

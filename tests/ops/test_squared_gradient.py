@@ -171,6 +171,11 @@ def packed() -> dict:
         ({**base(), "lengths": [5, 4.0]}, TypeError, "lengths must be integers"),
         ({**base(), "lengths": [5, "4"]}, TypeError, "lengths must be integers"),
         ({**base(), "impl": "fast"}, ValueError, "impl must be"),
+        (
+            {**base(), "precision": "bf16"},
+            ValueError,
+            "precision must be one of ieee, tf32x3, tf32, got 'bf16'",
+        ),
         ({**base(), "impl": "triton"}, RuntimeError, "impl='triton' needs CUDA tensors"),
     ],
 )

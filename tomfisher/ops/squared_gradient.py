@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tomfisher.ops.dispatch import Impl, register, resolve, traced
+
+Precision = Literal["ieee", "tf32x3", "tf32"]
 
 
 def squared_gradient_(
@@ -21,6 +24,7 @@ def squared_gradient_(
     targets: Sequence[int] | Tensor | None = None,
     lengths: Sequence[int] | Tensor | None = None,
     impl: Impl = "auto",
+    precision: Precision = "ieee",
 ) -> Tensor:
     """Add to F the square of each segment's weight gradient: `F[o,i] += Σ_n (Σ_{t∈n} Y[t,o]·X[t,i])²`.
 
@@ -40,6 +44,9 @@ def squared_gradient_(
         targets: for `[E, d_out, d_in]`, the slice of F that each of the S segments adds to.
         lengths: for `[B, T, ·]`, how many leading positions of each sample count; the rest is padding.
         impl: "auto", "triton", "cpp" or "reference".
+        precision: of the products of float32 operands in the Triton kernels: "ieee" (exact), "tf32x3" (tensor cores,
+            each operand as a sum of two of 10 bits, three products) or "tf32" (tensor cores, 10 bits). The other
+            implementations multiply exactly, and so does everything in 16 bits.
 
     Returns:
         F.
@@ -47,20 +54,22 @@ def squared_gradient_(
     Raises:
         TypeError: F is not float32, the operands' dtypes differ or are no floating-point dtype, or offsets,
             targets or lengths are no integers.
-        ValueError: shapes, devices, offsets, lengths or targets do not fit together.
+        ValueError: shapes, devices, offsets, lengths or targets do not fit together, or no such precision.
 
     Source:
         Diagonal of the empirical Fisher; arXiv 2504.04238, section on sensitivity.
     """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}.")
     _check_tensors(F, grad_output, input, targets is not None)
     bounds = _segments(grad_output, offsets, lengths)
     chosen = None if targets is None else _targets(targets, len(bounds), F.shape[0])
-    starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
-    arguments = (F, _rows(grad_output), _rows(input), starts, stops, chosen, impl)
+    Y, X = _rows(grad_output), _rows(input)
     if traced(F, grad_output, input):
-        _op(*arguments)
+        starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
+        _op(F, Y, X, starts, stops, chosen, impl, precision)
         return F
-    _run(*arguments)
+    _run(F, Y, X, bounds, chosen, impl, precision)
     if not F.is_inference():
         torch.autograd.graph.increment_version(F)  # autograd shall notice that F was written, as after any op
     return F
@@ -70,17 +79,31 @@ def _run(
     F: Tensor,
     grad_output: Tensor,
     input: Tensor,
+    bounds: list[tuple[int, int]],
+    targets: Sequence[int] | None,
+    impl: str,
+    precision: str,
+) -> None:
+    name, run = resolve("squared_gradient_", impl, F.device)
+    options = {"precision": precision} if name == "triton" else {}
+    with torch.no_grad():
+        run(F, grad_output, input, bounds, targets, **options)
+
+
+@torch.library.custom_op("tomfisher::squared_gradient_", mutates_args={"F"})
+def _op(
+    F: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
     starts: Sequence[int],
     stops: Sequence[int],
     targets: Sequence[int] | None,
     impl: str,
+    precision: str = "ieee",
 ) -> None:
-    _, run = resolve("squared_gradient_", impl, F.device)
-    with torch.no_grad():
-        run(F, grad_output, input, list(zip(starts, stops, strict=True)), targets)
+    _run(F, grad_output, input, list(zip(starts, stops, strict=True)), targets, impl, precision)
 
 
-_op = torch.library.custom_op("tomfisher::squared_gradient_", _run, mutates_args={"F"})
 _op.register_fake(lambda *_: None)
 
 

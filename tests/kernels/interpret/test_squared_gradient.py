@@ -202,20 +202,26 @@ def test_no_row_and_no_column() -> None:
     assert torch.equal(F, torch.ones(4, 3))
 
 
-def test_tf32_is_something_one_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {
-        v.constexprs["PRECISION"]
-        for v in kernels.variants()
-        if v.dtype == "fp32" and "PRECISION" in v.constexprs
-    }
-    assert seen == {"ieee", "tf32"}
+def test_less_than_exact_products_are_something_one_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {v.on_cuda["PRECISION"] for v in kernels.variants() if v.dtype == "fp32" and v.on_cuda}
+    assert made == set(kernels.PRECISIONS)
     launches = Launches(monkeypatch, "squared_gradient_kernel")
     Y, X = operands(64, 32, 32, torch.float32)
-    for asked, precision in (({}, "ieee"), ({"tf32": False}, "ieee"), ({"tf32": True}, "tf32")):
-        kernels.squared_gradient(torch.zeros(32, 32), Y, X, [(0, 64)], **asked)
+    for asked, precision in (({}, "ieee"), ({"precision": "tf32"}, "tf32"), ({"precision": "ieee"}, "ieee")):
+        squared_gradient_(torch.zeros(32, 32), Y, X, impl="triton", **asked)
         assert launches.options[-1]["PRECISION"] == precision
-    squared_gradient_(torch.zeros(32, 32), Y, X, impl="triton")
+    squared_gradient_(torch.zeros(32, 32), Y.half(), X.half(), impl="triton", precision="tf32")
     assert launches.options[-1]["PRECISION"] == "ieee" and len(launches.options) == 4
+
+
+@pytest.mark.parametrize("precision", kernels.PRECISIONS)
+def test_on_the_cpu_every_precision_is_exact(precision: str) -> None:
+    Y, X = operands(70, 20, 24, torch.float32)
+    results = [
+        squared_gradient_(torch.zeros(20, 24), Y, X, offsets=[0, 13, 70], impl="triton", precision=chosen)
+        for chosen in ("ieee", precision)
+    ]
+    assert torch.equal(*results)
 
 
 def test_no_grid_dimension_but_the_first_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
