@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import tables
-from .launch import on_device, require_device
-from .scatter import ENTRIES, Launch, memory_places, prepare, rows_of
+from .launch import on_device, require_device, sent
+from .scatter import ENTRIES, Launch, memory_places, prepare
 from .tables import COLUMNS, Table, locate, widen
 from .variant import Variant
 from .weight_sums import fold, sums_without, weight_sums
@@ -57,8 +58,11 @@ def masked_fill_mean_(
         was written.
     """
     done = torch.tensor([-1])  # nothing is allocated once the first entry is written
+    totals = (
+        weight_sums(weights) if sums is None else sums
+    )  # first: the GPU reads while the host makes tables
     entries = Entries(weights, indices)
-    failed = entries.fill_mean(weight_sums(weights) if sums is None else sums)
+    failed = entries.fill_mean(totals)
     if failed >= 0:
         return torch.tensor([failed])
     try:
@@ -85,27 +89,33 @@ class Entries:
         self._weights, self._indices = list(weights), list(indices)
         self._device = weights[0].device
         self._places = [memory_places(w, index) for w, index in zip(weights, indices, strict=True)]
-        self.old = [w.new_empty(index.numel()) for w, index in zip(weights, indices, strict=True)]
         kinds = list(tables.by_kind(weights))
+        self.old = self._logs(kinds)
         self._means = {
             dtype: torch.zeros(len(weights), dtype=dtype, device=self._device) for dtype, _ in kinds
         }
-        logs = [old.data_ptr() for old in self.old]
         mean_of = [self._means[w.dtype].data_ptr() + i * w.element_size() for i, w in enumerate(weights)]
-        self._back = prepare(weights, self._places, logs)
+        self._back = prepare(weights, self._places, [old.data_ptr() for old in self.old])
         self._fill = prepare(weights, self._places, mean_of, each=False)
-        self._gather = [
-            _Gather(
-                dtype, tables.build(rows_of(weights, self._places, logs, positions), ENTRIES, self._device)
-            )
-            for dtype, positions in kinds
-        ]
+        # what is read into the log is what is written back from it: one table serves both
+        self._gather = [_Gather(launch.dtype, launch.table) for launch in self._back]
         self._masked = torch.zeros((len(weights), 2), dtype=torch.float64, device=self._device)
-        pairs = list(zip(weights, indices, strict=True))
-        spare = [w.numel() - i.numel() if i.numel() else 0 for w, i in pairs]
-        grain = [torch.finfo(w.dtype).eps / 8 if _within_bound(w, i) else 0.0 for w, i in pairs]
-        self._left, self._tolerance = torch.tensor([spare, grain], dtype=torch.float64).to(self._device)
+        left = [w.numel() - i.numel() if i.numel() else 0 for w, i in zip(weights, indices, strict=True)]
+        grains = {dtype: torch.finfo(dtype).eps / 8 for dtype, _ in kinds}
+        tolerance = [
+            grains[w.dtype] if _within_bound(w, i) else 0.0 for w, i in zip(weights, indices, strict=True)
+        ]
+        self._left, self._tolerance = sent(np.array([left, tolerance]), self._device)
         self._masks = self._left > 0
+
+    def _logs(self, kinds: Sequence[tuple[torch.dtype, list[int]]]) -> list[Tensor]:
+        """Room for the old values of every weight, one allocation per dtype."""
+        logs: dict[int, Tensor] = {}
+        for dtype, positions in kinds:
+            counts = [self._indices[i].numel() for i in positions]
+            room = torch.empty(sum(counts), dtype=dtype, device=self._device)
+            logs.update(zip(positions, room.split(counts), strict=True))
+        return [logs[i] for i in range(len(self._weights))]
 
     def fill_mean(self, sums: Tensor) -> int:
         """Log the old values and write the means of the unmasked ones; after an error nothing is written.

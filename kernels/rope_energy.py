@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on_device
+from .launch import on_device, sent
 from .variant import Variant
 
 CHUNK = 256  # tokens that one program adds up
@@ -88,7 +89,7 @@ def rope_energy(x: Tensor, pairs: int, interleaved: bool, lengths: Sequence[int]
         with on_device(x):
             rope_energy_kernel[(B * chunks, H)](
                 x,
-                torch.tensor(lengths, dtype=torch.int64, device=x.device),
+                sent(np.array(lengths, dtype=np.int64), x.device),
                 partial,
                 *x.stride(),
                 H,

@@ -10,12 +10,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on_device
+from .launch import on_device, sent
 from .variant import Variant
 
 _TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -181,7 +182,7 @@ def sink_mass(
         torch.empty(B, H, T, dtype=torch.float32, device=q.device) for _ in range(4)
     )
     sizes = _sizes(q.dtype, D)
-    counts = torch.tensor(lengths, dtype=torch.int32, device=q.device)
+    counts = sent(np.array(lengths, dtype=np.int32), q.device)
     bias = q.new_zeros(H, dtype=torch.float32) if slopes is None else slopes
     shared = (*q.stride()[:3], *k.stride()[:3], T, D, H, H // k.shape[1])
     reach = T if window is None else min(window, T)  # beyond T it changes nothing but could overflow 32 bits
