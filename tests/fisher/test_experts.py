@@ -69,15 +69,16 @@ def test_the_probe_keeps_a_few_rows_of_each_expert(
     shapes: dict[str, tuple[int, ...]] = {}
     from tomfisher.fisher import probe
 
-    original = probe._objection
-
-    def watch(calls, captured, expected, parameter, largest):  # type: ignore[no-untyped-def]
-        shapes[tuple(parameter.shape)] = tuple(captured.shape)
-        return original(calls, captured, expected, parameter, largest)
-
-    monkeypatch.setattr(probe, "_objection", watch)
+    original = probe._compared
     model = tiny.model("mixtral")
-    choose_methods(model, select_parameters(model, "*.experts.*"), tiny.samples(2))
+    selection = select_parameters(model, "*.experts.*")
+
+    def watch(captured, expected):  # type: ignore[no-untyped-def]
+        shapes.update({tuple(selection[n].shape): tuple(a.F.shape) for n, a in captured.items()})
+        return original(captured, expected)
+
+    monkeypatch.setattr(probe, "_compared", watch)
+    choose_methods(model, selection, tiny.samples(2))
     assert shapes == {(4, 96, 32): (4, PROBE_ROWS // 4, 32), (4, 32, 48): (4, PROBE_ROWS // 4, 48)}
 
 

@@ -157,7 +157,7 @@ class Capture:
         self._forward = True
         self.off = False
         self.unreadable: dict[str, str] = {}
-        self._finite: list[tuple[str, Tensor]] = []
+        self._sums: list[tuple[str, Tensor]] = []
         self._layout = BatchLayout((0, 0))
         self._skip: set[str] = set()
         self._alive = torch.zeros((), requires_grad=True)
@@ -185,7 +185,7 @@ class Capture:
         self._skip = skip
         self.calls, self.seen, self.unreadable = {}, {}, {}
         self._forward = True
-        self._finite = []
+        self._sums = []
         yield
 
     @contextmanager
@@ -221,15 +221,12 @@ class Capture:
         """Modules whose contribution of the running batch is complete."""
         return set(self.calls)
 
-    def first_non_finite(self) -> tuple[str, int] | None:
-        """Module nearest to the loss that received a non-finite gradient, and the row of its sample."""
-        if not self._finite:
-            return None
-        table = torch.stack([sums.cpu() for _, sums in self._finite])
-        bad = (~torch.isfinite(table)).nonzero()
-        if not len(bad):
-            return None
-        return self._finite[int(bad[0, 0])][0], int(bad[0, 1])
+    def gradient_sums(self) -> list[tuple[str, Tensor]]:
+        """Modules from the loss on, each with the sum of the gradient at its output, per sample of the batch.
+
+        A sum is finite only where all of its terms are.
+        """
+        return self._sums
 
     def _hook(self, captured: CapturedModule, contribution: Contribution) -> Callable[..., Any]:
         def forward_hook(
@@ -381,7 +378,7 @@ class Capture:
 
     def _count(self, captured: CapturedModule, sums: Tensor) -> None:
         self.calls[captured.name] = self.calls.get(captured.name, 0) + 1
-        self._finite.append((captured.name, sums))
+        self._sums.append((captured.name, sums))
 
 
 def _unchanged(read: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from tomfisher.files import check_writable
 from tomfisher.fisher.capture import Capture
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal, save_finished
+from tomfisher.fisher.flags import where
 from tomfisher.fisher.linear_maps import coverage, linear_maps
 from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
 from tomfisher.fisher.probe import Methods, choose_methods, examine
@@ -104,17 +105,25 @@ def fisher_diagonal(
     _check_hooks(selection)
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
-    budget = token_budget(tokens_per_batch, model, device_of(model))
+    device, size = device_of(model), sum(4 * p.numel() for p in selection.values())
+    budget = token_budget(tokens_per_batch, model, device, reserved=size)
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
     methods = choose_methods(model, selection, samples, reduction, rules, budget)
-    run = _Run(model, selection, methods, samples, labels, reduction, impl, seed, rules)
+    budget = token_budget(tokens_per_batch, model, device, size, methods.bytes_per_token)
+    runs = [
+        _Run(model, selection, part, samples, labels, reduction, impl, seed, rules)
+        for part in (methods.apart() if in_two_passes(device) else [methods])
+    ]
     with weights_kept(model):
-        run.all_batches(budget, progress)
+        for run in runs:
+            run.all_batches(budget, progress)
+    taken = {name: method for run in runs for name, method in run.methods.describe().items()}
+    squares = {name: F for run in runs for name, F in run.F.items()}
     result = FisherDiagonal(
-        run.F,
+        {name: squares[name] for name in selection},
         num_samples=len(samples),
         num_tokens=sum(len(s) for s in samples),
-        methods=run.methods.describe(),
+        methods={name: taken[name] for name in taken},
         metadata={
             "definition": {
                 "formula": "F_i = sum over samples of (d loss_n / d theta_i)^2",
@@ -124,12 +133,18 @@ def fisher_diagonal(
                 "seed": seed if labels == "sampled" else None,
             },
             "params": describe_params(params),
-            "probed_tokens": run.methods.probed_tokens,
+            "probed_tokens": max(run.methods.probed_tokens for run in runs),
+            "tokens_per_batch": {
+                "asked": tokens_per_batch,
+                "taken": budget,
+                "least": min(run.budget for run in runs),  # after what did not fit
+                "bytes_per_token": methods.bytes_per_token,
+            },
             "left_out": left_out(model, params),
-            "coverage": coverage(maps, run.methods.describe()).to_dict(),
+            "coverage": coverage(maps, taken).to_dict(),
             "model": identify(model, getattr(model.config, "_name_or_path", "")),
             "data_sha256": digest(samples),
-            "implementations": run.implementations,
+            "implementations": {op: impl for run in runs for op, impl in run.implementations.items()},
             "rules": rules.to_dict(),
             "versions": versions(),
             "scan": scan_of(model),
@@ -138,6 +153,15 @@ def fisher_diagonal(
     if out is not None:
         save_finished(result, out)
     return result
+
+
+def in_two_passes(device: torch.device) -> bool:
+    """Whether what needs every sample alone gets a pass of its own, instead of taking the rest out of its batches.
+
+    On a GPU a batch of one sample reads and writes every F for a few tokens. On the CPU a second pass costs more than
+    batches save.
+    """
+    return device.type == "cuda"
 
 
 @dataclass
@@ -167,14 +191,17 @@ class _Run:
         self.labels, self.reduction, self.impl, self.seed = labels, reduction, impl, seed
         self.rules = rules
         self.F = {
-            name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in selection.items()
+            name: torch.zeros(selection[name].shape, dtype=torch.float32, device=selection[name].device)
+            for name in (*methods.captured, *methods.fallback)
         }
+        self.budget = 0
         self.implementations = {"linear@cpu": "onednn"} if concerns(model) else {}
         self._resolve("squared_gradient_", methods.captured)
         self._pending: list[_Pending] = []
         self._finished: set[int] = set()
         self._running: list[int] = []
         self._skip: set[str] = set()
+        self._squared: list[tuple[str, Tensor]] = []  # of the fallback, and whether its gradient was finite
         self._found: set[str] = set()  # watched parameters that the running batch reached
         self._disproved: set[str] = set()  # whose squares have to be computed anew, of all finished samples
         self._split: set[frozenset[str]] = (
@@ -192,6 +219,7 @@ class _Run:
     def all_batches(self, budget: int, progress: bool) -> None:
         """Every sample once; the budget halves for good whenever memory runs out."""
         total = sum(len(s) for s in self.samples)
+        self.budget = budget
         with (
             frozen(self.model),
             self._hooks,
@@ -209,7 +237,7 @@ class _Run:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    budget = max(1, budget // 2)
+                    self.budget = budget = max(1, budget // 2)
                     self._found = set()
                     self._replan(budget)
                     self._pending += self._halves(batch, entry.skip, error)
@@ -222,11 +250,11 @@ class _Run:
                 else:
                     self._pending += [_Pending([i], set(entry.skip)) for i in entry.indices]
                 self._schedule_again()
-        for name, F in self.F.items():
-            if not bool(torch.isfinite(F).all()):
-                raise FloatingPointError(
-                    f"The squares of {name} overflow float32. Load the model in float32, or check its weights."
-                )
+        # squares are no less than 0, so that the largest tells
+        for name in where({n: ~torch.isfinite(F.amax()) for n, F in self.F.items() if F.numel()}):
+            raise FloatingPointError(
+                f"The squares of {name} overflow float32. Load the model in float32, or check its weights."
+            )
 
     def _batches(self, indices: Sequence[int], budget: int) -> list[list[int]]:
         lengths = [len(self.samples[i]) for i in indices]
@@ -261,19 +289,32 @@ class _Run:
         self._running, self._skip = batch.indices, entry.skip
         with self.capture.batch(batch, entry.skip):
             losses = sample_losses(self.model, batch, self.labels, self.reduction, self.seed)
-            check_losses(self.model, losses, [self._called(i) for i in batch.indices])
             if self._is_new_kind(batch, entry):
                 return False
+            self._squared = []
             backward(losses)
-        first_bad = self.capture.first_non_finite()
-        if first_bad is not None:
-            module, row = first_bad
-            raise FloatingPointError(
-                f"The gradient at the output of {module} is not finite for {self._called(batch.indices[row])}. "
-                "Load the model in float32 or bfloat16, or leave this sample out."
-            )
+        self._check_finite(batch, losses)
         self._prove(batch)
         return True
+
+    def _check_finite(self, batch: Batch, losses: Tensor) -> None:
+        """Stop at a loss or a gradient that is not finite: the one time that the host waits for a batch."""
+        sums = self.capture.gradient_sums()
+        finite = torch.isfinite(
+            torch.stack([losses.detach().float(), *(s.to(losses.device) for _, s in sums)])
+        )
+        alone = [flag.to(losses.device).view(1, 1) for _, flag in self._squared]  # of one sample
+        bad = (~torch.cat([finite, *alone])).cpu().nonzero()
+        if not len(bad):
+            return
+        place, row = bad[0].tolist()
+        sample = self._called(batch.indices[row])
+        check_losses(self.model, losses, [self._called(i) for i in batch.indices])
+        names = [f"at the output of {name}" for name, _ in sums] + [f"of {name}" for name, _ in self._squared]
+        raise FloatingPointError(
+            f"The gradient {names[place - 1]} is not finite for {sample}. "
+            "Load the model in float32 or bfloat16, or leave this sample out."
+        )
 
     def _is_new_kind(self, batch: Batch, entry: _Pending) -> bool:
         """Whether a batch has to be begun again, one sample at a time, because it is not what the probe saw.
@@ -323,7 +364,7 @@ class _Run:
 
     def _prove(self, batch: Batch) -> None:
         """Look at samples of a batch both ways where it gave captured parameters their first gradient."""
-        reached = {name for name in self.methods.unproven if bool(self.F[name].any())}
+        reached = set(where({name: self.F[name].any() for name in self.methods.unproven}))
         for index in batch.indices:
             if not self.methods.unproven.isdisjoint(reached):
                 self._examine(index)
@@ -375,11 +416,7 @@ class _Run:
                     self._found.add(name)
             if not alone:
                 return
-            if not bool(torch.isfinite(gradient).all()):
-                raise FloatingPointError(
-                    f"The gradient of {name} is not finite for {self._called(self._running[0])}. "
-                    "Load the model in float32 or bfloat16, or leave this sample out."
-                )
+            self._squared.append((name, torch.isfinite(gradient).all()))
             ops.square_accumulate_([self.F[name]], [gradient], impl=self.impl)
 
         return take

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tomfisher.sample import IGNORED
 
-_CHUNK = 1 << 22  # logits at a time: 16 MiB in float32
+# logits at a time: on the CPU 16 MiB in float32, which a cache holds; on a GPU few enough launches
+_CHUNK, _GPU_CHUNK = 1 << 22, 1 << 26
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -72,6 +73,7 @@ def _of_target(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
-    """Row ranges of at most `_CHUNK` logits, or one row."""
-    step = max(1, _CHUNK // max(1, logits.shape[1]))
+    """Row ranges of at most so many logits, or one row."""
+    chunk = _CHUNK if logits.device.type == "cpu" else _GPU_CHUNK
+    step = max(1, chunk // max(1, logits.shape[1]))
     return (slice(start, start + step) for start in range(0, len(logits), step))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tomfisher.fisher.nll import negative_log_likelihood
 from tomfisher.runtime.batches import Batch
-from tomfisher.runtime.device import device_of
+from tomfisher.runtime.device import device_of, to_device
 from tomfisher.runtime.forward import logits_at
 from tomfisher.runtime.gate import why_not_finite
 from tomfisher.sample import IGNORED
@@ -36,16 +36,14 @@ def sample_losses(model: nn.Module, batch: Batch, labels: Labels, reduction: Red
     """
     device = device_of(model)
     targets, positions = _supervised(batch.labels)
-    logits = logits_at(model, batch.input_ids.to(device), positions.to(device))
+    logits = logits_at(model, to_device(batch.input_ids, device), to_device(positions, device))
     if labels == "sampled":
         targets = _draw(logits.detach(), targets, batch.indices, seed)
-    nll = negative_log_likelihood(logits.flatten(0, 1), targets.flatten().to(logits.device)).view(
-        targets.shape
-    )
-    total = nll.sum(1)
+    aims = to_device(targets, logits.device)
+    total = negative_log_likelihood(logits.flatten(0, 1), aims.flatten()).view(targets.shape).sum(1)
     if reduction == "sum":
         return total
-    return total / (targets != IGNORED).sum(1).to(total)
+    return total / (aims != IGNORED).sum(1).to(total)
 
 
 def backward(losses: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from tomfisher.fisher.capture import Capture, CapturedModule, capturable
 from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.experts import is_experts
+from tomfisher.fisher.flags import where
 from tomfisher.fisher.layout import Layouts
 from tomfisher.fisher.objective import Reduction, backward, check_losses, sample_losses
 from tomfisher.runtime.batches import collate
-from tomfisher.runtime.memory import is_out_of_memory, release
+from tomfisher.runtime.device import device_of
+from tomfisher.runtime.memory import Peak, is_out_of_memory, release
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.rules import SINGLE, Rules
 from tomfisher.runtime.structure import is_linear
@@ -47,6 +50,7 @@ class Methods:
         layouts: how the modules show the samples.
         called: sets of captured modules that ran together in a pass that was looked at both ways.
         probed_tokens: length of the longest sample that was looked at both ways.
+        bytes_per_token: that a token of the longest captured batch held on a GPU; 0 on the CPU.
     """
 
     modules: dict[str, CapturedModule]
@@ -57,11 +61,21 @@ class Methods:
     layouts: Layouts = field(default_factory=Layouts)
     called: set[frozenset[str]] = field(default_factory=set)
     probed_tokens: int = 0
+    bytes_per_token: int = 0
 
     @property
     def one_at_a_time(self) -> bool:
         """Whether some parameter needs every sample alone."""
         return not self.fallback.keys() <= self.unreached
+
+    def apart(self) -> list[Methods]:
+        """What goes in batches and what needs every sample alone, as two; one where there is only one of them."""
+        alone = {name: reason for name, reason in self.fallback.items() if name not in self.unreached}
+        if not alone or not self.captured:
+            return [self]
+        watched = {name: reason for name, reason in self.fallback.items() if name in self.unreached}
+        single = replace(self, modules={}, captured=[], fallback=alone, unreached=set(), unproven=set())
+        return [replace(self, fallback=watched), single]
 
     def knows(self, called: frozenset[str]) -> bool:
         """Whether these captured modules ran together in a pass that was looked at both ways."""
@@ -206,17 +220,19 @@ def examine(
     """
     batches = list(batches)
     accumulators = _accumulators(methods.modules, selection)
-    calls, reasons, called = _capture(model, methods, accumulators, samples, batches, reduction)
+    with Peak(device_of(model)) as peak:
+        calls, reasons, called = _capture(model, methods, accumulators, samples, batches, reduction)
     times = [sum(batch.count(i) for batch in batches) for i in range(len(samples))]
     watched = {name: selection[name] for name in methods.captured + sorted(methods.unreached)}
     expected, reached = _autograd_squares(model, watched, accumulators, samples, times, reduction)
-    for name, F in expected.items():
-        if not bool(torch.isfinite(F).all()):
+    compared = _compared(accumulators, expected)
+    for name, (_, scale) in compared.items():
+        if not math.isfinite(scale):
             raise FloatingPointError(
                 f"The gradient of {name} is not finite on {' or '.join(s.name for s in samples)}. "
                 "Load the model in float32 or bfloat16, or leave that sample out."
             )
-    largest = max((float(F.max()) for F in expected.values() if F.numel()), default=0.0)
+    largest = max((scale for _, scale in compared.values()), default=0.0)
     # rounding adds up along a sample, and cancels in nothing
     largest *= max(1.0, max(map(len, samples)) / PROBE_TOKENS)
     moved: dict[str, str] = {}
@@ -228,9 +244,7 @@ def examine(
             if reason is None and count == 0 and name not in reached:
                 absent.add(name)  # without a part in this pass: as it should be
                 continue
-            reason = reason or _objection(
-                count, accumulators[name].F, expected[name], selection[name], largest
-            )
+            reason = reason or _objection(count, *compared[name], selection[name], largest)
             if reason:
                 moved[name] = reason
     never = absent & methods.unproven if methods.called == set() else set()
@@ -239,6 +253,8 @@ def examine(
         methods.moved(moved),
         called=methods.called | called,
         probed_tokens=max(methods.probed_tokens, *map(len, samples)),
+        bytes_per_token=peak.bytes
+        // max(len(batch) * max(len(samples[i]) for i in batch) for batch in batches),
     )
     return replace(
         after,
@@ -311,7 +327,7 @@ def _autograd_squares(
 ) -> tuple[dict[str, Tensor], set[str]]:
     """Squares by autograd, one sample at a time, keeping only the rows that `like` keeps, and what got a gradient."""
     squares = {name: torch.zeros_like(accumulator.F) for name, accumulator in like.items()}
-    reached: set[str] = set()
+    reached: dict[str, Tensor] = {}
     handles = []
     counted = [1]  # how often the batches hold the running sample
 
@@ -321,8 +337,7 @@ def _autograd_squares(
             if gradient is None:
                 return
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
-            if name not in reached and bool(gradient.any()):
-                reached.add(name)
+            reached[name] = gradient.any() | reached[name] if name in reached else gradient.any()
             if name in like:
                 rows = like[name].rows
                 kept = gradient if rows is None else gradient[..., rows, :]
@@ -341,23 +356,33 @@ def _autograd_squares(
         finally:
             for handle in handles:
                 handle.remove()
-    return squares, reached
+    return squares, set(where(reached))
+
+
+def _compared(
+    captured: dict[str, Accumulator], expected: dict[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    """Per parameter, how far its captured squares are from autograd's, and the largest of these."""
+    found = dict.fromkeys(expected, (0.0, 0.0))
+    filled = [name for name, F in expected.items() if F.numel()]
+    if not filled:
+        return found
+    device = expected[filled[0]].device
+    pairs = [((captured[n].F - expected[n]).abs().amax(), expected[n].amax()) for n in filled]
+    table = torch.stack([torch.stack(pair).to(device) for pair in pairs]).tolist()
+    return {**found, **{name: (row[0], row[1]) for name, row in zip(filled, table, strict=True)}}
 
 
 def _objection(
-    calls: int, captured: Tensor, expected: Tensor, parameter: nn.Parameter, largest: float
+    calls: int, difference: float, scale: float, parameter: nn.Parameter, largest: float
 ) -> str | None:
     """Why the captured squares of a parameter are not to be trusted, or None."""
     if calls == 0:
         return _NOT_CALLED
     if calls > 1:
         return f"its module is called {calls} times in one pass"
-    if not captured.numel():
-        return None
     # a gradient that is zero in exact arithmetic (a key's bias) comes out as rounding noise by both methods
     noise = torch.finfo(parameter.dtype if parameter.ndim == 1 else torch.float32).eps
-    difference = float((captured - expected).abs().max())
-    scale = float(expected.abs().max())
     if difference <= _TOLERANCE[parameter.dtype] * scale + 4 * noise**2 * largest:
         return None
     return f"capture differs from autograd by {difference / max(scale, 1e-45):.1e} (relative) on the probe"

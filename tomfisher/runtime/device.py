@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def device_of(model: Any) -> torch.device:
@@ -28,3 +28,10 @@ def embedding_of(model: Any) -> nn.Module | None:
         if isinstance(embeddings, nn.Module) and any(True for _ in embeddings.parameters())
         else None
     )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; to a GPU through pinned memory, so that the host does not wait for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -9,8 +9,10 @@ from torch import nn
 
 _CPU_TOKENS = 512
 _GPU_TOKENS = 16_384
-_LOGIT_BYTES = 16  # logits, their log-softmax and its gradient, float32
-_ACTIVATION_COPIES = 40  # activations kept per token and layer, in units of the hidden size
+_GPU_LEAST, _GPU_STEP = 256, 256
+_SHARE = 0.8  # of the free memory: the rest is for kernels' tables, the squares of a fallback, fragments
+_ACTIVATION_COPIES = 24  # activations kept per token and layer, in units of the hidden size
+_LOGIT_COPIES = 2  # logits and their gradient
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -28,29 +30,71 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def token_budget(tokens_per_batch: int | str, model: nn.Module, device: torch.device) -> int:
-    """The budget that `tokens_per_batch` asks for: a number as it is, "auto" by `auto_tokens_per_batch`.
+class Peak:
+    """How much more memory a block of work takes on a GPU; `bytes` is 0 on the CPU.
+
+    Args:
+        device: where it works.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0
+        self.bytes = 0
+
+    def __enter__(self) -> Peak:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self._device) - self._before
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a CUDA device can still give: what no process has, and what PyTorch keeps without using it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def token_budget(
+    tokens_per_batch: int | str,
+    model: nn.Module,
+    device: torch.device,
+    reserved: int = 0,
+    bytes_per_token: int | None = None,
+) -> int:
+    """The budget that `tokens_per_batch` asks for: a number as it is; "auto" is a first guess.
+
+    The run halves it where it does not fit. On the CPU 512: fewer are slower, more keep more activations
+    (benchmarks/README.md). On a GPU as many as fit into 80 % of the free memory, from 256 to 16,384 in steps of 256.
+
+    Args:
+        tokens_per_batch: a number, or "auto".
+        model: a causal language model.
+        device: where its batches go.
+        reserved: bytes of the free memory that are for something else.
+        bytes_per_token: that a token holds between forward and backward; None: `activation_bytes_per_token`.
 
     Raises:
         ValueError: it is neither.
     """
     if tokens_per_batch == "auto":
-        return auto_tokens_per_batch(model, device)
+        if device.type != "cuda":
+            return _CPU_TOKENS
+        room = int(_SHARE * (free_bytes(device) - reserved))
+        return tokens_that_fit(room, bytes_per_token or activation_bytes_per_token(model))
     if isinstance(tokens_per_batch, int) and not isinstance(tokens_per_batch, bool):
         return tokens_per_batch
     raise ValueError(f"tokens_per_batch must be 'auto' or a number of tokens, got {tokens_per_batch!r}.")
 
 
-def auto_tokens_per_batch(model: nn.Module, device: torch.device) -> int:
-    """A first guess of the token budget; out-of-memory halves it during the run.
-
-    On the CPU 512: fewer are slower, more keep more activations (benchmarks/README.md). On a GPU half
-    the free memory over the bytes that one token's activations and logits need, at most 16,384 tokens.
-    """
-    if device.type != "cuda":
-        return _CPU_TOKENS
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(256, min(_GPU_TOKENS, free // 2 // activation_bytes_per_token(model)))
+def tokens_that_fit(room: int, bytes_per_token: int) -> int:
+    """Tokens of a batch on a GPU whose activations may take `room` bytes."""
+    fitting = room // bytes_per_token // _GPU_STEP * _GPU_STEP
+    return max(_GPU_LEAST, min(_GPU_TOKENS, fitting))
 
 
 def activation_bytes_per_token(model: nn.Module) -> int:
@@ -60,4 +104,4 @@ def activation_bytes_per_token(model: nn.Module) -> int:
     layers = int(getattr(config, "num_hidden_layers", 32))
     vocabulary = int(getattr(config, "vocab_size", 32_000))
     size = next(model.parameters()).element_size()
-    return layers * width * size * _ACTIVATION_COPIES + vocabulary * _LOGIT_BYTES
+    return size * (layers * width * _ACTIVATION_COPIES + vocabulary * _LOGIT_COPIES)
