@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers as tf
 
+from bits import bits as bits_of
+from bits import state_of
 from tomfisher import Sample, SparseMask
-
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @pytest.fixture
@@ -58,12 +58,4 @@ def some_mask() -> Callable[..., SparseMask]:
 @pytest.fixture
 def bits() -> Callable[[Any], dict[str, torch.Tensor]]:
     """`bits(model)`: every parameter and buffer as integers."""
-
-    def read(model: Any) -> dict[str, torch.Tensor]:
-        named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
-        return {
-            n: t.detach().clone().view(BITS[t.element_size()]) if t.is_floating_point() else t.clone()
-            for n, t in named.items()
-        }
-
-    return read
+    return lambda model: {name: bits_of(tensor) for name, tensor in state_of(model).items()}

@@ -8,14 +8,11 @@ import sys
 import pytest
 import torch
 
+from bits import same_bits
 from tomfisher.finetune import finetune_lora, plan_lora
 from tomfisher.finetune.training import mean_loss
 
 pytest.importorskip("peft", reason="LoRA is compared through the package peft (extra `finetune`)")
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def decoder(model):
@@ -72,14 +69,14 @@ def test_training_changes_nothing_of_the_model_itself(family, dtype, tiny, sampl
             for name, value in bits(model).items()
             if "lora" not in name
         }
-        assert same(own, before)
-    assert same(bits(model), before) and mean_loss(model, samples) == start
+        assert same_bits(own, before)
+    assert same_bits(bits(model), before) and mean_loss(model, samples) == start
     assert dict(model.named_modules()) == modules and set(vars(model)) == attributes
     assert flags == {n: p.requires_grad for n, p in model.named_parameters()}
     tuned.reapply()
     assert mean_loss(model, samples) == trained
     tuned.undo()
-    assert same(bits(model), before)
+    assert same_bits(bits(model), before)
     with pytest.raises(RuntimeError, match="twice"):
         tuned.undo()
 
@@ -103,7 +100,7 @@ def test_a_training_that_diverges_takes_the_adapters_out(tiny, samples, bits):
     before = bits(model)
     with pytest.raises(FloatingPointError, match="diverged at step 1"):
         finetune_lora(model, plan_lora(model, decoder(model), 1000), samples, steps=3)
-    assert same(bits(model), before)
+    assert same_bits(bits(model), before)
 
 
 def test_missing_peft_is_said_with_the_command(tiny, samples, monkeypatch):

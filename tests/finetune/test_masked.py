@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from bits import same_bits
 from tomfisher import SparseMask, perturb
 from tomfisher.finetune import finetune_masked
 from tomfisher.finetune.entries import find_entries, gathered_gradients, master_values
@@ -16,10 +17,6 @@ from tomfisher.runtime.batches import collate
 from tomfisher.runtime.modes import frozen
 
 FAMILIES = ["llama-gqa", "llama-tied", "gpt2", "mixtral", "mamba"]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def dense_loss(model, samples):
@@ -50,7 +47,7 @@ def test_only_masked_entries_change_and_undo_is_exact(family, dtype, tiny, sampl
     assert all(p.grad is None for p in model.parameters()) and model.training
     assert flags == {n: p.requires_grad for n, p in model.named_parameters()}
     tuned.undo()
-    assert same(bits(model), before)
+    assert same_bits(bits(model), before)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,7 +122,7 @@ def test_loss_falls_and_a_seed_is_a_training(tiny, samples, some_mask, bits):
         state = bits(model)
     assert mean_loss(model, samples) == before
     with finetune_masked(model, mask, samples, steps=60, learning_rate=1e-2, seed=3) as again:
-        assert same(bits(model), state) and again.losses == first.losses
+        assert same_bits(bits(model), state) and again.losses == first.losses
     with finetune_masked(model, mask, samples, steps=60, learning_rate=1e-2, seed=4) as other:
         assert other.losses != first.losses
     assert first.losses[0] == pytest.approx(
@@ -179,7 +176,7 @@ def test_a_broken_model_is_named_and_the_weights_are_as_before(tiny, samples, so
     before = bits(model)
     with pytest.raises(FloatingPointError, match=r"diverged at step 1 of 5.*model\.norm\.weight"):
         finetune_masked(model, some_mask(model), samples, steps=5)
-    assert same(bits(model), before)
+    assert same_bits(bits(model), before)
 
 
 def test_a_training_that_diverges_later_is_undone(tiny, samples, some_mask, bits):
@@ -187,7 +184,7 @@ def test_a_training_that_diverges_later_is_undone(tiny, samples, some_mask, bits
     before = bits(model)
     with pytest.raises(FloatingPointError, match="diverged"):
         finetune_masked(model, some_mask(model), samples, steps=5, learning_rate=1e6)
-    assert same(bits(model), before) and model.training
+    assert same_bits(bits(model), before) and model.training
 
 
 def test_an_interrupt_undoes_the_training(tiny, samples, some_mask, bits, monkeypatch):
@@ -204,7 +201,7 @@ def test_an_interrupt_undoes_the_training(tiny, samples, some_mask, bits, monkey
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune_masked(model, some_mask(model), samples, steps=5)
-    assert next(calls) == 3 and same(bits(model), before)
+    assert next(calls) == 3 and same_bits(bits(model), before)
 
 
 def test_training_on_top_of_a_perturbation_nests(tiny, samples, some_mask, bits):
@@ -216,8 +213,8 @@ def test_training_on_top_of_a_perturbation_nests(tiny, samples, some_mask, bits)
         with pytest.raises(RuntimeError, match="undo TunedEntries"):
             outer.undo()
         tuned.undo()
-        assert same(bits(model), damaged)
-    assert same(bits(model), before)
+        assert same_bits(bits(model), damaged)
+    assert same_bits(bits(model), before)
 
 
 def test_bad_settings_are_refused(tiny, samples, some_mask):
