@@ -16,13 +16,16 @@ from tomfisher.cli.common import (
     add_settings,
     given_settings,
     load_named_model,
+    perturbation_of,
     refuse_existing,
     refuse_idle,
     save_then_print,
+    setting,
 )
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
+    from tomfisher.perturbation import Perturbation
     from tomfisher.studies.measure import Measure
 
 
@@ -68,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.studies.config import Config
     from tomfisher.studies.inputs import Inputs
     from tomfisher.studies.measure import Measure
-    from tomfisher.studies.stores import check_belongs
 
     if args.output_path:
         refuse_existing(args.output_path, args.overwrite)
@@ -78,14 +80,13 @@ def run(args: argparse.Namespace) -> int:
     refuse_idle(config, settings)
     mask = SparseMask.load(args.mask) if args.mask else None
     loaded = load_named_model(args, args.dtype)
-    if mask is not None:
-        check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
+    perturbation = None if mask is None else perturbation_of(args, loaded, mask)
     # a mask may come from the Fisher half of a task file, which it must not be judged on
     inputs = Inputs(config, whole_file=args.mask is None)
     measure = Measure(config, inputs, loaded, progress=True)
     print(f"{_subject(args, config, measure, mask)}\n", flush=True)
     with remembered():
-        states = _measured(args, config, measure, mask)
+        states = _measured(args, measure, perturbation)
     report = {"model": loaded.identity, "scan": scan_of(loaded.model), **states}
     save_then_print(args.output_path, report, partial(_table, report), indent=1)
     return 0
@@ -102,19 +103,18 @@ def _subject(args: argparse.Namespace, config: Any, measure: Measure, mask: Spar
 
 
 def _measured(
-    args: argparse.Namespace, config: Any, measure: Measure, mask: SparseMask | None
+    args: argparse.Namespace, measure: Measure, perturbation: Perturbation | None
 ) -> dict[str, Any]:
     """The states measured: "baseline", and "masked" when a mask was given."""
-    from tomfisher.perturbation import perturb
     from tomfisher.studies.config import parse_fill
 
     with_perplexity = hasattr(args, "control")
     states = {"baseline": _state(measure, with_perplexity, None)}
-    if mask is not None:
-        fill = parse_fill(config.fill)
-        with perturb(measure.loaded.model, mask, fill=fill, seed=config.seed, compat=config.compat):
+    if perturbation is not None:
+        with perturbation:
             states["masked"] = _state(measure, with_perplexity, states["baseline"]["scores"])
-        states["masked"] |= {"mask": args.mask, "nnz": mask.nnz, "fill": fill}
+        fill = parse_fill(setting(args, "fill"))
+        states["masked"] |= {"mask": args.mask, "nnz": perturbation.mask.nnz, "fill": fill}
     return states
 
 
