@@ -10,7 +10,7 @@ from tomfisher.tasks.frames import family
 from tomfisher.tasks.generator import FIRST_ORDER as BOTH
 from tomfisher.tasks.generator import generate
 from tomfisher.tasks.names import EVALUATION_NAMES, FISHER_NAMES
-from tomfisher.tasks.story import Story
+from tomfisher.tasks.story import SECOND_ORDER, Story
 
 EVERYTHING = {"evaluation": 5120, "fisher": 640, "balanced": 5120}
 
@@ -63,8 +63,9 @@ def test_a_count_that_tears_a_pair_is_rounded_up_and_said() -> None:
         assert len(generate(BOTH, 10)) == 12
 
 
-def test_swapped_stories_exchange_exactly_the_two_words() -> None:
-    by_id = {story.id: story for story in generate(BOTH, 1280)}
+@pytest.mark.parametrize(("families", "n"), [(BOTH, 1280), ((SECOND_ORDER,), 3840)])
+def test_swapped_stories_exchange_exactly_the_two_words(families: tuple[str, ...], n: int) -> None:
+    by_id = {story.id: story for story in generate(families, n)}
     for story in by_id.values():
         if "/as-written/" not in story.id:
             continue
@@ -110,9 +111,13 @@ def test_questions_are_stems_and_prompts_carry_the_prefix() -> None:
         assert "{" not in story.prompt and "  " not in story.prompt
 
 
-def test_fisher_samples_are_false_beliefs_of_other_persons() -> None:
-    for story in generate(BOTH, 640, split="fisher"):
-        assert story.condition.endswith("/false-belief") and story.kind == "belief"
+@pytest.mark.parametrize(("families", "n", "order"), [(BOTH, 640, 1), ((SECOND_ORDER,), 256, 2)])
+def test_fisher_samples_are_false_beliefs_of_other_persons(
+    families: tuple[str, ...], n: int, order: int
+) -> None:
+    for story in generate(families, n, split="fisher"):
+        assert story.condition.endswith("/false-belief")
+        assert story.kind == "belief" and story.order == order
         words = set(story.prompt.replace(".", " ").replace(",", " ").replace("'", " ").split())
         assert words & FISHER_NAMES.all and not words & EVALUATION_NAMES.all
 
