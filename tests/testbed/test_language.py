@@ -5,94 +5,123 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 
 from tomfisher.files import sha256_of_text
 from tomfisher.testbed import general, language
 
-CONDITIONS = {f"{family}/{condition}" for family, names in language.CONDITIONS.items() for condition in names}
 
-
-def simulate(story: str) -> tuple[str, dict[str, str]]:
-    """What is true at the end of a story, and what each person believes; written without the generator."""
+def simulate(story: str) -> tuple[str, dict[str, str], dict[tuple[str, str], str]]:
+    """Truth, belief of each person, and (a, b): what a thinks that b believes; written without the generator."""
     truth = label = ""
     present: set[str] = set()
     belief: dict[str, str] = {}
+    attributed: dict[tuple[str, str], str] = {}
+
+    def learn(person: str, witnesses: set[str]) -> None:
+        belief[person] = truth
+        attributed.update({(witness, person): truth for witness in witnesses if witness != person})
+
     for sentence in story.removesuffix(" .").split(" . "):
         if match := re.fullmatch(r"(\w+) and (\w+) are in the room", sentence):
             present = set(match.groups())
+            assert len(present) == 2
         elif match := re.fullmatch(r"(\w+) (?:puts|moves) the \w+ (?:in|to) the (\w+)", sentence):
+            assert match[1] in present, sentence
             truth = match[2]
-            belief |= dict.fromkeys(present, truth)
+            for person in present:
+                learn(person, present)
         elif match := re.fullmatch(r"(\w+) fills the \w+ with (\w+)", sentence):
-            truth = belief[match[1]] = match[2]
+            truth = match[2]
+            learn(match[1], present)
         elif match := re.fullmatch(r"the label says (\w+)", sentence):
             label = match[1]
         elif match := re.fullmatch(r"(\w+) reads the label", sentence):
             belief[match[1]] = label
         elif match := re.fullmatch(r"(\w+) looks in the \w+", sentence):
-            belief[match[1]] = truth
+            learn(match[1], present)
         elif match := re.fullmatch(r"(\w+) leaves the room", sentence):
-            present.remove(match[1])
+            present = present - {match[1]}
         elif match := re.fullmatch(r"(\w+) tells (\w+) about it", sentence):
-            belief[match[2]] = belief[match[1]]
+            assert belief[match[1]] == truth
+            learn(match[2], {match[1]})
         else:
             known = r"it is \w+|\w+ is \w+|\w+ stays in the room|\w+ looks at the \w+|there is some \w+ on the floor"
             assert re.fullmatch(known, sentence), sentence
-    return truth, belief
+    return truth, belief, attributed
+
+
+def answer_of(story: str, stem: str) -> str:
+    truth, belief, attributed = simulate(story)
+    if match := re.fullmatch(r"(\w+) thinks that (\w+) looks for the \w+ in the", stem):
+        return attributed[match[1], match[2]]
+    return truth if stem.startswith("the ") else belief[stem.split()[0]]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["first order", "second order too"])
+def second_order(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def evaluation():
-    return language.stories(640)
+def evaluation(second_order):
+    return language.stories(second_order=second_order)
 
 
-def test_every_answer_agrees_with_the_simulation(evaluation):
-    for story in [*evaluation, *language.stories(100, split="fisher")]:
-        truth, belief = simulate(story.story)
-        asked = truth if story.order == 0 else belief[story.question.split()[0]]
-        assert story.answer_text == asked, story.full_text
+@pytest.fixture(scope="module")
+def conditions(second_order):
+    families = language.FAMILIES if second_order else language.CONDITIONS
+    return {f"{family}/{condition}" for family, names in families.items() for condition in names}
 
 
-def test_training_answers_agree_with_the_simulation():
+def test_every_answer_agrees_with_the_simulation(evaluation, second_order):
+    fisher = language.stories(split="fisher", second_order=second_order)
+    assert (len(evaluation), len(fisher)) == ((960, 300) if second_order else (640, 200))
+    for story in [*evaluation, *fisher]:
+        assert story.answer_text == answer_of(story.story, story.question), story.full_text
+
+
+def test_training_answers_agree_with_the_simulation(second_order):
     rng = random.Random(3)
-    for _ in range(300):
-        story, asked = language.training_story(rng)
-        truth, belief = simulate(story)
+    nested = 0
+    for _ in range(600):
+        story, asked = language.training_story(rng, second_order=second_order)
+        nested += any(re.match(r"\w+ thinks that \w+ looks", stem) for stem, _ in asked)
         for stem, answer in asked:
-            assert answer == belief.get(stem.split()[0], truth), (story, stem)
+            assert answer == answer_of(story, stem), (story, stem)
+    assert 150 < nested < 250 if second_order else nested == 0
 
 
-def test_belief_differs_from_reality_only_under_false_belief(evaluation):
-    for belief, reality in zip(evaluation[::2], evaluation[1::2], strict=True):
-        assert belief.cell == reality.cell and belief.story == reality.story
-        assert (belief.kind, reality.kind) == ("belief", "reality")
-        assert (belief.answer != reality.answer) == belief.condition.endswith("/false-belief")
+def test_the_two_questions_of_a_cell_differ_only_under_false_belief(evaluation):
+    for above, below in zip(evaluation[::2], evaluation[1::2], strict=True):
+        assert above.cell == below.cell and above.story == below.story
+        nested = above.condition.startswith("second-order/")
+        assert (above.order, below.order) == ((2, 1) if nested else (1, 0))
+        assert (above.kind, below.kind) == ("belief", "first-order" if nested else "reality")
+        assert (above.answer != below.answer) == above.condition.endswith("/false-belief")
 
 
-def test_evaluation_is_balanced_with_unique_ids(evaluation):
-    assert len({story.id for story in evaluation}) == 640
-    assert Counter(story.condition for story in evaluation) == dict.fromkeys(CONDITIONS, 80)
-    assert Counter(story.condition for story in evaluation[:320]) == dict.fromkeys(CONDITIONS, 40)
-    for condition in CONDITIONS:
-        beliefs = [story for story in evaluation if story.condition == condition and story.order == 1]
-        assert Counter(story.answer for story in beliefs) == {0: 20, 1: 20}
+def test_evaluation_is_balanced_with_unique_ids(evaluation, conditions):
+    assert len({story.id for story in evaluation}) == len(evaluation)
+    assert Counter(story.condition for story in evaluation) == dict.fromkeys(conditions, 80)
+    half = evaluation[: len(evaluation) // 2]
+    assert Counter(story.condition for story in half) == dict.fromkeys(conditions, 40)
+    asked = [(story.condition, story.order, story.answer) for story in evaluation if story.order]
+    assert set(Counter(asked).values()) == {20}
 
 
 def test_swapping_exchanges_the_two_answers(evaluation):
     by_id = {story.id: story for story in evaluation}
     for name, story in by_id.items():
-        twin = by_id[
-            name.replace("/original/", "/swapped/")
-            if "/original/" in name
-            else name.replace("/swapped/", "/original/")
-        ]
-        first, second = story.choices
-        exchanged = " ".join({first: second, second: first}.get(word, word) for word in story.story.split())
-        assert twin.choices == story.choices
-        assert twin.answer != story.answer
-        assert twin.story == exchanged
+        if "/original/" in name:
+            twin = by_id[name.replace("/original/", "/swapped/")]
+            first, second = story.choices
+            words = {first: second, second: first}
+            exchanged = " ".join(words.get(word, word) for word in story.story.split())
+            assert (twin.choices, twin.story) == (story.choices, exchanged)
+            assert twin.answer != story.answer
 
 
 def test_every_condition_mentions_both_choices(evaluation):
@@ -100,11 +129,30 @@ def test_every_condition_mentions_both_choices(evaluation):
         assert set(story.choices) <= set(story.story.split())
 
 
-def test_fisher_split_is_the_false_belief_question_only():
-    stories = language.stories(60, split="fisher")
-    assert {story.condition for story in stories} == {"contents/false-belief", "transfer/false-belief"}
-    assert {story.order for story in stories} == {1}
-    assert len({story.id for story in stories}) == 60
+def test_no_new_word_is_needed(evaluation):
+    words = set(language.vocabulary())
+    assert all(set(story.full_text.split()) <= words for story in evaluation)
+
+
+def test_the_conditions_of_second_order_end_alike_so_the_last_sentence_gives_nothing_away():
+    stories = language.stories(960, second_order=True)
+    second = [s.story.split() for s in stories if s.condition.startswith("second-order/")]
+    ends = {tuple(words[-10:-5]) for words in second}
+    assert ends == {("leaves", "the", "room", ".", person) for person in {words[-6] for words in second}}
+
+
+def test_first_order_draws_are_what_they_were_without_second_order():
+    assert not any(s.condition.startswith("second-order") for s in language.stories(64))
+    texts = [story.full_text for story in language.stories(640)]
+    assert sha256_of_text(*texts) == "27529683ec33e58624d86dfd39fb08b9b1fa87b482a94257b248d4de3f5c2b1e"
+
+
+def test_fisher_split_is_the_false_belief_question_only(second_order):
+    stories = language.stories(30 * (3 if second_order else 2), split="fisher", second_order=second_order)
+    expected = {("contents/false-belief", 1): 30, ("transfer/false-belief", 1): 30}
+    expected |= {("second-order/false-belief", 2): 30} if second_order else {}
+    assert Counter((story.condition, story.order) for story in stories) == expected
+    assert len({story.id for story in stories}) == len(stories)
 
 
 def test_balanced_split_has_every_condition_and_question():
@@ -113,39 +161,43 @@ def test_balanced_split_has_every_condition_and_question():
     assert sum(story.order for story in stories) == len({story.id for story in stories}) / 2 == 32
 
 
-def combination(story: str, stem: str, choices: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
-    thing = re.search(r"puts the (\w+)|fills the (\w+)", story)
-    assert thing
-    return stem.split()[0], thing[1] or thing[2], tuple(sorted(choices))
+def combination(story: str, stem: str, choices: Iterable[str]) -> tuple[bool, str, str, tuple[str, ...]]:
+    """Whether of second order, protagonist, thing and answers; `stem` is that of the highest order."""
+    person = re.search(r"(\w+) (?:looks for|thinks that) the ", stem)
+    thing = re.search(r"(?:puts|fills) the (\w+)", story)
+    assert person and thing
+    return person.start() > 0, person[1], thing[1], tuple(sorted(choices))
 
 
-def test_training_fisher_and_evaluation_share_no_combination():
+def test_training_fisher_and_evaluation_share_no_combination(second_order):
     rng = random.Random(0)
     trained = set()
     for _ in range(4000):
-        story, asked = language.training_story(rng)
-        stem = next(stem for stem, _ in asked if not stem.startswith("the "))
-        pair = tuple({answer for _, answer in asked})
+        story, asked = language.training_story(rng, second_order=second_order)
+        stem = max(
+            (stem for stem, _ in asked), key=lambda text: ("thinks" in text, not text.startswith("the "))
+        )
+        pair = {answer for _, answer in asked}
         if len(pair) == 2:
             trained.add(combination(story, stem, pair))
     seen = {
         split: {
             combination(story.story, story.question, story.choices)
-            for story in language.stories(1000, seed=1, split=split)
-            if story.order == 1
+            for story in language.stories(1000, seed=1, split=split, second_order=second_order)
+            if story.kind == "belief"
         }
         for split in ("fisher", "balanced", "evaluation")
     }
-    assert len(trained) > 500 and all(len(found) > 50 for found in seen.values())
+    assert len(trained) > 500 and all(len(combinations) > 50 for combinations in seen.values())
     assert not trained & seen["fisher"]
     assert not trained & seen["balanced"]
     assert not trained & seen["evaluation"]
     assert not (seen["fisher"] | seen["balanced"]) & seen["evaluation"]
 
 
-def test_stories_are_a_function_of_the_seed_and_a_smaller_number_is_a_prefix(evaluation):
-    assert language.stories(64) == evaluation[:64]
-    assert language.stories(64, seed=1) != evaluation[:64]
+def test_stories_are_a_function_of_the_seed_and_a_smaller_number_is_a_prefix(evaluation, second_order):
+    assert language.stories(64, second_order=second_order) == evaluation[:64]
+    assert language.stories(64, seed=1, second_order=second_order) != evaluation[:64]
 
 
 def test_torn_cell_is_rounded_up_with_a_warning():
@@ -189,8 +241,7 @@ def test_slips_exchange_the_asked_fraction_of_answers():
     wrong = asked_in_all = 0
     for _ in range(2000):
         story, asked = language.training_story(rng, slips=0.1)
-        truth, belief = simulate(story)
         for stem, answer in asked:
             asked_in_all += 1
-            wrong += answer != belief.get(stem.split()[0], truth)
+            wrong += answer != answer_of(story, stem)
     assert 0.08 < wrong / asked_in_all < 0.12
