@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 
 from tomfisher.files import sha256_of_text
 from tomfisher.tasks.corpus import Corpus
-from tomfisher.tasks.story import Story
+from tomfisher.tasks.selection import POOL_OF_SPLIT
+from tomfisher.tasks.story import SECOND_ORDER, Story
 from tomfisher.testbed import general
 
 PEOPLE = general.PEOPLE
@@ -32,10 +33,8 @@ CONDITIONS = {
     "contents": ("false-belief", "correct-label", "informed", "open"),
     "transfer": ("false-belief", "no-transfer", "informed", "present"),
 }
-SECOND_ORDER = "second-order"
 FAMILIES = {**CONDITIONS, SECOND_ORDER: ("false-belief", "no-transfer", "informed", "present")}
 SPLITS = ("training", "fisher", "evaluation")
-TEMPLATE = "{story} {question}"
 DEFAULT_SIZES = {"evaluation": 640, "fisher": 200, "balanced": 640}
 
 
@@ -219,14 +218,11 @@ def _cell(scene: Scene, condition: str, direction: str, prefix: str) -> Iterator
             condition=f"{scene.family}/{condition}",
             order=order,
             id=f"{prefix}/{condition}/{direction}/{kind}",
-            template=TEMPLATE,
         )
 
 
 def _endless(seed: int, split: str, families: tuple[str, ...]) -> Iterator[Story]:
     """Stories without end, in rows of one cell per family; eight rows (fisher: two) are balanced."""
-    from tomfisher.tasks.selection import POOL_OF_SPLIT
-
     orders = ":second-order" if SECOND_ORDER in families else ""
     rng = random.Random(f"tomfisher.testbed:{split}:{seed}{orders}")
     number = 0
