@@ -8,49 +8,50 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bits import same_bits
+from bits import same_bits, state_of
 from tomfisher.finetune import Delta, apply, finetune_masked
 from tomfisher.finetune.delta import DELTA
+from training import some_mask, trainable_model
 
 
 @pytest.fixture
-def trained(tiny, samples, some_mask, bits, tmp_path):
+def trained(samples, tmp_path):
     """A model as before its training, its bits before and after, and the file."""
-    model = tiny()
-    before = bits(model)
+    model = trainable_model()
+    before = state_of(model)
     with finetune_masked(model, some_mask(model), samples, steps=2, learning_rate=0.01) as tuned:
-        after = bits(model)
+        after = state_of(model)
         tuned.delta.save(tmp_path / "d.safetensors")
     return model, before, after, tmp_path / "d.safetensors"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_round_trip(dtype, tiny, samples, some_mask, bits, tmp_path):
-    model = tiny("llama-tied", dtype)
-    before = bits(model)
+def test_round_trip(dtype, samples, tmp_path):
+    model = trainable_model("llama-tied", dtype)
+    before = state_of(model)
     with finetune_masked(model, some_mask(model), samples, steps=2, learning_rate=0.01) as tuned:
-        after = bits(model)
+        after = state_of(model)
         tuned.delta.save(tmp_path / "d.safetensors")
     loaded = Delta.load(tmp_path / "d.safetensors")
     assert loaded.nnz == tuned.delta.nnz and loaded.metadata == tuned.delta.metadata
     assert loaded.metadata["training"]["steps"] == 2
     with apply(model, loaded) as applied:
-        assert same_bits(bits(model), after)
+        assert same_bits(state_of(model), after)
         applied.undo()
-        assert same_bits(bits(model), before)
+        assert same_bits(state_of(model), before)
         applied.reapply()
-        assert same_bits(bits(model), after)
-    assert same_bits(bits(model), before)
+        assert same_bits(state_of(model), after)
+    assert same_bits(state_of(model), before)
     assert (tmp_path / "d.safetensors").stat().st_size < 20 * loaded.nnz + 20_000
 
 
-def test_another_model_is_refused(trained, tiny):
+def test_another_model_is_refused(trained):
     model, _, _, file = trained
     delta = Delta.load(file)
     with pytest.raises(ValueError, match=r"float16 here, the delta was trained in torch\.float32"):
-        apply(tiny(dtype=torch.float16), delta)
+        apply(trainable_model(dtype=torch.float16), delta)
     with pytest.raises(ValueError, match="must be of this model"):
-        apply(tiny("gpt2"), delta)
+        apply(trainable_model("gpt2"), delta)
     name = next(iter(delta.indices))
     with torch.no_grad():
         model.get_parameter(name).view(-1)[delta.indices[name][0]] += 1

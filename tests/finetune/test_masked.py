@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from bits import same_bits
+from bits import bits, same_bits, state_of
 from tomfisher import SparseMask, perturb
 from tomfisher.finetune import finetune_masked
 from tomfisher.finetune.entries import find_entries, gathered_gradients, master_values
@@ -15,6 +15,7 @@ from tomfisher.finetune.training import batch_order, mean_loss
 from tomfisher.fisher.objective import sample_losses
 from tomfisher.runtime.batches import collate
 from tomfisher.runtime.modes import frozen
+from training import some_mask, trainable_model
 
 FAMILIES = ["llama-gqa", "llama-tied", "gpt2", "mixtral", "mamba"]
 
@@ -25,19 +26,19 @@ def dense_loss(model, samples):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_only_masked_entries_change_and_undo_is_exact(family, dtype, tiny, samples, some_mask, bits):
-    model = tiny(family, dtype)
-    mask, before = some_mask(model), bits(model)
+def test_only_masked_entries_change_and_undo_is_exact(family, dtype, samples):
+    model = trainable_model(family, dtype)
+    mask, before = some_mask(model), state_of(model)
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
     tuned = finetune_masked(model, mask, samples, steps=3, learning_rate=0.05, batch_size=4)
-    after = bits(model)
+    after = state_of(model)
     changed, aliases = (
         0,
         before.keys() - dict(model.named_parameters()).keys() - dict(model.named_buffers()).keys(),
     )
     assert aliases == ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
     for name in before.keys() - aliases:
-        moved = (after[name] != before[name]).flatten()
+        moved = (bits(after[name]) != bits(before[name])).flatten()
         if name in mask:
             changed += int(moved.sum())
             assert not (moved & ~mask.dense(name).flatten()).any()
@@ -47,12 +48,12 @@ def test_only_masked_entries_change_and_undo_is_exact(family, dtype, tiny, sampl
     assert all(p.grad is None for p in model.parameters()) and model.training
     assert flags == {n: p.requires_grad for n, p in model.named_parameters()}
     tuned.undo()
-    assert same_bits(bits(model), before)
+    assert same_bits(state_of(model), before)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gathered_gradient_is_the_dense_gradient_at_the_entries(family, tiny, samples, some_mask):
-    model = tiny(family).eval()
+def test_gathered_gradient_is_the_dense_gradient_at_the_entries(family, samples):
+    model = trainable_model(family).eval()
     mask = some_mask(model)
     dense_loss(model, samples).backward()
     named = dict(model.named_parameters())
@@ -74,9 +75,9 @@ def test_gathered_gradient_is_the_dense_gradient_at_the_entries(family, tiny, sa
 
 @pytest.mark.parametrize("family", ["llama-gqa", "llama-tied", "gpt2"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_steps_equal_dense_adamw_restricted_to_the_mask(family, weight_decay, tiny, samples, some_mask):
+def test_steps_equal_dense_adamw_restricted_to_the_mask(family, weight_decay, samples):
     steps, rate = 3, 1e-2
-    model, dense = tiny(family), tiny(family).eval()
+    model, dense = trainable_model(family), trainable_model(family).eval()
     mask = some_mask(model)
     named = dict(dense.named_parameters())
     trained = [named[name] for name in mask]
@@ -94,7 +95,7 @@ def test_steps_equal_dense_adamw_restricted_to_the_mask(family, weight_decay, ti
         torch.testing.assert_close(parameter, named[name], rtol=1e-5, atol=1e-6)
 
 
-def test_optimiser_state_is_of_the_size_of_the_mask(tiny, samples, some_mask, monkeypatch):
+def test_optimiser_state_is_of_the_size_of_the_mask(samples, monkeypatch):
     made = []
 
     class Kept(torch.optim.AdamW):
@@ -103,7 +104,7 @@ def test_optimiser_state_is_of_the_size_of_the_mask(tiny, samples, some_mask, mo
             made.append(self)
 
     monkeypatch.setattr(torch.optim, "AdamW", Kept)
-    model = tiny()
+    model = trainable_model()
     mask = some_mask(model)
     tuned = finetune_masked(model, mask, samples, steps=2)
     states = made.pop().state.values()
@@ -114,15 +115,15 @@ def test_optimiser_state_is_of_the_size_of_the_mask(tiny, samples, some_mask, mo
     assert all(state.keys() == sizes.keys() for state in states)
 
 
-def test_loss_falls_and_a_seed_is_a_training(tiny, samples, some_mask, bits):
-    model = tiny().eval()
+def test_loss_falls_and_a_seed_is_a_training(samples):
+    model = trainable_model().eval()
     mask, before = some_mask(model, 0.2), mean_loss(model, samples)
     with finetune_masked(model, mask, samples, steps=60, learning_rate=1e-2, seed=3) as first:
         assert mean_loss(model, samples) < 0.5 * before
-        state = bits(model)
+        state = state_of(model)
     assert mean_loss(model, samples) == before
     with finetune_masked(model, mask, samples, steps=60, learning_rate=1e-2, seed=3) as again:
-        assert same_bits(bits(model), state) and again.losses == first.losses
+        assert same_bits(state_of(model), state) and again.losses == first.losses
     with finetune_masked(model, mask, samples, steps=60, learning_rate=1e-2, seed=4) as other:
         assert other.losses != first.losses
     assert first.losses[0] == pytest.approx(
@@ -130,9 +131,9 @@ def test_loss_falls_and_a_seed_is_a_training(tiny, samples, some_mask, bits):
     )
 
 
-def test_small_steps_add_up_in_half_precision(tiny, samples, some_mask, bits):
+def test_small_steps_add_up_in_half_precision(samples):
     """One step of 1e-5 rounds to nothing in bfloat16; the float32 values behind it keep it."""
-    model = tiny(dtype=torch.bfloat16)
+    model = trainable_model(dtype=torch.bfloat16)
     mask = some_mask(model)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     with finetune_masked(model, mask, samples, steps=1, learning_rate=1e-5):
@@ -142,9 +143,9 @@ def test_small_steps_add_up_in_half_precision(tiny, samples, some_mask, bits):
     assert many > few + 0.1 * mask.nnz
 
 
-def test_parameters_that_share_memory_are_trained_once(tiny, samples):
+def test_parameters_that_share_memory_are_trained_once(samples):
     """Two parameter objects on one storage: the gradient of both uses counts, whichever is named."""
-    tied, apart = tiny("llama-tied"), tiny("llama-tied")
+    tied, apart = trainable_model("llama-tied"), trainable_model("llama-tied")
     memory = apart.model.embed_tokens.weight.detach()
     apart.lm_head.weight = torch.nn.Parameter(memory)
     apart.config.tie_word_embeddings = False
@@ -157,8 +158,8 @@ def test_parameters_that_share_memory_are_trained_once(tiny, samples):
     assert torch.equal(apart.lm_head.weight, apart.model.embed_tokens.weight)
 
 
-def test_transposed_weights_are_trained_where_the_mask_says(tiny, samples, some_mask, bits):
-    plain, turned = tiny(), tiny()
+def test_transposed_weights_are_trained_where_the_mask_says(samples):
+    plain, turned = trainable_model(), trainable_model()
     name = "model.layers.0.self_attn.q_proj.weight"
     module = turned.model.layers[0].self_attn.q_proj
     module.weight = torch.nn.Parameter(module.weight.detach().t().contiguous().t())
@@ -169,27 +170,27 @@ def test_transposed_weights_are_trained_where_the_mask_says(tiny, samples, some_
     torch.testing.assert_close(module.weight, plain.get_parameter(name), rtol=1e-5, atol=1e-6)
 
 
-def test_a_broken_model_is_named_and_the_weights_are_as_before(tiny, samples, some_mask, bits):
-    model = tiny()
+def test_a_broken_model_is_named_and_the_weights_are_as_before(samples):
+    model = trainable_model()
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    before = bits(model)
+    before = state_of(model)
     with pytest.raises(FloatingPointError, match=r"diverged at step 1 of 5.*model\.norm\.weight"):
         finetune_masked(model, some_mask(model), samples, steps=5)
-    assert same_bits(bits(model), before)
+    assert same_bits(state_of(model), before)
 
 
-def test_a_training_that_diverges_later_is_undone(tiny, samples, some_mask, bits):
-    model = tiny(dtype=torch.float16)
-    before = bits(model)
+def test_a_training_that_diverges_later_is_undone(samples):
+    model = trainable_model(dtype=torch.float16)
+    before = state_of(model)
     with pytest.raises(FloatingPointError, match="diverged"):
         finetune_masked(model, some_mask(model), samples, steps=5, learning_rate=1e6)
-    assert same_bits(bits(model), before) and model.training
+    assert same_bits(state_of(model), before) and model.training
 
 
-def test_an_interrupt_undoes_the_training(tiny, samples, some_mask, bits, monkeypatch):
-    model = tiny()
-    before = bits(model)
+def test_an_interrupt_undoes_the_training(samples, monkeypatch):
+    model = trainable_model()
+    before = state_of(model)
     calls = itertools.count()
     step = torch.optim.AdamW.step
 
@@ -201,24 +202,24 @@ def test_an_interrupt_undoes_the_training(tiny, samples, some_mask, bits, monkey
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune_masked(model, some_mask(model), samples, steps=5)
-    assert next(calls) == 3 and same_bits(bits(model), before)
+    assert next(calls) == 3 and same_bits(state_of(model), before)
 
 
-def test_training_on_top_of_a_perturbation_nests(tiny, samples, some_mask, bits):
-    model = tiny()
-    mask, before = some_mask(model), bits(model)
+def test_training_on_top_of_a_perturbation_nests(samples):
+    model = trainable_model()
+    mask, before = some_mask(model), state_of(model)
     with perturb(model, mask) as outer:
-        damaged = bits(model)
+        damaged = state_of(model)
         tuned = finetune_masked(model, mask, samples, steps=1)
         with pytest.raises(RuntimeError, match="undo TunedEntries"):
             outer.undo()
         tuned.undo()
-        assert same_bits(bits(model), damaged)
-    assert same_bits(bits(model), before)
+        assert same_bits(state_of(model), damaged)
+    assert same_bits(state_of(model), before)
 
 
-def test_bad_settings_are_refused(tiny, samples, some_mask):
-    model = tiny()
+def test_bad_settings_are_refused(samples):
+    model = trainable_model()
     mask = some_mask(model)
     with pytest.raises(ValueError, match="learning_rate must be a positive number"):
         finetune_masked(model, mask, samples, learning_rate=0.0)
@@ -229,7 +230,7 @@ def test_bad_settings_are_refused(tiny, samples, some_mask):
     with pytest.raises(ValueError, match="mask is empty"):
         finetune_masked(model, mask - mask, samples)
     with pytest.raises(ValueError, match="must be of this model"):
-        finetune_masked(tiny("gpt2"), mask, samples)
+        finetune_masked(trainable_model("gpt2"), mask, samples)
 
 
 def test_batches_reshuffle_when_all_samples_were_seen():

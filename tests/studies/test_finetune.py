@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bits import same_bits, state_of
 from tomfisher import SparseMask
 from tomfisher.evaluate.records import Record, Scores
 from tomfisher.evaluate.statistics import mcnemar, wilson_interval
@@ -19,6 +20,7 @@ from tomfisher.results.trainings import condition_table, sentences, start_of, tr
 from tomfisher.studies.finetune import Damage, Plan, compare
 from tomfisher.studies.training_samples import cut
 from tomfisher.tasks import load
+from training import some_mask, trainable_model, training_samples
 
 pytestmark = pytest.mark.slow
 
@@ -48,12 +50,17 @@ PLAN = Plan(steps=25, learning_rates=(1e-6, 2e-2), batch_size=5, random_masks=2,
 
 
 @pytest.fixture
-def found(tiny, samples, some_mask, bits):
-    model = tiny().eval()
-    mask, before = some_mask(model, 0.2), bits(model)
+def samples():
+    return training_samples()
+
+
+@pytest.fixture
+def found(samples):
+    model = trainable_model().eval()
+    mask, before = some_mask(model, 0.2), state_of(model)
     measure = Measure(model, samples)
     comparison, delta = compare(model, mask, samples, samples, measure, PLAN)
-    assert all(torch.equal(before[name], value) for name, value in bits(model).items())
+    assert same_bits(state_of(model), before)
     return SimpleNamespace(model=model, mask=mask, measure=measure, comparison=comparison, delta=delta)
 
 
@@ -101,11 +108,11 @@ def test_accuracies_intervals_and_tests_equal_a_direct_computation(found, sample
     assert row.accuracy >= start_of(found.comparison, "all").accuracy + 0.5
 
 
-def test_a_damaged_start_is_measured_and_undone(tiny, samples, some_mask, bits):
-    model = tiny().eval()
-    mask, before = some_mask(model, 0.2), bits(model)
+def test_a_damaged_start_is_measured_and_undone(samples):
+    model = trainable_model().eval()
+    mask, before = some_mask(model, 0.2), state_of(model)
     with finetune_masked(model, mask, samples, steps=40, learning_rate=2e-2):
-        able = bits(model)
+        able = state_of(model)
         comparison, delta = compare(
             model,
             mask,
@@ -115,8 +122,8 @@ def test_a_damaged_start_is_measured_and_undone(tiny, samples, some_mask, bits):
             replace(PLAN, lora=False),
             Damage(mask, "zero"),
         )
-        assert all(torch.equal(able[name], value) for name, value in bits(model).items())
-    assert all(torch.equal(before[name], value) for name, value in bits(model).items())
+        assert same_bits(state_of(model), able)
+    assert same_bits(state_of(model), before)
     untouched, start, masked = comparison.select(condition="all")[:3]
     assert (untouched.state, start.state, start_of(comparison, "all")) == ("untouched", "start", start)
     assert start.accuracy < untouched.accuracy <= masked.accuracy
@@ -126,8 +133,8 @@ def test_a_damaged_start_is_measured_and_undone(tiny, samples, some_mask, bits):
     assert f"{mask.nnz} entries overwritten, fill zero" in start.about
 
 
-def test_what_diverges_or_does_not_fit_is_noted(tiny, samples, some_mask):
-    model = tiny(dtype=torch.float16)
+def test_what_diverges_or_does_not_fit_is_noted(samples):
+    model = trainable_model(dtype=torch.float16)
     mask = some_mask(model)
     plan = Plan(steps=2, learning_rates=(1e7,), random_masks=0)
     name = "model.layers.0.self_attn.k_proj.weight"
