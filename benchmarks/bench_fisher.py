@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import tomfisher
-from tomfisher.benchmarks import gpus, memory, models, peers, plots
+from tomfisher.benchmarks import gpu_pass, gpus, memory, models, peers, plots
 from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, reason, record, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
 from tomfisher.fisher import select_parameters
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "floor_s": work / rate,
         "matmul_flop_per_s": rate,
         "flop": work,
-        "notes": _notes(args, accuracy),
+        "notes": [*_notes(args, accuracy), *_on_paper(args, model, rows, device)],
     }
     return record("fisher", {k: getattr(args, k) for k in SETTINGS}, {"cases": [case]}, device)
 
@@ -180,22 +180,36 @@ def flop(weights: int, head: int, tokens: int) -> float:
 
 
 def plan(args: argparse.Namespace) -> str:
-    """What would run on a GPU, and the least time it can take on a named one."""
+    """What would run on a GPU, and what it takes on paper on a named one."""
     gpu = gpus.named(args.gpu)
-    weights = sum(rows * columns for rows, columns in models.decoder_shapes(args.config))
-    tokens = args.samples * args.length
-    work = flop(weights, models.head_numel(args.config), tokens)
-    products = work / gpu.bf16
-    traffic = 12.0 * weights * args.samples / gpu.bandwidth
+    sizes = gpu_pass.sizes_of(models.without_weights(args.config))
+    found = gpu_pass.on_paper(gpu, sizes, args.samples, args.length)
     return "\n".join(
         (
             "No CUDA device here. With one, this benchmark times loop, tomfisher, backpack, opacus and vmap on",
-            f"  {args.config}, bf16 random weights, {args.samples} x {args.length} tokens, decoder-linear.",
-            f"On {gpu.name}: {work / 1e12:.0f} TFLOP of matrix products, {products:.2f} s at the data sheet's",
-            f"  {gpu.bf16 / 1e12:.0f} TFLOP/s; the loop moves 12 bytes per weight and sample on top, {traffic:.2f} s.",
-            f"  Decoder {2 * weights / 1e9:.1f} GB, F {4 * weights / 1e9:.1f} GB, memory {gpu.memory / 1e9:.0f} GB.",
+            f"  {args.config}, bf16 random weights, {args.samples} x {args.length} tokens, decoder-linear:",
+            f"  {found.flop / 1e12:.0f} TFLOP of matrix products. On paper, on",
+            gpu_pass.format_pass(gpu, found),
         )
     )
+
+
+def _on_paper(
+    args: argparse.Namespace, model: nn.Module, rows: dict[str, Any], device: torch.device
+) -> list[str]:
+    """On a GPU whose data sheet is known: the pass on paper, beside what was measured."""
+    gpu = gpus.at_hand(device)
+    if gpu is None:
+        return []
+    names = {"tomfisher": gpu_pass.WHOLE, "loop": gpu_pass.LOOP, PASSES: gpu_pass.GRADIENTS}
+    measured = {names[n]: row["seconds"]["median"] for n, row in rows.items() if n in names}
+    sizes = gpu_pass.sizes_of(model, dtype=DTYPES[args.dtype])
+    found = gpu_pass.on_paper(gpu, sizes, args.samples, args.length)
+    shown = gpu_pass.format_pass(gpu, found, measured).splitlines()
+    return [
+        "on paper, beside what was measured (passes alone hold the elementwise functions and the loss too):",
+        *shown,
+    ]
 
 
 def _ours(model: nn.Module, impl: Any, budget: str, samples: Sequence[Sample]) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 
 from tomfisher import testbed
 from tomfisher.models import load_model
-from tomfisher.models.load import DTYPES, resolve_device
+from tomfisher.models.load import DTYPES, load_structure, resolve_device
 from tomfisher.sample import Sample
 from tomfisher.tasks import corpus
 
@@ -112,6 +112,19 @@ def random_llama(config: str, dtype: str = "fp32", device: str = "cpu", seed: in
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**_sizes(config)), dtype=DTYPES[dtype])
     return model.eval()
+
+
+def without_weights(model: str, trust_remote_code: bool = False, revision: str | None = None) -> nn.Module:
+    """A model as its config describes it, on the device meta: shapes without values.
+
+    Args:
+        model: a name in `CONFIGS`, or what `load_model` takes.
+        trust_remote_code: let transformers run code that comes with the model.
+        revision: of a hub model.
+    """
+    if model in CONFIGS:
+        return random_llama(model, device="meta")
+    return load_structure(model, trust_remote_code, revision)
 
 
 def inputs(

@@ -12,7 +12,7 @@ from tomfisher.cli.common import add_command, kappa
 from tomfisher.files import check_writable
 from tomfisher.progress import note
 
-GPUS = ("h100", "h200", "a100")
+GPUS = ("h100", "h200", "a100", "4090")
 
 
 def _number(text: str) -> int:

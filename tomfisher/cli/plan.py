@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from tomfisher.cli.bench import GPUS
 from tomfisher.cli.common import add_command, add_settings, given_settings, note_own_texts
 from tomfisher.progress import duration
 
@@ -29,17 +30,27 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher plan --preset demo-smollm2",
             "tomfisher plan --model smollm2-135m --kappas 1e-5,1e-4 --limit 160",
             "tomfisher plan --model ./my-model --control my_text.txt --params all --n_control 1000",
+            "tomfisher plan --gpu h100 --model llama3-8b",
         ),
     )
     parser.add_argument("--config", "-C", metavar="YAML", help="read settings from this file")
     parser.add_argument("--preset", help="a complete named study (tomfisher ls presets)")
     add_settings(parser)
     parser.add_argument("--impl", default="auto", help="ops: auto, triton, cpp or reference [auto]")
+    parser.add_argument(
+        "--gpu",
+        choices=GPUS,
+        help="instead: a Fisher pass on that GPU on paper, from the model's config alone (llama3-8b and llama3-70b are "
+        "names too); samples of --control_length tokens",
+    )
     parser.set_defaults(execute=run, saves=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Probe, time a little, print."""
+    if args.gpu:
+        print(on_gpu(given_settings(args), args.gpu))
+        return 0
     from tomfisher.studies.config import Config
     from tomfisher.studies.plan import plan_study
 
@@ -48,6 +59,26 @@ def run(args: argparse.Namespace) -> int:
         note_own_texts(config.model, given_settings(args))
     print(format_study(plan_study(config, args.impl)))
     return 0
+
+
+def on_gpu(settings: dict[str, Any], name: str) -> str:
+    """A Fisher pass over the task's samples on a named GPU, on paper."""
+    import torch
+
+    from tomfisher.benchmarks import gpu_pass, gpus, models
+    from tomfisher.models.load import resolve_dtype
+    from tomfisher.studies.config import Config
+
+    config = Config.from_dict({"fisher_dtype": "bf16", **settings})
+    dtype = resolve_dtype(config.fisher_dtype, torch.device("cpu"))
+    model = models.without_weights(config.model, config.trust_remote_code, config.revision)
+    budget = None if config.tokens_per_batch == "auto" else int(config.tokens_per_batch)
+    gpu, sizes = gpus.named(name), gpu_pass.sizes_of(model, config.params, dtype)
+    found = gpu_pass.on_paper(gpu, sizes, config.n_task, config.control_length, budget)
+    head = f"{config.model}, {config.fisher_dtype}: {sizes.weights:,} weights of {config.params}, "
+    return (
+        f"{head}{config.n_task} samples of {config.control_length} tokens\n{gpu_pass.format_pass(gpu, found)}"
+    )
 
 
 def format_study(plan: StudyPlan) -> str:

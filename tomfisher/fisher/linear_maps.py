@@ -74,7 +74,8 @@ def linear_maps(model: nn.Module) -> LinearMaps:
     """`decoder_linear_weights`, and the parameters beside them of which nothing is known.
 
     Args:
-        model: as in `decoder_linear_weights`.
+        model: as in `decoder_linear_weights`. One on the device meta cannot be run: what would have to be asked of it
+            counts as a linear map.
 
     Raises:
         ValueError: a part of the model is TorchScript.
@@ -90,7 +91,9 @@ def linear_maps(model: nn.Module) -> LinearMaps:
     known = {name: _known(model, owner) for name, owner in held.items()}
     asked = [name for name, verdict in known.items() if verdict is None]
     unseen: set[str] = set()
-    if asked or len(lists) > 1:
+    if device_of(model).type == "meta":
+        known.update(dict.fromkeys(asked, True))
+    elif asked or len(lists) > 1:
         certain = [_parameter(held[name]) for name, verdict in known.items() if verdict]
         products, ran = _short_forward(model, [_parameter(held[name]) for name in asked], certain)
         if len(lists) > 1:

@@ -76,15 +76,41 @@ def load_model(
     """
     place = resolve_device(device)
     precision = "auto" if dtype == "checkpoint" else resolve_dtype(dtype, place)
-    location = locate(source)
-    way_out = f"Check the files in {location}." if Path(location).is_dir() else otherwise()
-    origin = place_of(source, location, way_out, trust_remote_code, revision)
+    origin = _origin(source, trust_remote_code, revision)
     model, tokenizer, loading = _read(origin, precision)
     _set_pad_token(tokenizer, source)
     model = model.to(place).eval()
     identity = identify(model, source)
     identity["revision"] = identity["revision"] or hub.commit_of(origin.location, revision)
     return LoadedModel(model, tokenizer, source, identity | ({"loading": loading} if loading else {}))
+
+
+def load_structure(source: str, trust_remote_code: bool = False, revision: str | None = None) -> nn.Module:
+    """A model as its config describes it, without its weights: every tensor is on the device meta.
+
+    Args:
+        source: as for `load_model`.
+        trust_remote_code: as for `load_model`.
+        revision: as for `load_model`.
+
+    Raises:
+        ValueError: nothing of that name exists or can be reached, or it is no causal language model.
+        ModuleNotFoundError: a package that this source needs is missing.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    origin = _origin(source, trust_remote_code, revision)
+    check_kind(origin)
+    with origin.explained("the config"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(origin.location, **origin.options)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
+def _origin(source: str, trust_remote_code: bool, revision: str | None) -> Place:
+    location = locate(source)
+    way_out = f"Check the files in {location}." if Path(location).is_dir() else otherwise()
+    return place_of(source, location, way_out, trust_remote_code, revision)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -1,0 +1,207 @@
+"""A whole Fisher pass on a named GPU, on paper: operations, bytes, launches and seconds by part, with the assumptions.
+
+The constants come from a desk review of the kernels and from published rates; none was measured on our kernels. The
+benchmark `fisher` prints what it measures on a GPU beside them, so that the first run shows which of them was wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tomfisher.benchmarks.gpus import Gpu
+from tomfisher.fisher import select_parameters
+from tomfisher.runtime.memory import activation_bytes_per_token, tokens_that_fit
+
+GEMM = 0.65  # of the dense rate: what a library reaches on products of a few thousand rows
+TILE = 0.53  # of the dense rate: the product inside our kernel, without its squares
+SQUARING = 32  # tokens that a segment's squares cost: T tokens run at TILE * T / (T + 32)
+BANDWIDTH = 0.9  # of the data sheet
+ACTIVATION_TRIPS = 72  # readings and writings of the hidden state, per layer and token, besides the products
+LOGIT_BYTES = 24  # read and written per logit: the loss, its gradient, both in pieces of float32
+LAUNCHES = 80  # per layer and batch: products, elementwise functions, sums, squares
+LAUNCH_S = 4e-6  # what the host needs for one
+PROBE_PASSES = 9  # readings of all weights: short cuts and the two longest samples, both ways
+WHOLE, LOOP, GRADIENTS = "the whole pass", "the loop of the paper", "forward and input gradients"
+FREE = 0.8  # of the memory beside model and F, as `token_budget` takes it
+ASSUMPTIONS = (
+    f"library products at {GEMM:.0%} of the dense rate, our products at {TILE:.0%} and less for short samples, "
+    f"{BANDWIDTH:.0%} of the bandwidth, {LAUNCHES} launches of {LAUNCH_S * 1e6:.0f} µs per layer and batch; F is read "
+    "and written once a batch and waits for nothing"
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a pass costs depends on these.
+
+    Attributes:
+        weights: entries of the selected matrices.
+        active: of these, how many a token meets (fewer with experts).
+        head: entries of the output matrix.
+        vocabulary: its rows.
+        layers: of the decoder.
+        hidden: width of the hidden state.
+        itemsize: bytes of a weight.
+        model_bytes: of all parameters.
+        token_bytes: held per token between forward and backward.
+    """
+
+    weights: int
+    active: float
+    head: int
+    vocabulary: int
+    layers: int
+    hidden: int
+    itemsize: int
+    model_bytes: int
+    token_bytes: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the pass: floating-point operations, bytes moved, and the seconds that the scarcer of them takes."""
+
+    name: str
+    flop: float
+    bytes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A whole pass.
+
+    Attributes:
+        parts: in the order of work.
+        tokens_per_batch: budget of a batch.
+        batches: how many.
+        launches: of kernels.
+        peak_bytes: model, F and the activations of a batch.
+        flop: that no implementation can do without: forward, input and weight gradients.
+        loop_seconds: the paper's loop, one sample at a time.
+    """
+
+    parts: tuple[Part, ...]
+    tokens_per_batch: int
+    batches: int
+    launches: int
+    peak_bytes: int
+    flop: float
+    loop_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """All parts after another, or the launches where these take longer."""
+        return max(sum(part.seconds for part in self.parts), self.launches * LAUNCH_S)
+
+
+def sizes_of(model: nn.Module, params: str = "decoder-linear", dtype: torch.dtype = torch.bfloat16) -> Sizes:
+    """The sizes of a model, whose weights need not be there (device meta).
+
+    Args:
+        model: a causal language model of transformers.
+        params: as `fisher_diagonal` takes them.
+        dtype: that its weights shall have.
+    """
+    config: Any = getattr(model.config, "get_text_config", lambda: model.config)()
+    selected = select_parameters(model, params)
+    experts = next((n for name in _EXPERTS if isinstance(n := getattr(config, name, None), int)), 1)
+    chosen = getattr(config, "num_experts_per_tok", None) or experts
+    stacked = sum(p.numel() for p in selected.values() if p.ndim == 3)
+    weights = sum(p.numel() for p in selected.values())
+    embeddings = model.get_output_embeddings()  # type: ignore[operator]
+    head = 0 if embeddings is None else embeddings.weight.numel()
+    own = next(model.parameters()).element_size()
+    return Sizes(
+        weights=weights,
+        active=weights - stacked + stacked * min(1.0, chosen / experts),
+        head=head,
+        vocabulary=int(config.vocab_size),
+        layers=int(getattr(config, "num_hidden_layers", 1)),
+        hidden=int(getattr(config, "hidden_size", 1)),
+        itemsize=dtype.itemsize,
+        model_bytes=dtype.itemsize * sum(p.numel() for p in model.parameters()),
+        token_bytes=activation_bytes_per_token(model) * dtype.itemsize // own,
+    )
+
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch: int | None = None) -> Pass:
+    """What a pass over samples of one length costs on a GPU.
+
+    Args:
+        gpu: from its data sheet.
+        sizes: of the model.
+        samples: how many.
+        length: tokens of each.
+        tokens_per_batch: budget of a batch; None: what `token_budget` would take there.
+    """
+    tokens, F = samples * length, 4 * sizes.weights
+    room = int(FREE * (gpu.memory - sizes.model_bytes - F))
+    budget = tokens_per_batch or tokens_that_fit(room, sizes.token_bytes)
+    per_batch = max(1, budget // length)
+    batches = -(-samples // per_batch)
+    rate = gpu.bf16 if sizes.itemsize == 2 else gpu.fp32
+    met, bandwidth = sizes.active + sizes.head, BANDWIDTH * gpu.bandwidth
+    weight_bytes = sizes.itemsize * (sizes.weights + sizes.head)
+
+    def part(name: str, flop: float, moved: float, share: float = 1.0) -> Part:
+        return Part(name, flop, moved, max(flop / (share * rate), moved / bandwidth))
+
+    squares = 2.0 * sizes.active * tokens
+    parts = (
+        part(GRADIENTS, 4.0 * met * tokens, 2.0 * batches * weight_bytes, GEMM),
+        part("products of gradients, squared", squares, 0.0, TILE * length / (length + SQUARING)),
+        part("F, read and written", 2.0 * sizes.weights * samples, 2.0 * batches * F),
+        part(
+            "elementwise functions",
+            0.0,
+            ACTIVATION_TRIPS * float(sizes.itemsize) * sizes.layers * sizes.hidden * tokens,
+        ),
+        part("loss over the vocabulary", 0.0, LOGIT_BYTES * float(sizes.vocabulary) * tokens),
+        part("probe and the last look at F", 0.0, PROBE_PASSES * 3.0 * weight_bytes + F),
+    )
+    single = max(6.0 * met * length / (GEMM * rate), 3.0 * weight_bytes / bandwidth)
+    single += (2.0 * sizes.itemsize + 8.0) * sizes.weights / bandwidth  # its gradient written and read, F too
+    return Pass(
+        parts=parts,
+        tokens_per_batch=budget,
+        batches=batches,
+        launches=LAUNCHES * sizes.layers * batches,
+        peak_bytes=sizes.model_bytes + F + min(per_batch, samples) * length * sizes.token_bytes,
+        flop=2.0 * tokens * (3 * sizes.active + 2 * sizes.head),
+        loop_seconds=samples * max(single, LAUNCHES * sizes.layers * LAUNCH_S),
+    )
+
+
+def format_pass(gpu: Gpu, found: Pass, measured: Mapping[str, float] | None = None) -> str:
+    """The pass as aligned lines; beside its seconds those that were measured, by the same names."""
+    measured = measured or {}
+    lines = [f"{gpu.name}: {found.batches} batches of at most {found.tokens_per_batch:,} tokens"]
+    for part in found.parts:
+        lines.append(
+            f"  {part.name:32} {part.flop / 1e12:8.1f} TFLOP {part.bytes / 1e9:8.1f} GB  {part.seconds:7.3f} s"
+            f"{_beside(measured, part.name)}"
+        )
+    whole = f"{found.launches:8,} launches {'':9} {found.seconds:7.3f} s"
+    share = f"{found.flop / found.seconds / gpu.bf16:.0%} of the dense rate"
+    lines += [
+        f"  {WHOLE:32} {whole}{_beside(measured, WHOLE)}",
+        f"  {LOOP:32} {'':27} {found.loop_seconds:7.3f} s{_beside(measured, LOOP)}"
+        f"  ({found.loop_seconds / found.seconds:.1f} times the pass)",
+        f"  {share}; memory {found.peak_bytes / 2**30:.1f} GiB of {gpu.memory / 2**30:.0f}"
+        + ("" if found.peak_bytes <= gpu.memory else ": it does not fit"),
+        f"  Assumed, not measured: {ASSUMPTIONS}.",
+    ]
+    return "\n".join(lines)
+
+
+def _beside(measured: Mapping[str, float], name: str) -> str:
+    return f"  measured {measured[name]:7.3f} s" if name in measured else ""
