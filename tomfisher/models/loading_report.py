@@ -67,7 +67,8 @@ def check_complete(
                 *(source, total, missing, reshaped, sorted(info["unexpected_keys"]), model.config, way_out)
             )
         )
-    empty = [name for name, tensor in _tensors(model) if tensor.is_meta]
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    empty = [name for name, tensor in tensors if tensor.is_meta]
     if empty:
         raise ValueError(
             f"Model {source!r}: {len(empty)} of its weights have no values (device meta), {first_of(empty)}. "
@@ -131,11 +132,6 @@ def _way_to_a_head(config: Any) -> str:
     if getattr(type(config.get_text_config()), "tie_word_embeddings", False) is True:
         return 'If the head is the embedding itself, set "tie_word_embeddings": true in config.json.'
     return "The language-model head is missing. Complete the files, or use those of the whole model."
-
-
-def _tensors(model: nn.Module) -> Iterable[tuple[str, Any]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 class _Modules:
