@@ -67,7 +67,8 @@ gpu:  ## all that a GPU has to show, into OUT=DIR; PART=tests, fisher or fills f
 			&& $(BIN)/python -m tomfisher bench gpu --out "$(OUT)" --part $(or $(PART),all); \
 	fi
 
-kernel-report: $(READY)  ## what the Triton kernels compile to, into kernels/README.md
+kernel-report: $(READY) $(TRITON_36)/.ready  ## what the Triton kernels compile to, with both versions, into kernels/README.md
+	PYTHONPATH=$(CURDIR)/$(TRITON_36) $(BIN)/python -m tomfisher.kernels.report --fresh
 	$(BIN)/python -m tomfisher.kernels.report
 
 sanitize:  ## the C++ code on its own, with the address, undefined-behaviour and thread sanitizers

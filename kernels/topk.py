@@ -1,4 +1,4 @@
-"""Launchers of `topk` and `topk_across`: which road each group of vectors takes, and the final order.
+"""Launchers of `topk` and `topk_across`: which path each group of vectors takes, and the final order.
 
 A group is what one selection is taken over: one vector for `topk`, all of them for `topk_across`. Positions
 count through all vectors one after another, so that their order is the order of ties.
@@ -39,9 +39,9 @@ class _Group:
         k: how many to select.
         sizes: entries to sample from each member; empty where no sample is needed.
         ranks: which sampled entries, from the top, lie about the k-th largest of all: above it, and below it. The
-            first road takes the one below as its bound; rank 0, or one beyond the sample, is an infinity.
-        capacity: room for what lies above the bound, or on the second road between the two.
-        few: whether the first road is taken.
+            first path takes the one below as its bound; rank 0, or one beyond the sample, is an infinity.
+        capacity: room for what lies above the bound, or on the second path between the two.
+        few: whether the first path is taken.
     """
 
     members: range
@@ -163,13 +163,13 @@ def _select_part(
 ) -> list[Tensor]:
     """Positions of the selections of neighbouring groups, in order; lowers the status of their vectors."""
     above, below = _pivots(flats, groups)
-    found = _first_road(flats, starts, groups, below, status)
+    found = _first_path(flats, starts, groups, below, status)
     candidates: list[_Candidates] = []
     for g, group in enumerate(groups):
         have = None if found is None else found[g]
         if isinstance(have, Bracket):
             pivots = None if group.few else (float(below[g]), float(above[g]))
-            have = _second_road(flats, starts, group, have, pivots, status)
+            have = _second_path(flats, starts, group, have, pivots, status)
         if have is None:  # an entry is not finite
             return [status.new_zeros(group.k) for group in groups]
         candidates.append(have)
@@ -204,12 +204,12 @@ def _pivots(flats: Sequence[Tensor], groups: Sequence[_Group]) -> tuple[Tensor, 
     return found[:, 0], found[:, 1].contiguous()
 
 
-def _first_road(
+def _first_path(
     flats: Sequence[Tensor], starts: Sequence[int], groups: Sequence[_Group], bounds: Tensor, status: Tensor
 ) -> list[_Candidates | Bracket] | None:
     """What reaches each group's bound, or, where that is too little or too much, where its k-th largest lies.
 
-    Groups that take the second road at once are left alone. None where an entry is not finite.
+    Groups that take the second path at once are left alone. None where an entry is not finite.
     """
     room = [-(-group.capacity // _ALIGN) * _ALIGN if group.few else 0 for group in groups]
     begins = list(accumulate(room, initial=0))
@@ -243,7 +243,7 @@ def _bracket(group: _Group, above: int, bound: Tensor) -> Bracket:
     return Bracket(float(bound), math.inf) if above > group.capacity else Bracket(-math.inf, float(bound))
 
 
-def _second_road(
+def _second_path(
     flats: Sequence[Tensor],
     starts: Sequence[int],
     group: _Group,

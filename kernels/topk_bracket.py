@@ -1,4 +1,4 @@
-"""Second road of `topk`: the exact k-th largest value by counting between two pivots, whatever the distribution.
+"""Second path of `topk`: the exact k-th largest value by counting between two pivots, whatever the distribution.
 
 One read counts what lies above, on and between two values, and keeps what lies between. The pivots come from a
 sample; where they miss the k-th largest, or too much lies between them, the next ones divide in three what is left

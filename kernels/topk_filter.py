@@ -1,4 +1,4 @@
-"""First road of `topk`: a lower bound from a sample, then one pass over all vectors that keeps what exceeds it.
+"""First path of `topk`: a lower bound from a sample, then one pass over all vectors that keeps what exceeds it.
 
 What equals the bound is only counted, per block, since it may be anything between one entry and all of them; the
 first of these that are needed are fetched afterwards.

@@ -20,6 +20,10 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return path
 
 
+def as_triton(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report.triton, "__version__", version)
+
+
 def test_the_table_in_the_readme_is_true() -> None:
     assert report.main(["--check"]) == 0
 
@@ -38,9 +42,36 @@ def test_a_changed_number_is_stale(small: Path, capsys: pytest.CaptureFixture[st
     assert "make kernel-report" in capsys.readouterr().err
 
 
-def test_numbers_of_another_triton_are_not_compared_but_the_list_of_kernels_is(small: Path) -> None:
-    other = small.read_text().replace("with Triton ", "with Triton 0.").replace(" / ", " / 9")
-    small.write_text(other)
+def test_every_triton_has_its_columns(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = small.read_text()
+    mine = report.triton.__version__
+    as_triton("0.9.1", monkeypatch)
+    assert report.main([]) == 0
+    both = small.read_text()
+    assert f"| sm80 0.9.1 | sm80 {mine} | sm90 0.9.1 | sm90 {mine} |" in both
+    as_triton(mine, monkeypatch)
     assert report.main(["--check"]) == 0
-    small.write_text(other.replace("| bf16 | 64x64x64", "| bf16 | 64x64x65"))
+    assert report.main([]) == 0 and small.read_text() == both
+    assert report.main(["--fresh"]) == 0 and small.read_text() == alone
+
+
+def test_numbers_of_another_triton_are_not_compared_but_the_list_of_kernels_is(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_triton("0.9.1", monkeypatch)
+    small.write_text(small.read_text().replace(" / ", " / 9"))
+    assert report.main(["--check"]) == 0
+    small.write_text(small.read_text().replace("| bf16 | 64x64x64", "| bf16 | 64x64x65"))
+    assert report.main(["--check"]) == 1
+
+
+def test_a_kernel_that_one_triton_leaves_out_is_stale(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, mine = report.all_variants(), report.triton.__version__
+    as_triton("0.9.1", monkeypatch)
+    monkeypatch.setattr(report, "all_variants", lambda: chosen[:1])
+    small.write_text(small.read_text().rstrip())
+    assert report.main([]) == 0
+    as_triton(mine, monkeypatch)
+    monkeypatch.setattr(report, "all_variants", lambda: chosen)
+    assert report.main([]) == 0
     assert report.main(["--check"]) == 1

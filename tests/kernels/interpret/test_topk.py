@@ -137,7 +137,7 @@ def test_a_negative_nan_is_non_finite_too() -> None:
         topk(values, 2, impl="triton")
 
 
-def test_a_list_of_sizes_and_roads() -> None:
+def test_a_list_of_sizes_and_paths() -> None:
     values = [
         torch.randn(40, 33),
         torch.empty(0),
