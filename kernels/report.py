@@ -12,7 +12,7 @@ from pathlib import Path
 
 import triton
 
-from .resources import CHIPS, KIB, Chip, Resources, all_variants, compile_for, kernel_name
+from .resources import CHIPS, KIB, Chip, all_variants, compile_for, kernel_name, made_for
 from .variant import Variant
 
 README = Path(__file__).with_name("README.md")
@@ -60,8 +60,7 @@ def _stale(old: _Table) -> bool:
 def _measured() -> _Table:
     """This Triton's columns: every variant compiled for every chip."""
     return {
-        _key(variant): {_column(chip): _cell(compile_for(variant, chip), chip) for chip in CHIPS}
-        for variant in all_variants()
+        _key(variant): {_column(chip): _cell(variant, chip) for chip in CHIPS} for variant in all_variants()
     }
 
 
@@ -127,7 +126,10 @@ def _column(chip: Chip) -> str:
     return f"{chip.name} {triton.__version__}"
 
 
-def _cell(used: Resources, chip: Chip) -> str:
+def _cell(variant: Variant, chip: Chip) -> str:
+    if not made_for(variant, chip):
+        return "not for it"
+    used = compile_for(variant, chip)
     spills = f", {used.spilled} spilled" if used.spilled else ""
     over = "!" if used.shared > chip.shared_limit else ""
     return f"{used.registers} / {used.shared / KIB:.1f}{over}{spills}"

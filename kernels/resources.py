@@ -13,6 +13,7 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from .variant import Variant
 
@@ -70,6 +71,11 @@ def all_variants() -> list[Variant]:
     return list(found.values())
 
 
+def made_for(variant: Variant, chip: Chip) -> bool:
+    """Whether a variant is launched on a chip."""
+    return variant.only_on in ("", chip.name)
+
+
 def kernel_name(variant: Variant) -> str:
     """Name of the `@triton.jit` function."""
     return str(variant.kernel.fn.__name__)
@@ -92,7 +98,9 @@ def compile_for(variant: Variant, chip: Chip) -> Resources:
         constexprs = constexprs | variant.on_cuda
     else:
         stages = variant.amd_stages or stages
-    source = ASTSource(variant.kernel, variant.signature, constexprs, attributes)
+    source = (GluonASTSource if variant.kernel.is_gluon() else ASTSource)(
+        variant.kernel, variant.signature, constexprs, attributes
+    )
     options = {"num_warps": variant.num_warps, "num_stages": stages}
     compiled = triton.compile(source, target=chip.target, options=options)
     shared = int(compiled.metadata.shared)

@@ -31,7 +31,7 @@ _REDUCE = 1024
 _ANYWHERE: tuple[tuple[str, ...], ...] = ((), ("d_out", "d_in"), ("F",))
 _ALIGNED_ROWS: tuple[tuple[str, ...], ...] = ((), ("d_out",))
 _LABELS = {(): "", ("d_out",): " odd d_out", ("d_out", "d_in"): " odd", ("F",): " unaligned F"}
-_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 @triton.jit
@@ -184,15 +184,12 @@ def squared_gradient(
         ValueError: more than 2³¹ - 1 rows, or 2²³ columns of an operand.
     """
     with on_device(F):
-        if max(F.shape[-2:]) > _MAX_ROW_STRIDE:
-            raise ValueError(
-                f"squared_gradient_ takes at most {_MAX_ROW_STRIDE} columns of an operand, got {max(F.shape[-2:])}."
-            )
+        size_checked(F)
         if F.numel() == 0 or all(start == stop for start, stop in bounds):
             return
         segments, slices = tuple(bounds), None if targets is None else tuple(targets)
-        problem = _problem(F, grad_output, segments, slices, precision)
-        Y, X = (_aligned(rows.to(problem.dtype)) for rows in (grad_output, input))
+        problem = problem_of(F, grad_output, segments, slices, precision)
+        Y, X = (aligned_rows(rows.to(problem.dtype)) for rows in (grad_output, input))
         config = config or tuning.pick(problem)
         work = schedule.build(
             segments,
@@ -237,14 +234,14 @@ def tune(
 
     with on_device(F):
         slices = None if targets is None else tuple(targets)
-        return tuning.tune(_problem(F, grad_output, tuple(bounds), slices), measure, save)
+        return tuning.tune(problem_of(F, grad_output, tuple(bounds), slices), measure, save)
 
 
 def variants() -> list[Variant]:
     """Every dtype and shipped configuration that `squared_gradient` launches."""
     tiles = [
         _variant(dtype, config, precision, unknown)
-        for dtype, name in _NAMES.items()
+        for dtype, name in NAMES.items()
         for config in tuning.shipped(dtype)
         for precision in (PRECISIONS if name == "fp32" else PRECISIONS[:1])
         if tuning.fits_precision(config, precision)
@@ -268,15 +265,16 @@ def variants() -> list[Variant]:
     return [*tiles, add_parts]
 
 
-def _problem(
+def problem_of(
     F: Tensor,
     grad_output: Tensor,
     bounds: tuple[tuple[int, int], ...],
     targets: tuple[int, ...] | None,
     precision: str = "ieee",
 ) -> Problem:
+    """What the choice of a configuration depends on."""
     lengths, written = _live(bounds, targets)
-    dtype = grad_output.dtype if grad_output.dtype in _NAMES else torch.float32
+    dtype = grad_output.dtype if grad_output.dtype in NAMES else torch.float32
     aligned = F.data_ptr() % _ALIGN == 0
     d_out, d_in = F.shape[-2:]
     gpu = tuning.gpu_name(F.device)
@@ -318,8 +316,28 @@ def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Co
         num_stages=tuning.pipeline(config, amd=bool(torch.version.hip)),
     )
     if split:
-        grid = (triton.cdiv(d_out * d_in, _REDUCE) * len(work.slices),)
-        add_parts_kernel[grid](F, target, work.slices, d_out * d_in, work.splits, BLOCK=_REDUCE)
+        add_parts(F, target, work)
+
+
+def add_parts(F: Tensor, parts: Tensor, work: schedule.Schedule) -> None:
+    """Add to F the sums that the spans of a schedule with splits have left in a workspace, in order.
+
+    Args:
+        F: as for `squared_gradient`.
+        parts: float32 `[spans, d_out, d_in]`.
+        work: the schedule.
+    """
+    size = F.shape[-2] * F.shape[-1]
+    grid = (triton.cdiv(size, _REDUCE) * len(work.slices),)
+    add_parts_kernel[grid](F, parts, work.slices, size, work.splits, BLOCK=_REDUCE)
+
+
+def size_checked(F: Tensor) -> None:
+    """Refuse sides of F whose offsets inside a tile would not fit into 32 bits."""
+    if max(F.shape[-2:]) > _MAX_ROW_STRIDE:
+        raise ValueError(
+            f"squared_gradient_ takes at most {_MAX_ROW_STRIDE} columns of an operand, got {max(F.shape[-2:])}."
+        )
 
 
 def _constexprs(config: Config, precision: str, nvidia: bool) -> dict[str, int | str]:
@@ -333,7 +351,7 @@ def _constexprs(config: Config, precision: str, nvidia: bool) -> dict[str, int |
     }
 
 
-def _aligned(rows: Tensor) -> Tensor:
+def aligned_rows(rows: Tensor) -> Tensor:
     """The operand itself where 16-byte copies of its rows are safe, else a copy padded with columns of zeros."""
     width, stride = rows.shape[1], rows.stride(0)
     if (
@@ -351,7 +369,7 @@ def _aligned(rows: Tensor) -> Tensor:
 
 def _variant(dtype: torch.dtype, config: Config, precision: str, unknown: tuple[str, ...]) -> Variant:
     """`unknown`: a key of `_LABELS`."""
-    name = _NAMES[dtype]
+    name = NAMES[dtype]
     constexprs = _constexprs(config, precision, nvidia=False)
     pointers = {"F": "*fp32", "Y": f"*{name}", "X": f"*{name}", "blocks": "*i32", "spans": "*i32"}
     sizes = ("d_out", "d_in", "y_width", "x_width", "y_row", "x_row")

@@ -20,6 +20,7 @@ class Variant:
         label: tells variants of one kernel and dtype apart, such as "128x128x64".
         divisible_by_16: names of arguments known to be multiples of 16 (addresses in bytes).
         on_cuda: values of constexpr arguments that are others on NVIDIA's chips.
+        only_on: name of the only chip that it is for, if it is not for all.
         amd_stages: depth of the software pipeline on AMD's chips, if it is another.
     """
 
@@ -33,3 +34,4 @@ class Variant:
     divisible_by_16: tuple[str, ...] = ()
     on_cuda: dict[str, Any] = field(default_factory=dict)
     amd_stages: int | None = None
+    only_on: str = ""

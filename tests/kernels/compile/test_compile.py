@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +26,15 @@ def names(variant: object) -> str:
     return f"{resources.kernel_name(variant)}-{variant.dtype}-{variant.label}".replace(" ", "-")
 
 
-@pytest.mark.parametrize("chip", CUDA, ids=lambda chip: chip.name)
-@pytest.mark.parametrize("variant", VARIANTS, ids=names)
+def on(chips: list) -> Any:
+    """Every variant on every one of some chips that it is for."""
+    pairs = [(v, chip) for v in VARIANTS for chip in chips if resources.made_for(v, chip)]
+    return pytest.mark.parametrize(
+        ("variant", "chip"), pairs, ids=[f"{names(variant)}-{chip.name}" for variant, chip in pairs]
+    )
+
+
+@on(CUDA)
 def test_no_spills_and_shared_memory_within_the_chip(variant, chip) -> None:
     used = resources.compile_for(variant, chip)
     assert used.registers > 0
@@ -34,8 +42,7 @@ def test_no_spills_and_shared_memory_within_the_chip(variant, chip) -> None:
     assert used.shared <= chip.shared_limit
 
 
-@pytest.mark.parametrize("chip", HIP, ids=lambda chip: chip.name)
-@pytest.mark.parametrize("variant", VARIANTS, ids=names)
+@on(HIP)
 def test_it_compiles_for_amd(variant, chip) -> None:
     used = resources.compile_for(variant, chip)
     assert used.registers > 0
@@ -97,3 +104,21 @@ def test_there_is_a_variant_of_every_alignment_that_a_tile_meets() -> None:
             assert any("d_out" not in names for names in known)
             assert any("d_in" not in names for names in known) == tuning.fits_rows(config, 1)
             assert any("F" not in names for names in known) == tuning.fits_rows(config, 16, aligned=False)
+
+
+HOPPER = [v for v in VARIANTS if resources.kernel_name(v) == "hopper_kernel"]
+
+
+@pytest.mark.parametrize("variant", HOPPER, ids=names)
+def test_the_hopper_kernel_copies_by_tma_and_multiplies_by_warpgroups_in_warps_of_their_own(variant) -> None:
+    (hopper,) = (chip for chip in CUDA if chip.name == "sm90")
+    lines = resources.compile_for(variant, hopper).assembly.splitlines()
+    widths = ptx.found(lines, r"wgmma\.mma_async\S*\.m64(n\d+)k16\.f32\.(?:bf16|f16)")
+    steps = variant.constexprs["BLOCK_TOKENS"] // 16
+    assert widths == (["n128"] * steps + ["n64"] * steps) * 2, (
+        "both groups multiply both parts of the columns"
+    )
+    # two parts of the rows and three of the columns: a copy is at most 128 bytes wide
+    assert len(ptx.found(lines, r"cp\.async\.bulk\.tensor\.4d\.shared")) == 5
+    assert ptx.found(lines, r"setmaxnreg\.inc\S*\s+240"), "registers of the copying warp are not handed over"
+    assert not ptx.found(lines, r"cp\.async\.c[ag]")

@@ -125,7 +125,7 @@ def test_memory_around_F_and_beside_the_operands_is_left_alone(splits: int) -> N
 def test_columns_beside_a_view_that_is_read_without_a_copy(width: int) -> None:
     wide_Y, wide_X = torch.full((33, 128), math.nan), torch.full((33, 96), math.nan)
     Y, X = wide_Y[:, 32 : 32 + width].normal_(), wide_X[:, 16 : 16 + width].normal_()
-    assert kernels._aligned(Y) is Y and kernels._aligned(X) is X
+    assert kernels.aligned_rows(Y) is Y and kernels.aligned_rows(X) is X
     F = torch.zeros(width, width)
     kernels.squared_gradient(F, Y, X, [(0, 10), (10, 33)])
     truth.assert_squared_gradient(F, Y, X, [(0, 10), (10, 33)])
