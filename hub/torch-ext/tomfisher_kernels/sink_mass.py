@@ -1,0 +1,1 @@
+../../../kernels/sink_mass.py

@@ -1,0 +1,1 @@
+../../../kernels/square_accumulate.py

@@ -1,0 +1,1 @@
+../../../kernels/squared_gradient.py

@@ -1,0 +1,1 @@
+../../../kernels/topk_filter.py

@@ -1,0 +1,1 @@
+../../../kernels/weight_sums.py
