@@ -179,7 +179,7 @@ def _rows(tensor: Tensor) -> Tensor:
 def _integers(values: Sequence[int] | Tensor, name: str) -> list[int]:
     given = values.tolist() if isinstance(values, Tensor) else list(values)
     try:
-        return [operator.index(value) for value in given]
+        return list(map(operator.index, given))  # there are thousands of segments where experts are fused
     except TypeError:
         raise TypeError(
             f"{name} must be integers, got {given[:8]}. Round them first, as you mean it."
@@ -194,7 +194,7 @@ def _segments(
         if lengths is not None:
             raise ValueError("lengths belong to [B, T, ·] operands; for packed [N, ·] operands give offsets.")
         ends = [0, grad_output.shape[0]] if offsets is None else _integers(offsets, "offsets")
-        rising = all(a <= b for a, b in itertools.pairwise(ends))
+        rising = all(map(operator.le, ends, ends[1:]))
         if not ends or ends[0] < 0 or ends[-1] > grad_output.shape[0] or not rising:
             raise ValueError(
                 f"offsets must rise from >= 0 to <= {grad_output.shape[0]} (the number of rows), got {ends[:8]}."
@@ -211,7 +211,7 @@ def _segments(
 
 def _targets(targets: Sequence[int] | Tensor, segments: int, slices: int) -> list[int]:
     chosen = _integers(targets, "targets")
-    if len(chosen) != segments or any(not 0 <= t < slices for t in chosen):
+    if len(chosen) != segments or (chosen and not 0 <= min(chosen) <= max(chosen) < slices):
         raise ValueError(
             f"targets must be {segments} numbers (one per segment) between 0 and {slices - 1}, got {chosen[:8]}."
         )
