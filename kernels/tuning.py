@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import triton
 
-
 PROGRAMS = 128  # how many programs fill a GPU; a constant, so that no result depends on which GPU it is
 _MIN_BLOCKS = 8  # token blocks that a split should keep at least
 _REMEMBERED = 256  # problems whose answers are kept: all layers of a batch, call after call
