@@ -49,7 +49,8 @@ class _Likelihood(torch.autograd.Function):
             torch.sum(below.exp_(), 1, out=log_sum[rows])
         log_sum.log_()
         ctx.save_for_backward(logits, targets, largest, log_sum)
-        nll = log_sum - (_of_target(logits, targets).to(dtype) - largest)
+        of_target = logits.gather(1, targets.clamp_min(0)[:, None]).squeeze(1)
+        nll = log_sum - (of_target.to(dtype) - largest)
         return nll.masked_fill_(targets == IGNORED, 0)
 
     @staticmethod
@@ -66,10 +67,6 @@ class _Likelihood(torch.autograd.Function):
             torch.mul(part, upstream[rows], out=part)
             gradient[rows] = part
         return gradient, None
-
-
-def _of_target(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.gather(1, targets.clamp_min(0)[:, None]).squeeze(1)
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.analysis.collect import TOKENS_PER_BATCH, Collector, collect
+from tomfisher.analysis.collect import Collector, collect
 from tomfisher.analysis.rope import RopeCollector, RopeSpectrum
 from tomfisher.models.families import describe
 from tomfisher.models.queries import QueryKey
@@ -34,19 +34,12 @@ class Internals:
 
 
 @plain_torch()
-def measure_internals(
-    model: Any,
-    prompts: Sequence[Sequence[int] | Tensor],
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-    progress: bool = False,
-) -> Internals:
+def measure_internals(model: Any, prompts: Sequence[Sequence[int] | Tensor]) -> Internals:
     """Run prompts through a model as it is, once.
 
     Args:
         model: a causal language model of transformers.
         prompts: token ids, at least two each.
-        tokens_per_batch: upper bound of batch size times length.
-        progress: show a bar on a terminal.
 
     Returns:
         `Internals`; without a spectrum for a model that does not rotate, without anything but the lengths for one
@@ -63,7 +56,7 @@ def measure_internals(
     if architecture.rotates:
         rope = RopeCollector(architecture)
         collectors.append(rope)
-    lengths = collect(model, architecture, prompts, collectors, tokens_per_batch, progress, "internals")
+    lengths = collect(model, architecture, prompts, collectors, progress=False)
     spectrum = None if rope is None else rope.result(lengths)
     return Internals(spectrum, queries.result(), max(lengths), min(lengths))
 

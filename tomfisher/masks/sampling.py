@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 
+def generator_of(text: str) -> np.random.Generator:
+    """Random numbers that are a function of a text."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
 def sample_positions(numel: int, k: int, seed: int, name: str) -> Tensor:
     """Draw k of the positions 0 … numel-1, every subset of size k being equally likely.
 
@@ -21,8 +27,7 @@ def sample_positions(numel: int, k: int, seed: int, name: str) -> Tensor:
     Returns:
         `[k]` int64, sorted: a pure function of the arguments.
     """
-    digest = hashlib.sha256(f"{seed}:{numel}:{k}:{name}".encode()).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+    generator = generator_of(f"{seed}:{numel}:{k}:{name}")
     if 2 * k <= numel:
         return torch.from_numpy(_distinct(generator, numel, k))
     left_out = _distinct(generator, numel, numel - k)

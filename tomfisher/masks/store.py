@@ -11,10 +11,10 @@ from torch import Tensor
 from tomfisher.tensor_files import TensorFile
 
 
-def some(names: Sequence[str], limit: int = 4) -> str:
+def some(names: Sequence[str]) -> str:
     """The first few names for a message, and how many more there are."""
-    listed = ", ".join(names[:limit])
-    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
+    listed = ", ".join(names[:4])
+    return listed if len(names) <= 4 else f"{listed} and {len(names) - 4} more"
 
 
 def recorded_checksum(path: str | os.PathLike[str]) -> str | None:

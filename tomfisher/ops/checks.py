@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,21 @@ ACTIVATIONS = (torch.float16, torch.bfloat16, torch.float32)
 """Of what a model computes on the way: queries, keys, inputs of a layer."""
 
 
+def integers(values: Sequence[int] | Tensor, name: str) -> list[int]:
+    """Whole numbers as a list.
+
+    Raises:
+        TypeError: one is no integer.
+    """
+    given = values.tolist() if isinstance(values, Tensor) else list(values)
+    try:
+        return list(map(operator.index, given))  # there are thousands of segments where experts are fused
+    except TypeError:
+        raise TypeError(
+            f"{name} must be integers, got {given[:8]}. Round them first, as you mean it."
+        ) from None
+
+
 def valid_lengths(lengths: Sequence[int] | Tensor | None, batch: int, longest: int) -> list[int]:
     """The number of valid positions of each sequence.
 
@@ -23,11 +39,12 @@ def valid_lengths(lengths: Sequence[int] | Tensor | None, batch: int, longest: i
         longest: positions of the padded batch.
 
     Raises:
+        TypeError: one is no integer.
         ValueError: not one number from 0 to `longest` for each sequence.
     """
     if lengths is None:
         return [longest] * batch
-    counts = [int(n) for n in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
+    counts = integers(lengths, "lengths")
     if len(counts) != batch or any(not 0 <= n <= longest for n in counts):
         raise ValueError(f"lengths must be {batch} numbers between 0 and {longest}, got {counts[:8]}.")
     return counts

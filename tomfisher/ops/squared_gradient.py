@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from tomfisher.ops.checks import integers, valid_lengths
 from tomfisher.ops.dispatch import Impl, register, resolve, traced
 
 Precision = Literal["ieee", "tf32x3", "tf32"]
@@ -176,16 +177,6 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.detach().flatten(0, -2)
 
 
-def _integers(values: Sequence[int] | Tensor, name: str) -> list[int]:
-    given = values.tolist() if isinstance(values, Tensor) else list(values)
-    try:
-        return list(map(operator.index, given))  # there are thousands of segments where experts are fused
-    except TypeError:
-        raise TypeError(
-            f"{name} must be integers, got {given[:8]}. Round them first, as you mean it."
-        ) from None
-
-
 def _segments(
     grad_output: Tensor, offsets: Sequence[int] | Tensor | None, lengths: Sequence[int] | Tensor | None
 ) -> list[tuple[int, int]]:
@@ -193,7 +184,7 @@ def _segments(
     if grad_output.ndim == 2:
         if lengths is not None:
             raise ValueError("lengths belong to [B, T, ·] operands; for packed [N, ·] operands give offsets.")
-        ends = [0, grad_output.shape[0]] if offsets is None else _integers(offsets, "offsets")
+        ends = [0, grad_output.shape[0]] if offsets is None else integers(offsets, "offsets")
         rising = all(map(operator.le, ends, ends[1:]))
         if not ends or ends[0] < 0 or ends[-1] > grad_output.shape[0] or not rising:
             raise ValueError(
@@ -203,14 +194,11 @@ def _segments(
     if offsets is not None:
         raise ValueError("offsets belong to packed [N, ·] operands; for [B, T, ·] operands give lengths.")
     B, T = grad_output.shape[:2]
-    counts = [T] * B if lengths is None else _integers(lengths, "lengths")
-    if len(counts) != B or any(not 0 <= n <= T for n in counts):
-        raise ValueError(f"lengths must be {B} numbers between 0 and {T}, got {counts[:8]}.")
-    return [(b * T, b * T + n) for b, n in enumerate(counts)]
+    return [(b * T, b * T + n) for b, n in enumerate(valid_lengths(lengths, B, T))]
 
 
 def _targets(targets: Sequence[int] | Tensor, segments: int, slices: int) -> list[int]:
-    chosen = _integers(targets, "targets")
+    chosen = integers(targets, "targets")
     if len(chosen) != segments or (chosen and not 0 <= min(chosen) <= max(chosen) < slices):
         raise ValueError(
             f"targets must be {segments} numbers (one per segment) between 0 and {slices - 1}, got {chosen[:8]}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tomfisher.masks.sampling import generator_of
 from tomfisher.ops.masked_fill import NonFiniteMeanError, round_once, unmasked_sum
 from tomfisher.perturbation.entries import Entries
 from tomfisher.perturbation.targets import Target
@@ -151,6 +151,4 @@ def _moments(target: Target) -> tuple[float, float]:
 
 def _normal(seed: int, target: Target) -> np.ndarray:
     """Standard normal draws `[k]`: a function of the seed, the tensor's (first) name and k."""
-    digest = hashlib.sha256(f"{seed}:{target.names[0]}".encode()).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
-    return generator.standard_normal(target.index.numel())
+    return generator_of(f"{seed}:{target.names[0]}").standard_normal(target.index.numel())
