@@ -281,3 +281,44 @@ def test_the_budget_stays_halved_once_memory_ran_out(
     F = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=200, progress=False)
     assert 1 <= len(failures) <= 4  # each batch once would be at least twice that
     tiny.assert_exact(F, expected)
+
+
+def test_the_precision_reaches_every_product_and_is_recorded(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tomfisher import ops
+
+    asked: list[str] = []
+    original = ops.squared_gradient_
+
+    def watched(*args: object, **options: object) -> object:
+        asked.append(str(options["precision"]))
+        return original(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ops, "squared_gradient_", watched)
+    model, samples = tiny.model("mixtral"), tiny.samples(3)
+    F = tomfisher.fisher_diagonal(model, samples, precision="tf32x3", progress=False)
+    assert F.metadata["precision"] == "tf32x3" and asked.count("tf32x3") >= len(F)
+    assert tomfisher.fisher_diagonal(model, samples, progress=False).metadata["precision"] == "ieee"
+    with pytest.raises(ValueError, match="precision must be one of ieee, tf32x3, tf32, got 'half'"):
+        tomfisher.fisher_diagonal(model, samples, precision="half")  # type: ignore[arg-type]
+
+
+def test_what_a_failed_batch_held_is_gone_before_memory_is_given_back(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import weakref
+
+    held: list[weakref.ref[torch.Tensor]] = []
+    original, released = estimator.backward, []
+
+    def failing(losses: torch.Tensor) -> None:
+        if not held:
+            held.append(weakref.ref(losses))
+            raise torch.OutOfMemoryError("out of memory (simulated)")
+        original(losses)
+
+    monkeypatch.setattr(estimator, "backward", failing)
+    monkeypatch.setattr(estimator, "release", lambda: released.append(held[0]() is None))
+    tomfisher.fisher_diagonal(tiny.model("llama-gqa"), tiny.samples(4), progress=False)
+    assert released == [True]

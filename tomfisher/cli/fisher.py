@@ -60,6 +60,12 @@ def add_parser(subparsers: Any) -> None:
     add_data(parser)
     add_settings(parser, *RUN)
     parser.add_argument("--impl", default="auto", help="ops: auto, triton, cpp or reference [auto]")
+    parser.add_argument(
+        "--precision",
+        choices=("ieee", "tf32x3", "tf32"),
+        default="ieee",
+        help="of float32 products in the Triton kernels [ieee]",
+    )
     parser.add_argument("--output_path", required=True, help="folder of the store to write")
     add_overwrite(parser)
     parser.set_defaults(execute=run, output_is_replaced=True)
@@ -92,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         reduction=setting(args, "reduction"),
         tokens_per_batch=setting(args, "tokens_per_batch"),
         impl=args.impl,
+        precision=args.precision,
         seed=setting(args, "seed"),
     )
     fisher.metadata.update(model=loaded.identity)

@@ -135,6 +135,7 @@ class Capture:
         modules: what to capture, from `capturable`.
         accumulators: parameter name to where its squares go.
         impl: implementation of `squared_gradient_`.
+        precision: of its float32 products, see there.
         layouts: how the modules show the samples, from the probe; new ones to learn.
         probing: a closed form that raises makes its module unreadable instead of ending the pass.
     """
@@ -144,12 +145,14 @@ class Capture:
         modules: dict[str, CapturedModule],
         accumulators: dict[str, Accumulator],
         impl: ops.Impl = "auto",
+        precision: ops.Precision = "ieee",
         layouts: Layouts | None = None,
         probing: bool = False,
     ) -> None:
         self.modules = modules
         self.accumulators = accumulators
         self.impl = impl
+        self.precision = precision
         self.layouts = layouts or Layouts()
         self.probing = probing
         self.calls: dict[str, int] = {}
@@ -181,7 +184,7 @@ class Capture:
     @contextmanager
     def batch(self, batch: Batch, skip: set[str]) -> Iterator[None]:
         """Everything inside belongs to `batch`; modules in `skip` already have it and add nothing."""
-        self._layout = BatchLayout(batch.shape, self.impl)
+        self._layout = BatchLayout(batch.shape, self.impl, self.precision)
         self._skip = skip
         self.calls, self.seen, self.unreadable = {}, {}, {}
         self._forward = True
@@ -361,7 +364,9 @@ class Capture:
                     sums = rows.new_zeros(self._layout.shape[0]).index_add_(0, routing.samples, rows)
                     targets = self._targets(captured)
                     if targets:
-                        experts.contribution(module, targets, grad_output, saved, routing, self.impl)
+                        experts.contribution(
+                            module, targets, grad_output, saved, routing, self._layout.products
+                        )
                     self._count(captured, sums)
 
                 return _Tap.apply(output, self._alive, sink, x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,12 @@ class BatchLayout:
 
     shape: tuple[int, int]
     impl: ops.Impl = "auto"
+    precision: ops.Precision = "ieee"
+
+    @property
+    def products(self) -> dict[str, Any]:
+        """How `squared_gradient_` multiplies."""
+        return {"impl": self.impl, "precision": self.precision}
 
 
 Contribution = Callable[[nn.Module, dict[str, Accumulator], Tensor, tuple[Tensor, ...], BatchLayout], None]
@@ -90,7 +96,7 @@ def matrix_product(
         left, right = (x, y) if transposed else (y, x)
         if target.rows is not None:
             left = left[..., target.rows]
-        ops.squared_gradient_(target.F, left, right.to(left.dtype), impl=layout.impl)
+        ops.squared_gradient_(target.F, left, right.to(left.dtype), **layout.products)
     if bias_square is not None:
         accumulators["bias"].F.add_(bias_square)
 

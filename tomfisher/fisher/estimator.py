@@ -49,6 +49,7 @@ def fisher_diagonal(
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int = 0,
+    precision: ops.Precision = "ieee",
 ) -> FisherDiagonal:
     """Diagonal of the Fisher information, exact per sample: `F_i = Σ_n (∂ℓ_n/∂θ_i)²`.
 
@@ -76,6 +77,8 @@ def fisher_diagonal(
         out: folder to save the result to as a Fisher store.
         progress: show a bar on a terminal.
         seed: for labels="sampled".
+        precision: of float32 products in the Triton kernels, see `ops.squared_gradient_`; the model's own forward and
+            backward stay exact.
 
     Returns:
         FisherDiagonal: parameter name to float32 tensor of the parameter's shape and device, with
@@ -99,7 +102,7 @@ def fisher_diagonal(
         check_writable(out, folder=True, replaced=True)
         check_target(out)
     samples = list(samples)
-    _check_arguments(model, samples, labels, reduction)
+    _check_arguments(model, samples, labels, reduction, precision)
     maps = linear_maps(model)
     selection = select_parameters(model, params, maps.weights)
     _check_hooks(selection)
@@ -111,7 +114,7 @@ def fisher_diagonal(
     methods = choose_methods(model, selection, samples, reduction, rules, budget)
     budget = token_budget(tokens_per_batch, model, device, size, methods.bytes_per_token)
     runs = [
-        _Run(model, selection, part, samples, labels, reduction, impl, seed, rules)
+        _Run(model, selection, part, samples, labels, reduction, impl, seed, rules, precision)
         for part in (methods.apart() if in_two_passes(device) else [methods])
     ]
     with weights_kept(model):
@@ -144,6 +147,7 @@ def fisher_diagonal(
             "coverage": coverage(maps, taken).to_dict(),
             "model": identify(model, getattr(model.config, "_name_or_path", "")),
             "data_sha256": digest(samples),
+            "precision": precision,
             "implementations": {op: impl for run in runs for op, impl in run.implementations.items()},
             "rules": rules.to_dict(),
             "versions": versions(),
@@ -186,6 +190,7 @@ class _Run:
         impl: ops.Impl,
         seed: int,
         rules: Rules,
+        precision: ops.Precision,
     ) -> None:
         self.model, self.selection, self.methods, self.samples = model, selection, methods, samples
         self.labels, self.reduction, self.impl, self.seed = labels, reduction, impl, seed
@@ -209,7 +214,7 @@ class _Run:
         )  # sets of modules whose first batch was looked at sample by sample
         self._hooks = ExitStack()
         accumulators = {n: Accumulator(self.F[n]) for n in methods.captured}
-        self.capture = Capture(methods.modules, accumulators, impl, methods.layouts)
+        self.capture = Capture(methods.modules, accumulators, impl, precision, methods.layouts)
 
     def _resolve(self, op: str, names: Iterable[str]) -> None:
         """Name the implementation of an op before it is used, so that a missing one stops the run early."""
@@ -232,15 +237,18 @@ class _Run:
                 entry = self._pending.pop()
                 batch = collate(self.samples, entry.indices)
                 alone = self.methods.one_at_a_time
+                full = None
                 try:
                     complete = self._one_batch(batch, entry)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
+                    full = error.with_traceback(None)  # whose frames hold what the batch has in memory
+                if full is not None:
                     self.budget = budget = max(1, budget // 2)
                     self._found = set()
                     self._replan(budget)
-                    self._pending += self._halves(batch, entry.skip, error)
+                    self._pending += self._halves(batch, entry.skip, full)
                     continue
                 if self.methods.one_at_a_time != alone:
                     self._replan(budget)
@@ -432,13 +440,16 @@ def _check_hooks(selection: dict[str, nn.Parameter]) -> None:
             )
 
 
-def _check_arguments(model: nn.Module, samples: list[Sample], labels: str, reduction: str) -> None:
+def _check_arguments(
+    model: nn.Module, samples: list[Sample], labels: str, reduction: str, precision: str
+) -> None:
     check_trainable(model, "A Fisher diagonal")
     if not samples:
         raise ValueError("samples is empty: a Fisher diagonal needs at least one Sample.")
     for value, allowed, name in (
         (labels, get_args(Labels), "labels"),
         (reduction, get_args(Reduction), "reduction"),
+        (precision, get_args(ops.Precision), "precision"),
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")

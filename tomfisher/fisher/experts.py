@@ -151,10 +151,10 @@ def contribution(
     grad_output: Tensor,
     x: Tensor,
     routing: Routing,
-    impl: ops.Impl,
+    products: dict[str, Any],
 ) -> None:
     """One projection of all experts: weight (and bias) by `squared_gradient_`, one segment per expert and sample."""
-    segments: dict[str, Any] = {"offsets": routing.offsets, "targets": routing.targets, "impl": impl}
+    segments: dict[str, Any] = {"offsets": routing.offsets, "targets": routing.targets, **products}
     bias_square: Tensor | None = None
     if "bias" in accumulators:  # before the weight is written, since it takes memory
         bias_square = torch.zeros_like(accumulators["bias"].F)

@@ -9,7 +9,7 @@ from tomfisher.ops.rope_energy import RopeEnergy, rope_energy
 from tomfisher.ops.scatter import scatter_
 from tomfisher.ops.sink_mass import SinkMass, sink_mass
 from tomfisher.ops.square_accumulate import square_accumulate_
-from tomfisher.ops.squared_gradient import squared_gradient_
+from tomfisher.ops.squared_gradient import Precision, squared_gradient_
 from tomfisher.ops.summary import Summary, summary
 from tomfisher.ops.topk import TopK, TopKAcross, TopKSummary, topk, topk_across, topk_summary
 from tomfisher.ops.vectors import Span
@@ -18,6 +18,7 @@ from tomfisher.ops.weight_sums import weight_sums
 __all__ = [
     "IMPLEMENTATIONS",
     "Impl",
+    "Precision",
     "RopeEnergy",
     "SinkMass",
     "Span",
