@@ -95,8 +95,8 @@ def _float64(thresholds: Sequence[float] | None) -> Tensor | None:
 @register("weight_sums", "cpp")
 def weight_sums(weights: Sequence[Tensor]) -> Tensor:
     """Sum and sum of absolute values of each tensor, float64 `[n, 2]`; a non-contiguous one is copied."""
-    plain = [weight.contiguous() for weight in weights]
-    return torch.ops.tomfisher_cpp.weight_sums(plain, torch.get_num_threads())
+    contiguous = [weight.contiguous() for weight in weights]
+    return torch.ops.tomfisher_cpp.weight_sums(contiguous, torch.get_num_threads())
 
 
 @register("masked_fill_mean_", "cpp")
@@ -110,16 +110,18 @@ def masked_fill_mean_(
     Returns:
         int64 `[1]`: -1, or the position of the first weight without a finite mean: then nothing was written.
     """
-    plain = [weight.contiguous() for weight in weights]
+    contiguous = [weight.contiguous() for weight in weights]
     positions = [index.contiguous() for index in indices]
     logs = [log.contiguous() for log in undo]
     known = None if sums is None else sums.contiguous()
     done = torch.tensor([-1])
-    failed = torch.ops.tomfisher_cpp.masked_fill_mean_(plain, positions, logs, known, torch.get_num_threads())
+    failed = torch.ops.tomfisher_cpp.masked_fill_mean_(
+        contiguous, positions, logs, known, torch.get_num_threads()
+    )
     if failed >= 0:
         return torch.tensor([failed])
     try:
-        _write_back(weights, plain, indices)
+        _write_back(weights, contiguous, indices)
         for log, copy in zip(undo, logs, strict=True):
             if copy is not log:
                 log.copy_(copy)
@@ -129,10 +131,12 @@ def masked_fill_mean_(
     return done
 
 
-def _write_back(weights: Sequence[Tensor], plain: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
-    copied = [i for i, (weight, copy) in enumerate(zip(weights, plain, strict=True)) if copy is not weight]
+def _write_back(weights: Sequence[Tensor], contiguous: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
+    copied = [
+        i for i, (weight, copy) in enumerate(zip(weights, contiguous, strict=True)) if copy is not weight
+    ]
     if copied:
-        filled = [plain[i].view(-1)[indices[i]] for i in copied]
+        filled = [contiguous[i].view(-1)[indices[i]] for i in copied]
         scatter_([weights[i] for i in copied], [indices[i] for i in copied], filled)
 
 
