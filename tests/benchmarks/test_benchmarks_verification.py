@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from tomfisher.benchmarks import verification
+from tomfisher.benchmarks import curves, verification
 from tomfisher.benchmarks.verification import NEVER, dependencies, kernel_sources_sha256, load_records, status
+from tomfisher.cli.main import main
 
 SOURCES = {
     "launch.py": "def on_device(): ...\n",
@@ -204,3 +205,33 @@ def test_the_launch_log_says_which_kernels_ran_in_which_tests(tmp_path):
             "test_launches.py:copy_kernel": {"passed": 0, "failed": 1},
         },
     }, done.stdout
+
+
+def squared_gradient_record(**machine):
+    cases = [
+        {
+            "d_out": 64,
+            "d_in": 32,
+            "lengths": [length] * 4,
+            "contenders": {"tomfisher triton": {"percent_of_triton": percent, "percent_of_mm": percent / 2}},
+        }
+        for length, percent in ((512, 92.0), (128, 85.0))
+    ]
+    return {"benchmark": "squared_gradient", "machine": machine, "results": {"cases": cases}}
+
+
+def test_curves_are_drawn_from_gpu_records_alone(tmp_path, capsys):
+    on_cpu = squared_gradient_record(device="cpu", cpu="x")
+    on_gpu = squared_gradient_record(device="cuda", gpu="NVIDIA H100")
+    (of_triton, _) = sorted(curves.panels([on_cpu, on_gpu]), key=lambda panel: panel["y"], reverse=True)
+    assert of_triton["title"] == "NVIDIA H100" and of_triton["series"] == {
+        "64x32": [(128.0, 85.0), (512.0, 92.0)]
+    }
+    for name, record in (("a", on_cpu), ("b", on_gpu)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "squared_gradient.json").write_text(json.dumps(record))
+    picture = tmp_path / "curves.png"
+    assert main(["bench", "--curves", str(picture), "--results", str(tmp_path / "a")]) == 2
+    assert "no record of squared_gradient on a GPU" in capsys.readouterr().err and not picture.exists()
+    assert main(["bench", "--curves", str(picture), "--results", str(tmp_path)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")

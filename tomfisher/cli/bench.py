@@ -216,7 +216,12 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="which kernels are verified on which GPU, and what changed since",
     )
-    parser.add_argument("--results", help="folder of records for --status [the installed one]")
+    parser.add_argument(
+        "--curves",
+        metavar="PNG",
+        help="draw squared_gradient over tokens per sample, in percent of its bounds (GPU records)",
+    )
+    parser.add_argument("--results", help="folder of records for --status and --curves [the installed one]")
     parser.set_defaults(execute=lambda args: _without_name(parser, args))
     names = parser.add_subparsers(title="benchmarks", metavar="NAME")
     for name, (what, flags) in BENCHMARKS.items():
@@ -262,13 +267,19 @@ def _picture(output_path: str | None) -> Path | None:
 
 
 def _without_name(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if not args.status:
+    if not args.status and not args.curves:
         parser.print_help()
         return 0
-    from tomfisher.benchmarks import verification
+    from tomfisher.benchmarks import curves, verification
 
     folder = Path(args.results) if args.results else verification.RESULTS
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {str(folder)!r} with records.")
-    print(verification.report(verification.load_records(folder)))
+    records = verification.load_records(folder)
+    if args.status:
+        print(verification.report(records))
+    if args.curves:
+        check_writable(args.curves)
+        curves.draw(records.values(), args.curves)
+        note(f"written to {args.curves}")
     return 0
