@@ -128,3 +128,25 @@ def test_a_perturbation_runs_through_the_kernels_and_is_undone_to_the_bit(
         assert ((mine - wanted).abs() <= torch.finfo(dtype).eps * wanted.abs()).all(), name
         changed = (mine != weight).sum().item()
         assert 0 < changed <= math.floor(0.01 * weight.numel()), name
+
+
+def test_a_pass_needs_F_and_the_activations_of_a_batch_and_no_gradient_per_sample() -> None:
+    config = tf.LlamaConfig(
+        vocab_size=512, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8
+    )
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config).to(DEVICE, torch.bfloat16).eval()
+    ids = [torch.randint(3, 512, (64,)) for _ in range(16)]
+    samples = [tomfisher.Sample(input_ids=row, labels=row.clone()) for row in ids]
+    tomfisher.fisher_diagonal(model, samples[:2], progress=False)  # compiles
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    F = tomfisher.fisher_diagonal(model, samples, progress=False)
+    extra = torch.cuda.max_memory_allocated() - before
+    sums = sum(4 * f.numel() for f in F.values())
+    budget = F.metadata["tokens_per_batch"]
+    tokens = min(budget["taken"], 16 * 64)
+    assert budget["bytes_per_token"] > 0 and budget["least"] == budget["taken"]
+    assert extra <= sums + 1.5 * budget["bytes_per_token"] * tokens + 4 * max(f.numel() for f in F.values())
+    assert extra < sums * 16 / 2  # a gradient per sample would take 16 times as much as F
