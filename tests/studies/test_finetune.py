@@ -12,7 +12,7 @@ import torch
 from bits import same_bits, state_of
 from tomfisher import SparseMask
 from tomfisher.evaluate.records import Record, Scores
-from tomfisher.evaluate.statistics import mcnemar, wilson_interval
+from tomfisher.evaluate.statistics import sign_flip_test, wilson_interval
 from tomfisher.finetune import finetune_masked
 from tomfisher.finetune.training import mean_loss
 from tomfisher.results import Results
@@ -100,7 +100,7 @@ def test_accuracies_intervals_and_tests_equal_a_direct_computation(found, sample
         (row,) = found.comparison.select(state="masked", condition=name)
         assert row.accuracy == sum(now) / len(now) and row.n == len(now)
         assert row.ci95 == wilson_interval(sum(now), len(now))
-        assert row.p_vs_baseline == row.p_vs_start == mcnemar(before, now)
+        assert row.p_vs_baseline == row.p_vs_start == sign_flip_test(before, now, range(len(now)))
         assert row.p_vs_masked is None
         assert found.comparison.select(state="lora", condition=name)[0].p_vs_masked is not None
         assert row.perplexity == perplexity.token

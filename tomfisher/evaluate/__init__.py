@@ -9,7 +9,7 @@ from tomfisher.evaluate.choice import ChoiceEvaluator
 from tomfisher.evaluate.generate import score_generate
 from tomfisher.evaluate.perplexity import Perplexity, perplexity
 from tomfisher.evaluate.records import GroupScore, Record, Scores, compare
-from tomfisher.evaluate.statistics import cluster_interval, mcnemar, sign_flip_test, wilson_interval
+from tomfisher.evaluate.statistics import cluster_interval, sign_flip_test, wilson_interval
 
 __all__ = [
     "ChoiceEvaluator",
@@ -19,7 +19,6 @@ __all__ = [
     "Scores",
     "cluster_interval",
     "compare",
-    "mcnemar",
     "perplexity",
     "score",
     "score_generate",

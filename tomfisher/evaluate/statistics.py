@@ -1,7 +1,7 @@
 """Statistics of accuracies: how sure one is, whether two differ, and the correction for many tests.
 
 Questions come in clusters, such as those about one scene, and are not independent within them: `sign_flip_test` and
-`cluster_interval` take that into account. `wilson_interval` and `mcnemar` are of independent items.
+`cluster_interval` take that into account. `wilson_interval` is of independent items.
 """
 
 from __future__ import annotations
@@ -44,36 +44,6 @@ def wilson_interval(successes: float, n: float, z: float = NORMAL_975) -> tuple[
     return low, high
 
 
-def mcnemar(baseline: Sequence[float], other: Sequence[float]) -> float:
-    """Exact two-sided McNemar test on the same items scored twice.
-
-    Only the items whose correctness changed count: with b losses and c gains, p is the two-sided binomial
-    probability of a split at least as uneven as (b, c) when both are equally likely,
-    p = min(1, 2 · Σ_{k <= min(b, c)} C(b+c, k) / 2^(b+c)). Where correctness is a fraction (mean over
-    repetitions, ties), an item is a loss or a gain by the sign of its change, so this is the exact sign test;
-    the size of a change does not count. Without any change p = 1.
-
-    Args:
-        baseline: correctness of each item before, in [0, 1].
-        other: correctness of the same items after, in the same order.
-
-    Returns:
-        The p-value in (0, 1].
-
-    Raises:
-        ValueError: the two differ in length.
-    """
-    if len(baseline) != len(other):
-        raise ValueError(
-            f"mcnemar got {len(baseline)} and {len(other)} items; it is a paired test, so score the same items twice."
-        )
-    losses = sum(after < before for before, after in zip(baseline, other, strict=True))
-    gains = sum(after > before for before, after in zip(baseline, other, strict=True))
-    changed = losses + gains
-    tail = sum(math.comb(changed, k) for k in range(min(losses, gains) + 1))
-    return min(1.0, 2 * tail / 2**changed)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: p_(i) becomes max over j <= i of min(1, (m - j) · p_(j)), j from 0.
 
@@ -97,7 +67,7 @@ def sign_flip_test(baseline: Sequence[float], other: Sequence[float], clusters: 
     d_s = Σ (after - before) over the questions of cluster s. If nothing changed but chance, every d_s is as likely
     with the other sign, all clusters independently: p = #{σ in {-1, 1}^S : |Σ σ_s d_s| >= |Σ d_s|} / 2^S, counted in
     integers, without sampling. Where every cluster has one question that is right or wrong, it is the exact McNemar
-    test (`mcnemar`). Without any change p = 1.
+    test. Without any change p = 1.
 
     Args:
         baseline: correctness of each question before, in [0, 1].
