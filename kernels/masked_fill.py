@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tables
-from .launch import on_device, require_device, sent
+from .launch import FUSED, on_device, require_device, sent
 from .scatter import ENTRIES, Launch, memory_places, prepare
 from .tables import COLUMNS, Table, locate, widen
 from .variant import Variant
@@ -192,6 +192,7 @@ class _Gather:
                 TYPE=tables.type_of(self._dtype),
                 ENTRIES=ENTRIES,
                 num_warps=_WARPS,
+                **FUSED,
             )
             fold(self._table, self._partial, sums)
 

@@ -15,6 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from .launch import FUSED
 from .variant import Variant
 
 KIB = 1024
@@ -101,7 +102,7 @@ def compile_for(variant: Variant, chip: Chip) -> Resources:
     source = (GluonASTSource if variant.kernel.is_gluon() else ASTSource)(
         variant.kernel, variant.signature, constexprs, attributes
     )
-    options = {"num_warps": variant.num_warps, "num_stages": stages}
+    options = {"num_warps": variant.num_warps, "num_stages": stages, **FUSED}
     compiled = triton.compile(source, target=chip.target, options=options)
     shared = int(compiled.metadata.shared)
     if chip.target.backend == "hip":

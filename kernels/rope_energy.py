@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on_device, sent
+from .launch import FUSED, on_device, sent
 from .variant import Variant
 
 CHUNK = 256  # tokens that one program adds up
@@ -100,6 +100,7 @@ def rope_energy(x: Tensor, pairs: int, interleaved: bool, lengths: Sequence[int]
                 BLOCK_T=_rows(width),
                 BLOCK_P=width,
                 num_warps=WARPS,
+                **FUSED,
             )
     # the order of the partial sums is fixed by the shapes
     return partial.sum(0, dtype=torch.float64).float()

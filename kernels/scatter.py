@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tables
-from .launch import on_device, require_device
+from .launch import FUSED, on_device, require_device
 from .tables import COLUMNS, Row, Table, locate
 from .variant import Variant
 
@@ -73,6 +73,7 @@ class Launch:
                 EACH=self.each,
                 ENTRIES=ENTRIES,
                 num_warps=_WARPS,
+                **FUSED,
             )
 
 

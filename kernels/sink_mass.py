@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import on_device, sent
+from .launch import FUSED, on_device, sent
 from .variant import Variant
 
 _TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -190,11 +190,11 @@ def sink_mass(
         with on_device(q):
             rows_kernel[_grid(T, sizes["BLOCK_Q"], B * H)](
                 q, k, counts, bias, first_mass, entropy, log_sum, *shared, first, reach, scale,
-                CAUSAL=causal, **sizes, num_warps=WARPS, num_stages=STAGES,
+                CAUSAL=causal, **sizes, num_warps=WARPS, num_stages=STAGES, **FUSED,
             )  # fmt: skip
             columns_kernel[_grid(T, sizes["BLOCK_K"], B * H)](
                 q, k, counts, bias, log_sum, column_mean, *shared, reach, scale,
-                CAUSAL=causal, **sizes, num_warps=WARPS, num_stages=STAGES,
+                CAUSAL=causal, **sizes, num_warps=WARPS, num_stages=STAGES, **FUSED,
             )  # fmt: skip
     return first_mass, entropy, column_mean
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tables
-from .launch import on_device
+from .launch import FUSED, on_device
 from .tables import COLUMNS, Row, Table, locate, widen
 from .variant import Variant
 
@@ -72,6 +72,7 @@ def square_accumulate_(F_list: Sequence[Tensor], grad_list: Sequence[Tensor]) ->
                 CHUNK=CHUNK,
                 BLOCK=BLOCK,
                 num_warps=_WARPS,
+                **FUSED,
             )
     for F, target in zip(F_list, targets, strict=True):
         if target is not F:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import schedule, tuning
-from .launch import on_device
+from .launch import FUSED, on_device
 from .tuning import Config, Problem
 from .variant import Variant
 
@@ -314,6 +314,7 @@ def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Co
         **_constexprs(config, precision, nvidia=F.is_cuda and not torch.version.hip),
         num_warps=config.warps,
         num_stages=tuning.pipeline(config, amd=bool(torch.version.hip)),
+        **FUSED,
     )
     if split:
         add_parts(F, target, work)
@@ -329,7 +330,7 @@ def add_parts(F: Tensor, parts: Tensor, work: schedule.Schedule) -> None:
     """
     size = F.shape[-2] * F.shape[-1]
     grid = (triton.cdiv(size, _REDUCE) * len(work.slices),)
-    add_parts_kernel[grid](F, parts, work.slices, size, work.splits, BLOCK=_REDUCE)
+    add_parts_kernel[grid](F, parts, work.slices, size, work.splits, BLOCK=_REDUCE, **FUSED)
 
 
 def size_checked(F: Tensor) -> None:

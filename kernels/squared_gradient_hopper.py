@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import schedule, tuning
-from .launch import on_device
+from .launch import FUSED, on_device
 from .squared_gradient import NAMES, add_parts, aligned_rows, problem_of, size_checked
 from .tuning import Config
 from .variant import Variant
@@ -221,6 +221,7 @@ def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule) -> None:
         0 if split else 1,
         **_constexprs(),
         num_warps=4,
+        **FUSED,
     )
     if split:
         add_parts(F, target, work)

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tables
+from .launch import FUSED
 from .tables import COLUMNS, locate
 from .topk_filter import BLOCK, NONE, WARPS, Blocks, block_of, load_block, report_non_finite, widened
 from .variant import Variant
@@ -165,6 +166,7 @@ def _count(blocks: Blocks, low: float, high: float, values: Tensor, status: Tens
         **blocks.constants,
         PIECE=PIECE,
         num_warps=WARPS,
+        **FUSED,
     )
     *found, lowest = torch.cat((counts, status.amin(0, keepdim=True))).tolist()
     if low == high:

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tables
-from .launch import sent
+from .launch import FUSED, sent
 from .tables import COLUMNS, Row, Table, locate
 from .variant import Variant
 
@@ -233,7 +233,7 @@ def sample(draws: Sequence[tuple[Tensor, int, int]], out: Tensor) -> None:
     table = tables.build(rows, SAMPLE_BLOCK, out.device)
     if table.programs:
         sample_kernel[(table.programs,)](
-            table.data, out, table.rows, TYPE=tables.type_of(out.dtype), BLOCK=SAMPLE_BLOCK
+            table.data, out, table.rows, TYPE=tables.type_of(out.dtype), BLOCK=SAMPLE_BLOCK, **FUSED
         )
 
 
@@ -298,6 +298,7 @@ class Kept:
             self.blocks.table.rows,
             **self.blocks.constants,
             num_warps=WARPS,
+            **FUSED,
         )
 
 
@@ -331,6 +332,7 @@ def keep_above(blocks: Blocks, bounds: Tensor, places: Sequence[tuple[int, int]]
             **blocks.constants,
             PIECE=PIECE,
             num_warps=WARPS,
+            **FUSED,
         )
     return Kept(blocks, bounds, places, counts, equal, equal.cumsum(0, dtype=torch.int64), positions, values)
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tables
-from .launch import on_device
+from .launch import FUSED, on_device
 from .tables import COLUMNS, Row, Table, locate, widen
 from .variant import Variant
 
@@ -139,7 +139,7 @@ def fold(table: Table, partial: Tensor, out: Tensor) -> None:
         partial: float64 `[programs, 2]`.
         out: float64 `[n, 2]`; row `position` of each of the table's tensors is written.
     """
-    fold_kernel[(table.rows,)](table.data, partial, out, LANES=FOLD, num_warps=_WARPS)
+    fold_kernel[(table.rows,)](table.data, partial, out, LANES=FOLD, num_warps=_WARPS, **FUSED)
 
 
 def weight_sums(weights: Sequence[Tensor]) -> Tensor:
@@ -191,7 +191,7 @@ def _launch(kernel: Any, dtype: torch.dtype, rows: list[Row], out: Tensor, switc
     partial = torch.empty((table.programs, 2), dtype=torch.float64, device=out.device)
     constants = {"BITS": tables.bits_of(dtype), "TYPE": tables.type_of(dtype), **switches}
     kernel[(table.programs,)](
-        table.data, partial, table.rows, **constants, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=_WARPS
+        table.data, partial, table.rows, **constants, CHUNK=CHUNK, BLOCK=BLOCK, num_warps=_WARPS, **FUSED
     )
     fold(table, partial, out)
 

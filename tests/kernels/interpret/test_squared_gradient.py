@@ -166,7 +166,7 @@ def test_targets_say_which_slice_a_segment_adds_to(dtype: torch.dtype, splits: i
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("splits", [2, 7, 64])
+@pytest.mark.parametrize("splits", [2, 7, 9])  # 9: more than there are segments
 def test_split_samples(dtype: torch.dtype, splits: int) -> None:
     lengths = [3, 90, 1, 17, 40, 0, 22]
     Y, X = operands(sum(lengths), 33, 47, dtype)
