@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 # What every launch is given. Triton 3.10 changes the default to False, and 3.9 warns of that: products would no longer
 # be fused with the additions behind them, at twice the instructions and with other last bits.
 FUSED = {"enable_fp_fusion": True}
