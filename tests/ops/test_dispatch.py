@@ -87,3 +87,16 @@ def test_an_unknown_name_is_refused(table: dict) -> None:
 )
 def test_every_operation_has_a_reference(op: str) -> None:
     assert resolve(op, "reference", CPU)[0] == "reference"
+
+
+def test_the_kernel_for_hopper_is_taken_by_name_alone_and_the_rest_is_triton_s() -> None:
+    pytest.importorskip("triton")
+    from tomfisher.kernels import squared_gradient_hopper
+
+    assert resolve("squared_gradient_", "auto", CUDA)[0] == "triton"
+    name, run = resolve("squared_gradient_", "triton-hopper", CUDA)
+    assert name == "triton-hopper" and run is squared_gradient_hopper.squared_gradient
+    assert dispatch.implementations("triton-hopper").keys() == dispatch.implementations("triton").keys()
+    assert resolve("scatter_", "triton-hopper", CUDA)[1] is resolve("scatter_", "triton", CUDA)[1]
+    with pytest.raises(NotImplementedError, match="needs CUDA tensors of a Hopper GPU"):
+        resolve("squared_gradient_", "triton-hopper", CPU)

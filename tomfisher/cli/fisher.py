@@ -59,7 +59,9 @@ def add_parser(subparsers: Any) -> None:
     )
     add_data(parser)
     add_settings(parser, *RUN)
-    parser.add_argument("--impl", default="auto", help="ops: auto, triton, cpp or reference [auto]")
+    parser.add_argument(
+        "--impl", default="auto", help="ops: auto, triton, triton-hopper, cpp or reference [auto]"
+    )
     parser.add_argument(
         "--precision",
         choices=("ieee", "tf32x3", "tf32"),

@@ -36,7 +36,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--config", "-C", metavar="YAML", help="read settings from this file")
     parser.add_argument("--preset", help="a complete named study (tomfisher ls presets)")
     add_settings(parser)
-    parser.add_argument("--impl", default="auto", help="ops: auto, triton, cpp or reference [auto]")
+    parser.add_argument(
+        "--impl", default="auto", help="ops: auto, triton, triton-hopper, cpp or reference [auto]"
+    )
     parser.add_argument(
         "--gpu",
         choices=GPUS,

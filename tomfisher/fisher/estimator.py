@@ -73,7 +73,7 @@ def fisher_diagonal(
             supervised positions (Monte-Carlo estimate of the true Fisher, one draw per sample).
         reduction: over the supervised tokens of one sample.
         tokens_per_batch: budget of `B * T` per backward pass, or "auto". Halved when memory runs out.
-        impl: implementation of the ops: "auto", "triton", "cpp" or "reference".
+        impl: implementation of the ops: "auto", "triton", "triton-hopper", "cpp" or "reference".
         out: folder to save the result to as a Fisher store.
         progress: show a bar on a terminal.
         seed: for labels="sampled".

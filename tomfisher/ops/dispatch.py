@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-Impl = Literal["auto", "triton", "cpp", "reference"]
+Impl = Literal["auto", "triton", "triton-hopper", "cpp", "reference"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Impl)[1:]
 _PREFERRED = {"cuda": ("triton", "reference"), "cpu": ("cpp", "reference")}
 # what an implementation cannot do without and an installation may lack, and how to get it
 _NEEDS = {
     "triton": ("triton", "pip install triton (Linux)"),
+    "triton-hopper": ("triton", "pip install triton (Linux)"),
     "cpp": ("tomfisher._C", "pip install . from a source checkout, with a C++ compiler"),
 }
 _table: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -33,6 +34,11 @@ def register(op: str, impl: str) -> Callable[[Callable[..., Any]], Callable[...,
         return function
 
     return enter
+
+
+def implementations(impl: str) -> dict[str, Callable[..., Any]]:
+    """Operation to function, of every operation that `impl` has entered."""
+    return {op: function for (op, name), function in _table.items() if name == impl}
 
 
 def resolve(op: str, impl: str, device: torch.device) -> tuple[str, Callable[..., Any]]:
@@ -54,6 +60,10 @@ def resolve(op: str, impl: str, device: torch.device) -> tuple[str, Callable[...
     """
     if impl != "auto" and impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be 'auto' or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}.")
+    if impl == "triton-hopper" and device.type != "cuda":
+        raise NotImplementedError(
+            f"{op}: impl='triton-hopper' needs CUDA tensors of a Hopper GPU (got {device.type}). Use impl='auto'."
+        )
     if impl == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise NotImplementedError(
             f"{op}: impl='triton' needs CUDA tensors (got {device.type}). Use impl='auto', or set TRITON_INTERPRET=1 "
@@ -81,7 +91,7 @@ def traced(*tensors: Tensor) -> bool:
 
 def _find(op: str, impl: str) -> Callable[..., Any] | None:
     if (op, impl) not in _table and impl != "reference" and _present(impl):
-        importlib.import_module(f"tomfisher.ops._backends.{impl}")
+        importlib.import_module(f"tomfisher.ops._backends.{impl.replace('-', '_')}")
     return _table.get((op, impl))
 
 

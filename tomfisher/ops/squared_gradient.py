@@ -44,7 +44,7 @@ def squared_gradient_(
         offsets: for packed operands, `S + 1` rising row numbers; segment s is rows `offsets[s]:offsets[s+1]`.
         targets: for `[E, d_out, d_in]`, the slice of F that each of the S segments adds to.
         lengths: for `[B, T, ·]`, how many leading positions of each sample count; the rest is padding.
-        impl: "auto", "triton", "cpp" or "reference".
+        impl: "auto", "triton", "triton-hopper" (16 bits, rows of F at multiples of 16 bytes), "cpp" or "reference".
         precision: of the products of float32 operands in the Triton kernels: "ieee" (exact), "tf32x3" (tensor cores,
             each operand as a sum of two of 10 bits, three products) or "tf32" (tensor cores, 10 bits). The other
             implementations multiply exactly, and so does everything in 16 bits.

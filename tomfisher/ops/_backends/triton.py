@@ -16,17 +16,19 @@ from tomfisher.kernels.topk import topk, topk_across
 from tomfisher.kernels.weight_sums import weight_sums
 from tomfisher.ops.dispatch import register
 
-register("masked_fill_mean_", "triton")(masked_fill_mean_)
-register("rope_energy", "triton")(rope_energy)
-register("scatter_", "triton")(scatter_)
-register("sink_mass", "triton")(sink_mass)
-register("square_accumulate_", "triton")(square_accumulate_)
-register("squared_gradient_", "triton")(squared_gradient)
-register("topk_across", "triton")(topk_across)
-register("weight_sums", "triton")(weight_sums)
+NAME = "triton"
+
+register("masked_fill_mean_", NAME)(masked_fill_mean_)
+register("rope_energy", NAME)(rope_energy)
+register("scatter_", NAME)(scatter_)
+register("sink_mass", NAME)(sink_mass)
+register("square_accumulate_", NAME)(square_accumulate_)
+register("squared_gradient_", NAME)(squared_gradient)
+register("topk_across", NAME)(topk_across)
+register("weight_sums", NAME)(weight_sums)
 
 
-@register("topk", "triton")
+@register("topk", NAME)
 def _topk(
     flats: Sequence[Tensor], counts: Sequence[int], thresholds: None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], Tensor]:
