@@ -24,6 +24,7 @@ _STRATUM = 1024  # entries per sampled one, as far as the limits below allow
 _SAMPLE = (1 << 12, 1 << 17)
 _SCRATCH = 1 << 29  # bytes for the groups worked on at a time, counted as below
 _PER_CANDIDATE = 96  # bytes: buffer, and keys, indices and workspace of the final sorts
+_PER_BETWEEN = 24  # bytes: values between two pivots, and workspace of their sort
 _PER_SAMPLED = 32  # bytes: sample, and copies of the library's selection
 _ALIGN = 16  # candidates of a group start at a multiple of this, so that addresses stay aligned
 
@@ -54,11 +55,11 @@ class _Group:
     @property
     def scratch(self) -> int:
         """Bytes of memory needed on the way, at most."""
-        candidates = _PER_CANDIDATE * (self.capacity if self.few else self.k) + (
-            0 if self.few else 8 * self.capacity
-        )
+        needed = _PER_CANDIDATE * self.capacity
+        if not self.few:
+            needed = _PER_CANDIDATE * self.k + _PER_BETWEEN * self.capacity
         # all rows of samples are as long as the longest
-        return candidates + (_PER_SAMPLED * _SAMPLE[1] if self.sizes else 0)
+        return needed + (_PER_SAMPLED * _SAMPLE[1] if self.sizes else 0)
 
 
 def topk(flats: Sequence[Tensor], counts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
@@ -197,7 +198,7 @@ def _pivots(flats: Sequence[Tensor], groups: Sequence[_Group]) -> tuple[Tensor, 
         ]
         topk_filter.sample(draws, drawn.view(-1))
         ranks = np.array([groups[g].ranks for g in sampled])
-        largest = torch.topk(drawn, min(ranks.max(), width + 1), dim=1).values
+        largest = torch.topk(drawn, min(int(ranks.max()), width + 1), dim=1).values
         places = sent(np.minimum(np.maximum(ranks - 1, 0), largest.shape[1] - 1), device)
         entries = torch.where(sent(ranks == 0, device), math.inf, largest.gather(1, places))
         found[sent(np.array(sampled), device)] = entries.to(dtype)
