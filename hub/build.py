@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
-
-import tomllib
 
 HERE = Path(__file__).resolve().parent
 
@@ -22,18 +21,21 @@ def build(folder: Path, backend: str) -> Path:
     Returns:
         The variant's folder.
     """
-    general = tomllib.loads((HERE / "build.toml").read_text(encoding="utf-8"))["general"]
-    name = general["name"]
+    text = (HERE / "build.toml").read_text(
+        encoding="utf-8"
+    )  # Python 3.10 has no tomllib; these are single lines
+    settings = dict(re.findall(r'^(\w+) = "?([^"\n]+)"?$', text, re.MULTILINE))
+    name, version = settings["name"], int(settings["version"])
     variant = folder / f"torch-{backend}"
     shutil.rmtree(variant, ignore_errors=True)
     variant.mkdir(parents=True)
     for file in sorted((HERE / "torch-ext" / name.replace("-", "_")).glob("*.py")):
         shutil.copy(file, variant)
     metadata = {
-        "id": f"{name}-{general['version']}-{backend}",
+        "id": f"{name}-{version}-{backend}",
         "name": name,
-        "version": general["version"],
-        "license": general["license"],
+        "version": version,
+        "license": settings["license"],
         "python-depends": [],
         "backend": {"type": backend},
     }
