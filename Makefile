@@ -39,7 +39,7 @@ check: $(BUILT)  ## ruff, mypy and the quick tests, before each commit: at most 
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" --ignore=tests/kernels/interpret --ignore=tests/census
 
-triton-36: $(BUILT) $(TRITON_36)/.ready  ## the kernels' tests with Triton 3.6, the oldest they are for, about half an hour
+triton-36: $(BUILT) $(TRITON_36)/.ready  ## the kernels' tests with Triton 3.6, the oldest they are for, some five minutes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/$(TRITON_36) $(BIN)/pytest -n 2 tests/kernels --ignore=tests/kernels/interpret
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR)/$(TRITON_36) $(BIN)/pytest -n 2 tests/kernels/interpret
 
