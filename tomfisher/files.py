@@ -92,6 +92,18 @@ def check_writable(path: str | os.PathLike[str], folder: bool = False, replaced:
                 part.rmdir()
 
 
+def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse to write over something unless told to.
+
+    Raises:
+        ValueError: it exists and `overwrite` is off.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise ValueError(
+            f"{os.fspath(path)} exists. Give another --output_path, or --overwrite to replace it."
+        )
+
+
 def refuse_foreign(path: str | os.PathLike[str], marker: str, own: Callable[[str], bool], what: str) -> None:
     """Refuse to replace a folder that is not wholly of one's own writing.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tomfisher.evaluate.statistics import holm
+from tomfisher.locks import locked
 from tomfisher.results import Results
 from tomfisher.results.fill_grid import gathered, grid_table
 from tomfisher.results.row import COLUMNS, rows_of
@@ -105,3 +106,11 @@ def test_bad_fills_are_refused_before_anything_runs(tiny_settings, tmp_path):
     with pytest.raises(ValueError, match="given once"):
         run_grid(settings, ["scale:1", "scale:1"])
     assert not (tmp_path / "grid").exists()
+
+
+def test_a_folder_in_use_is_refused_before_anything_runs(tiny_settings, tmp_path):
+    folder = tmp_path / "grid"
+    folder.mkdir()
+    with locked(folder), pytest.raises(ValueError, match="Another tomfisher process is working in"):
+        run_grid({**tiny_settings, "output_path": str(folder)}, ["zero", "mean"])
+    assert [item.name for item in folder.iterdir()] == [".lock"]

@@ -76,7 +76,8 @@ def test_overwrite_deletes_what_was_made_of_the_old_study_and_nothing_else(tmp_p
         "ablations/inputs.json",
         "finetune/finetune.json",
     ]
-    ours += ["finetune/delta.safetensors", "figures/accuracy.svg", "figures/ablations.png", "finetune.json"]
+    ours += ["finetune/.lock", "finetune/delta.safetensors", "finetune.json"]
+    ours += ["figures/accuracy.svg", "figures/ablations.png"]
     theirs = ["ablations/notes.txt", "ablations/points/qk.txt", "figures/mine.png"]
     for name in (*ours, *theirs):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

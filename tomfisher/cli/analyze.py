@@ -18,11 +18,11 @@ from tomfisher.cli.common import (
     load_named_model,
     note_own_texts,
     perturbation_of,
-    refuse_existing,
     save_then_print,
     setting,
     wording,
 )
+from tomfisher.files import refuse_existing
 from tomfisher.progress import note
 
 TITLES = {

@@ -167,18 +167,6 @@ def kappa(text: str) -> float:
         ) from None
 
 
-def refuse_existing(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuse to write over something unless told to.
-
-    Raises:
-        ValueError: it exists and `overwrite` is off.
-    """
-    if os.path.lexists(path) and not overwrite:
-        raise ValueError(
-            f"{os.fspath(path)} exists. Give another --output_path, or --overwrite to replace it."
-        )
-
-
 def refuse_idle(config: Config, given: Mapping[str, Any]) -> None:
     """Refuse flags that mean nothing for the way in which questions are answered.
 

@@ -17,11 +17,11 @@ from tomfisher.cli.common import (
     given_settings,
     load_named_model,
     perturbation_of,
-    refuse_existing,
     refuse_idle,
     save_then_print,
     setting,
 )
+from tomfisher.files import refuse_existing
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask

@@ -17,7 +17,6 @@ from tomfisher.cli.common import (
     kappa,
     note_own_texts,
     print_wrapped,
-    refuse_existing,
     refuse_idle,
     report_line,
 )
@@ -89,7 +88,6 @@ def run(args: argparse.Namespace) -> int:
     plan = _plan(args)
     folder = _output(args)
     check_writable(folder, folder=True)
-    refuse_existing(folder / "finetune.json", args.overwrite)
     settings = _settings(args)
     config = Config.from_dict({**settings, "n_task": _stories(args)})
     refuse_idle(config, given_settings(args))
@@ -105,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         args.balanced,
         args.damage,
         args.dtype,
+        args.overwrite,
         recorded=RUN_FIELDS,
         say=note,
     )

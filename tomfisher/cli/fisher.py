@@ -13,10 +13,10 @@ from tomfisher.cli.common import (
     add_settings,
     given_settings,
     load_named_model,
-    refuse_existing,
     setting,
     wording,
 )
+from tomfisher.files import refuse_existing
 from tomfisher.progress import note
 
 if TYPE_CHECKING:

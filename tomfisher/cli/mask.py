@@ -11,10 +11,9 @@ from tomfisher.cli.common import (
     add_overwrite,
     add_settings,
     kappa,
-    refuse_existing,
     setting,
 )
-from tomfisher.files import check_writable
+from tomfisher.files import check_writable, refuse_existing
 from tomfisher.studies.config import check_kappa
 
 if TYPE_CHECKING:

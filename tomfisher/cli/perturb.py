@@ -14,10 +14,9 @@ from tomfisher.cli.common import (
     add_settings,
     load_named_model,
     perturbation_of,
-    refuse_existing,
     setting,
 )
-from tomfisher.files import refuse_foreign
+from tomfisher.files import refuse_existing, refuse_foreign
 from tomfisher.text_files import read_json
 
 RECORD = "perturbation.json"

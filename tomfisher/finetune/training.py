@@ -139,6 +139,15 @@ def _parts(samples: Sequence[Sample], chosen: list[int], rules: Rules) -> list[l
 def _check(samples: Sequence[Sample], steps: int, batch_size: int) -> None:
     if not samples:
         raise ValueError("There are no samples to train on. Pass at least one.")
+    check_counts(steps, batch_size)
+
+
+def check_counts(steps: int, batch_size: int) -> None:
+    """Refuse a training without steps, or steps without samples.
+
+    Raises:
+        ValueError: one of the counts is below 1.
+    """
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}.")
 

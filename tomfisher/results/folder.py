@@ -31,7 +31,7 @@ OWN_FILES = (
 OWN_FOLDERS = ("fisher", "masks", POINTS)
 EXTRAS = {  # folders in which other files may lie, and what tomfisher writes there
     "ablations": (".lock", *ABLATION_FILES, f"{POINTS}/*.json"),
-    "finetune": FINETUNE_FILES,
+    "finetune": (".lock", *FINETUNE_FILES),
     "figures": tuple(f"{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")),
 }
 

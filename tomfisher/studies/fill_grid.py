@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tomfisher.results.fill_grid import gathered
+from tomfisher.results.folder import RunFolder
 from tomfisher.results.results import GRID, Results
 from tomfisher.studies.config import Config, parse_fill
 from tomfisher.studies.experiment import Experiment
@@ -27,7 +28,8 @@ def run_grid(
         The grid, as `gathered` gives it; it is in `grid.json` and `grid.csv` of the folder.
 
     Raises:
-        ValueError: a fill is unknown or given twice, or a setting is unusable; nothing was run.
+        ValueError: a fill is unknown or given twice, or a setting is unusable, or another process is working in
+            the folder; nothing was run.
     """
     if len(set(map(parse_fill, fills))) < len(fills):
         raise ValueError(f"Every fill must be given once, got {', '.join(fills)}.")
@@ -38,6 +40,9 @@ def run_grid(
         )
         for fill in fills
     }
-    grid = gathered({fill: Experiment(config, overwrite).run(progress) for fill, config in configs.items()})
-    grid.save(folder, GRID)
+    with RunFolder(folder).opened() as opened:
+        grid = gathered(
+            {fill: Experiment(config, overwrite).run(progress) for fill, config in configs.items()}
+        )
+        grid.save(opened.path, GRID)
     return grid

@@ -13,7 +13,7 @@ from torch import nn
 from tomfisher.evaluate.records import Scores
 from tomfisher.finetune.lora import finetune_lora, plan_lora, require_peft
 from tomfisher.finetune.masked import TunedEntries, finetune_masked
-from tomfisher.finetune.training import check_learning_rate, mean_loss
+from tomfisher.finetune.training import check_counts, check_learning_rate, mean_loss
 from tomfisher.masks import SparseMask
 from tomfisher.perturbation import perturb
 from tomfisher.results.conditions import conditions_of, perplexities
@@ -54,6 +54,7 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_counts(self.steps, self.batch_size)
         if not self.learning_rates:
             raise ValueError("learning_rates is empty. Give at least one, e.g. 1e-4,1e-3.")
         for rate in self.learning_rates:

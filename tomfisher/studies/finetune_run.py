@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from tomfisher import provenance
-from tomfisher.files import sha256_of_file
+from tomfisher.files import refuse_existing, sha256_of_file
 from tomfisher.masks import SparseMask
 from tomfisher.models.load import LoadedModel, load_model
+from tomfisher.results.folder import RunFolder
 from tomfisher.results.results import FINETUNE, Results
 from tomfisher.runtime.scan import scan_of
 from tomfisher.studies.config import Config, parse_fill
@@ -34,6 +34,7 @@ def finetune_run(
     balanced: bool = False,
     damage: PathLike | None = None,
     dtype: str = "fp32",
+    overwrite: bool = False,
     recorded: Iterable[str] = (),
     say: Callable[[str], None] = lambda line: None,
 ) -> Results:
@@ -50,47 +51,53 @@ def finetune_run(
         balanced: train on every condition of the Fisher pool.
         damage: mask file of entries that are overwritten first, with the fill of `config`.
         dtype: of the weights.
+        overwrite: replace what an earlier call left in the folder.
         recorded: settings of `config` to record.
         say: called with one line per step.
 
     Returns:
         The rows of every state, as they were written.
+
+    Raises:
+        ValueError: the folder holds a `finetune.json`, or another process is working in it.
     """
     chosen = SparseMask.load(mask)
     damaged = None if damage is None else SparseMask.load(damage)
-    loaded = load_model(config.model, dtype, config.device, config.trust_remote_code, config.revision)
-    check_belongs(chosen.shapes, loaded.model, f"The mask {mask}")
-    if damaged is not None:
-        check_belongs(damaged.shapes, loaded.model, f"The mask {damage}")
-    inputs = Inputs(config)
-    training = training_samples(config, inputs, loaded, n_train, n_validation, train, balanced)
-    source = train or ("every condition of the Fisher pool" if balanced else "the task's Fisher stories")
-    say(
-        f"training on {len(training.train)} stories, choosing the learning rate on {len(training.validation)}, "
-        f"of {source}"
-    )
-    # read before the work: a file that is gone afterwards must not cost the result
-    origin = _provenance(config, inputs, loaded, recorded) | {
-        "mask_file": _of_file(mask),
-        "damage_file": _of_file(damage),
-        "train_file": _of_file(train),
-        "balanced": balanced,
-    }
-    data = {**inputs.evaluation_hashes(), "training": training.sha256}
-    found, delta = compare(
-        loaded.model,
-        chosen,
-        training.train,
-        training.validation,
-        Measure(config, inputs, loaded),
-        plan,
-        None if damaged is None else Damage(damaged, parse_fill(config.fill)),
-        say=say,
-    )
-    found.provenance.update(origin, data=data, scan=scan_of(loaded.model), finished=provenance.now())
-    found.save(output_path, FINETUNE)
-    if delta is not None:
-        delta.save(Path(output_path) / "delta.safetensors")
+    with RunFolder(output_path).opened() as folder:
+        refuse_existing(folder.path / f"{FINETUNE}.json", overwrite)
+        loaded = load_model(config.model, dtype, config.device, config.trust_remote_code, config.revision)
+        check_belongs(chosen.shapes, loaded.model, f"The mask {mask}")
+        if damaged is not None:
+            check_belongs(damaged.shapes, loaded.model, f"The mask {damage}")
+        inputs = Inputs(config)
+        training = training_samples(config, inputs, loaded, n_train, n_validation, train, balanced)
+        source = train or ("every condition of the Fisher pool" if balanced else "the task's Fisher stories")
+        say(
+            f"training on {len(training.train)} stories, choosing the learning rate on {len(training.validation)}, "
+            f"of {source}"
+        )
+        # read before the work: a file that is gone afterwards must not cost the result
+        origin = _provenance(config, inputs, loaded, recorded) | {
+            "mask_file": _of_file(mask),
+            "damage_file": _of_file(damage),
+            "train_file": _of_file(train),
+            "balanced": balanced,
+        }
+        data = {**inputs.evaluation_hashes(), "training": training.sha256}
+        found, delta = compare(
+            loaded.model,
+            chosen,
+            training.train,
+            training.validation,
+            Measure(config, inputs, loaded),
+            plan,
+            None if damaged is None else Damage(damaged, parse_fill(config.fill)),
+            say=say,
+        )
+        found.provenance.update(origin, data=data, scan=scan_of(loaded.model), finished=provenance.now())
+        found.save(folder.path, FINETUNE)
+        if delta is not None:
+            delta.save(folder.path / "delta.safetensors")
     return found
 
 
