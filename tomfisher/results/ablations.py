@@ -76,7 +76,7 @@ def ablation_table(results: Results, style: Style = TEXT) -> Table:
     ]
     if count := max((len({row.seed for row in rows}) for rows in beside.values()), default=0):
         columns += [
-            accuracy(f"{count} controls", headline, beside="controls"),
+            accuracy("1 control" if count == 1 else f"{count} controls", headline, beside="controls"),
             rise(results, "their rise", beside="controls"),
         ]
     caption = (

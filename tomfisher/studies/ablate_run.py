@@ -110,7 +110,7 @@ def ablate_run(
         # a model with interventions does not take packed questions; all points are to round alike
         measure = Measure(config, inputs, loaded, pack=False)
         seeds = config.random_seeds
-        say(f"{len(wanted)} ablations with {seeds} controls each, {measure.describe()}")
+        say(f"ablations: {len(wanted)}; controls of each: {seeds}; {measure.describe()}")
         if finished := len(kept.points()):
             say(
                 f"{finished} finished points of earlier calls are kept as they are; --overwrite measures them again"
