@@ -81,21 +81,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def report(result: dict[str, Any]) -> str:
     """The table of times, and a line each for memory and the report."""
-    found = result["results"]
-    lines = [render(found["cases"], (*TIME, SPEED, RATIO))]
-    ratio = found["cases"][0]["contenders"][BOTH]["times_floor"]["median"]
-    lines.append(f"{BOTH}: {ratio:.2f} times {FORWARD} (target: {found['targets']['ratio']} at most)")
-    memory_ = found["memory"]
+    results = result["results"]
+    lines = [render(results["cases"], (*TIME, SPEED, RATIO))]
+    ratio = results["cases"][0]["contenders"][BOTH]["times_floor"]["median"]
+    lines.append(f"{BOTH}: {ratio:.2f} times {FORWARD} (target: {results['targets']['ratio']} at most)")
+    memory_ = results["memory"]
     if memory_ is not None:
         lines.append(f"peak extra memory, batches of {memory_['tokens_per_batch']} tokens at most:")
         for point in memory_["points"]:
             cells = (shown(point[key], "MiB") for key in ("analysis", "forward"))
             lines.append("  {:>5} prompts  {:>12}, passes alone {:>12}".format(point["prompts"], *cells))
-    if found["report"] is not None:
-        said = found["report"]
+    if results["report"] is not None:
+        said = results["report"]
         lines.append(
             f"report of {said['run']}: {shown(said['seconds']['median'], 's')}, {said['bytes'] / 1e6:.2f} MB "
-            f"(targets: {found['targets']['report_seconds']:g} s, {found['targets']['report_bytes'] / 1e6:g} MB)"
+            f"(targets: {results['targets']['report_seconds']:g} s, {results['targets']['report_bytes'] / 1e6:g} MB)"
         )
     return "\n".join(lines)
 
@@ -107,7 +107,7 @@ def plot(result: dict[str, Any], path: str) -> None:
 
 
 def forward(model: Any, prompts: Sequence[list[int]], tokens_per_batch: int) -> None:
-    """What any look inside has to run: every prompt once, padded on the right, no gradients, one position's logits."""
+    """What any analysis has to run: every prompt once, padded on the right, no gradients, one position's logits."""
     device = next(model.parameters()).device
     with torch.no_grad(), by_onednn(model):
         for batch in plan_batches([len(prompt) for prompt in prompts], tokens_per_batch):
@@ -132,13 +132,13 @@ def check(model: Any, prompts: Sequence[list[int]], tolerance: float) -> dict[st
     Raises:
         RuntimeError: a difference above the tolerance.
     """
-    found = _analyze(model, prompts).results
+    measured = _analyze(model, prompts).results
     masses, energies = _direct(model, prompts)
     sinks = max(
-        float((layer.first_mass - masses[layer.layer]).abs().max()) for layer in found["sinks"].layers
+        float((layer.first_mass - masses[layer.layer]).abs().max()) for layer in measured["sinks"].layers
     )
     rope = 0.0
-    for layer in found["rope"].layers:
+    for layer in measured["rope"].layers:
         for part in ("q", "k"):
             expected = energies[layer.layer, part]
             rope = max(rope, float((layer.energy(part).sum(-1) / expected - 1).abs().max()))
@@ -212,12 +212,12 @@ def _prompts(tokenizer: Any, task: str, count: int) -> list[list[int]]:
 def _analyze(
     model: Any, prompts: Sequence[list[int]], tokens_per_batch: int = 4096, parts: Sequence[str] = PARTS
 ) -> Analysis:
-    found = analyze(model, prompts, parts, tokens_per_batch=tokens_per_batch, progress=False)
-    if found.unavailable:
+    analysis = analyze(model, prompts, parts, tokens_per_batch=tokens_per_batch, progress=False)
+    if analysis.unavailable:
         raise ValueError(
-            f"This model cannot be compared: {' '.join(found.unavailable.values())} Give a model with RoPE."
+            f"This model cannot be compared: {' '.join(analysis.unavailable.values())} Give a model with RoPE."
         )
-    return found
+    return analysis
 
 
 def _direct(

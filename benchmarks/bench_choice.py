@@ -115,14 +115,14 @@ def spans_of(tokenizer: Any, stories: Sequence[Any]) -> list[Span]:
 
 def every_answer(model: Any, spans: Sequence[Span], counts: Sequence[int], batch_size: int) -> Scores:
     """Each prompt with each of its answers as a row of its own, of similar length together, padded on the right."""
-    found = [0.0] * len(spans)
+    scores = [0.0] * len(spans)
     order = sorted(range(len(spans)), key=lambda n: -len(spans[n][0]) - len(spans[n][1]))
     with measuring(model):
         for start in range(0, len(order), batch_size):
             chunk = order[start : start + batch_size]
             for n, value in zip(chunk, _padded(model, [spans[n] for n in chunk]), strict=True):
-                found[n] = value
-    numbers = iter(found)
+                scores[n] = value
+    numbers = iter(scores)
     return [[next(numbers) for _ in range(count)] for count in counts]
 
 
@@ -181,8 +181,8 @@ def flop(model: Any, spans: Sequence[Span]) -> float:
     return 2.0 * (len(inputs) * weights + len(read) * model.get_output_embeddings().weight.numel())
 
 
-def _largest_gap(found: Scores, exact: Scores) -> float:
-    return max(abs(a - b) for x, y in zip(found, exact, strict=True) for a, b in zip(x, y, strict=True))
+def _largest_gap(scores: Scores, exact: Scores) -> float:
+    return max(abs(a - b) for x, y in zip(scores, exact, strict=True) for a, b in zip(x, y, strict=True))
 
 
 def _ours(model: Any, evaluator: ChoiceEvaluator, share: bool) -> Scores:

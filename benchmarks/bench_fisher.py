@@ -119,24 +119,24 @@ def contenders(args: argparse.Namespace, model: nn.Module) -> dict[str, Fisher]:
 
     In 16 bits on the CPU the baseline is the loop in float32: what one would run instead.
     """
-    found: dict[str, Fisher] = {}
+    passes: dict[str, Fisher] = {}
     if args.dtype != "fp32" and resolve_device(args.device).type == "cpu":
         single, _ = models.inputs(args.model, args.config, "fp32", args.device, 1, args.length)
-        found[LOOP_FP32] = partial(peers.loop, single)
-    found["loop"] = partial(peers.loop, model)
+        passes[LOOP_FP32] = partial(peers.loop, single)
+    passes["loop"] = partial(peers.loop, model)
     for impl in args.impl.split(","):
         for budget in args.tokens_per_batch.split(","):
             name = _at("tomfisher" if impl == "auto" else f"tomfisher {impl}", budget, args)
-            found[name] = partial(_ours, model, impl, budget)
+            passes[name] = partial(_ours, model, impl, budget)
     for name in ("backpack", "opacus", "vmap"):
-        found[name] = partial(_peer, name, model, args.peer_batch)
-    wanted = args.contenders.split(",") if args.contenders else list(found)
+        passes[name] = partial(_peer, name, model, args.peer_batch)
+    wanted = args.contenders.split(",") if args.contenders else list(passes)
     several = "," in args.tokens_per_batch  # then "tomfisher" means all of its budgets
-    short = {n: n.rpartition(" ")[0] if several and n.startswith("tomfisher") else n for n in found}
-    unknown = set(wanted) - set(found) - set(short.values())
+    short = {n: n.rpartition(" ")[0] if several and n.startswith("tomfisher") else n for n in passes}
+    unknown = set(wanted) - set(passes) - set(short.values())
     if unknown:
-        raise ValueError(f"contenders must be among {', '.join(found)}, got {', '.join(sorted(unknown))}.")
-    return {name: run_pass for name, run_pass in found.items() if {name, short[name]} & set(wanted)}
+        raise ValueError(f"contenders must be among {', '.join(passes)}, got {', '.join(sorted(unknown))}.")
+    return {name: run_pass for name, run_pass in passes.items() if {name, short[name]} & set(wanted)}
 
 
 def _at(name: str, budget: str, args: argparse.Namespace) -> str:
@@ -183,13 +183,13 @@ def plan(args: argparse.Namespace) -> str:
     """What would run on a GPU, and what it takes on paper on a named one."""
     gpu = gpus.named(args.gpu)
     sizes = gpu_pass.sizes_of(models.without_weights(args.config))
-    found = gpu_pass.on_paper(gpu, sizes, args.samples, args.length)
+    estimate = gpu_pass.on_paper(gpu, sizes, args.samples, args.length)
     return "\n".join(
         (
             "No CUDA device here. With one, this benchmark times loop, tomfisher, backpack, opacus and vmap on",
             f"  {args.config}, bf16 random weights, {args.samples} x {args.length} tokens, decoder-linear:",
-            f"  {found.flop / 1e12:.0f} TFLOP of matrix products. On paper, on",
-            gpu_pass.format_pass(gpu, found),
+            f"  {estimate.flop / 1e12:.0f} TFLOP of matrix products. On paper, on",
+            gpu_pass.format_pass(gpu, estimate),
         )
     )
 
@@ -204,8 +204,8 @@ def _on_paper(
     names = {"tomfisher": gpu_pass.WHOLE, "loop": gpu_pass.LOOP, PASSES: gpu_pass.GRADIENTS}
     measured = {names[n]: row["seconds"]["median"] for n, row in rows.items() if n in names}
     sizes = gpu_pass.sizes_of(model, dtype=DTYPES[args.dtype])
-    found = gpu_pass.on_paper(gpu, sizes, args.samples, args.length)
-    shown = gpu_pass.format_pass(gpu, found, measured).splitlines()
+    estimate = gpu_pass.on_paper(gpu, sizes, args.samples, args.length)
+    shown = gpu_pass.format_pass(gpu, estimate, measured).splitlines()
     return [
         "on paper, beside what was measured (passes alone hold the elementwise functions and the loss too):",
         *shown,
@@ -257,7 +257,7 @@ def _accuracy(
     exact = {"": _exact(args, model, few, rounded=False)}
     if args.dtype != "fp32":
         exact["_same_weights"] = _exact(args, model, few, rounded=True)
-    found: dict[str, dict[str, float]] = {}
+    errors: dict[str, dict[str, float]] = {}
     for name, run_pass in passes.items():
         try:
             F = run_pass(few)
@@ -266,11 +266,11 @@ def _accuracy(
                 raise
             warnings.warn(f"{name} failed: {reason(error)}", stacklevel=2)
             continue
-        found[name] = {}
+        errors[name] = {}
         for suffix, truth in exact.items():
-            found[name][f"error{suffix}"] = error_of(F, truth)
-            found[name][f"jaccard{suffix}"] = overlap(F, truth, args.kappa)
-    return found
+            errors[name][f"error{suffix}"] = error_of(F, truth)
+            errors[name][f"jaccard{suffix}"] = overlap(F, truth, args.kappa)
+    return errors
 
 
 def _exact(

@@ -21,7 +21,6 @@ import torch
 
 from tomfisher.benchmarks.harness import record, save
 
-LIMIT_S = 570.0  # of a part: a command on a lent GPU often ends after ten minutes
 PASSED, FAILED, STOPPED, ABSENT = "passed", "failed", "stopped", "no GPU"
 LLAMA = ("--config", "llama3-8b", "--samples", "100", "--length", "128")
 
@@ -170,5 +169,5 @@ def _command(step: Step, folder: Path) -> list[str]:
 
 def _records(folder: Path) -> dict[str, int]:
     """Every record below the folder, and when it was written."""
-    found = [file for file in folder.rglob("*.json") if file.name != "gpu.json"]
-    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in found}
+    files = [file for file in folder.rglob("*.json") if file.name != "gpu.json"]
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}

@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     if set(wanted) - set(makers):
         raise ValueError(f"axes must be among {', '.join(makers)}, got {args.axes!r}.")
-    found = [axis for name in wanted for axis in makers[name]()]
+    measured = [axis for name in wanted for axis in makers[name]()]
     settings = {**axes._asdict(), "rounds": args.rounds, "kappa": args.kappa, "tokens_per_batch": "auto"}
-    return record("growth", settings, {"axes": found})
+    return record("growth", settings, {"axes": measured})
 
 
 def report(result: dict[str, Any]) -> str:
@@ -150,13 +150,13 @@ def over_topk(axes: Axes, args: argparse.Namespace) -> list[dict[str, Any]]:
     before = torch.get_num_threads()
     values = topk_data.values("lognormal", max(axes.n))
     try:
-        found = []
+        series = []
         for threads in axes.threads:
             torch.set_num_threads(threads)
             passes = {n: partial(topk, values[:n], count(args.kappa, n)) for n in axes.n}
             name = f"top-k, {threads} thread{'s' if threads > 1 else ''}"
-            found.append(_axis(name, "values", passes, {}, max(args.rounds, 3), group="top-k"))
-        return found
+            series.append(_axis(name, "values", passes, {}, max(args.rounds, 3), group="top-k"))
+        return series
     finally:
         torch.set_num_threads(before)
 

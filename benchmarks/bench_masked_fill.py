@@ -272,12 +272,12 @@ def check(phase: str, ways: dict[str, Way], model: Model) -> None:
         _prepared(phase, name, model)()
         way()
         for flat, index, old, mean in zip(model.flats, model.indices, model.values, model.means, strict=True):
-            found = flat[index]
-            if phase == "undo" and not torch.equal(found, old):
+            written = flat[index]
+            if phase == "undo" and not torch.equal(written, old):
                 raise RuntimeError(f"{name} does not restore the weights.")
             slack = 2 * torch.finfo(flat.dtype).eps * (abs(mean) + 0.02 / flat.numel() ** 0.5)
-            if phase != "undo" and found.numel() and float((found.double() - mean).abs().max()) > slack:
-                raise RuntimeError(f"{name} writes {found[0].item()}, the mean is {mean}.")
+            if phase != "undo" and written.numel() and float((written.double() - mean).abs().max()) > slack:
+                raise RuntimeError(f"{name} writes {written[0].item()}, the mean is {mean}.")
         model.restore()
 
 

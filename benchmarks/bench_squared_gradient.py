@@ -125,13 +125,13 @@ def wanted(args: argparse.Namespace, model: str) -> list[Problem]:
 
 def problems(models_: str, batches: str) -> list[Problem]:
     """The distinct layers of every model asked for, times the batches; both lists with commas."""
-    found = []
+    wanted_problems = []
     for model in models_.split(","):
         for layer in models.distinct_layers(model):
             for batch in batches.split(","):
                 name = f"{model} {layer.name} {layer.d_out}x{layer.d_in}, {batch}"
-                found.append(Problem(name, layer.d_out, layer.d_in, lengths_of(batch)))
-    return found
+                wanted_problems.append(Problem(name, layer.d_out, layer.d_in, lengths_of(batch)))
+    return wanted_problems
 
 
 def lengths_of(batch: str) -> tuple[int, ...]:
@@ -221,24 +221,24 @@ def contenders(problem: Problem, operands: Operands) -> dict[str, Callable[[Tens
     Y, X, offsets, padded_Y, padded_X = operands
     device = Y.device.type
     ours = ("triton", "reference") if device == "cuda" else ("cpp", "reference")
-    found: dict[str, Callable[[Tensor], object]] = {
+    ways: dict[str, Callable[[Tensor], object]] = {
         f"tomfisher {impl}": partial(
             squared_gradient_, grad_output=Y, input=X, offsets=offsets, impl=cast(Impl, impl)
         )
         for impl in ours
     }
-    found[BASELINE] = partial(per_sample, Y=Y, X=X, offsets=offsets)
-    found["bmm, square, sum"] = lambda F: F.add_(torch.bmm(padded_Y.mT, padded_X).float().square_().sum(0))
-    found["BackPACK einsum"] = lambda F: F.add_(backpack_einsum(padded_Y, padded_X))
-    found["Opacus"] = opacus_way(padded_Y, padded_X)
-    found["mm of all tokens"] = lambda F: torch.mm(Y.T, X)
+    ways[BASELINE] = partial(per_sample, Y=Y, X=X, offsets=offsets)
+    ways["bmm, square, sum"] = lambda F: F.add_(torch.bmm(padded_Y.mT, padded_X).float().square_().sum(0))
+    ways["BackPACK einsum"] = lambda F: F.add_(backpack_einsum(padded_Y, padded_X))
+    ways["Opacus"] = opacus_way(padded_Y, padded_X)
+    ways["mm of all tokens"] = lambda F: torch.mm(Y.T, X)
     if device == "cuda":
         # not verified: where it fails the record says why, as for a peer
-        found["triton-hopper"] = partial(
+        ways["triton-hopper"] = partial(
             squared_gradient_, grad_output=Y, input=X, offsets=offsets, impl="triton-hopper"
         )
-        found["plain Triton GEMM"] = triton_bound(problem, Y, X)
-    return found
+        ways["plain Triton GEMM"] = triton_bound(problem, Y, X)
+    return ways
 
 
 def per_sample(F: Tensor, Y: Tensor, X: Tensor, offsets: Sequence[int]) -> None:
@@ -307,7 +307,7 @@ def bytes_moved(name: str, problem: Problem, itemsize: int) -> float:
     return operands + per_way.get(name, 8 * weights)
 
 
-def plan(found: Sequence[Problem], gpu_name: str) -> str:
+def plan(chosen: Sequence[Problem], gpu_name: str) -> str:
     """What would run on a GPU, and the floor of every problem on a named one."""
     gpu = gpus.named(gpu_name)
     lines = [
@@ -315,7 +315,7 @@ def plan(found: Sequence[Problem], gpu_name: str) -> str:
         f"  tomfisher triton, tomfisher reference, {BASELINE}, bmm, BackPACK's einsum, Opacus, and as upper bounds",
         f"  {' and '.join(BOUNDS)}, bf16. Floors on {gpu.name}, in µs (products / squares / memory):",
     ]
-    for problem in found:
+    for problem in chosen:
         parts = gpus.squared_gradient_floor(
             gpu, problem.d_out, problem.d_in, problem.tokens, len(problem.lengths)
         )

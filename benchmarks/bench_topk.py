@@ -200,16 +200,16 @@ def _exact(values: Tensor, k: int) -> TopK:
     return TopK(threshold, torch.empty(0, dtype=torch.int64), threshold.min())
 
 
-def _check(found: Any, expected: TopK) -> Any:
+def _check(result: Any, expected: TopK) -> Any:
     """Refuse to time a wrong result: a `TopK`, the values, or the threshold alone."""
-    threshold = found.threshold if isinstance(found, TopK) else torch.as_tensor(found).min()
+    threshold = result.threshold if isinstance(result, TopK) else torch.as_tensor(result).min()
     right = float(threshold) == float(expected.threshold)
-    if isinstance(found, TopK) and len(expected.indices):
-        right = right and torch.equal(found.indices, expected.indices)
-    elif isinstance(found, TopK):
-        right = right and float(found.values.double().sum()) == float(
+    if isinstance(result, TopK) and len(expected.indices):
+        right = right and torch.equal(result.indices, expected.indices)
+    elif isinstance(result, TopK):
+        right = right and float(result.values.double().sum()) == float(
             expected.values.sort(descending=True).values.double().sum()
         )
     if not right:
         raise RuntimeError(f"a wrong result: threshold {float(threshold)}, not {float(expected.threshold)}")
-    return found
+    return result

@@ -82,20 +82,20 @@ def measure(name: str, values: Tensor, kappa: float, args: argparse.Namespace) -
 
 def check(values: Tensor, k: int) -> Tensor:
     """Our values in order; a wrong result of ours is refused: exactly k at or above the threshold up to ties."""
-    found = topk(values, k, impl="triton")
+    ours = topk(values, k, impl="triton")
     across = topk_across(values.tensor_split(TENSORS), k, impl="triton")
-    above = sum(int((part > found.threshold).sum()) for part in values.tensor_split(TENSORS))
-    right = torch.equal(values[found.indices], found.values) and above <= k
+    above = sum(int((part > ours.threshold).sum()) for part in values.tensor_split(TENSORS))
+    right = torch.equal(values[ours.indices], ours.values) and above <= k
     right = (
         right
-        and bool((found.values[1:] <= found.values[:-1]).all())
-        and int(found.indices.unique().numel()) == k
+        and bool((ours.values[1:] <= ours.values[:-1]).all())
+        and int(ours.indices.unique().numel()) == k
     )
-    right = right and int((found.values > found.threshold).sum()) == above
-    right = right and torch.equal(across.values, found.values)
+    right = right and int((ours.values > ours.threshold).sum()) == above
+    right = right and torch.equal(across.values, ours.values)
     if not right:
         raise RuntimeError(f"topk is wrong for n = {values.numel()}, k = {k}.")
-    return found.values
+    return ours.values
 
 
 def plan(args: argparse.Namespace) -> str:

@@ -23,13 +23,13 @@ def draw(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     Raises:
         ValueError: there are none.
     """
-    found = panels(records)
-    if not found:
+    drawn = panels(records)
+    if not drawn:
         raise ValueError(
             "There is no record of squared_gradient on a GPU. On a machine with one, make gpu "
             "OUT=benchmarks/results/NAME writes them."
         )
-    curves(found, path, "squared_gradient_ by tokens per sample")
+    curves(drawn, path, "squared_gradient_ by tokens per sample")
 
 
 def panels(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

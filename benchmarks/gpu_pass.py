@@ -181,23 +181,23 @@ def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch
     )
 
 
-def format_pass(gpu: Gpu, found: Pass, measured: Mapping[str, float] | None = None) -> str:
+def format_pass(gpu: Gpu, estimate: Pass, measured: Mapping[str, float] | None = None) -> str:
     """The pass as aligned lines; beside its seconds those that were measured, by the same names."""
     measured = measured or {}
-    lines = [f"{gpu.name}: {found.batches} batches of at most {found.tokens_per_batch:,} tokens"]
-    for part in found.parts:
+    lines = [f"{gpu.name}: {estimate.batches} batches of at most {estimate.tokens_per_batch:,} tokens"]
+    for part in estimate.parts:
         lines.append(
             f"  {part.name:32} {part.flop / 1e12:8.1f} TFLOP {part.bytes / 1e9:8.1f} GB  {part.seconds:7.3f} s"
             f"{_beside(measured, part.name)}"
         )
-    whole = f"{found.launches:8,} launches {'':9} {found.seconds:7.3f} s"
-    share = f"{found.flop / found.seconds / gpu.bf16:.0%} of the dense rate"
+    whole = f"{estimate.launches:8,} launches {'':9} {estimate.seconds:7.3f} s"
+    share = f"{estimate.flop / estimate.seconds / gpu.bf16:.0%} of the dense rate"
     lines += [
         f"  {WHOLE:32} {whole}{_beside(measured, WHOLE)}",
-        f"  {LOOP:32} {'':27} {found.loop_seconds:7.3f} s{_beside(measured, LOOP)}"
-        f"  ({found.loop_seconds / found.seconds:.1f} times the pass)",
-        f"  {share}; memory {found.peak_bytes / 2**30:.1f} GiB of {gpu.memory / 2**30:.0f}"
-        + ("" if found.peak_bytes <= gpu.memory else ": it does not fit"),
+        f"  {LOOP:32} {'':27} {estimate.loop_seconds:7.3f} s{_beside(measured, LOOP)}"
+        f"  ({estimate.loop_seconds / estimate.seconds:.1f} times the pass)",
+        f"  {share}; memory {estimate.peak_bytes / 2**30:.1f} GiB of {gpu.memory / 2**30:.0f}"
+        + ("" if estimate.peak_bytes <= gpu.memory else ": it does not fit"),
         f"  Assumed, not measured: {ASSUMPTIONS}.",
     ]
     return "\n".join(lines)

@@ -121,7 +121,7 @@ def summary(
         Name to `{"seconds": quantiles, "speed": quantiles, "times_floor": quantiles}`; quantiles are
         `{"median", "q20", "q80", "min", "max", "rounds"}`. `speed` above 1 is faster than the baseline.
     """
-    found: dict[str, dict[str, Any]] = {}
+    rows_of: dict[str, dict[str, Any]] = {}
     for name, own in timings.seconds.items():
         row: dict[str, Any] = {"seconds": quantiles(own)}
         if baseline in timings.seconds:
@@ -130,8 +130,8 @@ def summary(
             row["times_floor"] = quantiles([a / b for a, b in zip(own, timings.seconds[floor], strict=False)])
         elif isinstance(floor, float):
             row["times_floor"] = quantiles([own_s / floor for own_s in own])
-        found[name] = row
-    return found
+        rows_of[name] = row
+    return rows_of
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
@@ -253,10 +253,10 @@ class _CudaClock:
 
 
 def _peer_versions() -> dict[str, str]:
-    found = {}
+    installed = {}
     for name in PEERS:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

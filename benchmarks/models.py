@@ -84,11 +84,6 @@ def decoder_shapes(config: str) -> list[tuple[int, int]]:
     ]
 
 
-def head_numel(config: str) -> int:
-    """Entries of the output matrix."""
-    return head(config).d_out * head(config).d_in
-
-
 def task_of(model: str) -> str:
     """The task whose words a built-in model knows: that of a testbed model's own language, else "false-belief"."""
     return testbed.texts_of(model).get("task", "false-belief")

@@ -57,10 +57,10 @@ def render(cases: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str
 
 def lookup(row: Mapping[str, Any], key: str) -> Any:
     """The number at a dotted path, or None."""
-    found: Any = row
+    value: Any = row
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def shown(value: float | None, unit: str) -> str:

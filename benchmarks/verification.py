@@ -104,14 +104,14 @@ def status(records: Iterable[Mapping[str, Any]], folder: Path | None = None) -> 
     folder = folder or kernels_folder()
     now = kernel_sources_sha256(folder)
     kept = list(records)
-    found = []
+    statuses = []
     for file, names in kernels(folder).items():
         needed = [f"kernels/{name}" for name in dependencies(folder, file)]
         for name in names:
             candidates = [s for s in (_judged(r, file, name, needed, now) for r in kept) if s is not None]
             candidates.sort(key=lambda s: (-len(s.changed), s.date))
-            found.append(candidates[-1] if candidates else KernelStatus(name, file))
-    return found
+            statuses.append(candidates[-1] if candidates else KernelStatus(name, file))
+    return statuses
 
 
 def report(records: Mapping[str, Mapping[str, Any]], folder: Path | None = None) -> str:
@@ -123,7 +123,7 @@ def report(records: Mapping[str, Mapping[str, Any]], folder: Path | None = None)
     if not any(row.gpu for row in rows):
         lines.append(f"  No record of GPU tests: the kernels are {NEVER}.")
     lines += ["", "Records"]
-    lines += [f"  {name:{width}}  {_taken_on(found, folder)}" for name, found in records.items()] or [
+    lines += [f"  {name:{width}}  {_taken_on(record, folder)}" for name, record in records.items()] or [
         "  none"
     ]
     return "\n".join(lines)
@@ -131,7 +131,7 @@ def report(records: Mapping[str, Mapping[str, Any]], folder: Path | None = None)
 
 def kernels(folder: Path) -> dict[str, list[str]]:
     """File name to the kernels defined there: `@triton.jit` functions called `*_kernel`."""
-    found = {}
+    names_of = {}
     for file in sorted(folder.glob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         names = [
@@ -142,8 +142,8 @@ def kernels(folder: Path) -> dict[str, list[str]]:
             and any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
         ]
         if names:
-            found[file.name] = names
-    return found
+            names_of[file.name] = names
+    return names_of
 
 
 def dependencies(folder: Path, file: str) -> list[str]:
@@ -160,17 +160,17 @@ def dependencies(folder: Path, file: str) -> list[str]:
 
 def _imports(path: Path, folder: Path) -> set[str]:
     """Files of the same folder that a file imports, as `.name`, `from . import name` or `tomfisher.kernels.name`."""
-    found = set()
+    files = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom):
             continue
         module = ("." if node.level else "") + (node.module or "")
         for package in (".", "tomfisher.kernels.", "tomfisher.kernels"):
             if module == package:
-                found |= {f"{alias.name}.py" for alias in node.names}
+                files |= {f"{alias.name}.py" for alias in node.names}
             elif package.endswith(".") and module.startswith(package):
-                found.add(f"{module.removeprefix(package).partition('.')[0]}.py")
-    return {name for name in found if (folder / name).is_file()}
+                files.add(f"{module.removeprefix(package).partition('.')[0]}.py")
+    return {name for name in files if (folder / name).is_file()}
 
 
 def _closure(roots: Iterable[str], imports: Mapping[str, set[str]]) -> set[str]:

@@ -56,7 +56,7 @@ JSON = [name for name, (file, _) in READERS.items() if ".json" in file]
     ("data", "said"),
     [
         ("first\nsecond".encode("utf-16"), "line 1: .* UTF-16, not UTF-8"),
-        ("first\nsecond".encode("utf-16-le"), r"line 1: .* is NUL, so this is no text"),
+        ("first\nsecond".encode("utf-16-le"), r"line 1: .* is NUL, so this is not text"),
         ("first\nnaïve".encode("latin-1"), "line 2: byte 8 is not UTF-8"),
         ("first\n日本".encode("shift-jis"), "line 2: byte .* is not UTF-8"),
         (b"first\nsecond\nthi\x00rd", "line 3: byte 16 is NUL"),
@@ -90,9 +90,9 @@ FAULTS = {
     "digits": ('{"a": ' + "1" * 10_000 + "}", "a number of 10000 digits"),
 }  # fmt: skip
 NUMBERS = {
-    "nan": ('{"a": NaN}', "NaN is no finite number"),
-    "infinity": ('{"a": [1, -Infinity]}', "-Infinity is no finite number"),
-    "overflow": ('{"a": 1e999}', "1e999 is no finite number"),
+    "nan": ('{"a": NaN}', "NaN is not a finite number"),
+    "infinity": ('{"a": [1, -Infinity]}', "-Infinity is not a finite number"),
+    "overflow": ('{"a": 1e999}', "1e999 is not a finite number"),
 }
 
 
@@ -192,7 +192,7 @@ def test_a_story_with_half_a_pair_is_refused(field: str) -> None:
         "template": "{story} {question}",
     }  # fmt: skip
     fields[field] = ("a\udc80", "b") if field == "choices" else f"{fields[field]}\udc80"
-    with pytest.raises(ValueError, match="is no text: character"):
+    with pytest.raises(ValueError, match="is not text: character"):
         Story(**fields)
 
 
@@ -203,7 +203,7 @@ def tokenizer() -> Any:
 
 @pytest.mark.parametrize("text", ["a \ud83d b", ("a b", "b\udc80"), ("a\udc80 b", "b")])
 def test_a_sample_with_half_a_pair_is_refused(tokenizer: Any, text: Any) -> None:
-    with pytest.raises(ValueError, match="is no text: character"):
+    with pytest.raises(ValueError, match="is not text: character"):
         tomfisher.encode(tokenizer, [text], supervise="all")
 
 
@@ -213,7 +213,7 @@ def test_a_perplexity_text_with_half_a_pair_is_refused(tokenizer: Any) -> None:
     config = LlamaConfig(
         vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
-    with pytest.raises(ValueError, match="Document 1 is no text: character 2"):
+    with pytest.raises(ValueError, match="Document 1 is not text: character 2"):
         tomfisher.evaluate.perplexity(
             LlamaForCausalLM(config), tokenizer, ["a b", "a \ud83d b"], progress=False
         )

@@ -121,11 +121,11 @@ def refuse_foreign(path: str | os.PathLike[str], marker: str, own: Callable[[str
         return
     if not (path / marker).is_file():
         raise FileExistsError(
-            f"{path} exists and is no {what}, so it is left alone. Choose another path, or remove it."
+            f"{path} exists and is not a {what}, so it is left alone. Choose another path, or remove it."
         )
     if foreign := sorted(file.name for file in path.iterdir() if not own(file.name)):
         raise FileExistsError(
-            f"The {what} {path} holds {foreign[0]} too, which is no part of it, so it is left alone. Choose another "
+            f"The {what} {path} holds {foreign[0]} too, which is not part of it, so it is left alone. Choose another "
             "path, or move that elsewhere."
         )
 

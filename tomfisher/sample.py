@@ -55,7 +55,7 @@ class Sample:
         if not bool((self.labels[1:] != IGNORED).any()):
             raise ValueError(
                 f"{what} supervises nothing: every label after the first is {IGNORED}. Set labels[t] = input_ids[t] "
-                "where token t shall count."
+                "for each token to supervise."
             )
 
     def __len__(self) -> int:

@@ -52,7 +52,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     if (at := data.find(b"\x00")) >= 0:
         line = _line(data, at)
         raise ValueError(
-            f"{path}, line {line}: byte {at} is NUL, so this is no text. Save the file as UTF-8."
+            f"{path}, line {line}: byte {at} is NUL, so this is not text. Save the file as UTF-8."
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -62,7 +62,7 @@ def _line(data: bytes, at: int) -> int:
 
 
 def check_text(text: Any, what: str) -> None:
-    """Refuse what is no text: no string, or one with half a surrogate pair, which no encoding can write.
+    """Refuse what is not text: no string, or one with half a surrogate pair, which no encoding can write.
 
     Args:
         text: a string.
@@ -80,7 +80,7 @@ def check_text(text: Any, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{what} is no text: character {error.start} is {text[error.start]!a}, half of a surrogate pair, after "
+            f"{what} is not text: character {error.start} is {text[error.start]!a}, half of a surrogate pair, after "
             f"{text[max(0, error.start - 20) : error.start]!a}. Read the text with the encoding it was written in."
         ) from None
 
@@ -172,7 +172,7 @@ def _refused(text: str, start: int, end: int, tokens: re.Pattern[str]) -> tuple[
         elif len(token) > DIGITS and token.lstrip("-").isdigit():
             return at, f"a number of {len(token)} digits"
         elif not math.isfinite(float(token)):
-            return at, f"{token[:40]} is no finite number"
+            return at, f"{token[:40]} is not a finite number"
     return None
 
 
@@ -196,7 +196,7 @@ class _UniqueKeys(yaml.SafeLoader):
             AttributeError,
             OverflowError,
         ):  # as the loader's readers of values fail
-            reason = f"{node.value[:40]!r} is no value of the type {kind}"
+            reason = f"{node.value[:40]!r} is not a value of the type {kind}"
             raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

@@ -46,7 +46,7 @@ def test_the_floor_is_the_scarcest_resource():
     assert found["squares"] == pytest.approx(2 * 100 * 200 * 5 / 1e11)
     assert found["memory"] == pytest.approx((2 * 300 * 50 + 8 * 20_000) / 1e9)
     assert found["floor"] == found["memory"]
-    with pytest.raises(ValueError, match="h100, h200, a100"):
+    with pytest.raises(ValueError, match="h100, h200, 4090, a100"):
         gpus.named("v100")
 
 

@@ -89,4 +89,4 @@ def test_the_help_says_of_every_ablation_how_it_is_written_and_what_it_does(caps
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["ablate", str(tmp_path)]) == 2
-    assert "is no run folder: it has no config.yaml" in capsys.readouterr().err
+    assert "is not a run folder: it has no config.yaml" in capsys.readouterr().err

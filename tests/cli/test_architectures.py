@@ -90,7 +90,7 @@ def test_the_figure_shows_every_architecture_at_every_common_kappa(folder):
             values = [row.accuracy for row in results[name].at(kappa, "random")]
             assert segment[:, 1].tolist() == [min(values), max(values)]
     assert [text.get_text() for text in panels[-1].get_xticklabels()] == ["Llama", "Mamba"]
-    with pytest.raises(ValueError, match="no kappa that all of 0 studies have"):
+    with pytest.raises(ValueError, match="The 0 studies have no kappa in common"):
         plot_architectures([])
 
 

@@ -148,7 +148,7 @@ def test_what_is_missing_or_wrong_is_said(mask_file, tmp_path, capsys):
     refused(flags(model="testbed-llama", **out), "Give either --mask FILE")
     refused(flags(model="testbed-llama", kappa="1e-3", **out), "Give either --mask FILE")
     refused(flags(model="testbed-llama", mask=mask_file), "Give --output_path")
-    refused(flags(str(tmp_path), mask=mask_file, **out), "is no run folder")
+    refused(flags(str(tmp_path), mask=mask_file, **out), "is not a run folder")
     given = {"model": "testbed-llama", "mask": mask_file, **out}
     refused(flags(**{**given, "learning_rates": "fast"}), "--learning_rates must be numbers")
     refused(flags(**{**given, "n_train": "0"}), "--n_train and --n_validation must be at least 1")

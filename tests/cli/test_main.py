@@ -99,7 +99,7 @@ def test_help_needs_no_torch():
         (["run", "--model", "m", "--n_task", "few"], "n_task must be a whole number"),
         (["run", "--model", "m", "--labels", "true"], "labels must be one of empirical, sampled"),
         (["evaluate", "--model", "smollm2-135"], "Did you mean 'smollm2-135m'"),
-        (["ls", "nothing"], "is no run folder"),
+        (["ls", "nothing"], "is not a run folder"),
         (["mask", "--output_path", "x"], "needs --task_store and --kappa"),
         (
             ["mask", "--task_store", "no/store", "--kappa", "1e-3", "--output_path", "x"],
@@ -238,7 +238,10 @@ def test_a_testbed_model_is_asked_in_its_own_language_and_that_is_said(monkeypat
     monkeypatch.setattr("tomfisher.studies.plan.plan_study", stop)
     monkeypatch.setattr("tomfisher.studies.Experiment", stop)
     assert main([command, "--model", "testbed2-mpt"]) == 2
-    assert "knows only its own small language: task testbed2, control testbed." in capsys.readouterr().err
+    assert (
+        "only knows its own small language, so it is asked in that: task testbed2, control testbed."
+        in capsys.readouterr().err
+    )
     assert main([command, "--model", "testbed2-mpt", "--task", "irony", "--control", "c.txt"]) == 2
     assert "language" not in capsys.readouterr().err
     assert seen == [("testbed2", "testbed"), ("irony", "c.txt")]

@@ -93,8 +93,8 @@ def _named(index: dict[str, Any], name: str, file: str) -> None:
             "bytes, its",
         ),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda d: (d / "fisher.json").unlink(), "no complete Fisher store"),
-        (lambda d: (d / "fisher.json").write_text('{"format": 1,'), "no valid JSON"),
+        (lambda d: (d / "fisher.json").unlink(), "not a complete Fisher store"),
+        (lambda d: (d / "fisher.json").write_text('{"format": 1,'), "not valid JSON"),
         (lambda d: (d / "fisher.json").write_text('{"format": 99}'), "has format 99"),
         (lambda d: (d / "model.safetensors.index.json").unlink(), "index.json is missing"),
         (lambda d: (d / "fisher.json").write_text("[1]"), "no JSON object but a list"),
@@ -138,7 +138,7 @@ def test_no_store_and_no_overwriting_of_something_else(fisher: FisherDiagonal, t
         FisherDiagonal.load(tmp_path / "nothing")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match="is no Fisher store, so it is left alone"):
+    with pytest.raises(FileExistsError, match="is not a Fisher store, so it is left alone"):
         fisher.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
 

@@ -364,6 +364,6 @@ def test_a_part_that_says_that_it_is_of_another_model_is_refused(tmp_path):
 def test_matrices_that_a_file_holds_as_zeros_are_said(tmp_path):
     values = tensors()
     values["blk.1.ffn_down.weight"] = np.zeros_like(values["blk.1.ffn_down.weight"])
-    with pytest.warns(UserWarning, match=r"zero throughout, model\.layers\.1\.mlp\.down_proj\.weight"):
+    with pytest.warns(UserWarning, match=r"all zero, model\.layers\.1\.mlp\.down_proj\.weight"):
         loaded = load_model(str(write(tmp_path / "m.gguf", values)))
     assert loaded.identity["loading"]["zero"]["number"] == 1

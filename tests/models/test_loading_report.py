@@ -303,6 +303,6 @@ def test_matrices_that_are_zero_throughout_are_said_and_recorded(saved):
     with torch.no_grad():
         model.get_parameter(DOWN).zero_()
     folder.edit_weights(lambda weights: {**weights, DOWN: torch.zeros_like(weights[DOWN])})
-    with pytest.warns(UserWarning, match=f"1 weight matrices .* are zero throughout, {DOWN}"):
+    with pytest.warns(UserWarning, match=f"1 weight matrices .* are all zero, {DOWN}"):
         loaded = loads_as(folder, model)
     assert loaded.identity["loading"]["zero"] == {"number": 1, "first": [DOWN]}

@@ -26,7 +26,7 @@ def test_a_whole_run_misses_nothing(run):
 
 
 def test_no_folder_and_an_empty_one_are_refused_with_the_way_out(tmp_path):
-    with pytest.raises(ValueError, match=r"is no folder. Give the --output_path of a study"):
+    with pytest.raises(ValueError, match=r"is not a folder. Give the --output_path of a study"):
         load(tmp_path / "nowhere")
     with pytest.raises(
         ValueError, match=r"no results.json and no measured baseline.*tomfisher run --output_path"
@@ -36,7 +36,7 @@ def test_no_folder_and_an_empty_one_are_refused_with_the_way_out(tmp_path):
 
 def test_damaged_results_are_refused(run):
     (run / "results.json").write_text('{"baseline": 1')
-    with pytest.raises(ValueError, match=r"is no results.json of tomfisher .*Run the study again"):
+    with pytest.raises(ValueError, match=r"is not a results.json of tomfisher .*Run the study again"):
         load(run)
 
 

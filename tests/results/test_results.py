@@ -151,5 +151,5 @@ def test_csv_has_one_row_per_point_and_condition(tmp_path):
 
 def test_a_damaged_results_file_is_named(tmp_path):
     (tmp_path / "results.json").write_text('{"baseline": {}}')
-    with pytest.raises(ValueError, match=r"is no results\.json of tomfisher"):
+    with pytest.raises(ValueError, match=r"is not a results\.json of tomfisher"):
         Results.load(tmp_path)

@@ -46,7 +46,7 @@ def test_a_clean_effect_is_found_and_told_with_its_numbers():
     text = str(verdict)
     assert "above chance (0.500)" in text
     assert "0.900 to 0.300" in text and "0.900 or more" in text and "+2.0%" in text
-    assert "(p = 1e-06: exact sign-flip test over scenes, Holm)" in text and "(n = 160, 95 %" in text
+    assert "(p = 1e-06: exact sign-flip test over clusters, Holm)" in text and "(n = 160, 95 %" in text
 
 
 def test_controls_that_all_agree_are_told_without_or_more():
@@ -55,7 +55,7 @@ def test_controls_that_all_agree_are_told_without_or_more():
 
 
 def test_the_number_of_scenes_is_said_where_questions_share_them():
-    assert "(n = 160 on 80 scenes, 95 %" in str(judge(changed(study(hit=0.3), n_clusters=80)))
+    assert "(n = 160 in 80 clusters, 95 %" in str(judge(changed(study(hit=0.3), n_clusters=80)))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_too_few_questions_are_no_negative_result():
     verdict = judge(changed(study(hit=0.1, p=0.0625), n=20, n_clusters=5))
     assert not verdict.found and not verdict.enough and "Not found" not in str(verdict)
     assert "Not enough questions to find anything: " in str(verdict)
-    assert "p would be 0.062 after Holm" in str(verdict) and "about 5 scenes; ask about at least 6" in str(
+    assert "p would be 0.062 after Holm" in str(verdict) and "form 5 clusters; at least 6 are needed" in str(
         verdict
     )
     assert judge(study(hit=0.85, p=0.3)).enough

@@ -418,7 +418,7 @@ def test_where_no_weight_is_broken_the_dtype_is_named() -> None:
 
 @pytest.mark.parametrize("text", ["a \ud83d b", "\udc80", "caf\udce9"])
 def test_half_a_surrogate_pair_is_no_text(text: str) -> None:
-    with pytest.raises(ValueError, match=r"This is no text: character \d+ is '.u[dD]"):
+    with pytest.raises(ValueError, match=r"This is not text: character \d+ is '.u[dD]"):
         check_text(text, "This")
 
 

@@ -265,7 +265,7 @@ def test_a_folder_of_other_ablations_is_refused_unless_overwritten(study, done, 
         )
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"is no folder of ablations: it holds precious.txt"):
+    with pytest.raises(ValueError, match=r"is not a folder of ablations: it holds precious.txt"):
         ablate_run(study.folder, kappa=0.03, output_path=tmp_path / "other", overwrite=True)
     assert (tmp_path / "other" / "precious.txt").read_text() == "x"
 
@@ -283,7 +283,7 @@ def test_an_attempt_without_any_result_may_be_corrected(study, tmp_path):
 
 
 def test_inputs_that_are_not_there(study, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is no run folder: it has no config.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"is not a run folder: it has no config.yaml"):
         ablate_run(tmp_path)
     with pytest.raises(ValueError, match=r"has no mask at kappa 0.5. Its kappas: 0.03"):
         ablate_run(study.folder, kappa=0.5)

@@ -162,7 +162,7 @@ def test_files_tables_and_sentences(found, tmp_path):
     words = " ".join(sentences(comparison))
     assert words.startswith("Start: false-belief accuracy") and "lora against masked" in words
     (tmp_path / "finetune.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"no finetune\.json"):
+    with pytest.raises(ValueError, match=r"not a finetune\.json"):
         Results.load(tmp_path, "finetune")
 
 
@@ -182,12 +182,12 @@ def test_sentences_say_rise_fall_and_harm_after_holm(found):
         state(base, "lora", 0.1, 0.9, 0.002),
     ]
     said = sentences(Results((*start, *chain(*trained))))
-    assert "a significant rise (p = 0.003: exact sign-flip test over scenes, Holm)" in said[1]
+    assert "a significant rise (p = 0.003: exact sign-flip test over clusters, Holm)" in said[1]
     assert "1 of 1 other rows fall significantly: contents/open (0.900 to 0.200)" in said[1]
     assert "a significant fall" in said[3] and "other rows" not in said[3]
     again = [replace(row, seed=1) for row in trained[1]]
     alone = sentences(Results((*start, *trained[1], *again)))
-    assert "no significant change (p = 0.06: exact sign-flip test over scenes, Holm)" in alone[1]
+    assert "no significant change (p = 0.06: exact sign-flip test over clusters, Holm)" in alone[1]
 
 
 def test_bad_plans_and_missing_samples(found, samples):

@@ -331,7 +331,7 @@ def test_provenance_says_where_the_numbers_come_from(finished):
     assert said["evaluation"] | {"device": 0} == {
         "method": "choice",
         "chance": {"false-belief": 0.5, "all": 0.5},
-        "test": "exact sign-flip test over scenes",
+        "test": "exact sign-flip test over clusters",
         "device": 0,
         "perplexity_window": 64,
         "fisher_dtype": "fp32",

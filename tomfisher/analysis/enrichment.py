@@ -223,10 +223,10 @@ def _of_heads(part: PartCount, rows: str, pairs: Tensor) -> Iterator[RowTest]:
     assert part.units is not None and part.pairs is not None
     population, masked = part.units.shape[1] * part.unit_weights, part.units.sum(1).numpy()
     special = (2 * part.unit_weights * pairs.sum(1)).numpy()
-    found = (part.pairs * pairs).sum(1).numpy()
+    observed = (part.pairs * pairs).sum(1).numpy()
     law = hypergeom(population, special, masked)
-    p = (2 * np.minimum(law.cdf(found), law.sf(found - 1))).clip(max=1.0)
-    for head, (k, n, x) in enumerate(zip(special.tolist(), masked.tolist(), found.tolist(), strict=True)):
+    p = (2 * np.minimum(law.cdf(observed), law.sf(observed - 1))).clip(max=1.0)
+    for head, (k, n, x) in enumerate(zip(special.tolist(), masked.tolist(), observed.tolist(), strict=True)):
         named = tuple(pairs[head].nonzero().flatten().tolist())
         where = (part.layer, part.kind, head, rows, named)
         yield RowTest("head", *where, population, k, n, x, n * k / population, p=float(p[head]))
@@ -235,14 +235,14 @@ def _of_heads(part: PartCount, rows: str, pairs: Tensor) -> Iterator[RowTest]:
 def _sum(tests: Sequence[RowTest], level: Level, null: Tensor) -> RowTest:
     """The test of a weight from those of its heads, or of the model from those of its weights."""
     first = tests[0]
-    population, special, masked, found = (
+    population, special, masked, observed = (
         sum(getattr(test, name) for test in tests) for name in ("population", "special", "masked", "found")
     )
     is_layer = level == "layer"
     expected = masked * special / population if is_layer else sum(test.expected for test in tests)
     where = (first.layer if is_layer else None, first.part, None, first.rows, None)
-    counts = (population, special, masked, found, expected)
-    return RowTest(level, *where, *counts, p_pairs=two_sided(found, null))
+    counts = (population, special, masked, observed, expected)
+    return RowTest(level, *where, *counts, p_pairs=two_sided(observed, null))
 
 
 def _corrected(tests: Sequence[RowTest]) -> list[RowTest]:

@@ -54,7 +54,7 @@ def _kappas(default: str) -> Flag:
 
 _MODEL = _flag("model", "model [smollm2-135m]", "smollm2-135m")
 _DEVICE = _flag("device", "such as cpu or cuda:0 [CUDA where there is one]")
-_GPU = _flag("gpu", "whose floor is printed without a GPU [h100]", "h100", choices=GPUS)
+_GPU = _flag("gpu", "GPU whose lower bounds are printed if none is present [h100]", "h100", choices=GPUS)
 _OF_DEVICE = _dtype(None, "[bf16 on a GPU, fp32 on the CPU]")
 _NO_MEMORY = _flag("no_memory", "skip peak memory", True, dest="memory", action="store_false")
 _CASES = _flag("cases_path", "folder that gets a record of every case as soon as it is measured")
@@ -92,10 +92,12 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
                 "samples x tokens, or samples~mean for ragged ones [8x128,32x128,8x512,100x128,100~100]",
                 "8x128,32x128,8x512,100x128,100~100",
             ),
-            _flag("out", "instead: outputs of a layer of your own", type=_positive, dest="d_out"),
-            _flag("in", "its inputs", type=_positive, dest="d_in"),
-            _flag("tokens", "of the batch, spread evenly over the samples", type=_positive),
-            _flag("samples", "in the batch", type=_positive),
+            _flag(
+                "out", "output width of one layer, instead of a model's layers", type=_positive, dest="d_out"
+            ),
+            _flag("in", "input width of that layer", type=_positive, dest="d_in"),
+            _flag("tokens", "tokens of the batch, spread evenly over the samples", type=_positive),
+            _flag("samples", "samples in the batch", type=_positive),
             *(_OF_DEVICE, _rounds(20), _DEVICE, _GPU, _CASES),
         ),
     ),

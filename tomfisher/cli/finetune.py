@@ -145,7 +145,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     file = Path(args.run) / "config.yaml"
     if not file.is_file():
         raise ValueError(
-            f"{args.run!r} is no run folder: it has no config.yaml. Give a folder of `tomfisher run`."
+            f"{args.run!r} is not a run folder: it has no config.yaml. Give a folder of `tomfisher run`."
         )
     return {name: value for name, value in read_yaml(file).items() if name in RUN_FIELDS} | given
 

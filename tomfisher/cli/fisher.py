@@ -66,7 +66,7 @@ def add_parser(subparsers: Any) -> None:
         "--precision",
         choices=("ieee", "tf32x3", "tf32"),
         default="ieee",
-        help="of float32 products in the Triton kernels [ieee]",
+        help="precision of float32 products in the Triton kernels [ieee]",
     )
     parser.add_argument("--output_path", required=True, help="folder of the store to write")
     add_overwrite(parser)

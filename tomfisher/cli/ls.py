@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         print(_run_folder(Path(args.what)))
     else:
         raise ValueError(
-            f"{args.what!r} is no run folder (no config.yaml in it), no Fisher store (no fisher.json) and none of "
+            f"{args.what!r} is not a run folder (no config.yaml in it), no Fisher store (no fisher.json) and none of "
             f"{', '.join(lists)}. Give one of these, or nothing for all lists."
         )
     return 0

@@ -50,7 +50,7 @@ class Terminal:
 
 
 class _Stream:
-    """A text stream that keeps its first error to itself and drops everything behind it."""
+    """A text stream that keeps its first error to itself and drops everything after it."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._never_open = stream is None

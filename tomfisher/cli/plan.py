@@ -42,8 +42,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--gpu",
         choices=GPUS,
-        help="instead: a Fisher pass on that GPU on paper, from the model's config alone (llama3-8b and llama3-70b are "
-        "names too); samples of --control_length tokens",
+        help="estimate a Fisher pass on that GPU from the model's config alone (also llama3-8b and llama3-70b), for "
+        "samples of --control_length tokens; nothing is run",
     )
     parser.set_defaults(execute=run, saves=False)
 
@@ -76,11 +76,9 @@ def on_gpu(settings: dict[str, Any], name: str) -> str:
     model = models.without_weights(config.model, config.trust_remote_code, config.revision)
     budget = None if config.tokens_per_batch == "auto" else int(config.tokens_per_batch)
     gpu, sizes = gpus.named(name), gpu_pass.sizes_of(model, config.params, dtype)
-    found = gpu_pass.on_paper(gpu, sizes, config.n_task, config.control_length, budget)
+    estimate = gpu_pass.on_paper(gpu, sizes, config.n_task, config.control_length, budget)
     head = f"{config.model}, {config.fisher_dtype}: {sizes.weights:,} weights of {config.params}, "
-    return (
-        f"{head}{config.n_task} samples of {config.control_length} tokens\n{gpu_pass.format_pass(gpu, found)}"
-    )
+    return f"{head}{config.n_task} samples of {config.control_length} tokens\n{gpu_pass.format_pass(gpu, estimate)}"
 
 
 def format_study(plan: StudyPlan) -> str:

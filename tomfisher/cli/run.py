@@ -85,11 +85,13 @@ def _run_architectures(args: argparse.Namespace) -> int:
     from tomfisher.studies.architectures import run_architectures
 
     folder, outcomes = run_architectures(given_settings(args), args.config, args.overwrite)
-    for found in outcomes:
-        report.write(folder / found.architecture)
+    for outcome in outcomes:
+        report.write(folder / outcome.architecture)
     page = report.write(folder)
     print(f"{render(outcomes)}\n")
-    print_wrapped(f"{found.title}: {found.verdict.sentences[1 if found.found else -1]}" for found in outcomes)
+    print_wrapped(
+        f"{outcome.title}: {outcome.verdict.sentences[1 if outcome.found else -1]}" for outcome in outcomes
+    )
     print()
     print_wrapped(sentences(outcomes))
     print(f"\nResults: {folder}/architectures.json, .csv, .txt, and a run folder for each architecture")

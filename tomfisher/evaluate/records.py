@@ -185,7 +185,7 @@ class Scores:
 
 
 def compare(baseline: Scores, other: Scores) -> dict[str, float]:
-    """Exact sign-flip test over scenes (`sign_flip_test`) of two evaluations of the same stories.
+    """Exact sign-flip test over clusters (`sign_flip_test`) of two evaluations of the same stories.
 
     Args:
         baseline: scores before.

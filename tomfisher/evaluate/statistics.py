@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from fractions import Fraction
 
 NORMAL_975 = 1.959963984540054
-TEST = "exact sign-flip test over scenes"  # a cluster is a scene of stories
+TEST = "exact sign-flip test over clusters"
 FINEST = 120
 
 

@@ -131,7 +131,7 @@ class FisherDiagonal(Mapping[str, Tensor]):
             path: folder to create; written under a temporary name and renamed.
 
         Raises:
-            FileExistsError: something that is no Fisher store stands at `path`.
+            FileExistsError: something that is not a Fisher store stands at `path`.
         """
         facts = {
             "num_samples": self.num_samples,

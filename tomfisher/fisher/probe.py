@@ -363,14 +363,14 @@ def _compared(
     captured: dict[str, Accumulator], expected: dict[str, Tensor]
 ) -> dict[str, tuple[float, float]]:
     """Per parameter, how far its captured squares are from autograd's, and the largest of these."""
-    found = dict.fromkeys(expected, (0.0, 0.0))
+    compared = dict.fromkeys(expected, (0.0, 0.0))
     filled = [name for name, F in expected.items() if F.numel()]
     if not filled:
-        return found
+        return compared
     device = expected[filled[0]].device
     pairs = [((captured[n].F - expected[n]).abs().amax(), expected[n].amax()) for n in filled]
     table = torch.stack([torch.stack(pair).to(device) for pair in pairs]).tolist()
-    return {**found, **{name: (row[0], row[1]) for name, row in zip(filled, table, strict=True)}}
+    return {**compared, **{name: (row[0], row[1]) for name, row in zip(filled, table, strict=True)}}
 
 
 def _objection(

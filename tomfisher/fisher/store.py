@@ -185,11 +185,11 @@ def _write_json(file: Path, value: Any) -> None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ValueError(f"{file} is missing, so {file.parent} is no complete Fisher store. {_AGAIN}")
+        raise ValueError(f"{file} is missing, so {file.parent} is not a complete Fisher store. {_AGAIN}")
     try:
         content = read_json(file)
     except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(f"{file} is no valid JSON ({error}). {_AGAIN}") from error
+        raise ValueError(f"{file} is not valid JSON ({error}). {_AGAIN}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} is no JSON object but a {type(content).__name__}. {_AGAIN}")
     return content

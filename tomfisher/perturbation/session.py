@@ -50,7 +50,6 @@ class Perturbation:
         self.fill = fill
         self._target = target
         self._seed = seed
-        self._compat = compat
         self._impl = impl
         self._sums = sums
         self._seen: dict[str, tuple[Tensor, Place]] = {}

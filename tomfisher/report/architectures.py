@@ -39,7 +39,7 @@ def plot_architectures(architectures: Architectures | Sequence[Outcome]) -> tupl
     kappas = common_kappas(outcomes)
     if not kappas:
         raise ValueError(
-            f"There is no kappa that all of {len(outcomes)} studies have, so they cannot stand side by side. Run them "
+            f"The {len(outcomes)} studies have no kappa in common and cannot be compared. Run them "
             "with the same --kappas: tomfisher run --preset architectures."
         )
     figure, panels = axes(0.9 + 1.35 * len(kappas), len(kappas), 1, squeeze=False, sharex=True)

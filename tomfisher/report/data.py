@@ -60,7 +60,7 @@ class RunData:
 
     @property
     def heading(self) -> str:
-        """The name, and behind it the label if there is one."""
+        """The name, and after it the label if there is one."""
         return f"{self.name} ({self.label})" if self.label else self.name
 
     @property
@@ -121,7 +121,7 @@ def load(run: str | os.PathLike[str]) -> RunData:
     path = Path(run)
     if not path.is_dir():
         raise ValueError(
-            f"{os.fspath(run)} is no folder. Give the --output_path of a study, such as runs/demo-testbed "
+            f"{os.fspath(run)} is not a folder. Give the --output_path of a study, such as runs/demo-testbed "
             "(tomfisher run --preset demo-testbed makes it)."
         )
     if is_folder(path):

@@ -35,7 +35,7 @@ TONES = {
     "other": Tone("#00805e", "#45d0a5"),
 }
 INK, SOFT, GRID, PAPER = (TONES[name].light for name in ("ink", "soft", "grid", "paper"))
-TASK, CONTROL, RANDOM, OTHER = (TONES[name].light for name in ("task", "control", "random", "other"))
+TASK, CONTROL, RANDOM = (TONES[name].light for name in ("task", "control", "random"))
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 
 

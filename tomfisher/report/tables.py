@@ -283,7 +283,7 @@ def number(value: float | None, form: str) -> str:
 
 
 def beside(value: float | None, other: float | None) -> str:
-    """A mean and, behind it, that of a random mask."""
+    """A mean and, after it, that of a random mask."""
     return ABSENT if value is None else f"{value:,.1f} (random {number(other, '{:,.1f}')})"
 
 

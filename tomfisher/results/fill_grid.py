@@ -74,7 +74,7 @@ def grid_table(grid: Results, style: Style = TEXT) -> Table:
 
 
 def sentences(grid: Results) -> list[str]:
-    """What rises and what falls significantly (sign flips over scenes, Holm over the whole grid), in words."""
+    """What rises and what falls significantly (sign flips over clusters, Holm over the whole grid), in words."""
     tests = [row for row in grid.rows if row.p_holm is not None]
     moved: dict[str, list[str]] = {"rises": [], "falls": []}
     for row in tests:

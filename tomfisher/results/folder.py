@@ -104,7 +104,7 @@ class RunFolder:
         self._write_json(f"{POINTS}/{key}.json", {"point": state, "scores": scores})
 
     def load_point(self, key: str) -> tuple[list[Row], dict[str, Any]] | None:
-        """The rows and records of a finished point; None when it is not there, or damaged (which is said)."""
+        """The rows and records of a finished point; None when it is not there, or damaged (with a warning)."""
         file = self.point_path(key)
         if not file.is_file():
             return None

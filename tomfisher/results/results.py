@@ -121,7 +121,7 @@ class Results:
         try:
             return cls.from_dict(read_json(file))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file} is no {name}.json of tomfisher ({error}). {AGAIN[name]}.") from error
+            raise ValueError(f"{file} is not a {name}.json of tomfisher ({error}). {AGAIN[name]}.") from error
 
     def save(self, folder: str | os.PathLike[str], name: str = RESULTS) -> None:
         """Write `NAME.json` and `NAME.csv` into a folder; `results.csv` has the columns of a sweep, others have all.

@@ -66,8 +66,8 @@ def condition_table(results: Results) -> str:
 def sentences(results: Results) -> list[str]:
     """What was found, in words: did the ability rise from the start, what else moved, and how the trainings compare.
 
-    A rise is a higher accuracy whose p against the start (exact sign-flip test over scenes) is below 0.05 after Holm's
-    correction over all trainings.
+    A rise is a higher accuracy whose p against the start (exact sign-flip test over clusters) is below 0.05 after
+    Holm's correction over all trainings.
     """
     start = start_of(results)
     said = [

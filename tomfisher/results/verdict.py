@@ -54,7 +54,7 @@ def judge(results: Results) -> Verdict:
 
     The baseline must lie above chance by its 95 % interval, and at a κ all of these must hold: the accuracy
     on the headline condition ("false-belief", or "all" where the task has none) falls, with p
-    below 0.05 (exact sign-flip test over scenes) after Holm's correction over the κ; its 95 % interval lies wholly
+    below 0.05 (exact sign-flip test over clusters) after Holm's correction over the κ; its 95 % interval lies wholly
     below the interval of the control-only mask and of every random mask; the perplexity rises by less than 5 %.
 
     Args:
@@ -114,7 +114,7 @@ def _clusters(row: Row) -> int:
 def _counted(row: Row) -> str:
     """The number of questions, and of their clusters where they are fewer."""
     clusters = _clusters(row)
-    return f"n = {row.n}" if clusters == row.n else f"n = {row.n} on {clusters} {row.cluster}s"
+    return f"n = {row.n}" if clusters == row.n else f"n = {row.n} in {clusters} clusters"
 
 
 def _positive(results: Results, effect: _Effect) -> list[str]:

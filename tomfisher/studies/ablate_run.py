@@ -146,7 +146,8 @@ def _opened(path: str | Path, overwrite: bool) -> Iterator[RunFolder]:
     folder = RunFolder(path)
     if folder.path.is_dir() and (foreign := folder.foreign((*ABLATION_FILES, POINTS))):
         raise ValueError(
-            f"{folder.path} is no folder of ablations: it holds {', '.join(foreign[:4])}. Give another --output_path."
+            f"{folder.path} is not a folder of ablations: it holds {', '.join(foreign[:4])}. Give another "
+            "--output_path."
         )
     with folder.opened():
         if overwrite or not folder.points():
@@ -166,7 +167,7 @@ def _left_here(path: Path) -> Results | None:
 def _config(folder: Path, settings: Mapping[str, Any]) -> Config:
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(
-            f"{folder} is no run folder: it has no config.yaml. Give the folder of a finished `tomfisher run`."
+            f"{folder} is not a run folder: it has no config.yaml. Give the folder of a finished `tomfisher run`."
         )
     return Config.resolve({**settings, "output_path": str(folder)}, config=folder / "config.yaml")
 

@@ -48,7 +48,7 @@ def _claim(folder: RunFolder, config: Config, overwrite: bool) -> None:
     if not file.is_file():
         if foreign := folder.foreign(()):
             raise ValueError(
-                f"{folder.path} is no run folder: it has no config.yaml but holds {', '.join(foreign[:4])}. "
+                f"{folder.path} is not a run folder: it has no config.yaml but holds {', '.join(foreign[:4])}. "
                 "Give another --output_path."
             )
         folder.write_text(CONFIG, config.to_yaml())

@@ -114,7 +114,7 @@ class Experiment:
             folder.pin(data=self.inputs.hashes(), resolved=self._resolved())
             pending = [plan for plan in planned_points(self.config) if folder.load_point(plan.key) is None]
             if pending:
-                if lacking := too_few(self.inputs.headline_scenes(), len(self.config.kappas)):
+                if lacking := too_few(self.inputs.headline_clusters(), len(self.config.kappas)):
                     self.say(lacking)
                 self._measure(folder, pending)
             results = self._collect(folder)

@@ -217,7 +217,7 @@ def compare(
     """Train the mask's entries, random entries and LoRA alike, and measure each; the model is left as it was.
 
     Every training sees the same samples in the same order for the same number of steps, and its learning rate is
-    the one of the grid with the lowest loss on the validation samples. Tests are sign flips over scenes, against the
+    the one of the grid with the lowest loss on the validation samples. Tests are sign flips over clusters, against the
     untouched model, against the start and against the trained mask.
 
     Args:

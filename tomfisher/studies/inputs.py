@@ -47,7 +47,7 @@ class Inputs:
         return self._stories(self._evaluation_split, self.config.limit, "limit")
 
     def _stories(self, split: str, n: int | None, setting: str) -> list[Story]:
-        """Up to n stories of a split; a file that holds fewer gives all it has, which is said."""
+        """Up to n stories of a split; a file that holds fewer gives all it has, with a note."""
         from tomfisher import tasks
 
         task, seed = self.config.task, self.config.seed
@@ -78,7 +78,7 @@ class Inputs:
     def samples(self, which: str, loaded: LoadedModel) -> list[Sample]:
         """The Fisher samples "task" or "control" for a model.
 
-        Task samples longer than `max_length`, or than the model's context, are cut (which is said). Control
+        Task samples longer than `max_length`, or than the model's context, are cut, with a note. Control
         samples are windows of `control_length` tokens, every token supervised.
         """
         from tomfisher.tasks import corpus
@@ -125,7 +125,7 @@ class Inputs:
             name: _guess(stories) for name, stories in ((HEADLINE, self._beliefs()), ("all", self.questions))
         }
 
-    def headline_scenes(self) -> int:
+    def headline_clusters(self) -> int:
         """Number of scenes of the questions that the verdict is about: false beliefs, or all where there are none."""
         return len({scene_of(story.cell) for story in self._beliefs() or self.questions})
 

@@ -84,7 +84,7 @@ def plan_study(config: Config, impl: ops.Impl = "auto") -> StudyPlan:
         questions=len(inputs.questions),
         perplexity_tokens=config.perplexity_tokens,
         seconds_per_point=_seconds_per_point(config, len(inputs.questions), loaded),
-        lacking=too_few(inputs.headline_scenes(), len(config.kappas)),
+        lacking=too_few(inputs.headline_clusters(), len(config.kappas)),
     )
 
 

@@ -120,7 +120,7 @@ def _encode_one(
             "or pass (prompt, answer) pairs."
         )
     if answer is not None and supervise != "last" and not answer.strip():
-        raise ValueError(f"Text {index} has an empty answer. Give the text that shall be predicted.")
+        raise ValueError(f"Text {index} has an empty answer. Give the text to predict.")
     prompt = wording.prompt(tokenizer, written)
     if answer is None or supervise == "last":
         ids = wording.encode(tokenizer, prompt)
