@@ -19,13 +19,11 @@ from tomfisher.cli.common import (
     perturbation_of,
     refuse_idle,
     save_then_print,
-    setting,
 )
 from tomfisher.files import refuse_existing
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask
-    from tomfisher.perturbation import Perturbation
     from tomfisher.studies.measure import Measure
 
 
@@ -66,9 +64,9 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Say what is measured, measure, write the JSON, print the table."""
     from tomfisher.masks import SparseMask
-    from tomfisher.runtime.rules import remembered
-    from tomfisher.runtime.scan import scan_of
+    from tomfisher.results.evaluation import evaluation_table
     from tomfisher.studies.config import Config
+    from tomfisher.studies.evaluation import evaluation
     from tomfisher.studies.inputs import Inputs
     from tomfisher.studies.measure import Measure
 
@@ -85,10 +83,8 @@ def run(args: argparse.Namespace) -> int:
     inputs = Inputs(config, whole_file=args.mask is None)
     measure = Measure(config, inputs, loaded, progress=True)
     print(f"{_subject(args, config, measure, mask)}\n", flush=True)
-    with remembered():
-        states = _measured(args, measure, perturbation)
-    report = {"model": loaded.identity, "scan": scan_of(loaded.model), **states}
-    save_then_print(args.output_path, report, partial(_table, report), indent=1)
+    report = evaluation(measure, perturbation, args.mask, with_perplexity=hasattr(args, "control"))
+    save_then_print(args.output_path, report, partial(evaluation_table, report), indent=1)
     return 0
 
 
@@ -100,62 +96,3 @@ def _subject(args: argparse.Namespace, config: Any, measure: Measure, mask: Spar
     if mask is None:
         return line
     return f"{line}; with the mask {args.mask}, {mask.nnz:,} weights, fill {config.fill}"
-
-
-def _measured(
-    args: argparse.Namespace, measure: Measure, perturbation: Perturbation | None
-) -> dict[str, Any]:
-    """The states measured: "baseline", and "masked" when a mask was given."""
-    from tomfisher.studies.config import parse_fill
-
-    with_perplexity = hasattr(args, "control")
-    states = {"baseline": _state(measure, with_perplexity, None)}
-    if perturbation is not None:
-        with perturbation:
-            states["masked"] = _state(measure, with_perplexity, states["baseline"]["scores"])
-        fill = parse_fill(setting(args, "fill"))
-        states["masked"] |= {"mask": args.mask, "nnz": perturbation.mask.nnz, "fill": fill}
-    return states
-
-
-def _state(measure: Measure, with_perplexity: bool, baseline: dict[str, Any] | None) -> dict[str, Any]:
-    from tomfisher.evaluate.records import Scores
-    from tomfisher.results.conditions import conditions_of, perplexities
-
-    scores = measure.score()
-    before = None if baseline is None else Scores.from_dict(baseline)
-    state: dict[str, Any] = {"conditions": conditions_of(scores, before), "scores": scores.to_dict()}
-    if with_perplexity:
-        perplexity = measure.perplexity()
-        state |= {**perplexities(perplexity), "perplexity_rules": perplexity.rules}
-    return state
-
-
-def _table(report: dict[str, Any]) -> str:
-    from tomfisher.evaluate.statistics import TEST
-    from tomfisher.results.tables import align
-
-    base, masked = report["baseline"], report.get("masked")
-    header = ["condition", "n", "accuracy", "95 % interval"]
-    header += ["masked", "95 % interval", "p"] if masked else []
-    rows = []
-    for name, score in base["conditions"].items():
-        row = [name, str(score["n"]), *_cells(score)]
-        if masked:
-            after = masked["conditions"][name]
-            row += [*_cells(after), f"{after['p_vs_baseline']:.2g}"]
-        rows.append(row)
-    text = align(header, rows, left=(0,))
-    if masked:
-        text += f"\np: {TEST}, a test for each row, not corrected for their number"
-    for label, state in (("perplexity", base), ("perplexity, masked", masked)):
-        if state and "perplexity" in state:
-            word = state["word_perplexity"]
-            per_word = "not defined per word" if word is None else f"{word:.4g} per word"
-            text += f"\n{label}: {state['perplexity']:.4g} per token, {per_word}"
-    return text
-
-
-def _cells(score: dict[str, Any]) -> list[str]:
-    low, high = score["ci95"]
-    return [f"{score['accuracy']:.3f}", f"{low:.3f} to {high:.3f}"]
