@@ -125,19 +125,11 @@ def _why_empty(args: argparse.Namespace, fraction: float | None) -> str:
 
 
 def _selected(args: argparse.Namespace, fractions: tuple[float, ...]) -> dict[float, SparseMask]:
-    from tomfisher.masks import difference_masks, rank
-    from tomfisher.studies.stores import check_pair, open_store
+    from tomfisher.studies.store_masks import store_masks
 
     task, control = setting(args, "task_store"), setting(args, "control_store")
     if task is None or not fractions:
         raise ValueError(
             "mask needs --task_store and --kappa or --kappas (or --random_like MASK). See tomfisher mask --help."
         )
-    scope, compat = setting(args, "scope"), setting(args, "compat")
-    F = open_store(Path(task))
-    if control is None:
-        ranking = rank(F, max(fractions), scope, compat)
-        return {fraction: ranking.mask(fraction) for fraction in fractions}
-    G = open_store(Path(control))
-    check_pair(F, G)
-    return difference_masks(F, G, fractions, scope, compat)
+    return store_masks(task, control, fractions, setting(args, "scope"), setting(args, "compat"))

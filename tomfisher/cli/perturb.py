@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,7 @@ from tomfisher.cli.common import (
     perturbation_of,
     setting,
 )
-from tomfisher.files import refuse_existing, refuse_foreign
-from tomfisher.text_files import read_json
-
-RECORD = "perturbation.json"
+from tomfisher.files import refuse_existing
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,38 +42,18 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the perturbed model."""
-    from tomfisher.files import atomic_path, sha256_of_file
     from tomfisher.masks import SparseMask
-    from tomfisher.models.quiet import quiet_unless_terminal
     from tomfisher.studies.config import parse_fill
+    from tomfisher.studies.perturbed_copy import refuse_other, write_perturbed
 
     target = Path(args.output_path)
     refuse_existing(target, args.overwrite)
-    _check_target(target)
+    refuse_other(target)
     mask = SparseMask.load(args.mask)
     fill = parse_fill(setting(args, "fill"))
     loaded = load_named_model(args, args.dtype)
-    perturbation = perturbation_of(args, loaded, mask).apply()
-    record = {
-        "model": loaded.identity,
-        "mask": {"file": args.mask, "sha256": sha256_of_file(args.mask), **mask.describe()},
-        "fill": fill,
-        "compat": setting(args, "compat"),
-        "seed": setting(args, "seed"),
-        "nnz": perturbation.nnz,
-    }
-    with quiet_unless_terminal(), atomic_path(target) as temporary:
-        loaded.model.save_pretrained(temporary)
-        loaded.tokenizer.save_pretrained(temporary)
-        record["files"] = sorted(file.name for file in temporary.iterdir())
-        _check_target(target)
-        (temporary / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    perturbation = perturbation_of(args, loaded, mask)
+    settings = {"fill": fill, "compat": setting(args, "compat"), "seed": setting(args, "seed")}
+    write_perturbed(target, loaded, perturbation, args.mask, **settings)
     print(f"{target}: {args.model} with {perturbation.nnz} weights perturbed (fill {fill})")
     return 0
-
-
-def _check_target(target: Path) -> None:
-    """Refuse to replace a folder that holds more than an earlier perturbed model."""
-    record = read_json(target / RECORD) if (target / RECORD).is_file() else {}
-    files = record.get("files", []) if isinstance(record, dict) else []
-    refuse_foreign(target, RECORD, [RECORD, *files].__contains__, "perturbed model")
