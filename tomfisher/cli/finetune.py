@@ -140,14 +140,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         if "model" not in given:
             raise ValueError("No model is given. Use --model, or a run folder.")
         return given
-    from tomfisher.studies.config import read_yaml
+    from tomfisher.studies.of_run import settings_of_run
 
-    file = Path(args.run) / "config.yaml"
-    if not file.is_file():
-        raise ValueError(
-            f"{args.run!r} is not a run folder: it has no config.yaml. Give a folder of `tomfisher run`."
-        )
-    return {name: value for name, value in read_yaml(file).items() if name in RUN_FIELDS} | given
+    return settings_of_run(args.run, RUN_FIELDS, given)
 
 
 def _mask_path(args: argparse.Namespace) -> Path:
@@ -157,14 +152,9 @@ def _mask_path(args: argparse.Namespace) -> Path:
         )
     if args.mask is not None:
         return Path(args.mask)
-    from tomfisher.results.row import TASK_CONTROL, point_key
+    from tomfisher.studies.of_run import mask_of_run
 
-    masks = Path(args.run) / "masks"
-    path = masks / f"{point_key(TASK_CONTROL, args.kappa)}.safetensors"
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in masks.glob("task-control-*.safetensors"))) or "none"
-        raise ValueError(f"{args.run} has no task-control mask at kappa {args.kappa:g}. It has: {there}.")
-    return path
+    return mask_of_run(args.run, args.kappa)
 
 
 def _stories(args: argparse.Namespace) -> int:

@@ -107,21 +107,16 @@ def _run_folder(path: Path) -> str:
     """Settings, progress and, when there are some, results."""
     from tomfisher.results import Results, judge
     from tomfisher.results.sweep import sweep_table
-    from tomfisher.studies.config import Config, read_yaml
-    from tomfisher.studies.points import planned_points
+    from tomfisher.studies.run_progress import run_progress
 
-    config = Config.from_dict(read_yaml(path / "config.yaml"))
-    plans = planned_points(config)
-    done = sum((path / "points" / f"{plan.key}.json").is_file() for plan in plans)
-    stores = [which for which in ("task", "control") if (path / "fisher" / which).is_dir()]
-    masks = sorted(file.name for file in (path / "masks").glob("*.safetensors"))
+    found = run_progress(path)
     facts = {
-        "model": config.model,
-        "task": config.task,
-        "control": config.control,
-        "points": f"{done} of {len(plans)} measured",
-        "stores": ", ".join(f"fisher/{which}" for which in stores) or "none yet",
-        "masks": f"{len(masks)} in masks/",
+        "model": found.config.model,
+        "task": found.config.task,
+        "control": found.config.control,
+        "points": f"{found.measured} of {found.planned} measured",
+        "stores": ", ".join(f"fisher/{which}" for which in found.stores) or "none yet",
+        "masks": f"{found.masks} in masks/",
     }
     text = _block(str(path), facts)
     if (path / "results.json").is_file():
@@ -142,27 +137,11 @@ def _numbers(text: str) -> list[float]:
 
 
 def _fisher_store(path: Path, thresholds: list[float]) -> str:
-    """How large the values are: a row for every kind of tensor, and one for all of them."""
+    """How large the values are."""
     from tomfisher.masks import summary
-    from tomfisher.ops import Summary
-    from tomfisher.results.tables import align
-    from tomfisher.runtime.structure import layer_pattern
+    from tomfisher.results.fisher_sums import fisher_table
     from tomfisher.studies.stores import open_store
 
     F = open_store(path)
-    kinds: dict[str, list[Summary]] = {}
-    for name, found in summary(F, thresholds).items():
-        kinds.setdefault(layer_pattern(name), []).append(found)
-
-    def row(name: str, parts: list[Summary]) -> list[str]:
-        histograms = [part.histogram.tolist() for part in parts]
-        counts = [sum(map(sum, histograms)), sum(counted[1] for counted in histograms)]
-        extremes = min(part.min.item() for part in parts), max(part.max.item() for part in parts)
-        above = [sum(int(part.above[i]) for part in parts) for i in range(len(thresholds))]
-        return [name, str(len(parts)), *map(str, counts), *(f"{x:.3g}" for x in extremes), *map(str, above)]
-
-    rows = [row(kind, parts) for kind, parts in kinds.items()]
-    rows.append(row("all", [part for parts in kinds.values() for part in parts]))
-    header = ["tensors of", "number", "entries", "zero", "smallest", "largest"]
-    header += [f"above {threshold:g}" for threshold in thresholds]
-    return f"{path}: sums over {F.num_samples} samples\n\n{align(header, rows, left=(0,))}"
+    table = fisher_table(summary(F, thresholds), thresholds)
+    return f"{path}: sums over {F.num_samples} samples\n\n{table.text()}"
