@@ -25,6 +25,7 @@ from tomfisher.studies.config import Config, parse_fill
 from tomfisher.studies.experiment import eval_dtype
 from tomfisher.studies.inputs import Inputs
 from tomfisher.studies.measure import Measure
+from tomfisher.studies.prompts import prompt_ids
 from tomfisher.studies.stores import check_belongs, check_weights
 
 if TYPE_CHECKING:
@@ -209,13 +210,9 @@ def _model(folder: Path, config: Config, say: Callable[[str], None]) -> LoadedMo
 
 def _internals(loaded: LoadedModel, inputs: Inputs) -> Internals:
     """Of the first prompts of the Fisher pool."""
-    from tomfisher.runtime.positions import position_limit
-    from tomfisher.tasks.encode import encode
-
     texts = list(dict.fromkeys(story.prompt for story in inputs.task_stories))[:PROMPTS]
-    length = inputs.config.max_length or position_limit(loaded.model)
-    samples = encode(loaded.tokenizer, texts, supervise="all", max_length=length, **inputs.config.wording())
-    return measure_internals(loaded.model, [sample.input_ids for sample in samples])
+    config = inputs.config
+    return measure_internals(loaded.model, prompt_ids(loaded, texts, config.max_length, **config.wording()))
 
 
 def _default(architecture: Architecture | None) -> list[Ablation]:

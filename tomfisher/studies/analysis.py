@@ -13,6 +13,7 @@ from tomfisher.results.analysis import PARTS, means
 from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL
 from tomfisher.studies.config import Config, parse_fill
 from tomfisher.studies.inputs import Inputs
+from tomfisher.studies.prompts import prompt_ids
 from tomfisher.text_files import read_json
 
 if TYPE_CHECKING:
@@ -71,13 +72,8 @@ def is_current(file: Path, inputs: Mapping[str, Any]) -> bool:
 
 def prompts_of(config: Config, inputs: Inputs, loaded: LoadedModel) -> list[Tensor]:
     """Token ids of the questions that the analysis reads, cut to what the model has positions for."""
-    from tomfisher.runtime.positions import position_limit
-    from tomfisher.tasks.encode import encode
-
     texts = [story.prompt for story in inputs.questions[: config.analysis_prompts]]
-    length = position_limit(loaded.model)
-    samples = encode(loaded.tokenizer, texts, supervise="all", max_length=length, **config.wording())
-    return [sample.input_ids for sample in samples]
+    return prompt_ids(loaded, texts, **config.wording())
 
 
 def shown_in_maps(prompts: Sequence[Tensor]) -> Tensor:
