@@ -61,6 +61,8 @@ gpu:  ## all that a GPU has to show, into OUT=DIR; PART=tests, fisher or fills f
 	@if $(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" 2> /dev/null; then \
 		$(PYTHON) -c "import tomfisher.kernels" 2> /dev/null || TOMFISHER_BUILD_EXT=0 $(PYTHON) -m pip install --quiet \
 			--no-build-isolation --no-deps --editable . ; \
+		$(PYTHON) -c "import pytest, transformers, scipy" || { \
+			echo "$(PYTHON) has CUDA and lacks a package: pip install --no-deps what is named above"; exit 2; }; \
 		$(PYTHON) -m tomfisher bench gpu --out "$(OUT)" --part $(or $(PART),all); \
 	else \
 		$(MAKE) --no-print-directory $(READY) \

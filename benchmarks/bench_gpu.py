@@ -7,12 +7,15 @@ has measured. Without a GPU the steps that need one say what they would do.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ import torch
 
 from tomfisher.benchmarks.harness import record, save
 
+_PDEATHSIG = 1  # of prctl
 PASSED, FAILED, STOPPED, ABSENT = "passed", "failed", "stopped", "no GPU"
 LLAMA = ("--config", "llama3-8b", "--samples", "100", "--length", "128")
 
@@ -50,19 +54,22 @@ def _timed(name: str, *options: str) -> Step:
 
 PARTS: dict[str, tuple[Step, ...]] = {
     "tests": (
+        _bench("gpu_tests", "--markers", "gpu and not slow and not unverified"),
         Step("compile", ("pytest", "-q", "{parallel}", "tests/kernels/compile"), gpu=False),
-        _bench("gpu_tests", "--markers", "gpu and not slow"),
     ),
     "fisher": (
-        _timed("squared_gradient", "--rounds", "10"),
         _bench(
             "fisher", *LLAMA, "--contenders", "loop,tomfisher", "--rounds", "2", "--accuracy_samples", "2"
         ),
+        _timed("squared_gradient", "--rounds", "10"),
     ),
     "fills": (
         _timed("masked_fill", "--rounds", "5"),
         _timed("topk_gpu", "--rounds", "5", "--patience", "2"),
         _bench("gpu_tests", "--markers", "gpu and slow", label="sanitizer"),
+        # last, since a kernel that has never run may hang or break its process
+        _bench("gpu_tests", "--markers", "gpu and unverified", label="unverified"),
+        _bench("squared_gradient", "--hopper", "--batches", "100x128,8x512", "--rounds", "5", label="hopper"),
     ),
 }
 
@@ -87,7 +94,7 @@ class Outcome:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the parts that are asked for into the folder `args.out`; its `PART.json` says after every step how it ended.
+    """Run the parts that are asked for into the folder `args.out`; after every step `PART.json` says how each ended.
 
     Raises:
         ValueError: no such part.
@@ -98,16 +105,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parts: dict[str, list[dict[str, Any]]] = {}
-    result: dict[str, Any] = {}
-    for name in wanted:
-        ends = time.monotonic() + args.limit
-        parts[name] = []
-        for step in PARTS[name]:
-            parts[name].append(asdict(_run(step, folder, ends - time.monotonic(), device)))
-            result = record("gpu", {"part": args.part, "limit": args.limit}, {"parts": parts}, device)
-            save(result, folder / "gpu.json")
-    return result
+    settings = {"part": args.part, "limit": args.limit}
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
+    with _terminated_as_interrupted():
+        for name, outcomes in parts.items():
+            ends = time.monotonic() + args.limit
+            for step in PARTS[name]:
+                outcomes.append(asdict(_run(step, folder, ends - time.monotonic(), device)))
+                save(record("gpu", settings, {"parts": {name: outcomes}}, device), folder / f"{name}.json")
+    return record("gpu", settings, {"parts": parts}, device)
 
 
 def report(result: dict[str, Any]) -> str:
@@ -145,7 +151,9 @@ def _status(command: Sequence[str], out: Any, seconds: float) -> str:
     """Run a command; one that exceeds its time is ended, with the processes that it has begun."""
     if seconds <= 0:
         return STOPPED
-    process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent
+    )
     try:
         return PASSED if process.wait(seconds) == 0 else FAILED
     except subprocess.TimeoutExpired:
@@ -154,6 +162,26 @@ def _status(command: Sequence[str], out: Any, seconds: float) -> str:
         if process.poll() is None:
             os.killpg(process.pid, 9)
             process.wait()
+
+
+def _end_with_parent() -> None:
+    """In a child on Linux: be killed when the parent is, which then can end nobody."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends the block as an exception does, so that the running step is ended too."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _command(step: Step, folder: Path) -> list[str]:
@@ -169,5 +197,5 @@ def _command(step: Step, folder: Path) -> list[str]:
 
 def _records(folder: Path) -> dict[str, int]:
     """Every record below the folder, and when it was written."""
-    files = [file for file in folder.rglob("*.json") if file.name != "gpu.json"]
+    files = [file for file in folder.rglob("*.json") if file.stem not in PARTS]
     return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}

@@ -189,7 +189,10 @@ def _judged(
 ) -> KernelStatus | None:
     if not str(record["machine"]["device"]).startswith("cuda"):
         return None
-    counts = record["results"].get("gpu_tests", {}).get("kernels", {}).get(f"{file}:{name}")
+    tests = record["results"].get("gpu_tests", {})
+    if tests.get("pytest", 0) not in (0, 1):  # killed or crashed: the test that did it is in no count
+        return None
+    counts = tests.get("kernels", {}).get(f"{file}:{name}")
     if not counts or counts["failed"] or not counts["passed"]:
         return None
     then = record.get("kernel_sources", {})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def run(tmp_path, monkeypatch, *steps, limit=60.0):
     monkeypatch.setattr(bench_gpu, "PARTS", {"tests": steps})
     words = ["bench", "gpu", "--out", str(tmp_path), "--part", "tests", "--limit", str(limit)]
     code = main(words)
-    record = json.loads((tmp_path / "gpu.json").read_text())
+    record = json.loads((tmp_path / "tests.json").read_text())
     return code, {end["step"]: end for end in record["results"]["parts"]["tests"]}
 
 
@@ -68,29 +68,67 @@ def test_a_step_that_exceeds_its_part_is_stopped_and_keeps_what_it_wrote(tmp_pat
     assert ends["after"]["status"] == "stopped" and ends["slow"]["seconds"] < 60
 
 
-@pytest.mark.slow
-def test_a_killed_run_has_said_how_every_finished_step_ended(tmp_path):
-    code = f"""
+RUN = """
 import sys
 from tomfisher.benchmarks import bench_gpu
 from tomfisher.cli.main import main
-quick, slow = (bench_gpu.Step(name, ("timeit", "-n1", "-r1", line), False) for name, line in (
-    ("quick", "1"), ("slow", "import time; time.sleep(600)")))
-bench_gpu.PARTS = {{"tests": (quick, slow)}}
-sys.exit(main(["bench", "gpu", "--part", "tests", "--out", {str(tmp_path)!r}]))
+sleeps = "import os, pathlib, time; pathlib.Path(FOLDER, 'pid').write_text(str(os.getpid())); time.sleep(600)"
+lines = {"quick": "1", "slow": sleeps.replace("FOLDER", repr(sys.argv[1]))}
+steps = [bench_gpu.Step(name, ("timeit", "-n1", "-r1", line), False) for name, line in lines.items()]
+bench_gpu.PARTS = {"tests": tuple(steps)}
+sys.exit(main(["bench", "gpu", "--part", "tests", "--out", sys.argv[1]]))
 """
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    record = tmp_path / "gpu.json"
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def waited(condition):
     for _ in range(600):
-        if record.exists():
-            break
+        if condition():
+            return True
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    subprocess.run(["pkill", "-9", "-f", "time.sleep\\(600\\)"], check=False)
-    (end,) = json.loads(record.read_text())["results"]["parts"]["tests"]
-    assert end["step"] == "quick" and end["status"] == "passed"
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_run_ends_its_step_and_has_said_how_every_finished_one_ended(tmp_path, number):
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)])
+    pid = tmp_path / "pid"
+    assert waited(lambda: pid.exists() and pid.read_text())
+    process.send_signal(number)
+    process.wait(60)
+    assert waited(lambda: not alive(int(pid.read_text())))
+    ends = json.loads((tmp_path / "tests.json").read_text())["results"]["parts"]["tests"]
+    assert [(end["step"], end["status"]) for end in ends] == [("quick", "passed")]
     assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_calls_for_one_part_each_keep_what_the_others_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        bench_gpu, "PARTS", {name: (step(name, "1", gpu=False),) for name in ("tests", "fills")}
+    )
+    for part in ("tests", "fills"):
+        assert main(["bench", "gpu", "--out", str(tmp_path), "--part", part]) == 0
+    assert {file.name for file in tmp_path.glob("*.json")} == {"tests.json", "fills.json"}
+
+
+def test_a_sanitizer_that_refuses_the_device_is_told_from_one_that_finds_something():
+    spec = importlib.util.spec_from_file_location(
+        "of_gpu", Path(__file__).parents[1] / "gpu" / "test_sanitizer.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.refused("========= Error: Device not supported. Please refer to the supported devices.")
+    assert not module.refused(
+        "small calls done\n========= ERROR SUMMARY: 2 errors; not supported by this tool"
+    )
+    assert not module.refused("========= Invalid __global__ read of size 4 bytes")
 
 
 def test_the_steps_are_commands_that_there_are(tmp_path):

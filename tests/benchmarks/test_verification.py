@@ -120,7 +120,10 @@ def test_what_does_not_count(folder):
     failed["results"]["gpu_tests"]["kernels"]["alone.py:alone_kernel"]["failed"] = 1
     timing_only = gpu_record(folder, results={"cases": []})
     other_kernel = gpu_record(folder, kernels=("device.py:device_kernel",))
-    for record in (on_cpu, failed, timing_only, other_kernel):
+    killed, crashed = gpu_record(folder), gpu_record(folder)
+    killed["results"]["gpu_tests"]["pytest"] = None
+    crashed["results"]["gpu_tests"]["pytest"] = -11
+    for record in (on_cpu, failed, timing_only, other_kernel, killed, crashed):
         assert said([record], folder)["alone_kernel"] == NEVER
 
 

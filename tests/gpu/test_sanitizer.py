@@ -66,6 +66,14 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{toolkit}/bin")
 
 
+def refused(report: str) -> bool:
+    """Whether the sanitizer says that it does not work here, which says nothing about the kernels."""
+    return "small calls done" not in report and any(
+        words in report
+        for words in ("not supported", "Unable to find injection library", "No CUDA-capable device")
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["memcheck", "synccheck"])
 def test_compute_sanitizer_finds_nothing(tool: str) -> None:
@@ -79,6 +87,8 @@ def test_compute_sanitizer_finds_nothing(tool: str) -> None:
         command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, timeout=570
     )
     report = done.stdout[-4000:] + done.stderr[-2000:]
+    if refused(report):
+        pytest.skip(f"compute-sanitizer does not take this device: {report.strip().splitlines()[-1]}")
     assert done.returncode == 0, report
     assert "small calls done" in done.stdout and "ERROR SUMMARY: 0 errors" in done.stdout, report
 

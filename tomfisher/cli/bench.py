@@ -97,6 +97,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
             ),
             _flag("in", "input width of that layer", type=_positive, dest="d_in"),
             _flag("tokens", "tokens of the batch, spread evenly over the samples", type=_positive),
+            _flag("hopper", "time triton-hopper too, which no GPU has verified", False, action="store_true"),
             _flag("samples", "samples in the batch", type=_positive),
             *(_OF_DEVICE, _rounds(20), _DEVICE, _GPU, _CASES),
         ),
