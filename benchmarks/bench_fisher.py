@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     for budget in args.tokens_per_batch.split(","):
         name = _at(PASSES, budget, args)
-        timed[name] = Contender(partial(_passes_alone, model, budget, samples))
+        timed[name] = Contender(partial(_passes_alone, model, budget, samples), peer=True)
     timings = interleave(timed, args.rounds, device, warmup=not accuracy, desc="Fisher passes")
     baseline = next(iter(passes))
     work = flop_of(model, samples)
@@ -219,7 +219,15 @@ def _ours(model: nn.Module, impl: Any, budget: str, samples: Sequence[Sample]) -
 
 def _passes_alone(model: nn.Module, budget: str, samples: Sequence[Sample]) -> None:
     device = device_of(model)
-    tokens = token_budget(budget if budget == "auto" else int(budget), model, device)
+    if budget != "auto":
+        tokens = int(budget)
+    elif (
+        device.type == "cuda"
+    ):  # as the run takes it: what its probe measures depends on the longest samples alone
+        probed = tomfisher.fisher_diagonal(model, samples[:2], progress=False)
+        tokens = probed.metadata["tokens_per_batch"]["taken"]
+    else:
+        tokens = token_budget(budget, model, device)
     with frozen(model):
         embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
         alive = embedding.register_forward_hook(lambda module, ids, output: output.requires_grad_())

@@ -15,7 +15,7 @@ from torch import nn
 
 from tomfisher.benchmarks.gpus import Gpu
 from tomfisher.fisher import select_parameters
-from tomfisher.runtime.memory import activation_bytes_per_token, tokens_that_fit
+from tomfisher.runtime.memory import SHARE, activation_bytes_per_token, tokens_that_fit
 
 GEMM = 0.65  # of the dense rate: what a library reaches on products of a few thousand rows
 TILE = 0.53  # of the dense rate: the product inside our kernel, without its squares
@@ -27,7 +27,6 @@ LAUNCHES = 80  # per layer and batch: products, elementwise functions, sums, squ
 LAUNCH_S = 4e-6  # what the host needs for one
 PROBE_PASSES = 9  # readings of all weights: short cuts and the two longest samples, both ways
 WHOLE, LOOP, GRADIENTS = "the whole pass", "the loop of the paper", "forward and input gradients"
-FREE = 0.8  # of the memory beside model and F, as `token_budget` takes it
 ASSUMPTIONS = (
     f"library products at {GEMM:.0%} of the dense rate, our products at {TILE:.0%} and less for short samples, "
     f"{BANDWIDTH:.0%} of the bandwidth, {LAUNCHES} launches of {LAUNCH_S * 1e6:.0f} µs per layer and batch; F is read "
@@ -84,6 +83,7 @@ class Pass:
         peak_bytes: model, F and the activations of a batch.
         flop: that no implementation can do without: forward, input and weight gradients.
         loop_seconds: the paper's loop, one sample at a time.
+        rate: the dense rate of products in the weights' dtype, FLOP/s.
     """
 
     parts: tuple[Part, ...]
@@ -93,6 +93,7 @@ class Pass:
     peak_bytes: int
     flop: float
     loop_seconds: float
+    rate: float
 
     @property
     def seconds(self) -> float:
@@ -144,7 +145,7 @@ def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch
         tokens_per_batch: budget of a batch; None: what `token_budget` would take there.
     """
     tokens, F = samples * length, 4 * sizes.weights
-    room = int(FREE * (gpu.memory - sizes.model_bytes - F))
+    room = int(SHARE * (gpu.memory - sizes.model_bytes - F))
     budget = tokens_per_batch or tokens_that_fit(room, sizes.token_bytes)
     per_batch = max(1, budget // length)
     batches = -(-samples // per_batch)
@@ -177,6 +178,7 @@ def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch
         launches=LAUNCHES * sizes.layers * batches,
         peak_bytes=sizes.model_bytes + F + min(per_batch, samples) * length * sizes.token_bytes,
         flop=2.0 * tokens * (3 * sizes.active + 2 * sizes.head),
+        rate=rate,
         loop_seconds=samples * max(single, LAUNCHES * sizes.layers * LAUNCH_S),
     )
 
@@ -191,7 +193,7 @@ def format_pass(gpu: Gpu, estimate: Pass, measured: Mapping[str, float] | None =
             f"{_beside(measured, part.name)}"
         )
     whole = f"{estimate.launches:8,} launches {'':9} {estimate.seconds:7.3f} s"
-    share = f"{estimate.flop / estimate.seconds / gpu.bf16:.0%} of the dense rate"
+    share = f"{estimate.flop / estimate.seconds / estimate.rate:.0%} of the dense rate"
     lines += [
         f"  {WHOLE:32} {whole}{_beside(measured, WHOLE)}",
         f"  {LOOP:32} {'':27} {estimate.loop_seconds:7.3f} s{_beside(measured, LOOP)}"

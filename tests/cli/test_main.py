@@ -239,8 +239,7 @@ def test_a_testbed_model_is_asked_in_its_own_language_and_that_is_said(monkeypat
     monkeypatch.setattr("tomfisher.studies.Experiment", stop)
     assert main([command, "--model", "testbed2-mpt"]) == 2
     assert (
-        "only knows its own small language, so it is asked in that: task testbed2, control testbed."
-        in capsys.readouterr().err
+        "knows only its own small language: using task testbed2, control testbed." in capsys.readouterr().err
     )
     assert main([command, "--model", "testbed2-mpt", "--task", "irony", "--control", "c.txt"]) == 2
     assert "language" not in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_run_prints_table_verdict_and_where_the_results_lie(study, quick_figures
 
 def test_changed_setting_on_the_command_line_is_refused(study, capsys):
     assert main(["run", *flags(output_path=str(study), seed="1")]) == 2
-    assert "seed: there 0, now 1" in capsys.readouterr().err
+    assert "seed: was 0, now 1" in capsys.readouterr().err
 
 
 def test_mask_command_gives_the_mask_of_the_study(study, mask_file, capsys):

@@ -50,9 +50,21 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
     return Waits(monkeypatch)
 
 
-@pytest.mark.parametrize(("family", "params"), [("llama-gqa", "decoder-linear"), ("gpt2", "all")])
+@pytest.mark.parametrize(
+    ("family", "params", "labels"),
+    [
+        ("llama-gqa", "decoder-linear", "empirical"),
+        ("llama-gqa", "decoder-linear", "sampled"),
+        ("gpt2", "all", "empirical"),
+    ],
+)
 def test_the_host_waits_once_a_batch(
-    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, waits: Waits, family: str, params: str
+    tiny: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    waits: Waits,
+    family: str,
+    params: str,
+    labels: Any,
 ) -> None:
     model, samples = tiny.model(family), tiny.samples(8)
     per_batch: list[int] = []
@@ -66,7 +78,9 @@ def test_the_host_waits_once_a_batch(
 
     monkeypatch.setattr(estimator._Run, "_one_batch", counted)
     with waits:
-        F = tomfisher.fisher_diagonal(model, samples, params, tokens_per_batch=40, progress=False)
+        F = tomfisher.fisher_diagonal(
+            model, samples, params, labels=labels, tokens_per_batch=40, progress=False
+        )
         model_alone = -waits.count
         model(input_ids=samples[0].input_ids[None], use_cache=False)
         model_alone += waits.count  # transformers looks at its mask
@@ -126,5 +140,5 @@ def test_the_budget_is_recorded(tiny: SimpleNamespace) -> None:
         "asked": "auto",
         "taken": 512,
         "least": 512,
-        "bytes_per_token": 0,
+        "bytes_per_token": {},
     }

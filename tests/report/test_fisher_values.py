@@ -90,5 +90,6 @@ def test_the_table_and_the_words_have_the_numbers(values, make_run):
     assert table.rows[1][:4] == ["control", "40", "2,000", "55"]
     (picture,) = [p for p in draw(load(make_run()))[0] if p.name == "fisher-values"]
     assert (
-        "Of the 2,000 task values most lie from 0.0039 to twice that (1,000), and 55 are 0." in picture.says
+        "The 2,000 task values: the fullest bin is 0.0039 to twice that (1,000), and 55 are 0."
+        in picture.says
     )

@@ -20,7 +20,13 @@ class Llama8B(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+        self.devices = [GPU]
         self.config = SimpleNamespace(hidden_size=4096, num_hidden_layers=32, vocab_size=128_256)
+
+    def parameters(self, recurse: bool = True):
+        """One parameter per device, all of one size."""
+        for device in self.devices:
+            yield SimpleNamespace(device=device, numel=lambda: 1, element_size=lambda: 2)
 
 
 @pytest.fixture
@@ -38,24 +44,37 @@ def memory(monkeypatch):
 
 def test_what_pytorch_keeps_without_using_it_counts_as_free(memory):
     memory(80, allocated=16)
-    fresh = token_budget("auto", Llama8B(), GPU, 28 * GIB)
+    fresh = token_budget("auto", Llama8B(), GPU, {GPU: 28 * GIB})
     memory(80, allocated=16, cached=40)
-    assert token_budget("auto", Llama8B(), GPU, 28 * GIB) == fresh
+    assert token_budget("auto", Llama8B(), GPU, {GPU: 28 * GIB}) == fresh
     memory(80, others=20, allocated=16)
-    assert token_budget("auto", Llama8B(), GPU, 28 * GIB) < fresh
+    assert token_budget("auto", Llama8B(), GPU, {GPU: 28 * GIB}) < fresh
 
 
 def test_an_8b_model_on_80_gb_gets_thousands_of_tokens(memory):
     memory(74.5, allocated=15)  # 80 GB, the weights in bfloat16
     assert activation_bytes_per_token(Llama8B()) == 2 * (32 * 4096 * 24 + 2 * 128_256)
-    assert 3500 < token_budget("auto", Llama8B(), GPU, 26 * GIB) < 5000
+    assert 3500 < token_budget("auto", Llama8B(), GPU, {GPU: 26 * GIB}) < 5000
 
 
 def test_what_the_probe_measured_takes_the_place_of_the_estimate(memory):
     memory(80)
-    estimate = token_budget("auto", Llama8B(), GPU, 60 * GIB)
+    estimate = token_budget("auto", Llama8B(), GPU, {GPU: 60 * GIB})
     measured = 2 * activation_bytes_per_token(Llama8B())
-    assert token_budget("auto", Llama8B(), GPU, 60 * GIB, measured) == pytest.approx(estimate / 2, abs=256)
+    assert token_budget("auto", Llama8B(), GPU, {GPU: 60 * GIB}, {GPU: measured}) == pytest.approx(
+        estimate / 2, abs=256
+    )
+
+
+def test_a_model_on_several_gpus_fills_the_one_with_the_least_room(memory):
+    model = Llama8B()
+    memory(40, allocated=4)
+    whole = token_budget("auto", model, GPU, {GPU: 7 * GIB})
+    model.devices = [torch.device("cuda", i) for i in range(4)]
+    reserved = {device: 7 * GIB for device in model.devices}
+    assert token_budget("auto", model, GPU, reserved) == pytest.approx(min(16_384, 4 * whole), abs=1024)
+    reserved[model.devices[2]] = 30 * GIB
+    assert token_budget("auto", model, GPU, reserved) < whole
 
 
 @pytest.mark.parametrize(
@@ -77,9 +96,6 @@ def test_a_peak_is_what_a_block_adds(monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda d: setattr(said, "peak", said.now))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda d: said.now)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda d: said.peak)
-    with Peak(GPU) as peak:
+    with Peak([GPU, torch.device("cpu")]) as peak:
         said.peak = 175
-    assert peak.bytes == 75
-    with Peak(torch.device("cpu")) as peak:
-        pass
-    assert peak.bytes == 0
+    assert peak.bytes == {GPU: 75}

@@ -259,7 +259,7 @@ def test_a_folder_of_other_ablations_is_refused_unless_overwritten(study, done, 
     found = ablate_run(study.folder, ["full"], mask=tmp_path / "half.safetensors", overwrite=True, **options)
     assert (row(found, "full").nnz, row(found, "full").mask) == (half.nnz, "file")
     assert [file.stem for file in sorted((output / "points").iterdir())] == ["baseline", "full"]
-    with pytest.raises(ValueError, match=r"settings.limit: there 64, now 32"):
+    with pytest.raises(ValueError, match=r"settings.limit: was 64, now 32"):
         ablate_run(
             study.folder, mask=tmp_path / "half.safetensors", output_path=output, settings={"limit": 32}
         )

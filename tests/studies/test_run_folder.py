@@ -54,7 +54,7 @@ def test_changed_settings_are_refused_with_their_names_and_values(tmp_path):
     with pytest.raises(ValueError) as caught, claimed(config_in(tmp_path, seed=5, fill="zero")):
         pass
     lines = str(caught.value).splitlines()
-    assert "  fill: there 'mean', now 'zero'" in lines and "  seed: there 0, now 5" in lines
+    assert "  fill: was 'mean', now 'zero'" in lines and "  seed: was 0, now 5" in lines
     assert len(lines) == 4 and "--overwrite" in lines[-1]
 
 
@@ -142,7 +142,7 @@ def test_pinned_facts_may_not_change(tmp_path):
         folder.save_point(a_point(), {})
         folder.pin(data={"task": "aa", "control": "bb"}, device="cpu")
         folder.pin(data={"task": "aa", "control": "bb"})
-        with pytest.raises(ValueError, match=r"data\.control: there 'bb', now 'cc'") as caught:
+        with pytest.raises(ValueError, match=r"data\.control: was 'bb', now 'cc'") as caught:
             folder.pin(data={"task": "aa", "control": "cc"})
         assert "data.task" not in str(caught.value)
         assert folder.pinned()["data"]["control"] == "bb"

@@ -165,7 +165,7 @@ def test_killed_run_started_again_ends_like_an_unbroken_one(finished, stage, tmp
 
 
 def test_changed_setting_is_refused_and_overwrite_starts_again(finished):
-    with pytest.raises(ValueError, match=r"limit: there 40, now 20"):
+    with pytest.raises(ValueError, match=r"limit: was 40, now 20"):
         run({**finished, "limit": 20})
     results = Experiment(Config.from_dict({**finished, "limit": 20}), overwrite=True).run(progress=False)
     assert results.baseline("all").n == 20

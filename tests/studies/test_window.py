@@ -70,7 +70,7 @@ def test_folders_of_older_versions_say_512_for_the_default(settings):
         folder.store_path("task").mkdir(parents=True)
     with claimed(Config.from_dict(settings)):
         pass
-    with pytest.raises(ValueError, match="perplexity_window: there 512, now 256"):
+    with pytest.raises(ValueError, match="perplexity_window: was 512, now 256"):
         claimed(Config.from_dict({**settings, "perplexity_window": 256})).__enter__()
 
 

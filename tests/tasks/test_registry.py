@@ -82,7 +82,7 @@ def test_n_takes_whole_cells_evenly_over_conditions(questions: Path) -> None:
     assert Counter(story.condition for story in stories) == {"hard": 8, "easy": 8}
     assert set(Counter(story.cell for story in stories).values()) == {2}
     assert stories == load(questions, n=16, split="all", seed=1) != load(questions, n=16, split="all", seed=2)
-    with pytest.warns(UserWarning, match="tear apart"):
+    with pytest.warns(UserWarning, match="would split some that belong together"):
         assert len(load(questions, n=15, split="all")) == 16
     with pytest.raises(ValueError, match="holds 24 stories, but n=48"):
         load(questions, n=48)

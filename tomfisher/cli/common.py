@@ -154,9 +154,7 @@ def note_own_texts(model: str, given: Mapping[str, Any], names: Iterable[str] = 
     if own:
         named = ", ".join(f"{name} {text}" for name, text in own.items())
         flags = " and ".join(f"--{name}" for name in own)
-        note(
-            f"{model} only knows its own small language, so it is asked in that: {named}. Choose others with {flags}."
-        )
+        note(f"{model} knows only its own small language: using {named}. Choose others with {flags}.")
 
 
 def kappa(text: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import get_args
@@ -108,11 +108,11 @@ def fisher_diagonal(
     _check_hooks(selection)
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
-    device, size = device_of(model), sum(4 * p.numel() for p in selection.values())
-    budget = token_budget(tokens_per_batch, model, device, reserved=size)
+    device, sums = device_of(model), bytes_of_sums(selection)
+    budget = token_budget(tokens_per_batch, model, device, sums)
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
     methods = choose_methods(model, selection, samples, reduction, rules, budget)
-    budget = token_budget(tokens_per_batch, model, device, size, methods.bytes_per_token)
+    budget = token_budget(tokens_per_batch, model, device, sums, methods.bytes_per_token)
     runs = [
         _Run(model, selection, part, samples, labels, reduction, impl, seed, rules, precision)
         for part in (methods.apart() if in_two_passes(device) else [methods])
@@ -126,7 +126,7 @@ def fisher_diagonal(
         {name: squares[name] for name in selection},
         num_samples=len(samples),
         num_tokens=sum(len(s) for s in samples),
-        methods={name: taken[name] for name in taken},
+        methods=taken,
         metadata={
             "definition": {
                 "formula": "F_i = sum over samples of (d loss_n / d theta_i)^2",
@@ -141,13 +141,13 @@ def fisher_diagonal(
                 "asked": tokens_per_batch,
                 "taken": budget,
                 "least": min(run.budget for run in runs),  # after what did not fit
-                "bytes_per_token": methods.bytes_per_token,
+                "bytes_per_token": {str(gpu): size for gpu, size in methods.bytes_per_token.items()},
             },
             "left_out": left_out(model, params),
             "coverage": coverage(maps, taken).to_dict(),
             "model": identify(model, getattr(model.config, "_name_or_path", "")),
             "data_sha256": digest(samples),
-            "precision": precision,
+            "precision": _effective(precision, runs),
             "implementations": {op: impl for run in runs for op, impl in run.implementations.items()},
             "rules": rules.to_dict(),
             "versions": versions(),
@@ -157,6 +157,23 @@ def fisher_diagonal(
     if out is not None:
         save_finished(result, out)
     return result
+
+
+def bytes_of_sums(selection: Mapping[str, nn.Parameter]) -> dict[torch.device, int]:
+    """What the float32 sums of these parameters take, per device."""
+    sizes: dict[torch.device, int] = {}
+    for parameter in selection.values():
+        sizes[parameter.device] = sizes.get(parameter.device, 0) + 4 * parameter.numel()
+    return sizes
+
+
+def _effective(asked: str, runs: Sequence[_Run]) -> str:
+    """The precision that products had: what was asked for where Triton kernels multiplied float32, else exact."""
+    for run in runs:
+        single = any(run.selection[name].dtype == torch.float32 for name in run.methods.captured)
+        if single and "triton" in run.implementations.values():
+            return asked
+    return "ieee"
 
 
 def in_two_passes(device: torch.device) -> bool:

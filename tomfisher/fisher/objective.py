@@ -37,9 +37,9 @@ def sample_losses(model: nn.Module, batch: Batch, labels: Labels, reduction: Red
     device = device_of(model)
     targets, positions = _supervised(batch.labels)
     logits = logits_at(model, to_device(batch.input_ids, device), to_device(positions, device))
-    if labels == "sampled":
-        targets = _draw(logits.detach(), targets, batch.indices, seed)
     aims = to_device(targets, logits.device)
+    if labels == "sampled":
+        aims = _draw(logits.detach(), targets, aims, batch.indices, seed)
     total = negative_log_likelihood(logits.flatten(0, 1), aims.flatten()).view(targets.shape).sum(1)
     if reduction == "sum":
         return total
@@ -77,14 +77,25 @@ def _supervised(labels: Tensor) -> tuple[Tensor, Tensor]:
     return shifted[:, positions], positions
 
 
-def _draw(logits: Tensor, targets: Tensor, indices: list[int], seed: int) -> Tensor:
-    """Replace supervised targets by inverse-CDF draws from softmax(logits)."""
-    drawn = targets.clone()
+def _draw(logits: Tensor, targets: Tensor, aims: Tensor, indices: list[int], seed: int) -> Tensor:
+    """Replace supervised targets by inverse-CDF draws from softmax(logits).
+
+    Args:
+        logits: `[B, K, V]`.
+        targets: `[B, K]` on the host.
+        aims: the same where the logits are.
+        indices: of the samples.
+        seed: a draw is a function of it and the sample's index.
+    """
+    uniform = torch.zeros(targets.shape, dtype=torch.float64)
     for row, index in enumerate(indices):
-        where = (targets[row] != IGNORED).nonzero().squeeze(1)
+        supervised = targets[row] != IGNORED
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        uniform = torch.rand(len(where), 1, generator=generator, dtype=torch.float64).to(logits.device)
-        cumulative = logits[row, where.to(logits.device)].double().softmax(-1).cumsum(-1)
-        choice = torch.searchsorted(cumulative, uniform * cumulative[:, -1:]).squeeze(1)
-        drawn[row, where] = choice.clamp_max(logits.shape[-1] - 1).to(drawn.device)
-    return drawn
+        uniform[row, supervised] = torch.rand(int(supervised.sum()), generator=generator, dtype=torch.float64)
+    uniform = to_device(uniform, logits.device)
+    drawn = []
+    for row in range(len(indices)):  # one at a time: the cumulative sums are float64
+        cumulative = logits[row].double().softmax(-1).cumsum(-1)
+        choice = torch.searchsorted(cumulative, uniform[row, :, None] * cumulative[:, -1:]).squeeze(1)
+        drawn.append(choice.clamp_max(logits.shape[-1] - 1))
+    return torch.where(aims == IGNORED, aims, torch.stack(drawn))

@@ -11,6 +11,7 @@ from torch import nn
 
 from tomfisher import ops
 from tomfisher.fisher.capture import Capture
+from tomfisher.fisher.estimator import bytes_of_sums, in_two_passes
 from tomfisher.fisher.linear_maps import Coverage, coverage, linear_maps
 from tomfisher.fisher.objective import backward, sample_losses
 from tomfisher.fisher.probe import Methods, choose_methods
@@ -103,11 +104,16 @@ def plan_fisher(
     maps = linear_maps(model)
     selection = select_parameters(model, params, maps.weights)
     device = device_of(model)
-    budget = token_budget(tokens_per_batch, model, device)
+    sums = bytes_of_sums(selection)
+    budget = token_budget(tokens_per_batch, model, device, sums)
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
     methods = choose_methods(model, selection, samples, rules=rules, budget=budget)
     lengths = [len(s) for s in samples]
-    batches = rules.plan(lengths, budget, 1 if methods.one_at_a_time else None)
+    budget = token_budget(tokens_per_batch, model, device, sums, methods.bytes_per_token)
+    parts = methods.apart() if in_two_passes(device) else [methods]
+    batches = [
+        batch for part in parts for batch in rules.plan(lengths, budget, 1 if part.one_at_a_time else None)
+    ]
     largest = max(lengths[b[0]] * len(b) for b in batches)
     alone = [name for name in methods.fallback if name not in methods.unreached]
     used = {"squared_gradient_": methods.captured, "square_accumulate_": alone}
@@ -124,7 +130,7 @@ def plan_fisher(
         num_batches=len(batches),
         tokens_per_batch=budget,
         model_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        fisher_bytes=sum(p.numel() * 4 for p in selection.values()),
+        fisher_bytes=sum(sums.values()),
         gradient_bytes=max(p.numel() * 4 for p in selection.values()),
         activation_bytes=largest * activation_bytes_per_token(model),
         seconds=_seconds_per_token(model, samples, selection, methods) * sum(lengths),
@@ -134,17 +140,17 @@ def plan_fisher(
 def _seconds_per_token(
     model: nn.Module, samples: list[Sample], selection: dict[str, nn.Parameter], methods: Methods
 ) -> float:
-    """Time per token of a sample of median length: one pass, second of two runs, and what capture adds to it."""
+    """Time per token of a sample of median length: one pass, the fastest of three, and what capture adds to it."""
     median = sorted(samples, key=len)[len(samples) // 2]
     batch = collate([median], [0])
-    seconds = 0.0
+    seconds = []
     trainable = tuple(selection[name] for name in methods.fallback)
     capture = Capture(methods.modules, accumulators={})
     with frozen(model, trainable), capture, capture.batch(batch, skip=set()):
-        for _ in range(2):
+        for _ in range(3):
             start = time.perf_counter()
             loss = sample_losses(model, batch, "empirical", "mean", 0)
             backward(loss)
             loss.sum().item()
-            seconds = time.perf_counter() - start
-    return seconds / len(median) * (_CAPTURED_SHARE if methods.captured else 1.0)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds) / len(median) * (_CAPTURED_SHARE if methods.captured else 1.0)

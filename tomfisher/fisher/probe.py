@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,7 +18,6 @@ from tomfisher.fisher.flags import where
 from tomfisher.fisher.layout import Layouts
 from tomfisher.fisher.objective import Reduction, backward, check_losses, sample_losses
 from tomfisher.runtime.batches import collate
-from tomfisher.runtime.device import device_of
 from tomfisher.runtime.memory import Peak, is_out_of_memory, release
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.rules import SINGLE, Rules
@@ -50,7 +50,7 @@ class Methods:
         layouts: how the modules show the samples.
         called: sets of captured modules that ran together in a pass that was looked at both ways.
         probed_tokens: length of the longest sample that was looked at both ways.
-        bytes_per_token: that a token of the longest captured batch held on a GPU; 0 on the CPU.
+        bytes_per_token: per GPU, what a token of the longest batch that the probe captured held there.
     """
 
     modules: dict[str, CapturedModule]
@@ -61,7 +61,7 @@ class Methods:
     layouts: Layouts = field(default_factory=Layouts)
     called: set[frozenset[str]] = field(default_factory=set)
     probed_tokens: int = 0
-    bytes_per_token: int = 0
+    bytes_per_token: dict[torch.device, int] = field(default_factory=dict)
 
     @property
     def one_at_a_time(self) -> bool:
@@ -139,12 +139,18 @@ def choose_methods(
     methods = examine(model, selection, methods, probe_samples(samples), _batches(rules), reduction)
     for indices in _long_batches([len(sample) for sample in samples], rules, budget):
         chosen = [replace(samples[i], name=samples[i].called(f"sample {i}")) for i in indices]
+        full, peak = False, Peak({p.device for p in model.parameters()})
         try:
-            methods = examine(model, selection, methods, chosen, [list(range(len(chosen)))], reduction)
+            methods = examine(model, selection, methods, chosen, [list(range(len(chosen)))], reduction, peak)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            full = True
+        if full:
             release()  # a whole gradient beside it does not fit: `probed_tokens` says how far was looked
+        elif peak.bytes:
+            tokens = len(chosen) * max(map(len, chosen))
+            methods = replace(methods, bytes_per_token={d: size // tokens for d, size in peak.bytes.items()})
     return replace(
         methods, fallback={name: methods.fallback[name] for name in selection if name in methods.fallback}
     )
@@ -207,6 +213,7 @@ def examine(
     samples: list[Sample],
     batches: Iterable[list[int]],
     reduction: Reduction,
+    peak: Peak | None = None,
 ) -> Methods:
     """Look at samples both ways; what does not agree is moved to the fallback.
 
@@ -217,10 +224,11 @@ def examine(
         samples: each with a name for errors.
         batches: which of them are captured together; autograd takes each alone.
         reduction: as in the run.
+        peak: measures what capturing them takes.
     """
     batches = list(batches)
     accumulators = _accumulators(methods.modules, selection)
-    with Peak(device_of(model)) as peak:
+    with peak or nullcontext():
         calls, reasons, called = _capture(model, methods, accumulators, samples, batches, reduction)
     times = [sum(batch.count(i) for batch in batches) for i in range(len(samples))]
     watched = {name: selection[name] for name in methods.captured + sorted(methods.unreached)}
@@ -253,8 +261,6 @@ def examine(
         methods.moved(moved),
         called=methods.called | called,
         probed_tokens=max(methods.probed_tokens, *map(len, samples)),
-        bytes_per_token=peak.bytes
-        // max(len(batch) * max(len(samples[i]) for i in batch) for batch in batches),
     )
     return replace(
         after,

@@ -147,7 +147,7 @@ def _check_tensors(F: Tensor, grad_output: Tensor, input: Tensor, has_targets: b
     rank = 3 if has_targets else 2
     if F.ndim != rank or not F.is_contiguous():
         raise ValueError(
-            f"F must be contiguous with {rank} dimensions {'(targets given)' if has_targets else ''}, "
+            f"F must be contiguous with {rank} dimensions{' (targets given)' if has_targets else ''}, "
             f"got shape {tuple(F.shape)}, strides {F.stride()}."
         )
     if grad_output.ndim not in (2, 3) or grad_output.shape[:-1] != input.shape[:-1]:

@@ -179,8 +179,8 @@ def _fisher_values(values: Mapping[str, Any]) -> Picture:
         if len(counts):
             low = 2.0 ** (first + int(counts.argmax()))
             says.append(
-                f"Of the {entries(fisher):,} {which} values most lie from {low:.2g} to twice that ({counts.max():,}), "
-                f"and {entries(fisher, 'zeros'):,} are 0."
+                f"The {entries(fisher):,} {which} values: the fullest bin is {low:.2g} to twice that "
+                f"({counts.max():,}), and {entries(fisher, 'zeros'):,} are 0."
             )
     caption = (
         "How many weights have a Fisher value of each size, per power of two, on the task and on the control text "

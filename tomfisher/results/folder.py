@@ -159,7 +159,7 @@ class RunFolder:
 
 def listed(differing: Mapping[str, tuple[Any, Any]]) -> str:
     """What differs, a line each."""
-    return "\n".join(f"  {key}: there {old!r}, now {new!r}" for key, (old, new) in differing.items())
+    return "\n".join(f"  {key}: was {old!r}, now {new!r}" for key, (old, new) in differing.items())
 
 
 def _clear_extras(folder: Path, patterns: Iterable[str]) -> None:

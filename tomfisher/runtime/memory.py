@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 _CPU_TOKENS = 512
 _GPU_TOKENS = 16_384
 _GPU_LEAST, _GPU_STEP = 256, 256
-_SHARE = 0.8  # of the free memory: the rest is for kernels' tables, the squares of a fallback, fragments
+SHARE = 0.8  # of the free memory: the rest is for kernels' tables, the squares of a fallback, fragments
 _ACTIVATION_COPIES = 24  # activations kept per token and layer, in units of the hidden size
 _LOGIT_COPIES = 2  # logits and their gradient
 
@@ -31,26 +32,29 @@ def release() -> None:
 
 
 class Peak:
-    """How much more memory a block of work takes on a GPU; `bytes` is 0 on the CPU.
+    """How much more memory a block of work takes on each GPU; nothing on the CPU.
+
+    PyTorch's peak statistics of these GPUs are reset.
 
     Args:
-        device: where it works.
+        devices: where it works.
+
+    Attributes:
+        bytes: after the block, device to bytes.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before = 0
-        self.bytes = 0
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._before = {device: 0 for device in devices if device.type == "cuda"}
+        self.bytes: dict[torch.device, int] = {}
 
     def __enter__(self) -> Peak:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._before = torch.cuda.memory_allocated(self._device)
+        for device in self._before:
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before[device] = torch.cuda.memory_allocated(device)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._device.type == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated(self._device) - self._before
+        self.bytes = {d: torch.cuda.max_memory_allocated(d) - before for d, before in self._before.items()}
 
 
 def free_bytes(device: torch.device) -> int:
@@ -63,20 +67,22 @@ def token_budget(
     tokens_per_batch: int | str,
     model: nn.Module,
     device: torch.device,
-    reserved: int = 0,
-    bytes_per_token: int | None = None,
+    reserved: Mapping[torch.device, int] | None = None,
+    bytes_per_token: Mapping[torch.device, int] | None = None,
 ) -> int:
     """The budget that `tokens_per_batch` asks for: a number as it is; "auto" is a first guess.
 
     The run halves it where it does not fit. On the CPU 512: fewer are slower, more keep more activations
-    (benchmarks/README.md). On a GPU as many as fit into 80 % of the free memory, from 256 to 16,384 in steps of 256.
+    (benchmarks/README.md). On GPUs as many as fit into 80 % of the free memory of each that the model is on, from
+    256 to 16,384 in steps of 256.
 
     Args:
         tokens_per_batch: a number, or "auto".
         model: a causal language model.
         device: where its batches go.
-        reserved: bytes of the free memory that are for something else.
-        bytes_per_token: that a token holds between forward and backward; None: `activation_bytes_per_token`.
+        reserved: per GPU, bytes of the free memory that are for something else.
+        bytes_per_token: per GPU, what a token holds there between forward and backward; None:
+            `activation_bytes_per_token`, shared out as the parameters are.
 
     Raises:
         ValueError: it is neither.
@@ -84,16 +90,29 @@ def token_budget(
     if tokens_per_batch == "auto":
         if device.type != "cuda":
             return _CPU_TOKENS
-        room = int(_SHARE * (free_bytes(device) - reserved))
-        return tokens_that_fit(room, bytes_per_token or activation_bytes_per_token(model))
+        held = bytes_per_token or _shared_out(model)
+        return min(
+            tokens_that_fit(int(SHARE * (free_bytes(gpu) - (reserved or {}).get(gpu, 0))), each)
+            for gpu, each in held.items()
+        )
     if isinstance(tokens_per_batch, int) and not isinstance(tokens_per_batch, bool):
         return tokens_per_batch
     raise ValueError(f"tokens_per_batch must be 'auto' or a number of tokens, got {tokens_per_batch!r}.")
 
 
+def _shared_out(model: nn.Module) -> dict[torch.device, int]:
+    """`activation_bytes_per_token` of each GPU, in proportion to the parameters that are there."""
+    sizes: dict[torch.device, int] = {}
+    for parameter in model.parameters():
+        sizes[parameter.device] = sizes.get(parameter.device, 0) + parameter.numel()
+    whole, total = activation_bytes_per_token(model), sum(sizes.values())
+    gpus = {device: size for device, size in sizes.items() if device.type == "cuda"}
+    return {device: max(1, whole * size // total) for device, size in gpus.items()}
+
+
 def tokens_that_fit(room: int, bytes_per_token: int) -> int:
     """Tokens of a batch on a GPU whose activations may take `room` bytes."""
-    fitting = room // bytes_per_token // _GPU_STEP * _GPU_STEP
+    fitting = room // max(1, bytes_per_token) // _GPU_STEP * _GPU_STEP
     return max(_GPU_LEAST, min(_GPU_TOKENS, fitting))
 
 

@@ -156,6 +156,7 @@ class Experiment:
         for which in own:
             self._samples[which] = self.inputs.samples(which, loaded)
             check_samples(loaded.model, self._samples[which])
+        self.say("asking the model about the rules that its numbers rest on")
         texts = (sample.input_ids for samples in self._samples.values() for sample in samples)
         budget = token_budget(self.config.tokens_per_batch, loaded.model, self.device)
         check_run(loaded.model, texts, tokens=budget)

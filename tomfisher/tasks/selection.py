@@ -68,7 +68,7 @@ def take(units: Sequence[Unit], n: int | None, what: str) -> list[Story]:
         taken.extend(unit)
     if len(taken) != n:
         warnings.warn(
-            f"{what}: n={n} would tear apart questions that belong together, so {len(taken)} stories are returned.",
+            f"{what}: {n} questions would split some that belong together, so there are {len(taken)}.",
             UserWarning,
             stacklevel=3,
         )
