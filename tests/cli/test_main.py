@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tomfisher import FisherDiagonal, testbed
-from tomfisher.cli import analyze
 from tomfisher.cli import main as cli
 from tomfisher.cli.main import build_parser, explain, main
 
@@ -139,11 +138,6 @@ def test_help_of_a_shared_flag_says_what_it_does_in_this_command(name, flag, say
     assert says in action.help and not_this not in action.help
 
 
-def test_a_p_too_small_for_a_float_is_no_zero():
-    table = analyze._table([{"p": 0.0, "p_corrected": 0.0, "found": 0.0}])
-    assert table.splitlines()[-1].split() == ["<", "1e-300", "<", "1e-300", "0"]
-
-
 @pytest.mark.parametrize("with_control", [False, True])
 def test_an_empty_mask_is_an_error_that_says_why(with_control, tmp_path, capsys):
     store, target = tmp_path / "store", tmp_path / "m.safetensors"
@@ -170,14 +164,14 @@ def stand_in(monkeypatch, action):
 
     def build():
         parser = real()
-        parse = parser.parse_args
+        parse = parser.parse_known_args
 
-        def parse_args(argv=None):
-            args = parse(argv)
+        def parse_known_args(argv=None):
+            args, unknown = parse(argv)
             args.execute = lambda _: action()
-            return args
+            return args, unknown
 
-        parser.parse_args = parse_args
+        parser.parse_known_args = parse_known_args
         return parser
 
     monkeypatch.setattr(cli, "build_parser", build)
@@ -268,3 +262,17 @@ def test_every_command_that_loads_explains_a_model_that_cannot_be_loaded(
     assert said.startswith("tomfisher: Cannot load the")
     assert "./model" in said
     assert len(said) < 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--modle", "x"], "usage: tomfisher run"),
+        (["run", "--modle=x"], "unrecognized arguments: --modle=x. Did you mean --model?"),
+        (["ls", "models", "--zzz"], "unrecognized arguments: --zzz. Try tomfisher ls --help"),
+    ],
+)
+def test_a_misspelt_flag_is_explained_by_its_command(words, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2 and said in capsys.readouterr().err

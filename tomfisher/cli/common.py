@@ -51,7 +51,7 @@ def add_command(
         The parser; give it its flags and `set_defaults(execute=...)`.
     """
     lines = "\n".join(f"  {example}" for example in examples)
-    return subparsers.add_parser(
+    parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=help,
         description=description,
@@ -59,6 +59,8 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(parser=parser)
+    return parser
 
 
 def add_settings(

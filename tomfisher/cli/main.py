@@ -11,6 +11,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, TextIO
 
 from tomfisher.cli.common import refuse_own_input
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Terminal() as terminal:
         args, code = argparse.Namespace(), 0
         try:
-            args = build_parser().parse_args(argv)
+            args = parse(build_parser(), argv)
             code = _execute(args)
         except SystemExit as end:  # argparse: --help, --version, or a mistake that it has explained
             terminal.flush()
@@ -100,6 +101,26 @@ def _execute(args: argparse.Namespace) -> int:
             traceback.print_exc()
         note(message)
         return 2
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the arguments; what a command does not know is explained by that command, with the flag that is meant.
+
+    Raises:
+        SystemExit: as `parse_args`.
+    """
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command: argparse.ArgumentParser = getattr(args, "parser", parser)
+        flags = (word.partition("=")[0] for word in unknown if word.startswith("--"))
+        meant = [
+            close[0]
+            for flag in flags
+            if (close := get_close_matches(flag, command._option_string_actions, n=1))
+        ]
+        hint = f". Did you mean {' and '.join(meant)}?" if meant else f". Try {command.prog} --help"
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
