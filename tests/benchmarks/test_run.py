@@ -282,13 +282,13 @@ def test_a_wrong_fill_or_undo_stops_the_benchmark(monkeypatch, name, wrong, said
     weights = bench_masked_fill.make_weights("tiny", torch.float32, torch.device("cpu"))
     monkeypatch.setattr(bench_masked_fill, name, wrong)
     with pytest.raises(RuntimeError, match=said):
-        bench_masked_fill.measure("tiny", weights, 0.1, torch.device("cpu"), 1)
+        list(bench_masked_fill.measure("tiny", weights, 0.1, torch.device("cpu"), 1))
 
 
 def test_masked_fill_leaves_the_weights_as_they_were():
     weights = bench_masked_fill.make_weights("tiny", torch.bfloat16, torch.device("cpu"))
     before = [w.clone() for w in weights]
-    bench_masked_fill.measure("tiny", weights, 0.1, torch.device("cpu"), 1)
+    list(bench_masked_fill.measure("tiny", weights, 0.1, torch.device("cpu"), 1))
     assert all(
         torch.equal(a.view(torch.int16), b.view(torch.int16)) for a, b in zip(before, weights, strict=True)
     )

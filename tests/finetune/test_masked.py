@@ -51,6 +51,17 @@ def test_only_masked_entries_change_and_undo_is_exact(family, dtype, samples):
     assert same_bits(state_of(model), before)
 
 
+def test_weights_that_the_user_froze_are_trained_and_frozen_again(samples):
+    model, frozen_one = trainable_model("llama-gqa"), trainable_model("llama-gqa")
+    for parameter in frozen_one.parameters():
+        parameter.requires_grad_(False)
+    mask = some_mask(model)
+    settings = {"steps": 2, "learning_rate": 0.05, "batch_size": 4}
+    tuned, other = (finetune_masked(each, mask, samples, **settings) for each in (model, frozen_one))
+    assert tuned.losses == other.losses and same_bits(state_of(model), state_of(frozen_one))
+    assert not any(parameter.requires_grad for parameter in frozen_one.parameters())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gathered_gradient_is_the_dense_gradient_at_the_entries(family, samples):
     model = trainable_model(family).eval()

@@ -126,7 +126,7 @@ def test_counts_are_balanced_over_conditions_directions_and_answers() -> None:
             chosen = [s for s in stories if s.kind == kind and s.condition.endswith(condition)]
             assert Counter(s.answer for s in chosen) == {0: 20, 1: 20}
     assert stories[:60] == load(FAMILY, n=60)
-    with pytest.warns(UserWarning, match="n=320 .* 324 stories"):
+    with pytest.warns(UserWarning, match="320 questions .* there are 324"):
         load(FAMILY, n=320)
 
 

@@ -85,12 +85,14 @@ def gathered_gradients(entries: Sequence[Entry], values: Sequence[nn.Parameter])
     The dense gradient of a weight exists only until its masked entries are read off, one weight after another.
 
     Args:
-        entries: their parameters must require a gradient.
+        entries: their parameters require a gradient during the block, whether the user froze them or not.
         values: the vectors `[k]` that collect, in the order of `entries`.
     """
     with ExitStack() as stack:
         for entry, value in zip(entries, values, strict=True):
             for parameter in entry.parameters:
+                stack.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(True)
                 hook = partial(_collect, entry.index, value)
                 stack.callback(parameter.register_post_accumulate_grad_hook(hook).remove)
         yield
