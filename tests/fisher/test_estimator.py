@@ -11,6 +11,8 @@ from torch import nn
 
 import tomfisher
 from tomfisher.fisher import estimator
+from tomfisher.fisher.stage import WholeModel
+from tomfisher.runtime.batches import Batch
 from tomfisher.sample import Sample
 
 
@@ -131,15 +133,15 @@ def test_one_sample_that_does_not_fit_is_named(
     tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, samples = tiny.model("llama-gqa"), tiny.samples(3)
-    original = estimator.sample_losses
 
-    def full(*args):  # type: ignore[no-untyped-def]
-        raise torch.OutOfMemoryError("out of memory (simulated)")
+    class Full(WholeModel):  # its `probing()` is a plain one
+        def forward(self, batch: Batch) -> torch.Tensor:
+            raise torch.OutOfMemoryError("out of memory (simulated)")
 
-    monkeypatch.setattr(estimator, "sample_losses", full)
+    monkeypatch.setattr(estimator, "WholeModel", Full)
     with pytest.raises(MemoryError, match=r"sample \d \(s\d\) with \d+ tokens does not fit"):
         tomfisher.fisher_diagonal(model, samples, progress=False)
-    monkeypatch.setattr(estimator, "sample_losses", original)
+    monkeypatch.undo()
     tomfisher.fisher_diagonal(model, samples, progress=False)
 
 
@@ -270,15 +272,16 @@ def test_the_budget_stays_halved_once_memory_ran_out(
 ) -> None:
     model, samples = tiny.model("llama-gqa"), tiny.samples(9) * 4
     expected = tiny.definition(model, samples)
-    original, failures = estimator.sample_losses, []
+    failures = []
 
-    def tight(model, batch, *args):  # type: ignore[no-untyped-def]
-        if batch.shape[0] * batch.shape[1] > 60:
-            failures.append(batch.shape)
-            raise torch.OutOfMemoryError("out of memory (simulated)")
-        return original(model, batch, *args)
+    class Tight(WholeModel):
+        def forward(self, batch: Batch) -> torch.Tensor:
+            if batch.shape[0] * batch.shape[1] > 60:
+                failures.append(batch.shape)
+                raise torch.OutOfMemoryError("out of memory (simulated)")
+            return super().forward(batch)
 
-    monkeypatch.setattr(estimator, "sample_losses", tight)
+    monkeypatch.setattr(estimator, "WholeModel", Tight)
     F = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=200, progress=False)
     assert 1 <= len(failures) <= 4  # each batch once would be at least twice that
     tiny.assert_exact(F, expected)
@@ -314,15 +317,16 @@ def test_what_a_failed_batch_held_is_gone_before_memory_is_given_back(
     import weakref
 
     held: list[weakref.ref[torch.Tensor]] = []
-    original, released = estimator.backward, []
+    released = []
 
-    def failing(losses: torch.Tensor) -> None:
-        if not held:
-            held.append(weakref.ref(losses))
-            raise torch.OutOfMemoryError("out of memory (simulated)")
-        original(losses)
+    class Failing(WholeModel):
+        def backward(self, outputs: torch.Tensor, batch: Batch) -> None:
+            if not held:
+                held.append(weakref.ref(outputs))
+                raise torch.OutOfMemoryError("out of memory (simulated)")
+            super().backward(outputs, batch)
 
-    monkeypatch.setattr(estimator, "backward", failing)
+    monkeypatch.setattr(estimator, "WholeModel", Failing)
     monkeypatch.setattr(estimator, "release", lambda: released.append(held[0]() is None))
     tomfisher.fisher_diagonal(tiny.model("llama-gqa"), tiny.samples(4), progress=False)
     assert released == [True]

@@ -14,6 +14,7 @@ import tomfisher
 from tomfisher.fisher.experts import Routing
 from tomfisher.fisher.probe import PROBE_ROWS, choose_methods
 from tomfisher.fisher.selection import select_parameters
+from tomfisher.fisher.stage import WholeModel
 
 # gpt-oss: transposed weights, biases and a gate of its own; jamba: experts in every second layer
 MIXTURES = ["mixtral", "qwen2-moe", "qwen3-moe", "gpt-oss", "jamba"]
@@ -78,7 +79,7 @@ def test_the_probe_keeps_a_few_rows_of_each_expert(
         return original(captured, expected)
 
     monkeypatch.setattr(probe, "_compared", watch)
-    choose_methods(model, selection, tiny.samples(2))
+    choose_methods(WholeModel(model), selection, tiny.samples(2))
     assert shapes == {(4, 96, 32): (4, PROBE_ROWS // 4, 32), (4, 32, 48): (4, PROBE_ROWS // 4, 48)}
 
 
@@ -128,5 +129,5 @@ def test_experts_that_see_other_tokens_than_the_batch_fall_back(tiny: SimpleName
 def test_experts_of_a_parallel_run_fall_back(tiny: SimpleNamespace) -> None:
     model = tiny.model("mixtral")
     model.model.layers[0].mlp.experts._is_expert_parallel = True
-    methods = choose_methods(model, select_parameters(model, "*.experts.*"), tiny.samples(2))
+    methods = choose_methods(WholeModel(model), select_parameters(model, "*.experts.*"), tiny.samples(2))
     assert {name.split(".")[2] for name in methods.fallback} == {"0"}

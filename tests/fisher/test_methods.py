@@ -11,6 +11,7 @@ from torch import nn
 import tomfisher
 from tomfisher.fisher import capture, select_parameters
 from tomfisher.fisher.probe import choose_methods
+from tomfisher.fisher.stage import WholeModel
 
 FALLS_BACK = {  # decoder weights that no closed form can reach, by family
     "mamba": {"mixer.dt_proj.weight"},
@@ -22,14 +23,14 @@ def test_decoder_weights_are_captured_except_where_no_module_is_called(
     tiny: SimpleNamespace, family: str
 ) -> None:
     model = tiny.model(family)
-    methods = choose_methods(model, select_parameters(model, "decoder-linear"), tiny.samples(3))
+    methods = choose_methods(WholeModel(model), select_parameters(model, "decoder-linear"), tiny.samples(3))
     assert {".".join(name.split(".")[3:]) for name in methods.fallback} == FALLS_BACK.get(family, set())
     assert set(methods.describe()) == set(methods.captured) | set(methods.fallback)
 
 
 def test_tied_weights_fall_back_and_name_their_twin(tiny: SimpleNamespace) -> None:
     model = tiny.model("llama-tied")
-    methods = choose_methods(model, select_parameters(model, "all"), tiny.samples(2))
+    methods = choose_methods(WholeModel(model), select_parameters(model, "all"), tiny.samples(2))
     assert list(methods.fallback) == ["model.embed_tokens.weight"]
     assert "lm_head.weight" in methods.fallback["model.embed_tokens.weight"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import tomfisher
 from tomfisher.fisher.layout import Layouts, kind_of
-from tomfisher.fisher.probe import _long_batches
+from tomfisher.fisher.probe import long_batches
 from tomfisher.runtime.rules import EQUAL, PADDED, SINGLE, Rules
 from tomfisher.sample import Sample
 
@@ -177,7 +177,7 @@ def test_how_a_batch_lies_in_memory_may_depend_on_its_length(
 def test_what_is_looked_at_after_the_short_cuts(
     batches: str, budget: int | None, expected: list[list[int]]
 ) -> None:
-    assert _long_batches([5, 30, 20, 16, 16], Rules(batches=batches), budget) == expected
+    assert long_batches([5, 30, 20, 16, 16], Rules(batches=batches), budget) == expected
 
 
 def test_what_no_sample_reaches_does_not_cost_the_batches(tiny: SimpleNamespace) -> None:

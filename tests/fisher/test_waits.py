@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tomfisher
 from tomfisher.fisher import estimator, select_parameters
 from tomfisher.fisher.probe import choose_methods
+from tomfisher.fisher.stage import WholeModel
 from tomfisher.runtime.device import to_device
 
 # what makes the host wait for a value: `.item()`, `bool(tensor)`, `float(tensor)` and `if tensor`
@@ -68,7 +69,7 @@ def test_the_host_waits_once_a_batch(
 ) -> None:
     model, samples = tiny.model(family), tiny.samples(8)
     per_batch: list[int] = []
-    original = estimator._Run._one_batch
+    original = estimator.Run._one_batch
 
     def counted(self: Any, *args: Any) -> bool:
         before = waits.count
@@ -76,7 +77,7 @@ def test_the_host_waits_once_a_batch(
         per_batch.append(waits.count - before)
         return done
 
-    monkeypatch.setattr(estimator._Run, "_one_batch", counted)
+    monkeypatch.setattr(estimator.Run, "_one_batch", counted)
     with waits:
         F = tomfisher.fisher_diagonal(
             model, samples, params, labels=labels, tokens_per_batch=40, progress=False
@@ -96,7 +97,7 @@ def test_the_probe_waits_a_handful_of_times_whatever_the_number_of_tensors(
     for params in ("decoder-linear", "model.layers.0.mlp.*"):
         before = waits.count
         with waits:
-            choose_methods(model, select_parameters(model, params), samples)
+            choose_methods(WholeModel(model), select_parameters(model, params), samples)
         counts[params] = waits.count - before
     assert len(set(counts.values())) == 1 and max(counts.values()) <= 24  # two or three a forward
 
@@ -117,13 +118,13 @@ def test_two_passes_give_what_one_gives(
 ) -> None:
     model, samples = tiny.model(family), tiny.samples(6)
     batches: list[int] = []
-    original = estimator._Run._one_batch
+    original = estimator.Run._one_batch
 
     def sized(self: Any, batch: Any, entry: Any) -> bool:
         batches.append(len(batch.indices))
         return original(self, batch, entry)
 
-    monkeypatch.setattr(estimator._Run, "_one_batch", sized)
+    monkeypatch.setattr(estimator.Run, "_one_batch", sized)
     monkeypatch.setattr(estimator, "in_two_passes", lambda device: True)
     F = tomfisher.fisher_diagonal(model, samples, "all", tokens_per_batch=60, progress=False)
     tiny.assert_exact(F, tiny.definition(model, samples))

@@ -18,20 +18,21 @@ from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal, save_finished
 from tomfisher.fisher.flags import where
 from tomfisher.fisher.linear_maps import coverage, linear_maps
-from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
+from tomfisher.fisher.objective import Labels, Reduction
 from tomfisher.fisher.probe import Methods, choose_methods, examine
 from tomfisher.fisher.selection import Params, describe_params, left_out, select_parameters
+from tomfisher.fisher.stage import Stage, WholeModel
 from tomfisher.fisher.store import check_target
 from tomfisher.models.load import identify
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
-from tomfisher.runtime.batches import Batch, collate
+from tomfisher.runtime.batches import Batch
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable
 from tomfisher.runtime.memory import is_out_of_memory, release, token_budget
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.onednn import concerns
-from tomfisher.runtime.rules import Rules, check_rules, weights_kept
+from tomfisher.runtime.rules import check_rules, weights_kept
 from tomfisher.runtime.scan import scan_of
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample, digest
@@ -111,15 +112,18 @@ def fisher_diagonal(
     device, sums = device_of(model), bytes_of_sums(selection)
     budget = token_budget(tokens_per_batch, model, device, sums)
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
-    methods = choose_methods(model, selection, samples, reduction, rules, budget)
+    stage = WholeModel(model, rules, labels, reduction, seed)
+    methods = choose_methods(stage, selection, samples, rules, budget)
     budget = token_budget(tokens_per_batch, model, device, sums, methods.bytes_per_token)
     runs = [
-        _Run(model, selection, part, samples, labels, reduction, impl, seed, rules, precision)
+        Run(stage, selection, part, samples, impl, precision)
         for part in (methods.apart() if in_two_passes(device) else [methods])
     ]
     with weights_kept(model):
         for run in runs:
-            run.all_batches(budget, progress)
+            total = sum(map(len, samples))
+            with progress_bar(total=total, desc="Fisher", unit="token", enabled=progress) as bar:
+                run.all_batches(budget, bar.update)
     taken = {name: method for run in runs for name, method in run.methods.describe().items()}
     squares = {name: F for run in runs for name, F in run.F.items()}
     result = FisherDiagonal(
@@ -167,7 +171,7 @@ def bytes_of_sums(selection: Mapping[str, nn.Parameter]) -> dict[torch.device, i
     return sizes
 
 
-def _effective(asked: str, runs: Sequence[_Run]) -> str:
+def _effective(asked: str, runs: Sequence[Run]) -> str:
     """The precision that products had: what was asked for where Triton kernels multiplied float32, else exact."""
     for run in runs:
         single = any(run.selection[name].dtype == torch.float32 for name in run.methods.captured)
@@ -193,31 +197,41 @@ class _Pending:
     skip: set[str] = field(default_factory=set)
 
 
-class _Run:
-    """One pass over the samples: the accumulators and what is needed to fill them."""
+class Run:
+    """One pass of the samples through a stage: the accumulators and what is needed to fill them.
+
+    Args:
+        stage: what the batches go through.
+        selection: parameters of it, by name.
+        methods: how each of them is computed.
+        samples: what goes through.
+        impl: of the ops.
+        precision: of their float32 products.
+
+    Attributes:
+        F: the sums, by parameter name.
+        methods: as they are by now: what a batch shows may move parameters to the fallback.
+        budget: `B * T` of a batch, after what did not fit.
+        implementations: which implementation of each op runs.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
+        stage: Stage,
         selection: dict[str, nn.Parameter],
         methods: Methods,
         samples: list[Sample],
-        labels: Labels,
-        reduction: Reduction,
         impl: ops.Impl,
-        seed: int,
-        rules: Rules,
         precision: ops.Precision,
     ) -> None:
-        self.model, self.selection, self.methods, self.samples = model, selection, methods, samples
-        self.labels, self.reduction, self.impl, self.seed = labels, reduction, impl, seed
-        self.rules = rules
+        self.stage, self.selection, self.methods, self.samples = stage, selection, methods, samples
+        self.impl = impl
         self.F = {
             name: torch.zeros(selection[name].shape, dtype=torch.float32, device=selection[name].device)
             for name in (*methods.captured, *methods.fallback)
         }
         self.budget = 0
-        self.implementations = {"linear@cpu": "onednn"} if concerns(model) else {}
+        self.implementations = {"linear@cpu": "onednn"} if concerns(stage.model) else {}
         self._resolve("squared_gradient_", methods.captured)
         self._pending: list[_Pending] = []
         self._finished: set[int] = set()
@@ -238,21 +252,20 @@ class _Run:
         for device in {self.selection[n].device for n in names}:
             self.implementations[f"{op}@{device.type}"] = ops.resolve(op, self.impl, device)[0]
 
-    def all_batches(self, budget: int, progress: bool) -> None:
-        """Every sample once; the budget halves for good whenever memory runs out."""
-        total = sum(len(s) for s in self.samples)
+    def all_batches(self, budget: int, advance: Callable[[int], object]) -> None:
+        """Every sample once; the budget halves for good whenever memory runs out.
+
+        Args:
+            budget: `B * T` of a batch.
+            advance: told of every batch how many tokens are done with.
+        """
         self.budget = budget
-        with (
-            frozen(self.model),
-            self._hooks,
-            self.capture,
-            progress_bar(total=total, desc="Fisher", unit="token", enabled=progress) as bar,
-        ):
+        with frozen(self.stage.model), self._hooks, self.capture:
             self._by_autograd(self.methods.fallback)
             self._pending = [_Pending(b) for b in reversed(self._batches(range(len(self.samples)), budget))]
             while self._pending:
                 entry = self._pending.pop()
-                batch = collate(self.samples, entry.indices)
+                batch = self.stage.batch(self.samples, entry.indices)
                 alone = self.methods.one_at_a_time
                 full = None
                 try:
@@ -270,7 +283,7 @@ class _Run:
                 if self.methods.one_at_a_time != alone:
                     self._replan(budget)
                 if complete:
-                    bar.update(sum(len(self.samples[i]) for i in set(entry.indices) - self._finished))
+                    advance(sum(len(self.samples[i]) for i in set(entry.indices) - self._finished))
                     self._finished |= set(entry.indices)
                 else:
                     self._pending += [_Pending([i], set(entry.skip)) for i in entry.indices]
@@ -282,10 +295,8 @@ class _Run:
             )
 
     def _batches(self, indices: Sequence[int], budget: int) -> list[list[int]]:
-        lengths = [len(self.samples[i]) for i in indices]
         # a parameter on the fallback needs the gradient of one sample alone
-        most = 1 if self.methods.one_at_a_time else None
-        return [[indices[i] for i in batch] for batch in self.rules.plan(lengths, budget, most)]
+        return self.stage.plan(self.samples, indices, budget, 1 if self.methods.one_at_a_time else None)
 
     def _replan(self, budget: int) -> None:
         """Plan the batches to come anew; those that are begun stay, and come first."""
@@ -313,28 +324,26 @@ class _Run:
         """Add the squares of a batch; False if nothing was added and its samples have to come again, alone."""
         self._running, self._skip = batch.indices, entry.skip
         with self.capture.batch(batch, entry.skip):
-            losses = sample_losses(self.model, batch, self.labels, self.reduction, self.seed)
+            outputs = self.stage.forward(batch)
             if self._is_new_kind(batch, entry):
                 return False
             self._squared = []
-            backward(losses)
-        self._check_finite(batch, losses)
+            self.stage.backward(outputs, batch)
+        self._check_finite(batch, self.stage.per_sample(outputs, batch))
         self._prove(batch)
         return True
 
-    def _check_finite(self, batch: Batch, losses: Tensor) -> None:
+    def _check_finite(self, batch: Batch, values: Tensor) -> None:
         """Stop at a loss or a gradient that is not finite: the one time that the host waits for a batch."""
         sums = self.capture.gradient_sums()
-        finite = torch.isfinite(
-            torch.stack([losses.detach().float(), *(s.to(losses.device) for _, s in sums)])
-        )
-        alone = [flag.to(losses.device).view(1, 1) for _, flag in self._squared]  # of one sample
+        finite = torch.isfinite(torch.stack([values, *(s.to(values.device) for _, s in sums)]))
+        alone = [flag.to(values.device).view(1, 1) for _, flag in self._squared]  # of one sample
         bad = (~torch.cat([finite, *alone])).cpu().nonzero()
         if not len(bad):
             return
         place, row = bad[0].tolist()
         sample = self._called(batch.indices[row])
-        check_losses(self.model, losses, [self._called(i) for i in batch.indices])
+        self.stage.check(values, [self._called(i) for i in batch.indices])
         names = [f"at the output of {name}" for name, _ in sums] + [f"of {name}" for name, _ in self._squared]
         raise FloatingPointError(
             f"The gradient {names[place - 1]} is not finite for {sample}. "
@@ -378,7 +387,7 @@ class _Run:
         before = self.methods
         with self.capture.aside():
             sample = replace(self.samples[index], name=self._called(index))
-            after = examine(self.model, self.selection, before, [sample], [[0]], self.reduction)
+            after = examine(self.stage.probing(), self.selection, before, [sample], [[0]])
         moved = {name: r for name, r in after.fallback.items() if name not in before.fallback}
         self.methods = replace(
             before, called=after.called, unproven=after.unproven, unreached=after.unreached

@@ -16,6 +16,7 @@ from tomfisher.fisher.linear_maps import Coverage, coverage, linear_maps
 from tomfisher.fisher.objective import backward, sample_losses
 from tomfisher.fisher.probe import Methods, choose_methods
 from tomfisher.fisher.selection import Params, select_parameters
+from tomfisher.fisher.stage import WholeModel
 from tomfisher.runtime.batches import collate
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable
@@ -107,7 +108,7 @@ def plan_fisher(
     sums = bytes_of_sums(selection)
     budget = token_budget(tokens_per_batch, model, device, sums)
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
-    methods = choose_methods(model, selection, samples, rules=rules, budget=budget)
+    methods = choose_methods(WholeModel(model, rules), selection, samples, rules, budget)
     lengths = [len(s) for s in samples]
     budget = token_budget(tokens_per_batch, model, device, sums, methods.bytes_per_token)
     parts = methods.apart() if in_two_passes(device) else [methods]

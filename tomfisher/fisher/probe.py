@@ -16,8 +16,8 @@ from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.experts import is_experts
 from tomfisher.fisher.flags import where
 from tomfisher.fisher.layout import Layouts
-from tomfisher.fisher.objective import Reduction, backward, check_losses, sample_losses
-from tomfisher.runtime.batches import collate
+from tomfisher.fisher.stage import Stage
+from tomfisher.runtime.batches import Batch
 from tomfisher.runtime.memory import Peak, is_out_of_memory, release
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.rules import SINGLE, Rules
@@ -108,10 +108,9 @@ class Methods:
 
 
 def choose_methods(
-    model: nn.Module,
+    stage: Stage,
     selection: dict[str, nn.Parameter],
     samples: Sequence[Sample],
-    reduction: Reduction = "mean",
     rules: Rules | None = None,
     budget: int | None = None,
 ) -> Methods:
@@ -125,23 +124,23 @@ def choose_methods(
     fallback. One that neither way gave a gradient to is watched in batches.
 
     Args:
-        model: a transformers model.
+        stage: what the run's batches go through.
         selection: from `select_parameters`.
         samples: the run's samples; at least one.
-        reduction: as in the run.
         rules: how rows may be batched; None for padded.
         budget: the run's `B * T` per batch; None for no bound.
     """
-    modules, fallback = capturable(model, selection)
+    stage = stage.probing()
+    modules, fallback = capturable(stage.model, selection)
     names = [name for module in modules.values() for name in module.parameters.values()]
     order = [name for name in selection if name in set(names)]
     methods = Methods(modules, order, fallback, unreached=set(fallback), unproven=set(order))
-    methods = examine(model, selection, methods, probe_samples(samples), _batches(rules), reduction)
-    for indices in _long_batches([len(sample) for sample in samples], rules, budget):
+    methods = examine(stage, selection, methods, probe_samples(samples), short_batches(rules))
+    for indices in long_batches([len(sample) for sample in samples], rules, budget):
         chosen = [replace(samples[i], name=samples[i].called(f"sample {i}")) for i in indices]
-        full, peak = False, Peak({p.device for p in model.parameters()})
+        full, peak = False, Peak({p.device for p in stage.model.parameters()})
         try:
-            methods = examine(model, selection, methods, chosen, [list(range(len(chosen)))], reduction, peak)
+            methods = examine(stage, selection, methods, chosen, [list(range(len(chosen)))], peak)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -156,13 +155,14 @@ def choose_methods(
     )
 
 
-def _batches(rules: Rules | None) -> tuple[list[int], ...]:
+def short_batches(rules: Rules | None) -> tuple[list[int], ...]:
+    """Which batches of the two short cuts (`probe_samples`) the rules allow, as indices of the cuts."""
     if rules is None or rules.padded:
         return _SHORT_BATCHES
     return _ALONE if rules.batches == SINGLE else _EQUAL_BATCHES
 
 
-def _long_batches(lengths: list[int], rules: Rules | None, budget: int | None) -> list[list[int]]:
+def long_batches(lengths: list[int], rules: Rules | None, budget: int | None) -> list[list[int]]:
     """Samples that go both ways after the short cuts, one batch each, shorter batches first.
 
     The two longest that the run may put into one batch, of different lengths where padding is allowed; and the
@@ -207,32 +207,30 @@ def _rows(module: nn.Module, parameter: nn.Parameter) -> Tensor | None:
 
 
 def examine(
-    model: nn.Module,
+    stage: Stage,
     selection: dict[str, nn.Parameter],
     methods: Methods,
     samples: list[Sample],
     batches: Iterable[list[int]],
-    reduction: Reduction,
     peak: Peak | None = None,
 ) -> Methods:
     """Look at samples both ways; what does not agree is moved to the fallback.
 
     Args:
-        model: a transformers model.
+        stage: what the samples go through.
         selection: from `select_parameters`.
         methods: as known so far.
         samples: each with a name for errors.
         batches: which of them are captured together; autograd takes each alone.
-        reduction: as in the run.
         peak: measures what capturing them takes.
     """
     batches = list(batches)
     accumulators = _accumulators(methods.modules, selection)
     with peak or nullcontext():
-        calls, reasons, called = _capture(model, methods, accumulators, samples, batches, reduction)
+        calls, reasons, called = _capture(stage, methods, accumulators, samples, batches)
     times = [sum(batch.count(i) for batch in batches) for i in range(len(samples))]
     watched = {name: selection[name] for name in methods.captured + sorted(methods.unreached)}
-    expected, reached = _autograd_squares(model, watched, accumulators, samples, times, reduction)
+    expected, reached = _autograd_squares(stage, watched, accumulators, samples, times)
     compared = _compared(accumulators, expected)
     for name, (_, scale) in compared.items():
         if not math.isfinite(scale):
@@ -286,50 +284,48 @@ def _accumulators(
 
 
 def _capture(
-    model: nn.Module,
+    stage: Stage,
     methods: Methods,
     accumulators: dict[str, Accumulator],
     samples: list[Sample],
     batches: list[list[int]],
-    reduction: Reduction,
 ) -> tuple[dict[str, int], dict[str, str], set[frozenset[str]]]:
     """The batches by capture: most calls of each module, why one cannot be read, and which ran together."""
     capture = Capture(methods.modules, accumulators, impl="reference", layouts=methods.layouts, probing=True)
     calls: dict[str, int] = {}
     reasons: dict[str, str] = {}
     called = set()
-    with frozen(model), capture:
+    with frozen(stage.model), capture:
         for indices in batches:
-            batch = collate(samples, indices)
+            batch = stage.batch(samples, indices)
             with capture.batch(batch, skip=set()):
-                losses = sample_losses(model, batch, "empirical", reduction, seed=0)
-                check_losses(model, losses, [samples[i].name for i in indices])
+                outputs = stage.forward(batch)
+                stage.check(stage.per_sample(outputs, batch), [samples[i].name for i in indices])
                 reasons.update(capture.objections())
                 called.add(capture.called())
-                _first_backward(model, losses)
+                _first_backward(stage, outputs, batch)
             reasons.update(capture.unreadable)
             calls = {n: max(calls.get(n, 0), capture.calls.get(n, 0)) for n in {*calls, *capture.calls}}
     return calls, reasons, called
 
 
-def _first_backward(model: nn.Module, losses: Tensor) -> None:
-    """`backward`, with what the model's own code raises in it said in words."""
+def _first_backward(stage: Stage, outputs: Tensor, batch: Batch) -> None:
+    """`stage.backward`, with what the model's own code raises in it said in words."""
     try:
-        backward(losses)
+        stage.backward(outputs, batch)
     except (AssertionError, NotImplementedError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{type(model).__name__} has no backward pass in evaluation mode, which a Fisher diagonal needs: it raises "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            f"{type(stage.model).__name__} has no backward pass in evaluation mode, which a Fisher diagonal "
+            f"needs: it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
 
 
 def _autograd_squares(
-    model: nn.Module,
+    stage: Stage,
     watched: dict[str, nn.Parameter],
     like: dict[str, Accumulator],
     samples: list[Sample],
     times: list[int],
-    reduction: Reduction,
 ) -> tuple[dict[str, Tensor], set[str]]:
     """Squares by autograd, one sample at a time, keeping only the rows that `like` keeps, and what got a gradient."""
     squares = {name: torch.zeros_like(accumulator.F) for name, accumulator in like.items()}
@@ -351,14 +347,15 @@ def _autograd_squares(
 
         handles.append(watched[name].register_post_accumulate_grad_hook(take))
 
-    with frozen(model, trainable=tuple(watched.values())):
+    with frozen(stage.model, trainable=tuple(watched.values())):
         try:
             for name in watched:
                 watch(name)
-            for sample, counted[0] in zip(samples, times, strict=True):
-                losses = sample_losses(model, collate([sample], [0]), "empirical", reduction, seed=0)
-                check_losses(model, losses, [sample.name])
-                backward(losses)
+            for index, counted[0] in enumerate(times):
+                batch = stage.batch(samples, [index])
+                outputs = stage.forward(batch)
+                stage.check(stage.per_sample(outputs, batch), [samples[index].name])
+                stage.backward(outputs, batch)
         finally:
             for handle in handles:
                 handle.remove()
