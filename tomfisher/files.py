@@ -28,16 +28,30 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _sync(path: Path) -> None:
-    """Flush a file, or every file below a folder, to the disk; file systems that cannot do so on demand are let be."""
+def sync(path: Path) -> None:
+    """Flush a file, or every file below a folder, to the disk."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
             with file.open("rb") as handle:
-                try:
-                    os.fsync(handle.fileno())
-                except OSError as error:
-                    if error.errno not in UNSUPPORTED:
-                        raise
+                sync_handle(handle.fileno())
+
+
+def sync_handle(handle: int) -> None:
+    """`os.fsync` of an open file or folder; file systems that cannot do so on demand are let be."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def sync_names(folder: str | os.PathLike[str]) -> None:
+    """Flush which files a folder holds, by which names, to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        sync_handle(handle)
+    finally:
+        os.close(handle)
 
 
 def _followed(path: str | os.PathLike[str]) -> Path:
@@ -159,7 +173,7 @@ def _rehearse(target: Path, folder: bool) -> None:
         if folder:
             temporary.mkdir()
         (temporary / "x" if folder else temporary).write_bytes(bytes(4096))
-        _sync(temporary)
+        sync(temporary)
         if os.path.lexists(target):
             _refuse_fixed(target)
         else:
@@ -209,7 +223,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = _beside(target, token, "tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
     except BaseException:
         _remove(temporary)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -96,3 +97,23 @@ class TensorFile:
         if not isinstance(header, dict):
             raise ValueError(f"{shown} is damaged: unreadable header. {self.again}")
         return tensors, header
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, row-major; no copy."""
+    import torch
+
+    vector = tensor.detach().as_strided(
+        (tensor.numel(),), (1,)
+    )  # `reshape` keeps a stride of 0 of a single entry
+    return vector.view(torch.uint8).numpy().data
+
+
+def sha256_of_tensors(tensors: Mapping[str, Tensor], header: str) -> str:
+    """SHA-256 over the header, and names, dtypes, shapes and bytes of all tensors, in the order of the names."""
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 import tomfisher
 from tomfisher import FisherDiagonal
-from tomfisher.fisher import store
+from tomfisher.files import sha256_of_file
+from tomfisher.fisher import shards, store
 
 
 @pytest.fixture
@@ -44,17 +45,33 @@ def test_stores_that_say_roads_load(fisher: FisherDiagonal, tmp_path: Path) -> N
         assert again.roads == fisher.methods
 
 
+def test_stores_with_one_checksum_a_shard_load(fisher: FisherDiagonal, tmp_path: Path) -> None:
+    fisher.save(tmp_path / "store")
+    shard = tmp_path / "store" / "model.safetensors"
+    whole = {"sha256": sha256_of_file(shard), "bytes": shard.stat().st_size}
+    _edit(
+        tmp_path / "store" / "fisher.json",
+        lambda record: record.update(format=1, shards={shard.name: whole}),
+    )
+    again = FisherDiagonal.load(tmp_path / "store")
+    assert all(torch.equal(again[n], fisher[n]) for n in fisher)
+    assert again.metadata == fisher.metadata
+    _flip(shard)
+    with pytest.raises(ValueError, match=r"model.safetensors does not have its recorded SHA-256"):
+        FisherDiagonal.load(tmp_path / "store")
+
+
 def test_the_index_is_what_hugging_face_writes(
     fisher: FisherDiagonal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 20_000)
     fisher.save(tmp_path / "store")
     index = json.loads((tmp_path / "store" / "model.safetensors.index.json").read_text())
     assert set(index) == {"metadata", "weight_map"}
     assert index["metadata"]["total_size"] == sum(F.numel() * 4 for F in fisher.values())
-    shards = sorted(set(index["weight_map"].values()))
-    assert len(shards) > 1 and shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    for shard in shards:
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 1 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    for shard in files:
         for name, value in load_file(tmp_path / "store" / shard).items():
             assert index["weight_map"][name] == shard and torch.equal(value, fisher[name])
     assert all(torch.equal(FisherDiagonal.load(tmp_path / "store")[n], fisher[n]) for n in fisher)
@@ -84,6 +101,10 @@ def _named(index: dict[str, Any], name: str, file: str) -> None:
     index["weight_map"][name] = file
 
 
+def _shard(record: dict[str, Any]) -> dict[str, Any]:
+    return record["shards"]["model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
@@ -101,8 +122,20 @@ def _named(index: dict[str, Any], name: str, file: str) -> None:
         (lambda d: _edit(d / "fisher.json", lambda r: r.pop("shards")), "no usable 'shards': None"),
         (lambda d: _edit(d / "fisher.json", lambda r: r.pop("num_samples")), "no usable 'num_samples'"),
         (
-            lambda d: _edit(d / "fisher.json", lambda r: r["shards"]["model.safetensors"].pop("bytes")),
+            lambda d: _edit(d / "fisher.json", lambda r: _shard(r).pop("bytes")),
             "no size and",
+        ),
+        (
+            lambda d: _edit(d / "fisher.json", lambda r: _shard(r).pop("sha256_header")),
+            "no checksums of the tensors",
+        ),
+        (
+            lambda d: _edit(d / "fisher.json", lambda r: _shard(r).update(sha256_header="0" * 64)),
+            "header does not have its recorded SHA-256",
+        ),
+        (
+            lambda d: _edit(d / "fisher.json", lambda r: _shard(r)["sha256"].popitem()),
+            "does not have its recorded SHA-256",
         ),
         (
             lambda d: _edit(d / "model.safetensors.index.json", lambda r: r.pop("weight_map")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from tomfisher.perturbation.fill import Fill
 from tomfisher.perturbation.session import Perturbation
 from tomfisher.perturbation.targets import Target, named_tensors
 from tomfisher.runtime.torch_state import plain_torch
-from tomfisher.tensor_files import TensorFile
+from tomfisher.tensor_files import TensorFile, sha256_of_tensors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,17 +27,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _checksum(tensors: Mapping[str, Tensor], header: str) -> str:
-    """SHA-256 over the header, and names, dtypes, shapes and bytes of all tensors, in the order of the names."""
-    digest = hashlib.sha256(header.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-DELTA = TensorFile("delta", 1, _checksum, "Delta.save", "Train again.")
+DELTA = TensorFile("delta", 1, sha256_of_tensors, "Delta.save", "Train again.")
 
 
 @dataclass(frozen=True, eq=False)

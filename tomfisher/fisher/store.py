@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -10,19 +11,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
 from torch import Tensor
 
 from tomfisher.files import atomic_path, refuse_foreign, sha256_of_file, write_tensors
+from tomfisher.fisher.journal import is_unfinished, unfinished_of
+from tomfisher.fisher.shards import METADATA, Layout, altered, checksums, lay_out
 from tomfisher.fisher.spans import Span, read_spans
 from tomfisher.progress import progress_bar
+from tomfisher.tensor_files import bytes_of
 from tomfisher.text_files import read_json
 
-FORMAT = 1
+FORMAT = 2
+WHOLE_FILES = 1  # the format of stores that record one SHA-256 a shard
 INDEX = "model.safetensors.index.json"
 RECORD = "fisher.json"
-SHARD_BYTES = 2 * 2**30
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
@@ -41,26 +44,41 @@ def write_store(
     """
     path = Path(path)
     check_target(path)
-    plan = split_state_dict_into_shards_factory(
-        {name: tensors[name] for name in tensors},
-        get_storage_size=lambda tensor: 4 * tensor.numel(),
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=SHARD_BYTES,
-    )
-    checksums = {}
+    layout = lay_out({name: tuple(tensors[name].shape) for name in tensors})
+    digests = {}
     with atomic_path(path) as folder:
         folder.mkdir()
-        shards = plan.filename_to_tensors.items()
-        for file, names in progress_bar(shards, desc="Writing store", unit="shard"):
-            shard = {name: tensors[name].detach().cpu().contiguous() for name in names}
-            write_tensors(shard, folder / file, metadata={"format": "pt"})
-            checksums[file] = {
-                "sha256": sha256_of_file(folder / file),
-                "bytes": (folder / file).stat().st_size,
-            }
-        weight_map = {name: plan.tensor_to_filename[name] for name in tensors}
-        _write_json(folder / INDEX, {"metadata": plan.metadata, "weight_map": weight_map})
-        _write_json(folder / RECORD, {"format": FORMAT, **facts, "shards": checksums})
+        for file, shard in progress_bar(layout.shards.items(), desc="Writing store", unit="shard"):
+            held = {name: tensors[name].detach().cpu().contiguous() for name in shard.starts}
+            write_tensors(held, folder / file, metadata=METADATA)
+            digests.update({name: hashlib.sha256(bytes_of(held[name])).hexdigest() for name in held})
+        write_records(folder, layout, facts, digests)
+
+
+def write_records(folder: Path, layout: Layout, facts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """Write index and record beside finished shards.
+
+    Args:
+        folder: of the shards.
+        layout: of the store.
+        facts: what the record says of the tensors, fit for JSON.
+        digests: SHA-256 of each tensor's bytes.
+    """
+    shards = {
+        file: checksums(folder / file, {name: digests[name] for name in shard.starts})
+        for file, shard in layout.shards.items()
+    }
+    _write_json(folder / INDEX, layout.index)
+    _write_json(folder / RECORD, {"format": FORMAT, **facts, "shards": shards})
+
+
+def recorded_digests(path: Path) -> dict[str, str]:
+    """SHA-256 of each tensor's bytes, as the record of a store says; empty where there is none, or an older one."""
+    record = _read_json(path / RECORD) if (path / RECORD).is_file() else {}
+    if record.get("format") != FORMAT:
+        return {}
+    shards = _field(path / RECORD, record, "shards").values()
+    return {name: digest for shard in shards for name, digest in shard["sha256"].items()}
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
@@ -92,26 +110,34 @@ def read_store(
 
     Args:
         path: the folder.
-        verify: compare every shard with its recorded SHA-256.
+        verify: compare everything in the shards with its recorded SHA-256.
 
     Raises:
         FileNotFoundError: no store there.
         ValueError: the store is incomplete, altered or of an unknown format.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_dir() and is_unfinished(path):
+        raise FileNotFoundError(
+            f"The Fisher store {path} is not finished. What there is of it lies in {unfinished_of(path)}: run the "
+            "command that began it again, and it goes on from there."
+        )
+    if not path.is_dir():
         raise FileNotFoundError(
             f"No Fisher store at {path}. Make one with `tomfisher fisher --output_path {path}`."
         )
     record, index = _read_json(path / RECORD), _read_json(path / INDEX)
-    if record.get("format") != FORMAT:
+    if record.get("format") not in (WHOLE_FILES, FORMAT):
         raise ValueError(
-            f"{path / RECORD} has format {record.get('format')!r}; this version reads {FORMAT}. "
+            f"{path / RECORD} has format {record.get('format')!r}; this version reads {WHOLE_FILES} and {FORMAT}. "
             "Compute the store again, or use the version of tomfisher that wrote it."
         )
     shards, weight_map = _field(path / RECORD, record, "shards"), _field(path / INDEX, index, "weight_map")
+    check_bytes = _check_whole if record["format"] == WHOLE_FILES else _check_tensors
     for file, expected in progress_bar(shards.items(), desc="Checking store", unit="shard"):
-        _check_shard(path / file, expected, verify)
+        _check_shard(path / file, expected)
+        if verify:
+            check_bytes(path / file, expected)
     _check_index(path, shards, weight_map)
     if "roads" in record:  # the name of `methods` in older stores
         record["methods"] = record.pop("roads")
@@ -167,7 +193,7 @@ def _field(file: Path, content: dict[str, Any], name: str, kind: type = dict) ->
     return content[name]
 
 
-def _check_shard(file: Path, expected: Any, verify: bool) -> None:
+def _check_shard(file: Path, expected: Any) -> None:
     if not file.is_file():
         raise ValueError(f"{file} is missing. {_AGAIN}")
     if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
@@ -175,8 +201,18 @@ def _check_shard(file: Path, expected: Any, verify: bool) -> None:
     size = file.stat().st_size
     if size != expected["bytes"]:
         raise ValueError(f"{file} has {size} bytes, its record says {expected['bytes']}. {_AGAIN}")
-    if verify and sha256_of_file(file) != expected["sha256"]:
+
+
+def _check_whole(file: Path, expected: dict[str, Any]) -> None:
+    if sha256_of_file(file) != expected["sha256"]:
         raise ValueError(f"{file} does not have its recorded SHA-256. {_AGAIN}")
+
+
+def _check_tensors(file: Path, expected: dict[str, Any]) -> None:
+    if not isinstance(expected["sha256"], dict) or "sha256_header" not in expected:
+        raise ValueError(f"{file.parent / RECORD} has no checksums of the tensors in {file.name}. {_AGAIN}")
+    if (part := altered(file, expected)) is not None:
+        raise ValueError(f"{file}: {part} does not have its recorded SHA-256. {_AGAIN}")
 
 
 def _write_json(file: Path, value: Any) -> None:

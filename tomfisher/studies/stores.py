@@ -18,13 +18,11 @@ def open_store(path: Path) -> FisherDiagonal:
     """Open a store and verify its checksums.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or one that is not finished.
         ValueError: it is damaged.
     """
     from tomfisher.fisher import FisherDiagonal
 
-    if not path.is_dir():
-        raise FileNotFoundError(f"No Fisher store at {path}. Make one with `tomfisher fisher`.")
     return FisherDiagonal.load(path, verify=True)
 
 
