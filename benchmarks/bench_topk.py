@@ -25,9 +25,9 @@ from tomfisher.benchmarks import memory, plots, topk_data
 from tomfisher.benchmarks.harness import Contender, interleave, reason, record, summary
 from tomfisher.benchmarks.nth_element import kth_largest
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
-from tomfisher.fisher.spans import read_spans
 from tomfisher.masks.fraction import count
 from tomfisher.ops import TopK, topk
+from tomfisher.ops.spans import read_spans
 
 SUM, READ = "read sum", "read file"
 BASELINE = "torch.topk"

@@ -12,7 +12,7 @@ import tomfisher
 from tomfisher.benchmarks import gpus, models, peers, topk_data
 from tomfisher.benchmarks.bench_fisher import flop
 from tomfisher.benchmarks.nth_element import kth_largest
-from tomfisher.fisher.spans import read_spans
+from tomfisher.ops.spans import read_spans
 from tomfisher.sample import Sample
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tomfisher.fisher.spans import Span
 from tomfisher.fisher.store import check_target, read_store, write_store
+from tomfisher.ops import Span
 from tomfisher.runtime.torch_state import plain_torch
 
 

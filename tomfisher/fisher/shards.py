@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from tomfisher.fisher.spans import read_spans
+from tomfisher.ops.spans import read_spans
 
 Shapes = Mapping[str, tuple[int, ...]]
 SHARD_BYTES = 2 * 2**30

@@ -17,7 +17,8 @@ from torch import Tensor
 from tomfisher.files import atomic_path, refuse_foreign, sha256_of_file, write_tensors
 from tomfisher.fisher.journal import is_unfinished, unfinished_of
 from tomfisher.fisher.shards import METADATA, Layout, altered, checksums, lay_out
-from tomfisher.fisher.spans import Span, read_spans
+from tomfisher.ops import Span
+from tomfisher.ops.spans import read_spans
 from tomfisher.progress import progress_bar
 from tomfisher.tensor_files import bytes_of
 from tomfisher.text_files import read_json

@@ -14,6 +14,7 @@ from tomfisher.models.mlp import mlp_weights
 from tomfisher.models.probe import Made, Probed, probe
 from tomfisher.models.rotary import Rotary, find_rotary, turns
 from tomfisher.models.weights_check import NOT_CAUSAL
+from tomfisher.runtime.gate import check_in_memory
 from tomfisher.runtime.structure import is_conv1d
 from tomfisher.runtime.torch_state import plain_torch
 
@@ -184,7 +185,9 @@ def describe(model: Any) -> Architecture:
     Raises:
         UnsupportedModel: the model's layers are not found, it does not run on token ids alone, or its attention is
             not causal or not one to a layer.
+        ValueError: weights of the model are still in their files.
     """
+    check_in_memory(model)
     signature = _signature(model)
     known = _KNOWN.get(model)
     if known is None or known[0] != signature:

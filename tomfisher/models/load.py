@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tomfisher.models import hub
 from tomfisher.models.adapters import adapter_in, merge
@@ -76,9 +77,9 @@ def load_model(
     """
     place = resolve_device(device)
     precision = "auto" if dtype == "checkpoint" else resolve_dtype(dtype, place)
-    origin = _origin(source, trust_remote_code, revision)
+    origin = find_place(source, trust_remote_code, revision)
     model, tokenizer, loading = _read(origin, precision)
-    _set_pad_token(tokenizer, source)
+    set_pad_token(tokenizer, source)
     model = model.to(place).eval()
     identity = identify(model, source)
     identity["revision"] = identity["revision"] or hub.commit_of(origin.location, revision)
@@ -99,7 +100,7 @@ def load_structure(source: str, trust_remote_code: bool = False, revision: str |
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    origin = _origin(source, trust_remote_code, revision)
+    origin = find_place(source, trust_remote_code, revision)
     check_kind(origin)
     with origin.explained("the config"), torch.device("meta"):
         config = AutoConfig.from_pretrained(origin.location, **origin.options)
@@ -107,7 +108,13 @@ def load_structure(source: str, trust_remote_code: bool = False, revision: str |
     return model.eval()
 
 
-def _origin(source: str, trust_remote_code: bool, revision: str | None) -> Place:
+def find_place(source: str, trust_remote_code: bool, revision: str | None) -> Place:
+    """Where a model is read from: `locate` and `place_of`.
+
+    Raises:
+        ValueError: as for `locate`.
+        ModuleNotFoundError: as for `locate`.
+    """
     location = locate(source)
     way_out = f"Check the files in {location}." if Path(location).is_dir() else otherwise()
     return place_of(source, location, way_out, trust_remote_code, revision)
@@ -165,6 +172,11 @@ def fast_cpu_bf16() -> bool:
 
 def identify(model: nn.Module, source: str) -> dict[str, Any]:
     """What a result records about a model; equal for equal weights, whatever the machine."""
+    return describe_source(model, source) | {"weights_sha256": fingerprint(model, heads_of(model))}
+
+
+def describe_source(model: nn.Module, source: str) -> dict[str, Any]:
+    """The part of `identify` that does not look at the weights' values."""
     config: Any = model.config
     settings = {key: value for key, value in config.to_dict().items() if key not in _UNSTABLE_KEYS}
     return {
@@ -174,7 +186,6 @@ def identify(model: nn.Module, source: str) -> dict[str, Any]:
         "config_sha256": hashlib.sha256(
             json.dumps(settings, sort_keys=True, default=str).encode()
         ).hexdigest(),
-        "weights_sha256": _fingerprint(model),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": dtype_name(next(model.parameters()).dtype),
     }
@@ -183,13 +194,24 @@ def identify(model: nn.Module, source: str) -> dict[str, Any]:
 _UNSTABLE_KEYS = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "_attn_implementation")
 
 
-def _fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, heads: Mapping[str, bytes]) -> str:
+    """SHA-256 of name, shape and first values of every parameter; `heads` as `head_of` gives them."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        head = parameter.detach().flatten()[:FINGERPRINT_VALUES].to("cpu", torch.bfloat16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(head.contiguous().view(torch.int16).numpy().tobytes())
+        digest.update(heads[name])
     return digest.hexdigest()
+
+
+def head_of(parameter: Tensor) -> bytes:
+    """The first 64 values of a parameter, rounded to bf16."""
+    head = parameter.detach().flatten()[:FINGERPRINT_VALUES].to("cpu", torch.bfloat16, copy=True)
+    return head.contiguous().view(torch.int16).numpy().tobytes()
+
+
+def heads_of(model: nn.Module) -> dict[str, bytes]:
+    """`head_of` every parameter."""
+    return {name: head_of(parameter) for name, parameter in model.named_parameters()}
 
 
 def _read(place: Place, dtype: torch.dtype | str) -> tuple[Any, Any, dict[str, Any]]:
@@ -213,8 +235,12 @@ def _read_plain(place: Place, dtype: torch.dtype | str) -> tuple[Any, Any, dict[
     return model, tokenizer, loading | recorded(place.location)
 
 
-def _set_pad_token(tokenizer: Any, source: str) -> None:
-    """Give a tokenizer without a padding token one of its other special tokens; padding is always masked."""
+def set_pad_token(tokenizer: Any, source: str) -> None:
+    """Give a tokenizer without a padding token one of its other special tokens; padding is always masked.
+
+    Raises:
+        ValueError: it has no special token at all.
+    """
     if tokenizer.pad_token is not None:
         return
     for name in ("eos_token", "bos_token", "unk_token"):

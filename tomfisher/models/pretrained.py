@@ -101,6 +101,27 @@ def read_model(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, A
         ValueError: it cannot be read, or is not whole; see `check_complete`.
         ModuleNotFoundError: a package that it needs is missing.
     """
+    model, info, recorded = assemble(place, dtype)
+    recorded |= check_assembled(model, info, place.source)
+    if zero := zero_matrices(model, place.source):
+        recorded["zero"] = {"number": len(zero), "first": zero[:8]}
+    return model, recorded
+
+
+def assemble(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The model that transformers makes at a place, not yet judged; names of wrappers are taken out of the keys.
+
+    Args:
+        place: see `place_of`.
+        dtype: as for `read_model`.
+
+    Returns:
+        The model, what transformers reports of the load, and what is worth recording.
+
+    Raises:
+        ValueError: it cannot be read.
+        ModuleNotFoundError: a package that it needs is missing.
+    """
     if (folder := Path(place.location)).is_dir():
         check_files(folder, place.source)
     model, info = _load(place, dtype, {})
@@ -108,16 +129,21 @@ def read_model(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, A
         raise ValueError(
             f"Model {place.source!r}: transformers put an adapter beside its weights. Load it from a folder of its own."
         )
-    recorded: dict[str, Any] = {}
-    if renaming := wrapper_renaming(info):
-        model, info = _load(place, dtype, renaming)
-        model._weight_conversions = [c for c in model._weight_conversions if not _undoes(c, renaming)]
-        recorded["stripped"] = sorted({re.sub(r"\W", "", pattern) for pattern in renaming})
-    if left := check_complete(model, info, place.source):
-        recorded["left_out"] = {"number": len(left), "first": left[:8]}
-    if zero := zero_matrices(model, place.source):
-        recorded["zero"] = {"number": len(zero), "first": zero[:8]}
-    return model, recorded
+    if not (renaming := wrapper_renaming(info)):
+        return model, info, {}
+    model, info = _load(place, dtype, renaming)
+    model._weight_conversions = [c for c in model._weight_conversions if not _undoes(c, renaming)]
+    return model, info, {"stripped": sorted({re.sub(r"\W", "", pattern) for pattern in renaming})}
+
+
+def check_assembled(model: Any, info: dict[str, Any], source: str) -> dict[str, Any]:
+    """`check_complete`, and what is worth recording of it.
+
+    Raises:
+        ValueError: as for `check_complete`.
+    """
+    left = check_complete(model, info, source)
+    return {"left_out": {"number": len(left), "first": left[:8]}} if left else {}
 
 
 def read_tokenizer(place: Place) -> Any:
@@ -167,7 +193,7 @@ def _load(place: Place, dtype: torch.dtype | str, renaming: dict[str, str]) -> t
                 **place.options,
             )
         except RuntimeError as error:
-            failed = re.findall(r"^(\S+) *\| *CONVERSION", "\n".join(report), flags=re.MULTILINE)
+            failed = re.findall(r"^(\S[^|\n]*?) *\| *CONVERSION", "\n".join(report), flags=re.MULTILINE)
             if not failed:
                 raise
             raise ValueError(

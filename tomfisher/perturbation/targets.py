@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
 from tomfisher.perturbation.guard import Key
+from tomfisher.runtime.freed import is_freed
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -139,6 +140,11 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise ValueError(
             f"{name!r} is on the meta device: it holds no values. Load the weights first; a model that accelerate "
             "offloads, without offloading."
+        )
+    if is_freed(tensor):
+        raise ValueError(
+            f"{name!r} is still in its file: open_model reads it when it is asked. Load it first, with "
+            "OpenedModel.load, or the whole model with tomfisher.models.load_model."
         )
     if tensor.is_quantized or tensor.dtype not in _DTYPES:
         raise TypeError(

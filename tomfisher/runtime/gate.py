@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from tomfisher.runtime.freed import freed_weights, is_freed
 from tomfisher.runtime.positions import check_length
 from tomfisher.sample import IGNORED, Sample
 
@@ -25,7 +26,35 @@ def check_model(model: Any) -> None:
 
     Raises:
         TypeError: it is not a causal language model of transformers.
-        ValueError: weights are on the meta device and nobody brings them.
+        ValueError: weights are on the meta device and nobody brings them, or are still in their files.
+    """
+    check_causal(model)
+    if (missing := _on_meta(model)) and not _is_offloaded(model):
+        raise ValueError(
+            f"{_some(missing)} of {type(model).__name__} are on the meta device: they hold no values. Load the "
+            "weights first (from_pretrained, or to_empty and load_state_dict)."
+        )
+    check_in_memory(model)
+
+
+def check_in_memory(model: nn.Module) -> None:
+    """Refuse a model of which `open_model` has left weights in their files.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if missing := freed_weights(model):
+        raise ValueError(
+            f"This needs the whole model in memory, but {_some(missing)} of {type(model).__name__} are in their files: "
+            "open_model reads it layer by layer. Use tomfisher.models.load_model instead."
+        )
+
+
+def check_causal(model: Any) -> None:
+    """Refuse what is no causal language model of transformers, whether its weights are in memory or not.
+
+    Raises:
+        TypeError: naming what it is.
     """
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise TypeError(f"The model is wrapped in {type(model).__name__}. Pass what it wraps: model.module.")
@@ -47,11 +76,6 @@ def check_model(model: Any) -> None:
         raise TypeError(
             f"{type(model).__name__} has no output layer, so it predicts nothing. Load the whole model: "
             "transformers.AutoModelForCausalLM.from_pretrained."
-        )
-    if (missing := _on_meta(model)) and not _is_offloaded(model):
-        raise ValueError(
-            f"{_some(missing)} of {type(model).__name__} are on the meta device: they hold no values. Load the "
-            "weights first (from_pretrained, or to_empty and load_state_dict)."
         )
 
 
@@ -153,7 +177,11 @@ def check_samples(model: Any, samples: Sequence[Any]) -> None:
 
 def why_not_finite(model: nn.Module) -> str:
     """Where a number that is not finite may come from: the first broken weight by name, or too narrow a dtype."""
-    broken = [n for n, p in model.named_parameters() if not p.is_meta and not bool(torch.isfinite(p).all())]
+    broken = [
+        n
+        for n, p in model.named_parameters()
+        if not (p.is_meta or is_freed(p)) and not bool(torch.isfinite(p).all())
+    ]
     broken += [n for n, b in model.named_buffers() if not b.is_meta and bool(b.isnan().any())]  # -inf: a mask
     if broken:
         return f"The weight {broken[0]} holds NaN or Inf ({len(broken)} such tensors): load the model again."

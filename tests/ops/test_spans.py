@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tomfisher.fisher.spans import read_spans
+from tomfisher.ops.spans import read_spans
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).view(2, 3),
