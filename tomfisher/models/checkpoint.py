@@ -133,7 +133,8 @@ def _header(file: Path) -> bytes:
 
 def _bytes_of(tensor: Tensor) -> Any:
     """The bytes of a contiguous tensor, valid while it lives; `Tensor.numpy` would forbid to free its storage later."""
-    return np.frombuffer((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()), np.uint8)
+    memory: Any = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    return np.frombuffer(memory, np.uint8)
 
 
 def _fill(file: Any, view: memoryview, path: Path) -> None:
