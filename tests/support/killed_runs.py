@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tomfisher.fisher.growing import GrowingStore
+from tomfisher.fisher.journal import is_unfinished
 from tomfisher.fisher.store import write_store
 
 RUN = {"model": "llama", "data": "abc", "seed": 0}
@@ -60,7 +61,7 @@ def begin(
     return GrowingStore.begin(path, shapes, run, shard_bytes=SHARD_BYTES, **kw)
 
 
-def grow(path: Path, carried: int = 1) -> None:
+def grow(path: Path, carried: int = 1, note: Callable[[str], None] = lambda line: None) -> None:
     """From the last tensor to the first in three steps, each of which needs what the step before left."""
     tensors, names = values(ODD), [*reversed(ODD)]
     steps = {f"step {first}": names[first : first + 3] for first in range(0, len(names), 3)}
@@ -68,10 +69,31 @@ def grow(path: Path, carried: int = 1) -> None:
         assert list(store.carried) == store.done[-1:]
         assert list(store.facts) == store.done
         for step in [*steps][len(store.done) :]:
+            note(f"begun {step}")
             for name in steps[step]:
                 store.write(name, tensors[name])
             store.commit(step, {step: tensors[name].sum().expand(carried)}, {step: 1})
+            note(f"done {step}")
         store.finish(FACTS)
+
+
+def _log(path: Path) -> Path:
+    return path.with_name("log")
+
+
+def _grow_with_log(path: Path) -> None:
+    def note(line: str) -> None:
+        with _log(path).open("a") as log:
+            log.write(f"{line}\n")
+
+    grow(path, note=note)
+
+
+def _repeated(path: Path) -> list[str]:
+    """The steps that were begun again after they were done."""
+    lines = _log(path).read_text().splitlines() if _log(path).exists() else []
+    done = [line.removeprefix("done ") for line in lines if line.startswith("done ")]
+    return [step for step in done if f"begun {step}" in lines[lines.index(f"done {step}") :]]
 
 
 def _child(work: Callable[[], None]) -> int:
@@ -94,11 +116,14 @@ def _status(process: int) -> int:
 
 
 def _finish(target: Path, expected: Mapping[str, bytes]) -> None:
-    """Begun again, the run ends as if nothing had happened."""
-    assert _status(_child(lambda: grow(target))) == 0
+    """Begun again, the run ends as if nothing had happened, and no step that was done is done again."""
+    complete = target.exists() and files(target) == expected and not is_unfinished(target)
+    assert _status(_child(lambda: _grow_with_log(target))) == 0
     assert files(target) == expected
     left = [path.name for path in target.parent.iterdir() if path.name.startswith(target.name)]
     assert left == [target.name], left
+    assert complete or not _repeated(target), _repeated(target)
+    _log(target).unlink()
     shutil.rmtree(target)
 
 
@@ -113,7 +138,7 @@ def _grow_until(target: Path, call: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
-    grow(target)
+    _grow_with_log(target)
 
 
 def at_every_call(target: Path, expected: Mapping[str, bytes]) -> int:
@@ -140,7 +165,9 @@ def at_random(target: Path, expected: Mapping[str, bytes]) -> int:
     deaths = 0
     while deaths < DEATHS:
         for _ in range(random.randint(1, 3)):
-            process = _child(lambda: grow(target))
+            if target.exists():  # it was done already
+                break
+            process = _child(lambda: _grow_with_log(target))
             time.sleep(random.uniform(0, taken))
             os.kill(process, signal.SIGKILL)
             deaths += _status(process) == -signal.SIGKILL

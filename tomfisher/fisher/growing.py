@@ -92,6 +92,7 @@ class GrowingStore:
             _refuse_strange(folder)
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder))
+            journal.clear_temporaries(folder)
             if is_unfinished(path):
                 state = _continued(path, layout, wanted)
                 check_space(folder / SHARDS, layout, spare)
@@ -311,7 +312,7 @@ def _refuse_strange(folder: Path) -> None:
     """Refuse an unfinished folder with anything in it that is not of our writing."""
     own = (SHARDS, REPLACED, journal.FILE, LOCK, f"{LOCK}.soft")
     names = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-    if strange := [name for name in names if name not in own and not name.startswith(f".{journal.FILE}.")]:
+    if strange := [name for name in names if name not in own and not name.startswith(journal.TEMPORARY)]:
         raise FileExistsError(
             f"{folder} holds {strange[0]}, which is no part of an unfinished store, so it is left alone. Choose "
             "another path for the store, or move that elsewhere."
@@ -328,8 +329,6 @@ def _continued(path: Path, layout: Layout, wanted: Journal) -> Journal:
             f"{folder} was begun by another run, which differs in {said}. Continue that one with its own settings, "
             "choose another path, or delete the folder to begin anew."
         )
-    for temporary in folder.glob(f".{journal.FILE}.*"):
-        temporary.unlink()
     if (folder / SHARDS).exists():
         for shard in layout.shards.values():
             _check_file(folder / SHARDS / shard.file, shard)

@@ -14,6 +14,7 @@ from tomfisher.files import sync_names
 from tomfisher.tensor_files import TensorFile, sha256_of_tensors
 
 FILE = "journal.safetensors"
+TEMPORARY = (f".{FILE}.", ".tmp")  # how the names begin under which we, and safetensors, write it first
 JOURNAL = TensorFile(
     "journal",
     1,
@@ -92,3 +93,10 @@ def unfinished_of(path: str | os.PathLike[str]) -> Path:
 def is_unfinished(path: str | os.PathLike[str]) -> bool:
     """Whether a run began a store for `path` and has not finished it."""
     return (unfinished_of(path) / FILE).is_file()
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what a run that was killed while it wrote the journal has left."""
+    for file in list(folder.iterdir()):
+        if file.name.startswith(TEMPORARY):
+            file.unlink()
