@@ -17,6 +17,8 @@ from tokenizer_kinds import word_level
 from tomfisher import analysis, finetune
 from tomfisher.fisher.plan import plan_fisher
 from tomfisher.masks import SparseMask
+from tomfisher.models import describe
+from tomfisher.models.opened import open_model
 from tomfisher.runtime.gate import check_ids, check_model, check_targets, check_trainable, why_not_finite
 from tomfisher.runtime.positions import check_length, position_limit
 from tomfisher.sample import Sample
@@ -300,6 +302,35 @@ def test_a_model_without_values_is_refused_everywhere(name: str, tokenizer: Any)
         pytest.importorskip("peft")
     with pytest.raises(ValueError, match="are on the meta device"):
         CALLS[name](llama().to("meta"), tokenizer, "w1 w2 w3", [2, 3, 4])
+
+
+@pytest.mark.parametrize("name", [*CALLS, "describe", "perturb", "analyze"])
+def test_a_model_with_weights_in_its_files_is_refused_everywhere(
+    name: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    if name == "finetune_lora":
+        pytest.importorskip("peft")
+    llama().save_pretrained(tmp_path)
+    opened = open_model(str(tmp_path))
+    opened.load(opened.outer)
+    others: dict[str, Call] = {
+        "describe": lambda m, t, text, ids: describe(m),
+        "perturb": lambda m, t, text, ids: tomfisher.perturb(m, mask()),
+        "analyze": lambda m, t, text, ids: analysis.analyze(m, [ids], progress=False),
+    }
+    with pytest.raises(ValueError, match=r"(are|is still) in (their|its) files?: open_model reads"):
+        (CALLS | others)[name](opened.model, tokenizer, "w1 w2 w3", [2, 3, 4])
+
+
+def test_what_is_loaded_can_be_perturbed(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    opened = open_model(str(tmp_path))
+    with opened.loaded(mask()):
+        weight = opened.model.get_parameter(*mask())
+        before = weight.clone()
+        with tomfisher.perturb(opened.model, mask(), fill="zero"):
+            assert not weight.flatten()[:5].any()
+        assert torch.equal(weight, before)
 
 
 def offloaded(kind: str, folder: Path) -> Any:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tomfisher.models import hub
 from tomfisher.models.adapters import adapter_in
@@ -276,6 +276,8 @@ def open_model(
         model, info, loading = assemble(place, precision)
     _materialise(model, plans[-1])
     loading |= check_assembled(model, info, path)
+    if (method := plans[-1].dequantised) is not None:
+        loading["dequantised"] = method
     return OpenedModel(place, model.eval(), plans[-1], loading | recorded(place.location))
 
 
@@ -288,14 +290,24 @@ def _materialise(model: nn.Module, plan: Plan) -> None:
         names = [f"{owner.module_name}.{owner.attribute}".lstrip(".") for owner in owners]
         meta = owners[0].module._parameters[owners[0].attribute]
         assert meta is not None
-        if any(name in plan.recipes for name in names):
-            shell = empty_shell(meta)
+        if recipe := next((plan.recipes[name] for name in names if name in plan.recipes), None):
+            shell = empty_shell(meta, _offset(meta, recipe, plan))
             for owner in owners:
                 owner.module._parameters[owner.attribute] = shell
     for prefix, module in model.named_modules():
         for key, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta and f"{prefix}.{key}".lstrip(".") in plan.recipes:
                 module._buffers[key] = torch.empty_like(buffer, device="cpu")
+
+
+def _offset(meta: Tensor, recipe: Recipe, plan: Plan) -> int:
+    """Entries by which a parameter begins behind a multiple of 64 bytes when its file is mapped into memory.
+
+    `from_pretrained` leaves weights there that need no conversion, and the last bit of a product may depend on it.
+    """
+    span = plan.checkpoint.spans[recipe.sources[0][0]]
+    entries, rest = divmod(span.offset % 64, meta.itemsize)
+    return entries if recipe.converter is None and span.dtype == meta.dtype and not rest else 0
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:
@@ -314,19 +326,22 @@ def _recipe_of(model: nn.Module, plan: Plan, canonical: dict[str, str]) -> dict[
 
 
 def _decoder_layers(model: Any, source: str) -> list[tuple[str, nn.Module]]:
-    """The decoder's layers in order, by name.
+    """The decoder's layers in order, by name: of several lists, the one as long as the config says and least deep.
+
+    Encoders of other inputs lie deeper in the decoder than its own layers.
 
     Raises:
-        ValueError: they are in no list, or in several and the config does not tell which.
+        ValueError: they are in no list, or in several that are alike.
     """
     lists = layer_lists(model)
-    if len(lists) > 1:
-        depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-        lists = {name: layers for name, layers in lists.items() if len(list(layers.children())) == depth}
-    if len(lists) != 1:
+    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    long_enough = [name for name, layers in lists.items() if len(list(layers.children())) == depth]
+    found = long_enough or list(lists)
+    outermost = min((name.count(".") for name in found), default=0)
+    found = [name for name in found if name.count(".") == outermost]
+    if len(found) != 1:
         raise ValueError(
             f"Model {source!r} cannot be read layer by layer: its decoder's layers are in "
-            f"{'no list' if not lists else f'several lists ({first_of(list(lists))})'}. Load it whole: load_model."
+            f"{'no list' if not found else f'several lists ({first_of(found)})'}. Load it whole: load_model."
         )
-    ((name, layers),) = lists.items()
-    return [(f"{name}.{key}", layer) for key, layer in layers.named_children()]
+    return [(f"{found[0]}.{key}", layer) for key, layer in lists[found[0]].named_children()]

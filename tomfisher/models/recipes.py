@@ -25,19 +25,25 @@ class Recipe:
     Args:
         first: the parameter by whose name transformers knows the conversion.
         sources: stored names in transformers' order, each with the conversion's pattern for it.
-        dtype: what stored tensors are cast to before the conversion.
+        dtype: what stored tensors are cast to before the conversion; None where it unpacks them.
         converter: transformers' conversion; None where the tensor is taken as it is.
     """
 
     first: str
     sources: tuple[tuple[str, str], ...]
-    dtype: torch.dtype
+    dtype: torch.dtype | None = None
     converter: Any = None
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether the conversion makes numbers of quantised weights, whose codes no cast may change."""
+        return any(getattr(step, "hf_quantizer", None) for step in getattr(self.converter, "operations", ()))
 
     def make(self, checkpoint: Checkpoint, model: nn.Module) -> dict[str, Tensor]:
         """Read the stored tensors, cast and convert them: parameter name to value."""
-        read = {name: checkpoint.read(name).to(self.dtype) for name, _ in self.sources}
-        return self.converted(read, model)
+        read = {name: checkpoint.read(name) for name, _ in self.sources}
+        cast = read if self.dtype is None else {name: value.to(self.dtype) for name, value in read.items()}
+        return self.converted(cast, model)
 
     def converted(self, stored: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
         """What the conversion makes of the stored tensors, which are dropped from `stored` as they are taken."""
@@ -46,7 +52,7 @@ class Recipe:
         converter = copy.deepcopy(self.converter)
         for name, pattern in self.sources:
             converter.add_tensor(self.first, name, pattern, _taker(stored.pop(name)))
-        made = converter.convert(self.first, model=model, config=model.config)
+        made = converter.convert(self.first, model=model, config=model.config, hf_quantizer=None)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
@@ -57,10 +63,12 @@ class Plan:
     Args:
         checkpoint: the files.
         recipes: name of each parameter or buffer to how it is made; those made together share one recipe.
+        dequantised: how the stored weights are quantised, where transformers makes numbers of them.
     """
 
     checkpoint: Checkpoint
     recipes: dict[str, Recipe] = field(default_factory=dict)
+    dequantised: str | None = None
 
 
 @contextlib.contextmanager
@@ -96,12 +104,7 @@ def headers_only() -> Iterator[list[Plan]]:
 def _planned(model: Any, files: list[str] | None, settings: Any) -> tuple[Plan, Any]:
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
 
-    if settings.hf_quantizer is not None:
-        method = settings.hf_quantizer.quantization_config.quant_method
-        raise ValueError(
-            f"its weights are quantised ({getattr(method, 'value', method)}). Save it dequantised first, with "
-            "model.dequantize() and save_pretrained."
-        )
+    method = _dequantised(settings.hf_quantizer)
     if pickles := [file for file in files or [] if not file.endswith(".safetensors")]:
         raise ValueError(
             f"its weights are in {first_of([Path(file).name for file in pickles])}, which can only be read as a whole. "
@@ -116,18 +119,33 @@ def _planned(model: Any, files: list[str] | None, settings: Any) -> tuple[Plan, 
     # what is computed rather than read is computed on the CPU, parameters that no file holds are not made up
     places = {"": "cpu"} | {name: "meta" for name, _ in model.named_parameters()}
     object.__setattr__(settings, "device_map", places)  # frozen, and the caller's own for its next step
-    plan = Plan(checkpoint)
+    plan = Plan(checkpoint, dequantised=method)
     if report.conversion_errors:  # from_pretrained raises them
         return plan, report
     dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     for recipe in recipes:
-        known = dataclasses.replace(recipe, dtype=dtypes[recipe.first])
-        empty = {
-            name: torch.empty(checkpoint.spans[name].shape, dtype=known.dtype, device="meta")
-            for name, _ in known.sources
-        }
+        known = dataclasses.replace(recipe, dtype=None if recipe.unpacks else dtypes[recipe.first])
+        empty = {name: stored[name].to(dtype=known.dtype) for name, _ in known.sources}
         plan.recipes |= {name: known for name in known.converted(empty, model) if name in dtypes}
     return plan, report
+
+
+def _dequantised(quantizer: Any) -> str | None:
+    """The method of quantised weights that are dequantised as they are read; None where they are plain numbers.
+
+    Raises:
+        ValueError: transformers keeps them packed.
+    """
+    if quantizer is None:
+        return None
+    settings = quantizer.quantization_config
+    method = str(getattr(settings.quant_method, "value", settings.quant_method))
+    if not (quantizer.pre_quantized and getattr(settings, "dequantize", False)):
+        raise ValueError(
+            f"its weights are quantised ({method}), and transformers keeps them packed here. Save a dequantised copy, "
+            "with model.dequantize() and save_pretrained, or use the model's unquantised weights."
+        )
+    return method
 
 
 def _recipes(model: Any, checkpoint: Checkpoint, mapping: list[Any]) -> list[Recipe]:
@@ -151,7 +169,7 @@ def _recipes(model: Any, checkpoint: Checkpoint, mapping: list[Any]) -> list[Rec
         if target in own:
             sources.setdefault(target, []).append((name, pattern or ""))
     return [
-        Recipe(target, tuple(parts), torch.float32, by_pattern.get(parts[0][1]))
+        Recipe(target, tuple(parts), converter=by_pattern.get(parts[0][1]))
         for target, parts in sources.items()
     ]
 
@@ -161,6 +179,9 @@ class _Unread:
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.shape, self.dtype = shape, dtype
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
 
     def __getitem__(self, key: Any) -> _Unread:
         return self

@@ -11,11 +11,18 @@ from torch import Tensor, nn
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def empty_shell(like: Tensor) -> nn.Parameter:
-    """A parameter on the CPU with the shape, strides and dtype of `like`, without memory for its numbers."""
-    shell = nn.Parameter(torch.empty_like(like, device="cpu"), requires_grad=False)
-    free(shell)
-    return shell
+def empty_shell(like: Tensor, offset: int = 0) -> nn.Parameter:
+    """A parameter on the CPU with the dtype, shape and strides of `like`, without memory for its numbers.
+
+    Args:
+        like: on any device; where its entries leave gaps or overlap, the shell is contiguous.
+        offset: entries by which the parameter begins behind its memory, which begins at a multiple of 64 bytes.
+    """
+    strides = torch.empty_like(like, device="meta").stride()
+    storage = torch.UntypedStorage(0)
+    empty = torch.empty(0, dtype=like.dtype).set_(storage, offset, like.shape, strides)
+    free(empty)
+    return nn.Parameter(empty, requires_grad=False)
 
 
 def allocate(tensor: Tensor) -> Tensor:
@@ -26,6 +33,7 @@ def allocate(tensor: Tensor) -> Tensor:
         that holds `tensor` stays valid.
     """
     size = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    size += int(tensor.storage_offset())
     tensor.untyped_storage().resize_(size * tensor.element_size() if tensor.numel() else 0)
     return tensor.data
 
