@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import tomfisher
 import tomfisher.evaluate
 from tokenizer_kinds import word_level
-from tomfisher.evaluate.perplexity import perplexity
+from tomfisher.evaluate import perplexity
 from tomfisher.sample import IGNORED
 from tomfisher.tasks import corpus
 from tomfisher.tasks.story import Story

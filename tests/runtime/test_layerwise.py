@@ -55,6 +55,22 @@ def test_hidden_states_in_a_file_are_the_same(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # nothing is left for others to clear away
 
 
+def test_a_file_of_hidden_states_does_not_grow_with_the_layers(tmp_path: Path) -> None:
+    boundaries = Boundaries(tmp_path)
+    for number in range(10):
+        for key in range(3):
+            boundaries[number, key] = torch.full((4, 5), number + key / 10)
+            boundaries.share((number, key), (number, key, "again"))
+            boundaries.discard((number - 1, key))
+            if number:
+                assert float(boundaries[number - 1, key, "again"][0, 0]) == pytest.approx(
+                    number - 1 + key / 10
+                )
+            boundaries.discard((number - 1, key, "again"))
+    assert all(torch.equal(boundaries[9, key], torch.full((4, 5), 9 + key / 10)) for key in range(3))
+    assert boundaries.file_bytes == 4 * 4 * 20  # three tensors, and one more while the next are written
+
+
 def test_a_forward_that_was_not_recorded_goes_through_all_layers() -> None:
     model = random_model("llama-gqa", noise=0.1)
     layers = Layers(Resident(model), Boundaries())
@@ -69,7 +85,14 @@ def test_a_forward_that_was_not_recorded_goes_through_all_layers() -> None:
 def _changed(between: Any) -> Any:
     """A small Llama whose second layer is handed something else."""
     model: Any = smallest_llama()
-    model.model.layers[1].register_forward_pre_hook(between, with_kwargs=True)
+    layer = model.model.layers[1]
+
+    class Called(type(layer)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            args, kwargs = between(self, args, kwargs)
+            return super().__call__(*args, **kwargs)
+
+    layer.__class__ = Called
     return model
 
 
@@ -125,6 +148,13 @@ def test_a_cache_is_refused() -> None:
 
     model = _changed(lambda module, args, kwargs: (args, {**kwargs, "beside": DynamicCache()}))
     with pytest.raises(UnsupportedLayers, match="layer 1 gets a DynamicCache"):
+        _layerwise(model)
+
+
+def test_a_hook_of_a_layer_is_refused() -> None:
+    model: Any = smallest_llama()
+    model.model.layers[1].register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(UnsupportedLayers, match="layer 1 has a hook"):
         _layerwise(model)
 
 

@@ -18,7 +18,7 @@ from tomfisher.evaluate.records import ALL, Record, Scores
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.forward import logits_at
+from tomfisher.runtime.forward import logits_at, set_rows
 from tomfisher.runtime.gate import check_ids, check_model, check_targets, why_not_finite
 from tomfisher.runtime.memory import is_out_of_memory
 from tomfisher.runtime.modes import measuring
@@ -154,7 +154,23 @@ class ChoiceEvaluator:
         return [[*prompt, *answer[:-1]] for prompt, answer in self._spans]
 
     @plain_torch()
-    def score(self, model: Any, share_prefix: bool | str = "auto", progress: bool = True) -> Scores:
+    def ask(self, model: Any) -> Rules:
+        """What the model says to the rules that scoring it rests on.
+
+        Raises:
+            ValueError: as for `score`.
+        """
+        self.check_fit(model)
+        return check_rules(model, self.sequences, self.batch_size)
+
+    @plain_torch()
+    def score(
+        self,
+        model: Any,
+        share_prefix: bool | str = "auto",
+        progress: bool = True,
+        rules: Rules | None = None,
+    ) -> Scores:
         """Score all stories on a model as it is now.
 
         Args:
@@ -166,6 +182,7 @@ class ChoiceEvaluator:
                 answers are those of single rows; True: there too, or refuse; False: never. Rows are padded on the
                 right: a hook that counts tokens from the end needs `batch_size` 1 as well.
             progress: show a bar on a terminal.
+            rules: what `ask` gave for this model, with other values in its weights maybe; None asks it.
 
         Returns:
             `Scores`, records in the order of the stories; `shared_prefix`, `packed` and `rules` say how it was run.
@@ -177,8 +194,10 @@ class ChoiceEvaluator:
         """
         if share_prefix not in (True, False, "auto"):
             raise ValueError(f"share_prefix is {share_prefix!r}; it must be 'auto', True or False.")
-        self.check_fit(model)
-        rules = check_rules(model, self.sequences, self.batch_size)
+        if rules is None:
+            rules = self.ask(model)
+        else:
+            set_rows(model, rules.rows)
         reason, totals = rules.reason, None
         with weights_kept(model):
             for strategy, batches in self._ways(model, share_prefix, rules):

@@ -13,11 +13,11 @@ from torch import Tensor
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.forward import logits_at
+from tomfisher.runtime.forward import logits_at, set_rows
 from tomfisher.runtime.gate import check_ids, check_model, check_targets, why_not_finite
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.positions import check_length, position_limit
-from tomfisher.runtime.rules import check_rules, weights_kept
+from tomfisher.runtime.rules import Rules, check_rules, weights_kept
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.text_files import check_text
 from tomfisher.tokens import encode_parts
@@ -97,19 +97,8 @@ class _Window:
         return self.begin + self.first - self.start
 
 
-@plain_torch()
-def perplexity(
-    model: Any,
-    tokenizer: Any,
-    text: Any,
-    window: int = 512,
-    stride: int | None = None,
-    max_tokens: int | None = None,
-    batch_size: int = BATCH_SIZE,
-    progress: bool = True,
-    bos: str = "auto",
-) -> Perplexity:
-    """Score every token of a text except its first exactly once, in windows of at most `window` inputs.
+class PerplexityEvaluator:
+    """A text encoded and cut into windows once, to be scored on many models or many states of one model.
 
     The first window scores all its tokens; each further one starts `stride` tokens later and scores only the
     tokens that no window before it has scored, the others being context. With `stride == window` nothing is
@@ -122,56 +111,106 @@ def perplexity(
     tokens) are passed over. Sums are float64, log-softmax float32.
 
     Args:
-        model: a causal language model of transformers.
-        tokenizer: its tokenizer.
+        tokenizer: a transformers tokenizer.
         text: a string, a sequence of strings, or an object with `documents`.
         window: largest number of input tokens, at least 1 and at most the model's positions.
         stride: tokens between two windows' starts, 1 ... window; None: `window`, no overlap.
         max_tokens: stop after this many scored tokens; words and bytes count only the part scored.
         batch_size: windows per forward; the logits of one forward hold batch_size · stride · vocabulary numbers.
-        progress: show a bar on a terminal.
         bos: begin-of-sequence token in front of every window: "auto" (as the tokenizer does for a text), "yes" or
             "no".
 
-    Returns:
-        `Perplexity`.
-
     Raises:
-        ValueError: a setting out of range, a text with nothing to score, a likelihood that is not finite, or a
-            model that breaks a rule that a likelihood rests on (`tomfisher.runtime.rules`).
+        ValueError: a setting out of range, or a text with nothing to score.
     """
-    stride = window if stride is None else stride
-    _check_settings(window, stride, max_tokens, batch_size)
-    check_model(model)
-    documents = _encode(tokenizer, text, max_tokens, bos)
-    check_ids(model, (document.begin + document.ids for document in documents), "Document")
-    check_targets(model, (document.ids[1 + document.first :] for document in documents), "Document")
-    windows = [w for i, doc in enumerate(documents) for w in _windows(i, doc, window, stride)]
-    windows.sort(key=lambda w: (-w.length, w.end - w.first, w.document, w.start))
-    check_length(model, windows[0].length, "A window", f"Use window={position_limit(model)} or less.")
-    rules = check_rules(model, [_inputs(documents, w) for w in windows], batch_size)
-    tokens = sum(doc.tokens for doc in documents)
-    total, device = 0.0, device_of(model)
-    bar = progress_bar(total=tokens, desc="perplexity", unit="token", enabled=progress)
-    with weights_kept(model), measuring(model), bar:
-        for chosen in rules.plan([w.length for w in windows], rows=batch_size):
-            batch = [windows[i] for i in chosen]
-            total += _batch_nll(model, documents, batch, device)
-            bar.update(sum(w.end - w.first for w in batch))
-    words, size = sum(doc.words for doc in documents), sum(doc.size for doc in documents)
-    if not math.isfinite(total):
-        raise ValueError(
-            f"The negative log-likelihood of the text is {total}; it must be finite. {why_not_finite(model)}"
+
+    @plain_torch()
+    def __init__(
+        self,
+        tokenizer: Any,
+        text: Any,
+        window: int = 512,
+        stride: int | None = None,
+        max_tokens: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        bos: str = "auto",
+    ) -> None:
+        stride = window if stride is None else stride
+        _check_settings(window, stride, max_tokens, batch_size)
+        self.batch_size = batch_size
+        documents = self._documents = _encode(tokenizer, text, max_tokens, bos)
+        windows = [w for i, doc in enumerate(documents) for w in _windows(i, doc, window, stride)]
+        self._windows = sorted(windows, key=lambda w: (-w.length, w.end - w.first, w.document, w.start))
+
+    def check_fit(self, model: Any) -> None:
+        """Refuse a model that cannot read the text: its vocabulary, its positions, the state of its weights.
+
+        Raises:
+            ValueError: naming the document, or how long a window may be.
+        """
+        check_model(model)
+        check_ids(model, (document.begin + document.ids for document in self._documents), "Document")
+        check_targets(model, (document.ids[1 + document.first :] for document in self._documents), "Document")
+        longest, way_out = self._windows[0].length, f"Use window={position_limit(model)} or less."
+        check_length(model, longest, "A window", way_out)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Token ids of every window, the longest first."""
+        return [_inputs(self._documents, w) for w in self._windows]
+
+    @plain_torch()
+    def ask(self, model: Any) -> Rules:
+        """What the model says to the rules that scoring it rests on.
+
+        Raises:
+            ValueError: as for `score`.
+        """
+        self.check_fit(model)
+        return check_rules(model, self.sequences, self.batch_size)
+
+    @plain_torch()
+    def score(self, model: Any, progress: bool = True, rules: Rules | None = None) -> Perplexity:
+        """Score the text on a model as it is now: every token except its first exactly once.
+
+        Args:
+            model: a causal language model of transformers.
+            progress: show a bar on a terminal.
+            rules: what `ask` gave for this model, with other values in its weights maybe; None asks it.
+
+        Raises:
+            ValueError: a likelihood that is not finite, a text that the model cannot read, or a model that breaks a
+                rule that a likelihood rests on (`tomfisher.runtime.rules`).
+        """
+        if rules is None:
+            rules = self.ask(model)
+        else:
+            set_rows(model, rules.rows)
+        tokens = sum(doc.tokens for doc in self._documents)
+        total, device = 0.0, device_of(model)
+        bar = progress_bar(total=tokens, desc="perplexity", unit="token", enabled=progress)
+        with weights_kept(model), measuring(model), bar:
+            for chosen in rules.plan([w.length for w in self._windows], rows=self.batch_size):
+                batch = [self._windows[i] for i in chosen]
+                total += _batch_nll(model, self._documents, batch, device)
+                bar.update(sum(w.end - w.first for w in batch))
+        if not math.isfinite(total):
+            raise ValueError(
+                f"The negative log-likelihood of the text is {total}; it must be finite. {why_not_finite(model)}"
+            )
+        return self._measured(total, tokens, rules)
+
+    def _measured(self, nll: float, tokens: int, rules: Rules) -> Perplexity:
+        words, size = sum(doc.words for doc in self._documents), sum(doc.size for doc in self._documents)
+        return Perplexity(
+            token=_exp(nll / tokens),
+            word=None if math.isinf(word := _exp(nll / words)) else word,
+            bits_per_byte=nll / math.log(2) / size,
+            num_tokens=tokens,
+            num_words=words,
+            nll=nll,
+            rules=rules.to_dict(),
         )
-    return Perplexity(
-        token=_exp(total / tokens),
-        word=None if math.isinf(word := _exp(total / words)) else word,
-        bits_per_byte=total / math.log(2) / size,
-        num_tokens=tokens,
-        num_words=words,
-        nll=total,
-        rules=rules.to_dict(),
-    )
 
 
 def _inputs(documents: Sequence[_Document], window: _Window) -> list[int]:

@@ -105,7 +105,7 @@ def resolve_targets(target: nn.Module | Mapping[str, Tensor], mask: SparseMask) 
             overlap in memory without being the same.
     """
     tensors = named_tensors(target)
-    _check_names(tensors, mask)
+    check_names(tensors, mask)
     for name in mask:
         _check_tensor(name, tensors[name])
     shared: dict[Place, dict[str, Tensor]] = {}  # the memory of a vector or a tensor with gaps, by name
@@ -118,7 +118,13 @@ def resolve_targets(target: nn.Module | Mapping[str, Tensor], mask: SparseMask) 
     return targets
 
 
-def _check_names(tensors: dict[str, Tensor], mask: SparseMask) -> None:
+def check_names(tensors: Mapping[str, Tensor], mask: SparseMask) -> None:
+    """Refuse a mask of another model, whether the values of this one's tensors are in memory or not.
+
+    Raises:
+        TypeError: what it names is no tensor.
+        ValueError: it names tensors that are not there, or of other shapes.
+    """
     if missing := [name for name in mask if name not in tensors]:
         raise ValueError(
             f"The mask names {len(missing)} of {len(mask)} tensors that are not there: {some(missing)}. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Hashable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,16 @@ class _Place(NamedTuple):
     shape: torch.Size
     dtype: torch.dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.shape.numel() * self.dtype.itemsize
+
 
 class Boundaries:
     """Tensors by key, kept in memory, or in a file without a name that is gone with the process.
 
-    A tensor that takes the place of one of as many bytes is written over it, so that the file does not grow.
+    What is forgotten makes room for tensors of as many bytes, so that the file does not grow with the layers.
 
     Args:
         folder: where the file is made; None keeps the tensors in memory.
@@ -32,6 +38,8 @@ class Boundaries:
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self._tensors: dict[Hashable, Tensor] = {}
         self._places: dict[Hashable, _Place] = {}
+        self._keys: Counter[int] = Counter()  # by offset, how many keys lead there
+        self._unused: dict[int, list[int]] = defaultdict(list)  # by bytes, offsets
         self._file = None if folder is None else tempfile.TemporaryFile(dir=Path(folder))  # noqa: SIM115
         self._end = 0
         self.bytes_written = 0
@@ -40,13 +48,14 @@ class Boundaries:
         if self._file is None:
             self._tensors[key] = tensor.detach()
             return
+        self.discard(key)
         data = bytes_of(tensor)
-        before = self._places.get(key)
-        if before is None or before.shape.numel() * before.dtype.itemsize != len(data):
-            before = _Place(self._end, tensor.shape, tensor.dtype)
-            self._end += len(data)
-        self._places[key] = before._replace(shape=tensor.shape, dtype=tensor.dtype)
-        _write_all(self._file.fileno(), data, before.offset)
+        unused = self._unused[len(data)]
+        offset = unused.pop() if unused else self._end
+        self._end = max(self._end, offset + len(data))
+        self._places[key] = _Place(offset, tensor.shape, tensor.dtype)
+        self._keys[offset] += 1
+        _write_all(self._file.fileno(), data, offset)
         self.bytes_written += len(data)
 
     def __getitem__(self, key: Hashable) -> Tensor:
@@ -57,13 +66,32 @@ class Boundaries:
         _read_all(self._file.fileno(), bytes_of(tensor), offset)
         return tensor
 
+    @property
+    def file_bytes(self) -> int:
+        """How large the file is."""
+        return self._end
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._tensors or key in self._places
 
+    def share(self, key: Hashable, other: Hashable) -> None:
+        """Let another key lead to the same tensor, which is kept once."""
+        if self._file is None:
+            self._tensors[other] = self._tensors[key]
+            return
+        self.discard(other)
+        self._places[other] = self._places[key]
+        self._keys[self._places[key].offset] += 1
+
     def discard(self, key: Hashable) -> None:
-        """Forget a tensor; in a file its bytes stay until the end."""
+        """Forget a tensor, unless another key leads there."""
         self._tensors.pop(key, None)
-        self._places.pop(key, None)
+        place = self._places.pop(key, None)
+        if place is None:
+            return
+        self._keys[place.offset] -= 1
+        if not self._keys[place.offset] and place.nbytes:
+            self._unused[place.nbytes].append(place.offset)
 
     def close(self) -> None:
         """Forget them all, and the file."""

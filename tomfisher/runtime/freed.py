@@ -54,6 +54,21 @@ def freed_weights(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if is_freed(parameter)]
 
 
+def missing_weights(model: nn.Module) -> list[str]:
+    """Names of the freed parameters that a forward would read now: not those of layers that are passed over."""
+    freed = freed_weights(model)
+    passed = (
+        tuple(f"{name}." for name, module in model.named_modules() if _is_passed_over(module))
+        if freed
+        else ()
+    )
+    return [name for name in freed if not name.startswith(passed)]
+
+
+def _is_passed_over(module: nn.Module) -> bool:
+    return getattr(vars(module).get("forward"), "__module__", None) == "tomfisher.runtime.layerwise"
+
+
 def is_streamed(model: nn.Module) -> bool:
     """Whether some of a model's weights are not in memory at the moment: `tomfisher.models.opened` reads them."""
     return any(is_freed(parameter) for parameter in model.parameters())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from tomfisher.runtime.freed import freed_weights, is_freed
+from tomfisher.runtime.freed import is_freed, missing_weights
 from tomfisher.runtime.positions import check_length
 from tomfisher.sample import IGNORED, Sample
 
@@ -38,12 +38,12 @@ def check_model(model: Any) -> None:
 
 
 def check_in_memory(model: nn.Module) -> None:
-    """Refuse a model of which `open_model` has left weights in their files.
+    """Refuse a model of which `open_model` has left weights in their files that a forward would read.
 
     Raises:
         ValueError: naming them.
     """
-    if missing := freed_weights(model):
+    if missing := missing_weights(model):
         raise ValueError(
             f"This needs the whole model in memory, but {_some(missing)} of {type(model).__name__} are in their files: "
             "open_model reads it layer by layer. Use tomfisher.models.load_model instead."

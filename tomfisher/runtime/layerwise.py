@@ -17,9 +17,9 @@ import hashlib
 import inspect
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,12 @@ from torch import Tensor, nn
 from tomfisher.runtime.boundaries import Boundaries, bytes_of
 from tomfisher.runtime.forward import forward
 from tomfisher.runtime.modes import running
+from tomfisher.runtime.rules import weights_kept
 
-Result = TypeVar("Result")
+Alteration = Callable[[int], AbstractContextManager[object]]
 
 
+@runtime_checkable
 class StreamedModel(Protocol):
     """A model whose weights come and go.
 
@@ -134,6 +136,7 @@ class Layers:
         Raises:
             UnsupportedLayers: it is not from each layer to the next, once, with nothing beside them.
         """
+        self._refuse_hooks()
         for _ in range(1 + len({type(m) for m in self.modules})):
             ends: list[Call] = []
 
@@ -161,6 +164,15 @@ class Layers:
                 self._tuples.add(type(self.modules[-1]))
         raise UnsupportedLayers(f"what it takes of a layer's output could not be told. {_WAY}")
 
+    def _refuse_hooks(self) -> None:
+        """A hook of a layer runs where the layer is passed over too, and so twice."""
+        for number, layer in enumerate(self.modules):
+            for hook in (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()):
+                if not str(getattr(hook, "__module__", "")).startswith(("tomfisher.", "transformers.")):
+                    raise UnsupportedLayers(
+                        f"layer {number} has a hook, {hook!r}, which would run twice. {_WAY}"
+                    )
+
     @contextmanager
     def recording(self) -> Iterator[list[Call]]:
         """Inside the block the layers hand their input on as it is, and every forward adds a `Call` to the list."""
@@ -175,31 +187,53 @@ class Layers:
             yield calls
 
     def forward(
-        self, calls: Sequence[Call], keep: bool = False, done: Callable[[int], object] | None = None
+        self,
+        calls: Sequence[Call],
+        keep: bool = False,
+        done: Callable[[int], object] | None = None,
+        altered: Sequence[tuple[Alteration, Sequence[Call]]] = (),
     ) -> None:
         """Every layer on all calls: `boundaries[i + 1, call]` is what layer i makes of `boundaries[i, call]`.
 
         Args:
-            calls: from `recording`.
+            calls: from `recording` or `resolving`.
             keep: whether what enters a layer is kept, for a backward pass.
             done: told of every layer that it is done with.
+            altered: other states of the layers, which are read once for all of them: what makes one of a layer of
+                this number, for the time of a block, and the calls that are run in it.
+
+        Raises:
+            ValueError: a layer changes its own weights.
         """
         self.passes += 1
+        states: list[tuple[Alteration, Sequence[Call]]] = [(lambda number: nullcontext(), calls), *altered]
         with torch.no_grad(), running(self.model):
             for number, layer in enumerate(self.modules):
-                with self.on(number):
+                with self.on(number), weights_kept(layer):
                     watch = _Attributes(layer)
-                    for call in calls:
-                        hidden = self.boundaries[number, call]
-                        version = hidden._version if not hidden.is_inference() else None
-                        self.boundaries[number + 1, call] = call.run(number, layer, hidden)
-                        if version is not None and hidden._version != version:
-                            raise UnsupportedLayers(f"layer {number} writes into its input. {_WAY}")
-                        if not keep:
-                            self.boundaries.discard((number, call))
+                    for alter, own in states:
+                        with alter(number):
+                            for call in own:
+                                self._step(number, layer, call, keep)
                     watch.check(number)
                 if done is not None:
                     done(number)
+
+    def _step(self, number: int, layer: nn.Module, call: Call, keep: bool) -> None:
+        hidden = self.boundaries[number, call]
+        version = hidden._version if not hidden.is_inference() else None
+        self.boundaries[number + 1, call] = call.run(number, layer, hidden)
+        if version is not None and hidden._version != version:
+            raise UnsupportedLayers(f"layer {number} writes into its input. {_WAY}")
+        if not keep:
+            self.boundaries.discard((number, call))
+
+    def again(self, calls: Sequence[Call]) -> list[Call]:
+        """The same forwards once more, for another state of the layers; what is recorded of them is shared."""
+        copies = [replace(call) for call in calls]
+        for call, copy in zip(calls, copies, strict=True):
+            self.boundaries.share((0, call), (0, copy))
+        return copies
 
     @contextmanager
     def on(self, number: int, following: int | None = None) -> Iterator[None]:
@@ -222,23 +256,42 @@ class Layers:
             calls: each is the answer to one forward, in order where several are the same.
             last: what is handed on instead of the last layer's output.
         """
-        known: dict[bytes, deque[Call]] = defaultdict(deque)
-        for call in calls:
-            known[call.digest].append(call)
+        known = _Known(calls)
 
         def answer(call: Call, hidden: Tensor) -> Tensor:
-            waiting = known[call.digest]
-            if waiting:
-                call = waiting.popleft()
-            else:
+            found = known.take(call)
+            if found is None:
                 self.boundaries[0, call] = hidden
                 with self._own_forwards():
                     self.forward([call])
+            call = found or call
             output = self.boundaries[len(self.modules), call]
             return output if last is None else last(call, output)
 
         with self._stubs(answer):
             yield
+
+    @contextmanager
+    def resolving(self, calls: Sequence[Call]) -> Iterator[list[Call]]:
+        """Inside the block a forward that is one of the calls ends with what `forward` made of it.
+
+        One that is none of them adds a `Call` to the list and is handed on as in `recording`, so that what the
+        program makes of it is not the model's. Run the list, and the program again with all calls, until it is empty.
+
+        Args:
+            calls: as for `answering`.
+        """
+        known, fresh = _Known(calls), list[Call]()
+
+        def resolve(call: Call, hidden: Tensor) -> Tensor:
+            if (found := known.take(call)) is not None:
+                return self.boundaries[len(self.modules), found]
+            fresh.append(call)
+            self.boundaries[0, call] = hidden
+            return hidden
+
+        with self._stubs(resolve):
+            yield fresh
 
     @contextmanager
     def _stubs(self, end: Callable[[Call, Tensor], Tensor], marking: bool = False) -> Iterator[None]:
@@ -310,6 +363,20 @@ class Layers:
         raise UnsupportedLayers(
             f"something is done to the hidden states between layers {number - 1} and {number}. {_WAY}"
         )
+
+
+class _Known:
+    """Calls that have been run, to be found by what entered the first layer."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._waiting: dict[bytes, deque[Call]] = defaultdict(deque)
+        for call in calls:
+            self._waiting[call.digest].append(call)
+
+    def take(self, call: Call) -> Call | None:
+        """The next one that equals this call, if there is one."""
+        waiting = self._waiting[call.digest]
+        return waiting.popleft() if waiting else None
 
 
 _WAY = "Such a model cannot be streamed: load it whole (load_model, or leave --stream out)."

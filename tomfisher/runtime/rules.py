@@ -253,7 +253,8 @@ def _fingerprint(model: Any) -> int:
 def _replaced_forward(module: nn.Module) -> object:
     """None for a forward of the module's class; something new each time for one that may be anything."""
     forward = module.__dict__.get("forward")
-    if forward is None or str(getattr(forward, "__module__", "")).startswith("tomfisher."):
+    place = str(getattr(forward, "__module__", ""))
+    if forward is None or (place.startswith("tomfisher.") and place != "tomfisher.runtime.layerwise"):
         return None
     return "accelerate" if hasattr(module, "_hf_hook") else next(_NEW)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tomfisher.runtime.freed import is_freed
+
 _COLUMNS = 1021  # a prime: rows of a weight that change places change columns
 
 
@@ -36,7 +38,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         passing = module._non_persistent_buffers_set
         own = {**module._parameters, **{n: b for n, b in module._buffers.items() if n not in passing}}
         for name, tensor in own.items():
-            if tensor is None or tensor.is_meta:  # offloaded: the values are elsewhere
+            if tensor is None or tensor.is_meta or is_freed(tensor):  # the values are elsewhere
                 continue
             where = (
                 tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else id(tensor),
