@@ -223,3 +223,41 @@ def test_a_full_disk_leaves_the_old_store(
         fisher.save(tmp_path / "store")
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
     assert all(torch.equal(FisherDiagonal.load(tmp_path / "store")[n], fisher[n]) for n in fisher)
+
+
+def test_the_sum_of_two_stores_is_that_of_their_tensors(fisher: FisherDiagonal, tmp_path: Path) -> None:
+    fisher.save(tmp_path / "a")
+    stored = FisherDiagonal.load(tmp_path / "a")
+    three = stored + stored + stored
+    assert three.num_samples == 9 and three.shapes == fisher.shapes
+    three.save(tmp_path / "stored")
+    (fisher + fisher + fisher).save(tmp_path / "held")
+    for file in (tmp_path / "held").iterdir():
+        assert (tmp_path / "stored" / file.name).read_bytes() == file.read_bytes()
+
+
+SUM = """
+import resource
+from tomfisher import FisherDiagonal
+from tomfisher.fisher import shards
+shards.SHARD_BYTES = 40 * 2**20  # two tensors a shard
+a, b = FisherDiagonal.load("a"), FisherDiagonal.load("b")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(a + b).save("sum")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_the_sum_of_two_stores_takes_memory_for_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 40 * 2**20)
+    for name in ("a", "b"):
+        F = {f"layers.{i}.weight": torch.rand(2048, 2048) for i in range(16)}
+        FisherDiagonal(F, num_samples=1, num_tokens=1, methods={}).save(tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "-c", SUM], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit <= 128 * 2**20  # a shard, and two tensors; each store holds 256 MiB

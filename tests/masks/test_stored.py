@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tomfisher import FisherDiagonal
+from tomfisher.fisher import shards
 from tomfisher.masks import difference_masks, rank, top_fraction
 
 SHAPES = {
@@ -75,7 +76,14 @@ def test_differences_of_two_stores_at_every_kappa(tmp_path: Path, scope) -> None
         assert 0 < found[kappa].nnz < top_fraction(task, kappa, scope).nnz
 
 
-def test_differences_of_two_stores_take_memory_for_the_masks_alone(tmp_path: Path) -> None:
+SCOPES = ("tensor", *(pytest.param(scope, marks=pytest.mark.slow) for scope in ("layer", "model")))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_differences_of_two_stores_take_memory_for_the_masks_alone(
+    tmp_path: Path, scope: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 40 * 2**20)  # two tensors a shard
     shape, count = (2048, 2048), 8
     for seed, name in enumerate(("t", "c")):
         generator = torch.Generator().manual_seed(seed)
@@ -86,7 +94,8 @@ def test_differences_of_two_stores_take_memory_for_the_masks_alone(tmp_path: Pat
         "difference_masks({'a': torch.rand(1000)}, {'a': torch.rand(1000)}, [0.01])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "stores = [FisherDiagonal.load(name) for name in ('t', 'c')]\n"
-        "print(sum(mask.nnz for mask in difference_masks(*stores, [1e-5, 1e-4]).values()))\n"
+        "print(sum(mask.nnz for mask in difference_masks(*stores, [1e-5, 1e-4], '"
+        f"{scope}').values()))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run(

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tomfisher.fisher.store import check_target, read_store, write_store
+from tomfisher.fisher.store import OnDisk, check_target, read_store, write_store
 from tomfisher.ops import Span
 from tomfisher.runtime.torch_state import plain_torch
 
@@ -72,6 +72,13 @@ class FisherDiagonal(Mapping[str, Tensor]):
         return None if find is None else find(name)
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor; nothing is read of those on the disk."""
+        if isinstance(self._tensors, OnDisk):
+            return self._tensors.shapes
+        return {name: tuple(self[name].shape) for name in self}
+
+    @property
     def roads(self) -> dict[str, str]:
         """Old name of `methods`."""
         warnings.warn("FisherDiagonal.roads is called methods now.", FutureWarning, stacklevel=2)
@@ -96,13 +103,16 @@ class FisherDiagonal(Mapping[str, Tensor]):
     def __add__(self, other: FisherDiagonal) -> FisherDiagonal:
         """Sum of two runs over disjoint samples of one model.
 
+        Of two stores opened from disk the sum stays there too: each tensor is added when it is asked for, so that
+        `(F_a + F_b).save(path)` takes memory for one shard.
+
         Raises:
             ValueError: names, shapes or definitions differ.
         """
         if not isinstance(other, FisherDiagonal):
             return NotImplemented
-        if list(self) != list(other) or any(self[n].shape != other[n].shape for n in self):
-            odd = sorted(set(self) ^ set(other)) or [n for n in self if self[n].shape != other[n].shape]
+        if list(self) != list(other) or self.shapes != other.shapes:
+            odd = sorted(set(self) ^ set(other)) or [n for n in self if self.shapes[n] != other.shapes[n]]
             raise ValueError(
                 f"These Fisher diagonals cover different parameters; the first that differ: {odd[:4]}. "
                 "Add runs of one model with one `params`."
@@ -113,10 +123,12 @@ class FisherDiagonal(Mapping[str, Tensor]):
                 f"These Fisher diagonals are defined differently in {keys}: {self.definition} and "
                 f"{other.definition}. Their sum would mean nothing."
             )
+        stored = isinstance(self._tensors, OnDisk) and isinstance(other._tensors, OnDisk)
+        summed = _Sum(self, other) if stored else {name: self[name] + other[name] for name in self}
         implementations = {**self.implementations, **other.implementations}
         data = [self.metadata.get("data_sha256"), other.metadata.get("data_sha256")]
         return FisherDiagonal(
-            {name: self[name] + other[name] for name in self},
+            summed,
             self.num_samples + other.num_samples,
             self.num_tokens + other.num_tokens,
             {**self.methods, **other.methods},
@@ -139,7 +151,7 @@ class FisherDiagonal(Mapping[str, Tensor]):
             **self.metadata,
             "methods": self.methods,
         }
-        write_store(self, facts, path)
+        write_store(self, facts, path, self.shapes)
 
     @classmethod
     @plain_torch()
@@ -158,6 +170,29 @@ class FisherDiagonal(Mapping[str, Tensor]):
         return cls(
             tensors, facts.pop("num_samples"), facts.pop("num_tokens"), facts.pop("methods"), metadata=facts
         )
+
+
+class _Sum(OnDisk):
+    """The sum of two stores, added tensor by tensor when asked for."""
+
+    def __init__(self, left: FisherDiagonal, right: FisherDiagonal) -> None:
+        self._left = left
+        self._right = right
+
+    @plain_torch()
+    def __getitem__(self, name: str) -> Tensor:
+        return self._left[name] + self._right[name]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return self._left.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._left)
+
+    def __len__(self) -> int:
+        return len(self._left)
 
 
 def save_finished(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from tomfisher.files import atomic_path, refuse_foreign, sha256_of_file, write_tensors
 from tomfisher.fisher.journal import is_unfinished, unfinished_of
-from tomfisher.fisher.shards import METADATA, Layout, altered, checksums, lay_out
+from tomfisher.fisher.shards import METADATA, Layout, Shapes, altered, checksums, lay_out
 from tomfisher.ops import Span
 from tomfisher.ops.spans import read_spans
 from tomfisher.progress import progress_bar
@@ -31,7 +32,10 @@ _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 def write_store(
-    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], path: str | os.PathLike[str]
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    shapes: Shapes | None = None,
 ) -> None:
     """Write shards of at most 2 GiB (a larger tensor gets its own), the index and the record.
 
@@ -39,13 +43,14 @@ def write_store(
         tensors: float32, by parameter name.
         facts: what the record says of them, fit for JSON.
         path: folder to create or, where it is a store, to replace.
+        shapes: of the tensors, where they are known without reading them.
 
     Raises:
         OSError: of `check_target`.
     """
     path = Path(path)
     check_target(path)
-    layout = lay_out({name: tuple(tensors[name].shape) for name in tensors})
+    layout = lay_out({name: tuple(tensors[name].shape) for name in tensors} if shapes is None else shapes)
     digests = {}
     with atomic_path(path) as folder:
         folder.mkdir()
@@ -150,7 +155,16 @@ def read_store(
 _AGAIN = "The store is damaged: delete it and compute it again."
 
 
-class _LazyTensors(Mapping[str, Tensor]):
+class OnDisk(Mapping[str, Tensor]):
+    """Tensors that are read when they are asked for, one at a time."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, without reading any."""
+
+
+class _LazyTensors(OnDisk):
     """Tensors of a sharded store, memory-mapped one at a time."""
 
     def __init__(self, folder: Path, weight_map: dict[str, str]) -> None:
@@ -161,6 +175,11 @@ class _LazyTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self._folder / self._weight_map[name], framework="pt") as shard:
             return shard.get_tensor(name)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {name: self.span(name).shape for name in self}
 
     def span(self, name: str) -> Span:
         """Where the tensor's bytes lie."""
