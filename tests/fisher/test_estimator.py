@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import tomfisher
-from tomfisher.fisher import estimator
+from tomfisher.fisher import estimator, run
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.runtime.batches import Batch
 from tomfisher.sample import Sample
@@ -327,6 +327,6 @@ def test_what_a_failed_batch_held_is_gone_before_memory_is_given_back(
             super().backward(outputs, batch)
 
     monkeypatch.setattr(estimator, "WholeModel", Failing)
-    monkeypatch.setattr(estimator, "release", lambda: released.append(held[0]() is None))
+    monkeypatch.setattr(run, "release", lambda: released.append(held[0]() is None))
     tomfisher.fisher_diagonal(tiny.model("llama-gqa"), tiny.samples(4), progress=False)
     assert released == [True]

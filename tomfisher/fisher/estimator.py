@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tomfisher import ops
 from tomfisher.files import check_writable
-from tomfisher.fisher.capture import Capture
-from tomfisher.fisher.contributions import Accumulator
 from tomfisher.fisher.diagonal import FisherDiagonal, save_finished
-from tomfisher.fisher.flags import where
 from tomfisher.fisher.linear_maps import coverage, linear_maps
 from tomfisher.fisher.objective import Labels, Reduction
-from tomfisher.fisher.probe import Methods, choose_methods, examine
-from tomfisher.fisher.selection import Params, describe_params, left_out, select_parameters
-from tomfisher.fisher.stage import Stage, WholeModel
+from tomfisher.fisher.probe import choose_methods
+from tomfisher.fisher.record import Asked, describe_run
+from tomfisher.fisher.run import Run
+from tomfisher.fisher.selection import Params, select_parameters
+from tomfisher.fisher.stage import WholeModel
 from tomfisher.fisher.store import check_target
+from tomfisher.fisher.streamed import stream_diagonal
 from tomfisher.models.load import identify
+from tomfisher.models.opened import OpenedModel
 from tomfisher.progress import progress_bar
-from tomfisher.provenance import versions
-from tomfisher.runtime.batches import Batch
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable
-from tomfisher.runtime.memory import is_out_of_memory, release, token_budget
-from tomfisher.runtime.modes import frozen
-from tomfisher.runtime.onednn import concerns
+from tomfisher.runtime.memory import token_budget
 from tomfisher.runtime.rules import check_rules, weights_kept
-from tomfisher.runtime.scan import scan_of
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample, digest
 
 
 @plain_torch()
 def fisher_diagonal(
-    model: nn.Module,
+    model: nn.Module | OpenedModel,
     samples: Sequence[Sample],
     params: Params = "decoder-linear",
     labels: Labels = "empirical",
@@ -51,6 +45,7 @@ def fisher_diagonal(
     progress: bool = True,
     seed: int = 0,
     precision: ops.Precision = "ieee",
+    boundary: str | os.PathLike[str] = "ram",
 ) -> FisherDiagonal:
     """Diagonal of the Fisher information, exact per sample: `F_i = Σ_n (∂ℓ_n/∂θ_i)²`.
 
@@ -66,7 +61,8 @@ def fisher_diagonal(
 
     Args:
         model: a transformers causal language model, on any device(s), in any floating-point dtype. It comes
-            back as it was: weights, `requires_grad`, `.grad`, training flags.
+            back as it was: weights, `requires_grad`, `.grad`, training flags. Or one that `tomfisher.models.open_model`
+            opened, of which one decoder layer is in memory at a time.
         samples: token sequences with labels; ragged lengths are fine.
         params: "decoder-linear" (weight matrices of the decoder layers), "attention-qk", "all", glob
             pattern(s), or a predicate `(name, parameter) -> bool`.
@@ -80,6 +76,7 @@ def fisher_diagonal(
         seed: for labels="sampled".
         precision: of float32 products in the Triton kernels, see `ops.squared_gradient_`; the model's own forward and
             backward stay exact.
+        boundary: of an opened model, where the hidden states between layers are kept: "ram", or a folder.
 
     Returns:
         FisherDiagonal: parameter name to float32 tensor of the parameter's shape and device, with
@@ -103,20 +100,35 @@ def fisher_diagonal(
         check_writable(out, folder=True, replaced=True)
         check_target(out)
     samples = list(samples)
-    _check_arguments(model, samples, labels, reduction, precision)
+    asked = Asked(params, labels, reduction, tokens_per_batch, impl, seed, precision)
+    _check_settings(asked, samples)
+    if isinstance(model, OpenedModel):
+        result = stream_diagonal(model, samples, asked, boundary, progress)
+    else:
+        result = _resident(model, samples, asked, progress)
+    if out is not None:
+        save_finished(result, out)
+    return result
+
+
+def _resident(model: nn.Module, samples: list[Sample], asked: Asked, progress: bool) -> FisherDiagonal:
+    """The sums of a model that is in memory as a whole."""
+    check_trainable(model, "A Fisher diagonal")
+    check_samples(model, samples)
+    params, impl = asked.params, asked.impl
     maps = linear_maps(model)
     selection = select_parameters(model, params, maps.weights)
     _check_hooks(selection)
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     device, sums = device_of(model), bytes_of_sums(selection)
-    budget = token_budget(tokens_per_batch, model, device, sums)
+    budget = token_budget(asked.tokens_per_batch, model, device, sums)
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
-    stage = WholeModel(model, rules, labels, reduction, seed)
+    stage = WholeModel(model, rules, asked.labels, asked.reduction, asked.seed)
     methods = choose_methods(stage, selection, samples, rules, budget)
-    budget = token_budget(tokens_per_batch, model, device, sums, methods.bytes_per_token)
+    budget = token_budget(asked.tokens_per_batch, model, device, sums, methods.bytes_per_token)
     runs = [
-        Run(stage, selection, part, samples, impl, precision)
+        Run(stage, selection, part, samples, impl, asked.precision)
         for part in (methods.apart() if in_two_passes(device) else [methods])
     ]
     with weights_kept(model):
@@ -126,41 +138,22 @@ def fisher_diagonal(
                 run.all_batches(budget, bar.update)
     taken = {name: method for run in runs for name, method in run.methods.describe().items()}
     squares = {name: F for run in runs for name, F in run.F.items()}
-    result = FisherDiagonal(
+    return FisherDiagonal(
         {name: squares[name] for name in selection},
         num_samples=len(samples),
         num_tokens=sum(len(s) for s in samples),
         methods=taken,
-        metadata={
-            "definition": {
-                "formula": "F_i = sum over samples of (d loss_n / d theta_i)^2",
-                "loss": "negative log-likelihood of the supervised tokens, nats",
-                "labels": labels,
-                "reduction": reduction,
-                "seed": seed if labels == "sampled" else None,
-            },
-            "params": describe_params(params),
-            "probed_tokens": max(run.methods.probed_tokens for run in runs),
-            "tokens_per_batch": {
-                "asked": tokens_per_batch,
-                "taken": budget,
-                "least": min(run.budget for run in runs),  # after what did not fit
-                "bytes_per_token": {str(gpu): size for gpu, size in methods.bytes_per_token.items()},
-            },
-            "left_out": left_out(model, params),
-            "coverage": coverage(maps, taken).to_dict(),
-            "model": identify(model, getattr(model.config, "_name_or_path", "")),
-            "data_sha256": digest(samples),
-            "precision": _effective(precision, runs),
-            "implementations": {op: impl for run in runs for op, impl in run.implementations.items()},
-            "rules": rules.to_dict(),
-            "versions": versions(),
-            "scan": scan_of(model),
-        },
+        metadata=describe_run(
+            asked,
+            model,
+            runs,
+            rules,
+            coverage(maps, taken),
+            budget,
+            identify(model, getattr(model.config, "_name_or_path", "")),
+            digest(samples),
+        ),
     )
-    if out is not None:
-        save_finished(result, out)
-    return result
 
 
 def bytes_of_sums(selection: Mapping[str, nn.Parameter]) -> dict[torch.device, int]:
@@ -171,15 +164,6 @@ def bytes_of_sums(selection: Mapping[str, nn.Parameter]) -> dict[torch.device, i
     return sizes
 
 
-def _effective(asked: str, runs: Sequence[Run]) -> str:
-    """The precision that products had: what was asked for where Triton kernels multiplied float32, else exact."""
-    for run in runs:
-        single = any(run.selection[name].dtype == torch.float32 for name in run.methods.captured)
-        if single and "triton" in run.implementations.values():
-            return asked
-    return "ieee"
-
-
 def in_two_passes(device: torch.device) -> bool:
     """Whether what needs every sample alone gets a pass of its own, instead of taking the rest out of its batches.
 
@@ -187,273 +171,6 @@ def in_two_passes(device: torch.device) -> bool:
     batches save.
     """
     return device.type == "cuda"
-
-
-@dataclass
-class _Pending:
-    """Samples to come as one batch, and the modules and fallback parameters that already have their squares."""
-
-    indices: list[int]
-    skip: set[str] = field(default_factory=set)
-
-
-class Run:
-    """One pass of the samples through a stage: the accumulators and what is needed to fill them.
-
-    Args:
-        stage: what the batches go through.
-        selection: parameters of it, by name.
-        methods: how each of them is computed.
-        samples: what goes through.
-        impl: of the ops.
-        precision: of their float32 products.
-
-    Attributes:
-        F: the sums, by parameter name.
-        methods: as they are by now: what a batch shows may move parameters to the fallback.
-        budget: `B * T` of a batch, after what did not fit.
-        implementations: which implementation of each op runs.
-    """
-
-    def __init__(
-        self,
-        stage: Stage,
-        selection: dict[str, nn.Parameter],
-        methods: Methods,
-        samples: list[Sample],
-        impl: ops.Impl,
-        precision: ops.Precision,
-    ) -> None:
-        self.stage, self.selection, self.methods, self.samples = stage, selection, methods, samples
-        self.impl = impl
-        self.F = {
-            name: torch.zeros(selection[name].shape, dtype=torch.float32, device=selection[name].device)
-            for name in (*methods.captured, *methods.fallback)
-        }
-        self.budget = 0
-        self.implementations = {"linear@cpu": "onednn"} if concerns(stage.model) else {}
-        self._resolve("squared_gradient_", methods.captured)
-        self._pending: list[_Pending] = []
-        self._finished: set[int] = set()
-        self._running: list[int] = []
-        self._skip: set[str] = set()
-        self._squared: list[tuple[str, Tensor]] = []  # of the fallback, and whether its gradient was finite
-        self._found: set[str] = set()  # watched parameters that the running batch reached
-        self._disproved: set[str] = set()  # whose squares have to be computed anew, of all finished samples
-        self._split: set[frozenset[str]] = (
-            set()
-        )  # sets of modules whose first batch was looked at sample by sample
-        self._hooks = ExitStack()
-        accumulators = {n: Accumulator(self.F[n]) for n in methods.captured}
-        self.capture = Capture(methods.modules, accumulators, impl, precision, methods.layouts)
-
-    def _resolve(self, op: str, names: Iterable[str]) -> None:
-        """Name the implementation of an op before it is used, so that a missing one stops the run early."""
-        for device in {self.selection[n].device for n in names}:
-            self.implementations[f"{op}@{device.type}"] = ops.resolve(op, self.impl, device)[0]
-
-    def all_batches(self, budget: int, advance: Callable[[int], object]) -> None:
-        """Every sample once; the budget halves for good whenever memory runs out.
-
-        Args:
-            budget: `B * T` of a batch.
-            advance: told of every batch how many tokens are done with.
-        """
-        self.budget = budget
-        with frozen(self.stage.model), self._hooks, self.capture:
-            self._by_autograd(self.methods.fallback)
-            self._pending = [_Pending(b) for b in reversed(self._batches(range(len(self.samples)), budget))]
-            while self._pending:
-                entry = self._pending.pop()
-                batch = self.stage.batch(self.samples, entry.indices)
-                alone = self.methods.one_at_a_time
-                full = None
-                try:
-                    complete = self._one_batch(batch, entry)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    full = error.with_traceback(None)  # whose frames hold what the batch has in memory
-                if full is not None:
-                    self.budget = budget = max(1, budget // 2)
-                    self._found = set()
-                    self._replan(budget)
-                    self._pending += self._halves(batch, entry.skip, full)
-                    continue
-                if self.methods.one_at_a_time != alone:
-                    self._replan(budget)
-                if complete:
-                    advance(sum(len(self.samples[i]) for i in set(entry.indices) - self._finished))
-                    self._finished |= set(entry.indices)
-                else:
-                    self._pending += [_Pending([i], set(entry.skip)) for i in entry.indices]
-                self._schedule_again()
-        # squares are no less than 0, so that the largest tells
-        for name in where({n: ~torch.isfinite(F.amax()) for n, F in self.F.items() if F.numel()}):
-            raise FloatingPointError(
-                f"The squares of {name} overflow float32. Load the model in float32, or check its weights."
-            )
-
-    def _batches(self, indices: Sequence[int], budget: int) -> list[list[int]]:
-        # a parameter on the fallback needs the gradient of one sample alone
-        return self.stage.plan(self.samples, indices, budget, 1 if self.methods.one_at_a_time else None)
-
-    def _replan(self, budget: int) -> None:
-        """Plan the batches to come anew; those that are begun stay, and come first."""
-        untouched = sorted(i for entry in self._pending if not entry.skip for i in entry.indices)
-        begun = [entry for entry in self._pending if entry.skip]
-        self._pending = [_Pending(b) for b in reversed(self._batches(untouched, budget))] + begun
-
-    def _schedule_again(self) -> None:
-        """Samples whose squares of some parameters have to be computed again, alone."""
-        everything = set(self.methods.modules) | set(self.methods.fallback)
-        if self._found:
-            self.methods = replace(self.methods, unreached=self.methods.unreached - self._found)
-            self._resolve("square_accumulate_", self._found)
-            self._pending += [_Pending([i], everything - self._found) for i in self._running]
-        if self._disproved:
-            for name in self._disproved:
-                self.F[name].zero_()
-            for entry in self._pending:
-                if self._finished.issuperset(entry.indices):
-                    entry.skip |= self._disproved
-            self._pending += [_Pending([i], everything - self._disproved) for i in sorted(self._finished)]
-        self._found, self._disproved = set(), set()
-
-    def _one_batch(self, batch: Batch, entry: _Pending) -> bool:
-        """Add the squares of a batch; False if nothing was added and its samples have to come again, alone."""
-        self._running, self._skip = batch.indices, entry.skip
-        with self.capture.batch(batch, entry.skip):
-            outputs = self.stage.forward(batch)
-            if self._is_new_kind(batch, entry):
-                return False
-            self._squared = []
-            self.stage.backward(outputs, batch)
-        self._check_finite(batch, self.stage.per_sample(outputs, batch))
-        self._prove(batch)
-        return True
-
-    def _check_finite(self, batch: Batch, values: Tensor) -> None:
-        """Stop at a loss or a gradient that is not finite: the one time that the host waits for a batch."""
-        sums = self.capture.gradient_sums()
-        finite = torch.isfinite(torch.stack([values, *(s.to(values.device) for _, s in sums)]))
-        alone = [flag.to(values.device).view(1, 1) for _, flag in self._squared]  # of one sample
-        bad = (~torch.cat([finite, *alone])).cpu().nonzero()
-        if not len(bad):
-            return
-        place, row = bad[0].tolist()
-        sample = self._called(batch.indices[row])
-        self.stage.check(values, [self._called(i) for i in batch.indices])
-        names = [f"at the output of {name}" for name, _ in sums] + [f"of {name}" for name, _ in self._squared]
-        raise FloatingPointError(
-            f"The gradient {names[place - 1]} is not finite for {sample}. "
-            "Load the model in float32 or bfloat16, or leave this sample out."
-        )
-
-    def _is_new_kind(self, batch: Batch, entry: _Pending) -> bool:
-        """Whether a batch has to be begun again, one sample at a time, because it is not what the probe saw.
-
-        A module that is called more than once, or whose tensors do not show the samples as before, goes to the
-        fallback. Where another set of modules ran, every sample that does so alone is looked at both ways.
-        """
-        objections = {n: r for n, r in self.capture.objections().items() if n in self.methods.modules}
-        if objections:
-            reasons = {
-                parameter: f"{reason}, with {self._called(batch.indices[0])}"
-                for name, reason in objections.items()
-                for parameter in self.methods.modules[name].parameters.values()
-            }
-            self._keep_what_is_done([*self._pending, entry], reasons)
-            self._move(reasons)
-            return True
-        called = self.capture.called()
-        if self.methods.knows(called):
-            return False
-        if len(batch.indices) == 1:
-            return self._examine(batch.indices[0])
-        if called in self._split:
-            return False
-        self._split.add(called)
-        return True
-
-    def _keep_what_is_done(self, begun: list[_Pending], moved: Iterable[str]) -> None:
-        """What a module has added before it went to the fallback is right, and stays."""
-        module_of = {p: name for name, m in self.methods.modules.items() for p in m.parameters.values()}
-        for entry in begun:
-            entry.skip |= {name for name in moved if module_of[name] in entry.skip}
-
-    def _examine(self, index: int) -> bool:
-        """Look at one sample both ways; whether something disagreed, which is then done again for all samples."""
-        before = self.methods
-        with self.capture.aside():
-            sample = replace(self.samples[index], name=self._called(index))
-            after = examine(self.stage.probing(), self.selection, before, [sample], [[0]])
-        moved = {name: r for name, r in after.fallback.items() if name not in before.fallback}
-        self.methods = replace(
-            before, called=after.called, unproven=after.unproven, unreached=after.unreached
-        )
-        self._move(moved)
-        self._disproved |= moved.keys()
-        return bool(moved)
-
-    def _prove(self, batch: Batch) -> None:
-        """Look at samples of a batch both ways where it gave captured parameters their first gradient."""
-        reached = set(where({name: self.F[name].any() for name in self.methods.unproven}))
-        for index in batch.indices:
-            if not self.methods.unproven.isdisjoint(reached):
-                self._examine(index)
-        self.methods = replace(self.methods, unproven=self.methods.unproven - reached)
-
-    def _move(self, reasons: dict[str, str]) -> None:
-        """From here on autograd takes these parameters."""
-        self.methods = self.methods.moved(reasons)
-        for name in reasons:
-            self.capture.accumulators.pop(name, None)
-        self._by_autograd(reasons)
-
-    def _by_autograd(self, names: Iterable[str]) -> None:
-        """Square each gradient of these parameters as soon as autograd has it, and free it."""
-        self._resolve("square_accumulate_", [n for n in names if n not in self.methods.unreached])
-        for name in names:
-            parameter = self.selection[name].requires_grad_(True)
-            self._hooks.callback(parameter.register_post_accumulate_grad_hook(self._take(name)).remove)
-
-    def _halves(self, batch: Batch, skip: set[str], error: BaseException) -> list[_Pending]:
-        """Split a batch that did not fit; modules that already have all of it are skipped in both halves."""
-        done = skip | self.capture.done()
-        release()
-        if len(batch.indices) == 1:
-            raise MemoryError(
-                f"{self._called(batch.indices[0])} with {batch.num_tokens} tokens does not fit in memory alone. "
-                "Shorten it (max_length), select fewer parameters (params), use gradient checkpointing "
-                "(model.gradient_checkpointing_enable()) or a 16-bit dtype."
-            ) from error
-        middle = len(batch.indices) // 2
-        return [_Pending(batch.indices[middle:], done), _Pending(batch.indices[:middle], done)]
-
-    def _called(self, index: int) -> str:
-        return self.samples[index].called(f"sample {index}")
-
-    def _take(self, name: str) -> Callable[[Tensor], None]:
-        def take(parameter: Tensor) -> None:
-            if self.capture.off:
-                return
-            gradient, parameter.grad = parameter.grad, None
-            if gradient is None or name in self._skip:
-                return
-            gradient = gradient.to_dense() if gradient.is_sparse else gradient
-            alone = len(self._running) == 1
-            if name in self.methods.unreached and bool(gradient.any()):
-                if alone:
-                    self._resolve("square_accumulate_", [name])
-                else:
-                    self._found.add(name)
-            if not alone:
-                return
-            self._squared.append((name, torch.isfinite(gradient).all()))
-            ops.square_accumulate_([self.F[name]], [gradient], impl=self.impl)
-
-        return take
 
 
 def _check_hooks(selection: dict[str, nn.Parameter]) -> None:
@@ -466,17 +183,13 @@ def _check_hooks(selection: dict[str, nn.Parameter]) -> None:
             )
 
 
-def _check_arguments(
-    model: nn.Module, samples: list[Sample], labels: str, reduction: str, precision: str
-) -> None:
-    check_trainable(model, "A Fisher diagonal")
+def _check_settings(asked: Asked, samples: list[Sample]) -> None:
     if not samples:
         raise ValueError("samples is empty: a Fisher diagonal needs at least one Sample.")
     for value, allowed, name in (
-        (labels, get_args(Labels), "labels"),
-        (reduction, get_args(Reduction), "reduction"),
-        (precision, get_args(ops.Precision), "precision"),
+        (asked.labels, get_args(Labels), "labels"),
+        (asked.reduction, get_args(Reduction), "reduction"),
+        (asked.precision, get_args(ops.Precision), "precision"),
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    check_samples(model, samples)

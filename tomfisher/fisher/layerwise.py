@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from tomfisher import ops
 from tomfisher.fisher.capture import capturable
-from tomfisher.fisher.estimator import Run
 from tomfisher.fisher.layer_stage import LayerStage, Recorded, gradient_key
 from tomfisher.fisher.probe import choose_methods, long_batches, probe_samples, short_batches
+from tomfisher.fisher.run import Run
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.runtime.batches import Batch, collate
 from tomfisher.runtime.layerwise import Call, Layers
@@ -31,7 +31,7 @@ Block = Callable[[], AbstractContextManager[object]]
 
 
 class LayerwiseRun:
-    """One run over layers that come and go: `up`, then `down`.
+    """One run over layers that come and go: `record`, `up`, `down`.
 
     Args:
         layers: of the model, which have learnt how it hands hidden states on.
@@ -66,6 +66,7 @@ class LayerwiseRun:
         self._stage, self._impl, self._precision = stage, impl, precision
         self._selection = dict(selection)
         self._own = [{n: self._selection[n] for n in names if n in selection} for names in layers.parameters]
+        self._asked: list[Call] = []
         self._run: list[Recorded] = []
         self._probes: list[Recorded] = []
 
@@ -74,6 +75,18 @@ class LayerwiseRun:
         """The first layer with selected parameters: no gradient is needed below it."""
         return next(number for number, own in enumerate(self._own) if own)
 
+    def record(self) -> None:
+        """The forwards of the rules, the run and the probe, through layers that hand their input on as it is.
+
+        It belongs into a block `outside`.
+        """
+        with self.layers.recording() as self._asked:
+            self._ask()
+        with self.layers.recording() as calls, torch.no_grad(), frozen(self.model):
+            self._run = [self._recorded(batch, self._stage, calls) for batch in self._batches()]
+            probing = self._stage.probing()
+            self._probes = [self._recorded(batch, probing, calls) for batch in self._probe_batches()]
+
     def up(self, done: Callable[[int], object]) -> None:
         """All forwards, and the gradients that enter the last layer.
 
@@ -81,16 +94,16 @@ class LayerwiseRun:
             done: told of every layer that it is done with.
         """
         assumed = self.rules
+        calls = [recorded.call for recorded in (*self._run, *self._probes)]
+        self.layers.forward([*self._asked, *calls], keep=True, done=done)
         with self.outside():
-            asked, calls = self._record()
-        self.layers.forward([*asked, *calls], keep=True, done=done)
-        with self.outside():
-            with self.layers.answering(asked):
+            with self.layers.answering(self._asked):
                 self.rules = self._ask()
             self._head(calls)
-        if (
-            self.rules.batches != assumed.batches
-        ):  # rows stood in one forward that must not: again, without that
+            again = self.rules.batches != assumed.batches
+            if again:  # rows stood in one forward that must not
+                self.record()
+        if again:
             self.up(done)
 
     def down(
@@ -104,7 +117,7 @@ class LayerwiseRun:
         """
         for number in range(len(self.layers.modules) - 1, self.lowest - 1, -1):
             following = number - 1 if number > self.lowest else -1
-            with self.layers.on(number, following), weights_kept(self.model):
+            with self.layers.on(number, following), weights_kept(self.layers.modules[number]):
                 stage = LayerStage(self.layers, number, self._run, self._probes)
                 F = self._squares(stage, self._own[number], advance) if self._own[number] else {}
                 if number > self.lowest:
@@ -114,16 +127,6 @@ class LayerwiseRun:
             for recorded in (*self._run, *self._probes):
                 self.layers.boundaries.discard((number + 1, recorded.call))
                 self.layers.boundaries.discard(gradient_key(number + 1, recorded.call))
-
-    def _record(self) -> tuple[list[Call], list[Call]]:
-        """The forwards of the rules, and of run and probe, through layers that hand their input on as it is."""
-        with self.layers.recording() as asked:
-            self._ask()
-        with self.layers.recording() as calls, torch.no_grad(), frozen(self.model):
-            self._run = [self._recorded(batch, self._stage, calls) for batch in self._batches()]
-            probing = self._stage.probing()
-            self._probes = [self._recorded(batch, probing, calls) for batch in self._probe_batches()]
-        return asked, calls
 
     def _ask(self) -> Rules:
         return check_rules(self.model, [sample.input_ids for sample in self.samples], tokens=self.budget)

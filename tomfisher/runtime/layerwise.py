@@ -245,6 +245,20 @@ class Layers:
             yield
 
     @contextmanager
+    def on_demand(self) -> Iterator[None]:
+        """Inside the block the model is whole for one forward at a time: a layer is read when it is called."""
+
+        def fetching(number: int, layer: nn.Module) -> Callable[..., Any]:
+            def fetch(*args: Any, **kwargs: Any) -> Any:
+                with self.on(number):
+                    return type(layer).forward(layer, *args, **kwargs)
+
+            return fetch
+
+        with self._replaced(fetching):
+            yield
+
+    @contextmanager
     def answering(
         self, calls: Sequence[Call], last: Callable[[Call, Tensor], Tensor] | None = None
     ) -> Iterator[None]:
@@ -303,7 +317,6 @@ class Layers:
         """
         running_call: list[tuple[Call, Tensor]] = []  # the call, and what the layer before handed on
         first: list[Tensor] = []
-        shadowed = [layer.__dict__.get("forward") for layer in self.modules]
 
         def stub(number: int, layer: nn.Module) -> Callable[..., Any]:
             names = [n for n in inspect.signature(type(layer).forward).parameters if n != "self"]
@@ -330,9 +343,16 @@ class Layers:
 
             return hand_on
 
+        with self._replaced(stub):
+            yield
+
+    @contextmanager
+    def _replaced(self, forward_of: Callable[[int, nn.Module], Callable[..., Any]]) -> Iterator[None]:
+        """Every layer with another forward, which brings the layer's weights itself or needs none."""
+        shadowed = [layer.__dict__.get("forward") for layer in self.modules]
         try:
             for number, layer in enumerate(self.modules):
-                layer.forward = stub(number, layer)
+                layer.forward = stand_in(forward_of(number, layer))
             yield
         finally:
             for layer, before in zip(self.modules, shadowed, strict=True):

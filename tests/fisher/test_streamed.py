@@ -1,0 +1,124 @@
+"""The Fisher diagonal of a model whose layers come and go: the bits of the resident one, from two readings."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from resident import Resident
+from torch import Tensor, nn
+
+import tomfisher
+from tiny_models import ATTENTION, FAMILIES, random_model
+from tomfisher.fisher import select_parameters
+from tomfisher.fisher.layerwise import LayerwiseRun
+from tomfisher.fisher.stage import WholeModel
+from tomfisher.models.opened import open_model
+from tomfisher.runtime.boundaries import Boundaries
+from tomfisher.runtime.layerwise import Layers, UnsupportedLayers
+
+# a parameter that only the probe finds to need every sample alone: its batches are cut up as they were recorded
+ALONE = ("mamba", "jamba", "dbrx")
+
+
+def layer_by_layer(
+    model: nn.Module, samples: list[Any], labels: Any = "empirical", tokens: int = 60
+) -> LayerwiseRun:
+    """What is done for an opened model, on a resident one."""
+    layers = Layers(Resident(model), Boundaries())
+    layers.learn(samples[0].input_ids[None])
+    stage = WholeModel(model, None, labels, "mean", 3)
+    selection = select_parameters(model, "decoder-linear")
+    run = LayerwiseRun(layers, nullcontext, selection, samples, stage, tokens, "auto", "ieee")
+    run.record()
+    run.up(lambda number: None)
+    return run
+
+
+def squares(run: LayerwiseRun) -> dict[str, Tensor]:
+    """The sums, layer after layer."""
+    F: dict[str, Tensor] = {}
+    run.down(lambda number, sums: F.update(sums), lambda tokens: None)
+    return F
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted({*FAMILIES, *ATTENTION} - {"both-ways", *ALONE}))
+def test_every_family_gives_the_bits_of_a_resident_run(tiny: SimpleNamespace, family: str) -> None:
+    model, samples = random_model(family, noise=0.05), tiny.samples(9)
+    expected = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=60, progress=False)
+    run = layer_by_layer(model, samples)
+    F = squares(run)
+    assert F.keys() == set(expected)
+    assert [name for name in F if not torch.equal(F[name], expected[name])] == []
+    methods = {name: method for each in run.runs for name, method in each.methods.describe().items()}
+    assert methods == expected.methods
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ALONE)
+def test_where_the_probe_finds_a_fallback_it_is_exact(tiny: SimpleNamespace, family: str) -> None:
+    model, samples = random_model(family, noise=0.05), tiny.samples(5)
+    run = layer_by_layer(model, samples)
+    F = squares(run)
+    methods = {name: method for each in run.runs for name, method in each.methods.describe().items()}
+    assert any(method.startswith("fallback") for method in methods.values())
+    result = tomfisher.FisherDiagonal(F, len(samples), 0, methods)
+    tiny.assert_exact(result, {name: tiny.definition(model, samples)[name] for name in F})
+
+
+def test_labels_are_drawn_as_in_a_resident_run(tiny: SimpleNamespace) -> None:
+    model, samples = tiny.model("llama-gqa").eval(), tiny.samples(6)
+    expected = tomfisher.fisher_diagonal(
+        model, samples, labels="sampled", seed=3, tokens_per_batch=60, progress=False
+    )
+    F = squares(layer_by_layer(model, samples, "sampled"))
+    assert all(torch.equal(F[name], expected[name]) for name in expected)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[str, Any]:
+    """A small model of four layers: its folder, and itself."""
+    model = random_model("smollm3", noise=0.05)
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    return str(tmp_path / "model"), model
+
+
+@pytest.mark.parametrize("boundary", ["ram", "folder"])
+def test_an_opened_model_gives_the_same_bits(
+    tiny: SimpleNamespace, saved: tuple[str, Any], tmp_path: Path, boundary: str
+) -> None:
+    samples = tiny.samples(7)
+    opened = open_model(saved[0])
+    place = boundary if boundary == "ram" else str(tmp_path)
+    F = tomfisher.fisher_diagonal(opened, samples, tokens_per_batch=60, progress=False, boundary=place)
+    expected = tomfisher.fisher_diagonal(saved[1], samples, tokens_per_batch=60, progress=False)
+    assert list(F) == list(expected) and F.methods == expected.methods
+    assert all(torch.equal(F[name], expected[name]) for name in F)
+    for key in ("definition", "rules", "coverage", "probed_tokens", "data_sha256", "implementations"):
+        assert F.metadata[key] == expected.metadata[key]
+    assert F.metadata["model"]["weights_sha256"] == expected.metadata["model"]["weights_sha256"]
+    streamed = F.metadata["streamed"]
+    assert streamed["passes"] == 1
+    headers = streamed["bytes_read"] - 2 * streamed["file_bytes"]
+    assert headers < 0.5 * streamed["file_bytes"]  # tiny shards are headers for the most part
+
+
+def test_a_selection_outside_the_layers_is_refused(tiny: SimpleNamespace, saved: tuple[str, Any]) -> None:
+    with pytest.raises(UnsupportedLayers, match=r"model\.embed_tokens\.weight and .* lie outside"):
+        tomfisher.fisher_diagonal(open_model(saved[0]), tiny.samples(2), params="all", progress=False)
+
+
+def test_a_sample_that_the_model_has_no_rows_for_is_refused_before_the_work(
+    tiny: SimpleNamespace, saved: tuple[str, Any]
+) -> None:
+    opened = open_model(saved[0])
+    bad = tomfisher.Sample(torch.tensor([1, 2, 5000]), torch.tensor([1, 2, 5000]))
+    with pytest.raises(ValueError, match="5000"):
+        tomfisher.fisher_diagonal(opened, [*tiny.samples(2), bad], progress=False)
+    layer_bytes = sum(p.numel() * p.element_size() for p in opened.layers[0][1].parameters())
+    assert opened.bytes_read < opened.file_bytes - layer_bytes
