@@ -352,7 +352,7 @@ class Layers:
         shadowed = [layer.__dict__.get("forward") for layer in self.modules]
         try:
             for number, layer in enumerate(self.modules):
-                layer.forward = stand_in(forward_of(number, layer))
+                layer.forward = forward_of(number, layer)
             yield
         finally:
             for layer, before in zip(self.modules, shadowed, strict=True):

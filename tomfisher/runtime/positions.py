@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from tomfisher.runtime.device import device_of, embedding_of
 from tomfisher.runtime.forward import forward, ordinary_ids
-from tomfisher.runtime.freed import freed_weights
+from tomfisher.runtime.freed import missing_weights
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.structure import layer_index
 from tomfisher.runtime.torch_state import plain_torch
@@ -84,7 +84,7 @@ def _learned_positions(model: Any) -> int | None:
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         return None
     tables = _tables(model)
-    if not tables or any(parameter.is_meta for parameter in model.parameters()) or freed_weights(model):
+    if not tables or any(parameter.is_meta for parameter in model.parameters()) or missing_weights(model):
         return None
     known = _known.get(model)
     if known is None or known[0] != tables:
