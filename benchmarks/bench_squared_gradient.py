@@ -283,7 +283,9 @@ def triton_bound(problem: Problem, Y: Tensor, X: Tensor) -> Callable[[Tensor], o
         from tomfisher.benchmarks.plain_gemm import plain_gemm
 
         tuning = importlib.import_module("tomfisher.kernels.tuning")
-        shape = tuning.Problem(problem.d_out, problem.d_in, Y.dtype, problem.lengths)
+        shape = tuning.Problem(
+            problem.d_out, problem.d_in, Y.dtype, sum(problem.lengths), len(problem.lengths)
+        )
         plain_gemm(F, Y, X, tuning.pick(shape))
 
     return way

@@ -19,6 +19,9 @@ from tomfisher.runtime.memory import SHARE, activation_bytes_per_token, tokens_t
 
 GEMM = 0.65  # of the dense rate: what a library reaches on products of a few thousand rows
 TILE = 0.53  # of the dense rate: the product inside our kernel, without its squares
+HOPPER_TILE = (
+    0.58  # of the dense rate: the same with specialised warps, for segments of any length (kernels/README.md)
+)
 SQUARING = 32  # tokens that a segment's squares cost: T tokens run at TILE * T / (T + 32)
 BANDWIDTH = 0.9  # of the data sheet
 ACTIVATION_TRIPS = 72  # readings and writings of the hidden state, per layer and token, besides the products
@@ -27,10 +30,11 @@ LAUNCHES = 80  # per layer and batch: products, elementwise functions, sums, squ
 LAUNCH_S = 4e-6  # what the host needs for one
 PROBE_PASSES = 9  # readings of all weights: short cuts and the two longest samples, both ways
 WHOLE, LOOP, GRADIENTS = "the whole pass", "the loop of the paper", "forward and input gradients"
+SQUARES = "products of gradients, squared"
 ASSUMPTIONS = (
-    f"library products at {GEMM:.0%} of the dense rate, our products at {TILE:.0%} and less for short samples, "
-    f"{BANDWIDTH:.0%} of the bandwidth, {LAUNCHES} launches of {LAUNCH_S * 1e6:.0f} µs per layer and batch; F is read "
-    "and written once a batch and waits for nothing"
+    f"library products at {GEMM:.0%} of the dense rate, our products at {TILE:.0%} and less for short samples "
+    f"(those of triton-hopper at {HOPPER_TILE:.0%}), {BANDWIDTH:.0%} of the bandwidth, {LAUNCHES} launches of "
+    f"{LAUNCH_S * 1e6:.0f} µs per layer and batch; F is read and written once a batch and waits for nothing"
 )
 
 
@@ -84,6 +88,7 @@ class Pass:
         flop: that no implementation can do without: forward, input and weight gradients.
         loop_seconds: the paper's loop, one sample at a time.
         rate: the dense rate of products in the weights' dtype, FLOP/s.
+        hopper_seconds: all parts after another with `impl="triton-hopper"`; None where that is not for it.
     """
 
     parts: tuple[Part, ...]
@@ -94,6 +99,7 @@ class Pass:
     flop: float
     loop_seconds: float
     rate: float
+    hopper_seconds: float | None
 
     @property
     def seconds(self) -> float:
@@ -159,7 +165,7 @@ def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch
     squares = 2.0 * sizes.active * tokens
     parts = (
         part(GRADIENTS, 4.0 * met * tokens, 2.0 * batches * weight_bytes, GEMM),
-        part("products of gradients, squared", squares, 0.0, TILE * length / (length + SQUARING)),
+        part(SQUARES, squares, 0.0, TILE * length / (length + SQUARING)),
         part("F, read and written", 2.0 * sizes.weights * samples, 2.0 * batches * F),
         part(
             "elementwise functions",
@@ -169,6 +175,11 @@ def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch
         part("loss over the vocabulary", 0.0, LOGIT_BYTES * float(sizes.vocabulary) * tokens),
         part("probe and the last look at F", 0.0, PROBE_PASSES * 3.0 * weight_bytes + F),
     )
+    seconds = sum(part.seconds for part in parts)
+    hopper = None
+    if gpu.hopper and sizes.itemsize == 2:
+        ours = next(part.seconds for part in parts if part.name == SQUARES)
+        hopper = seconds - ours + squares / (HOPPER_TILE * rate)
     single = max(6.0 * met * length / (GEMM * rate), 3.0 * weight_bytes / bandwidth)
     single += (2.0 * sizes.itemsize + 8.0) * sizes.weights / bandwidth  # its gradient written and read, F too
     return Pass(
@@ -179,6 +190,7 @@ def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch
         peak_bytes=sizes.model_bytes + F + min(per_batch, samples) * length * sizes.token_bytes,
         flop=2.0 * tokens * (3 * sizes.active + 2 * sizes.head),
         rate=rate,
+        hopper_seconds=hopper,
         loop_seconds=samples * max(single, LAUNCHES * sizes.layers * LAUNCH_S),
     )
 
@@ -194,6 +206,8 @@ def format_pass(gpu: Gpu, estimate: Pass, measured: Mapping[str, float] | None =
         )
     whole = f"{estimate.launches:8,} launches {'':9} {estimate.seconds:7.3f} s"
     share = f"{estimate.flop / estimate.seconds / estimate.rate:.0%} of the dense rate"
+    if (seconds := estimate.hopper_seconds) is not None:
+        share += f", with triton-hopper {estimate.flop / seconds / estimate.rate:.0%} and {seconds:.3f} s"
     lines += [
         f"  {WHOLE:32} {whole}{_beside(measured, WHOLE)}",
         f"  {LOOP:32} {'':27} {estimate.loop_seconds:7.3f} s{_beside(measured, LOOP)}"

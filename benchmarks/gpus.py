@@ -17,6 +17,7 @@ class Gpu:
         fp32: FLOP/s outside the tensor cores, a fused multiply-add counted as two.
         bandwidth: bytes per second of the main memory.
         memory: bytes of it.
+        hopper: whether the kernel with specialised warps is for it.
     """
 
     name: str
@@ -24,14 +25,15 @@ class Gpu:
     fp32: float
     bandwidth: float
     memory: float
+    hopper: bool = False
 
 
 # glennklockwood.com/garden/processors/{h100,a100}, after NVIDIA's data sheets; the H200 is an H100 whose memory
 # gives 4.8 TB/s and holds 141 GB (NVIDIA H200 data sheet). Dense rates, SXM boards. The 4090's are from NVIDIA's
 # white paper on Ada, bf16 with float32 sums.
 GPUS = {
-    "h100": Gpu("NVIDIA H100 SXM5 80GB", 989.4e12, 66.9e12, 3.35e12, 80e9),
-    "h200": Gpu("NVIDIA H200 SXM5 141GB", 989.4e12, 66.9e12, 4.8e12, 141e9),
+    "h100": Gpu("NVIDIA H100 SXM5 80GB", 989.4e12, 66.9e12, 3.35e12, 80e9, hopper=True),
+    "h200": Gpu("NVIDIA H200 SXM5 141GB", 989.4e12, 66.9e12, 4.8e12, 141e9, hopper=True),
     "4090": Gpu("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12, 1.008e12, 24e9),
     "a100": Gpu("NVIDIA A100 SXM4 80GB", 312e12, 19.5e12, 2.039e12, 80e9),
 }

@@ -216,10 +216,10 @@ def _taken_on(record: Mapping[str, Any], folder: Path | None) -> str:
 
 
 def _concerns(record: Mapping[str, Any], file: str, now: Mapping[str, str]) -> bool:
-    """Whether a record depends on a source file: the GPU's on the kernels, the CPU's on its parts of csrc/."""
-    on_gpu = str(record["machine"]["device"]).startswith("cuda")
-    if file.startswith("kernels/") or on_gpu:
-        return on_gpu and file.startswith("kernels/")
+    """Whether a record depends on a source file: the GPU's and `host` on the kernels, the CPU's on parts of csrc/."""
+    of_kernels = str(record["machine"]["device"]).startswith("cuda") or record["benchmark"] == "host"
+    if file.startswith("kernels/") or of_kernels:
+        return of_kernels and file.startswith("kernels/")
     if file not in now and not any(name.startswith("csrc/") for name in now):
         return False  # a wheel holds no csrc/ to compare with
     part = next((p for p in _PARTS if file.startswith((f"csrc/{p}/", f"csrc/{p}_"))), None)

@@ -7,10 +7,8 @@ once, at the end. Small F take several programs per tile, each with its own segm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -24,6 +22,7 @@ from .variant import Variant
 PRECISIONS = ("ieee", "tf32x3", "tf32")  # of products of float32 operands, the first one by default
 _PRECISIONS_EVERYWHERE = ("ieee", "tf32")  # and not on NVIDIA's chips alone
 _ALIGN = 16  # elements, and bytes of an address: what Triton takes as proof that 16-byte copies are safe
+_MAX_ROWS = 2**31 - 1
 _MAX_ROW_STRIDE = 1 << 23  # offsets inside a tile of at most 128 rows, of F too, are 32-bit
 _BAND = 8  # tiles of d_out that share their columns of X in the L2 cache
 _REDUCE = 1024
@@ -140,16 +139,15 @@ def squared_gradient_kernel(
 
 
 @triton.jit
-def add_parts_kernel(F, parts, slices, size, splits, BLOCK: tl.constexpr):
-    """`F[slices[g]] += parts[g, 0] + parts[g, 1] + …`, in that order, for slices of `size` entries."""
+def add_parts_kernel(F, parts, size, splits, BLOCK: tl.constexpr):
+    """`F[e] += parts[e, 0] + parts[e, 1] + …`, in that order, for slices of `size` entries."""
     chunks = tl.cdiv(size, BLOCK)
-    group = tl.program_id(0).to(tl.int64) // chunks
-    slice_ = tl.load(slices + group).to(tl.int64)
+    slice_ = tl.program_id(0).to(tl.int64) // chunks
     offsets = tl.program_id(0).to(tl.int64) % chunks * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < size
     total = tl.zeros((BLOCK,), tl.float32)
     for part in range(splits):
-        total += tl.load(parts + (group * splits + part) * size + offsets, mask=inside, other=0.0)
+        total += tl.load(parts + (slice_ * splits + part) * size + offsets, mask=inside, other=0.0)
     pointers = F + slice_ * size + offsets
     tl.store(pointers, tl.load(pointers, mask=inside, other=0.0) + total, mask=inside)
 
@@ -158,8 +156,8 @@ def squared_gradient(
     F: Tensor,
     grad_output: Tensor,
     input: Tensor,
-    bounds: Sequence[tuple[int, int]],
-    targets: Sequence[int] | None = None,
+    bounds: schedule.Bounds | Tensor,
+    targets: Sequence[int] | Tensor | None = None,
     *,
     config: Config | None = None,
     splits: int | None = None,
@@ -172,8 +170,9 @@ def squared_gradient(
         grad_output: `[N, d_out]`, any strides.
         input: `[N, d_in]`, same dtype and device. Other dtypes than bfloat16, float16 and float32 are rounded to
             float32 first, as the definition of the operation does.
-        bounds: first and last-plus-one row of each segment.
-        targets: slice of F that each segment adds to.
+        bounds: first and last-plus-one row of each segment, which do not overlap; or an integer tensor `[S, 2]` on
+            F's device, for which nothing waits and whose numbers nothing checks.
+        targets: slice of F that each segment adds to; a tensor on F's device where bounds are one.
         config: tile shape; None picks by shape.
         splits: programs per tile, each with its own segments; None picks by shape.
         precision: of products of float32 operands: "ieee" multiplies exactly, "tf32x3" on tensor cores with each
@@ -184,21 +183,14 @@ def squared_gradient(
         ValueError: more than 2³¹ - 1 rows, or 2²³ columns of an operand.
     """
     with on_device(F):
-        size_checked(F)
-        if F.numel() == 0 or all(start == stop for start, stop in bounds):
+        sizes_checked(F, grad_output)
+        if 0 in (F.numel(), grad_output.shape[0], len(bounds)):
             return
-        segments, slices = tuple(bounds), None if targets is None else tuple(targets)
-        problem = problem_of(F, grad_output, segments, slices, precision)
+        problem = problem_of(F, grad_output, len(bounds), precision)
         Y, X = (aligned_rows(rows.to(problem.dtype)) for rows in (grad_output, input))
         config = config or tuning.pick(problem)
-        work = schedule.build(
-            segments,
-            slices,
-            config.block_tokens,
-            splits or tuning.splits(problem, config),
-            F.device,
-            torch.cuda.current_stream().cuda_stream if F.is_cuda else 0,
-        )
+        splits = splits or tuning.splits(problem, config)
+        work = schedule.build(F, problem.rows, bounds, targets, config.block_tokens, splits)
         _launch(F, Y, X, work, config, problem.precision)
 
 
@@ -206,8 +198,8 @@ def tune(
     F: Tensor,
     grad_output: Tensor,
     input: Tensor,
-    bounds: Sequence[tuple[int, int]],
-    targets: Sequence[int] | None = None,
+    bounds: schedule.Bounds | Tensor,
+    targets: Sequence[int] | Tensor | None = None,
     save: bool = False,
 ) -> Config:
     """Time the shipped tile shapes on these operands, on a scratch F of the same shape, and return the fastest.
@@ -233,8 +225,7 @@ def tune(
         )
 
     with on_device(F):
-        slices = None if targets is None else tuple(targets)
-        return tuning.tune(problem_of(F, grad_output, tuple(bounds), slices), measure, save)
+        return tuning.tune(problem_of(F, grad_output, len(bounds)), measure, save)
 
 
 def variants() -> list[Variant]:
@@ -253,88 +244,86 @@ def variants() -> list[Variant]:
         {
             "F": "*fp32",
             "parts": "*fp32",
-            "slices": "*i32",
             "size": "i64",
             "splits": "i32",
             "BLOCK": "constexpr",
         },
         {"BLOCK": _REDUCE},
         label=str(_REDUCE),
-        divisible_by_16=("F", "parts", "slices", "size"),
+        divisible_by_16=("F", "parts", "size"),
     )
     return [*tiles, add_parts]
 
 
-def problem_of(
-    F: Tensor,
-    grad_output: Tensor,
-    bounds: tuple[tuple[int, int], ...],
-    targets: tuple[int, ...] | None,
-    precision: str = "ieee",
-) -> Problem:
-    """What the choice of a configuration depends on."""
-    lengths, written = _live(bounds, targets)
+def problem_of(F: Tensor, grad_output: Tensor, segments: int, precision: str = "ieee") -> Problem:
+    """What the choice of a configuration depends on: shapes, not the numbers in bounds or targets."""
     dtype = grad_output.dtype if grad_output.dtype in NAMES else torch.float32
-    aligned = F.data_ptr() % _ALIGN == 0
     d_out, d_in = F.shape[-2:]
-    gpu = tuning.gpu_name(F.device)
     return Problem(
-        d_out, d_in, dtype, lengths, written, aligned, gpu, precision if dtype == torch.float32 else "ieee"
+        d_out,
+        d_in,
+        dtype,
+        grad_output.shape[0],
+        segments,
+        F.shape[0] if F.ndim == 3 else 1,
+        F.data_ptr() % _ALIGN == 0,
+        tuning.gpu_name(F.device),
+        precision if dtype == torch.float32 else "ieee",
     )
-
-
-@lru_cache(maxsize=64)
-def _live(
-    bounds: tuple[tuple[int, int], ...], targets: tuple[int, ...] | None
-) -> tuple[tuple[int, ...], int]:
-    """Rows of each segment that has any, and how many slices of F these add to."""
-    edges = np.asarray(bounds, dtype=np.int64)
-    rows = edges[:, 1] - edges[:, 0]
-    slices = 1 if targets is None else len(np.unique(np.asarray(targets)[rows > 0]))
-    return tuple(rows[rows > 0].tolist()), slices
 
 
 def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Config, precision: str) -> None:
     d_out, d_in = F.shape[-2:]
-    split = work.splits > 1
-    target = F.new_empty(len(work.spans), d_out, d_in) if split else F
-    squared_gradient_kernel[(len(work.spans) * config.tiles(d_out, d_in),)](
-        target,
-        Y,
-        X,
-        work.blocks,
-        work.spans,
-        d_out,
-        d_in,
-        Y.shape[1],
-        X.shape[1],
-        Y.stride(0),
-        X.stride(0),
-        0 if split else 1,
-        **_constexprs(config, precision, nvidia=F.is_cuda and not torch.version.hip),
-        num_warps=config.warps,
-        num_stages=tuning.pipeline(config, amd=bool(torch.version.hip)),
-        **FUSED,
-    )
-    if split:
-        add_parts(F, target, work)
+
+    def launch(target: Tensor, add: int) -> None:
+        squared_gradient_kernel[(len(work.spans) * config.tiles(d_out, d_in),)](
+            target,
+            Y,
+            X,
+            work.blocks,
+            work.spans,
+            d_out,
+            d_in,
+            Y.shape[1],
+            X.shape[1],
+            Y.stride(0),
+            X.stride(0),
+            add,
+            **_constexprs(config, precision, nvidia=F.is_cuda and not torch.version.hip),
+            num_warps=config.warps,
+            num_stages=tuning.pipeline(config, amd=bool(torch.version.hip)),
+            **FUSED,
+        )
+
+    accumulate(F, work, launch)
 
 
-def add_parts(F: Tensor, parts: Tensor, work: schedule.Schedule) -> None:
-    """Add to F the sums that the spans of a schedule with splits have left in a workspace, in order.
+def accumulate(F: Tensor, work: schedule.Schedule, launch: Callable[[Tensor, int], None]) -> None:
+    """Have a kernel add to F; with splits it fills a workspace of one part per span, and these are added in order.
 
     Args:
         F: as for `squared_gradient`.
-        parts: float32 `[spans, d_out, d_in]`.
         work: the schedule.
+        launch: called with what the kernel writes, F or the workspace, and 1 where it adds to it, 0 where it
+            overwrites it.
     """
+    if work.splits == 1:
+        launch(F, 1)
+        return
+    parts = F.new_empty(len(work.spans), *F.shape[-2:])
+    launch(parts, 0)
     size = F.shape[-2] * F.shape[-1]
-    grid = (triton.cdiv(size, _REDUCE) * len(work.slices),)
-    add_parts_kernel[grid](F, parts, work.slices, size, work.splits, BLOCK=_REDUCE, **FUSED)
+    grid = (triton.cdiv(size, _REDUCE) * (len(work.spans) // work.splits),)
+    add_parts_kernel[grid](F, parts, size, work.splits, BLOCK=_REDUCE, **FUSED)
 
 
-def size_checked(F: Tensor) -> None:
-    """Refuse sides of F whose offsets inside a tile would not fit into 32 bits."""
+def sizes_checked(F: Tensor, grad_output: Tensor, most_rows: int = _MAX_ROWS) -> None:
+    """Refuse more rows than the tables number, and sides of F whose offsets inside a tile are no 32-bit numbers."""
+    if grad_output.shape[0] > most_rows:
+        raise ValueError(
+            f"squared_gradient_ takes at most {most_rows} rows in one call, got {grad_output.shape[0]}. "
+            "Split the batch."
+        )
     if max(F.shape[-2:]) > _MAX_ROW_STRIDE:
         raise ValueError(
             f"squared_gradient_ takes at most {_MAX_ROW_STRIDE} columns of an operand, got {max(F.shape[-2:])}."

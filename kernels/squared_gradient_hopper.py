@@ -24,7 +24,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from . import schedule, tuning
 from .launch import FUSED, on_device
-from .squared_gradient import NAMES, add_parts, aligned_rows, problem_of, size_checked
+from .squared_gradient import NAMES, accumulate, aligned_rows, problem_of, sizes_checked
 from .tuning import Config
 from .variant import Variant
 
@@ -169,8 +169,8 @@ def squared_gradient(
     F: Tensor,
     grad_output: Tensor,
     input: Tensor,
-    bounds: Sequence[tuple[int, int]],
-    targets: Sequence[int] | None = None,
+    bounds: schedule.Bounds | Tensor,
+    targets: Sequence[int] | Tensor | None = None,
 ) -> None:
     """Add the squared gradient of every segment to F; arguments as for `kernels.squared_gradient`.
 
@@ -186,45 +186,40 @@ def squared_gradient(
         )
     if grad_output.dtype.itemsize != 2:
         raise TypeError(f"this kernel multiplies bfloat16 and float16 only, got {grad_output.dtype}.")
-    if grad_output.shape[0] > _MAX_ROWS:
-        raise ValueError(
-            f"this kernel takes at most {_MAX_ROWS} rows in one call, got {grad_output.shape[0]}."
-        )
-    size_checked(F)
+    sizes_checked(F, grad_output, _MAX_ROWS)
     with on_device(F):
-        if F.numel() == 0 or all(start == stop for start, stop in bounds):
+        if 0 in (F.numel(), grad_output.shape[0], len(bounds)):
             return
-        segments, slices = tuple(bounds), None if targets is None else tuple(targets)
-        problem = problem_of(F, grad_output, segments, slices)
+        problem = problem_of(F, grad_output, len(bounds))
         if not tuning.fits_rows(_TILE, problem.d_in, problem.aligned):
             raise ValueError(
                 f"rows of F must start at multiples of 16 bytes for this kernel, got a d_in of {problem.d_in}"
                 f"{'' if problem.aligned else ' and an F that starts elsewhere'}."
             )
         splits = tuning.splits(problem, _TILE)
-        stream = torch.cuda.current_stream().cuda_stream
-        work = schedule.build(segments, slices, _BLOCK_TOKENS, splits, F.device, stream)
+        work = schedule.build(F, problem.rows, bounds, targets, _BLOCK_TOKENS, splits)
         _launch(F, aligned_rows(grad_output), aligned_rows(input), work)
 
 
 def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule) -> None:
     d_out, d_in = F.shape[-2:]
-    split = work.splits > 1
-    target = F.new_empty(len(work.spans), d_out, d_in) if split else F
-    hopper_kernel[(len(work.spans) * _TILE.tiles(d_out, d_in),)](
-        target,
-        *(_described(rows, columns) for rows, columns in ((Y, _HALF), (X, _WIDE), (X, _REST))),
-        work.blocks,
-        work.spans,
-        d_out,
-        d_in,
-        0 if split else 1,
-        **_constexprs(),
-        num_warps=4,
-        **FUSED,
-    )
-    if split:
-        add_parts(F, target, work)
+    described = [_described(rows, columns) for rows, columns in ((Y, _HALF), (X, _WIDE), (X, _REST))]
+
+    def launch(target: Tensor, add: int) -> None:
+        hopper_kernel[(len(work.spans) * _TILE.tiles(d_out, d_in),)](
+            target,
+            *described,
+            work.blocks,
+            work.spans,
+            d_out,
+            d_in,
+            add,
+            **_constexprs(),
+            num_warps=4,
+            **FUSED,
+        )
+
+    accumulate(F, work, launch)
 
 
 def _described(rows: Tensor, columns: int) -> TensorDescriptor:

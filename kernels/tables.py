@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,8 +52,7 @@ def widen(bits, TYPE: tl.constexpr, WIDE: tl.constexpr):
         return bits.to(TYPE, bitcast=True).to(WIDE)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One tensor's part of a launch.
 
     Attributes:
@@ -107,9 +108,9 @@ def build(rows: Sequence[Row], per_program: int, device: torch.device) -> Table:
 
 def by_kind(tensors: Iterable[Tensor]) -> Iterator[tuple[torch.dtype, list[int]]]:
     """Positions of the tensors of each dtype: one launch works on one dtype."""
-    groups: dict[torch.dtype, list[int]] = {}
+    groups: dict[torch.dtype, list[int]] = defaultdict(list)
     for position, tensor in enumerate(tensors):
-        groups.setdefault(tensor.dtype, []).append(position)
+        groups[tensor.dtype].append(position)
     yield from groups.items()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -63,8 +63,9 @@ class Problem:
         d_out: rows of F.
         d_in: columns of F.
         dtype: of the operands: bfloat16, float16 or float32.
-        lengths: rows of each segment that has any.
-        slices: slices of F that are written.
+        rows: of the operands.
+        segments: that they are cut into.
+        slices: of F.
         aligned: whether F starts at a multiple of 16 bytes.
         gpu: name of the GPU that F is on; what the tuner found on another one does not count.
         precision: of the products, as `squared_gradient` takes it.
@@ -73,7 +74,8 @@ class Problem:
     d_out: int
     d_in: int
     dtype: torch.dtype
-    lengths: tuple[int, ...]
+    rows: int
+    segments: int
     slices: int = 1
     aligned: bool = True
     gpu: str = field(default_factory=gpu_name)
@@ -109,16 +111,17 @@ def pick(problem: Problem) -> Config:
     A side of at most 16 takes a thin tile; otherwise the largest tile that still gives every multiprocessor one,
     with short token blocks where segments are short.
     """
-    tuned = _tuned(problem.gpu).get(_key(problem))
-    return tuned if tuned in _fitting(problem) else _by_rule(problem)
+    table = _tuned(problem.gpu)
+    tuned = table.get(_key(problem)) if table else None
+    return tuned if tuned is not None and tuned in _fitting(problem) else _by_rule(problem)
 
 
 @lru_cache(maxsize=_REMEMBERED)
 def splits(problem: Problem, config: Config) -> int:
     """Into how many parts the segments are divided so that a small F occupies a large GPU."""
     programs = config.tiles(problem.d_out, problem.d_in) * problem.slices
-    blocks = sum(-(-n // config.block_tokens) for n in problem.lengths) // problem.slices
-    return max(1, min(PROGRAMS // programs, blocks // _MIN_BLOCKS, len(problem.lengths)))
+    blocks = problem.segments * _blocks(problem, config.block_tokens) // problem.slices
+    return max(1, min(PROGRAMS // programs, blocks // _MIN_BLOCKS, problem.segments))
 
 
 def fits_rows(config: Config, d_in: int, aligned: bool = True) -> bool:
@@ -184,7 +187,7 @@ def _by_rule(problem: Problem) -> Config:
     enough = [c for c in fitting if c.tiles(problem.d_out, problem.d_in) * problem.slices >= PROGRAMS]
     chosen = enough[0] if enough else fitting[-1]
     same_tile = [c for c in fitting if (c.block_out, c.block_in) == (chosen.block_out, chosen.block_in)]
-    full = [c for c in same_tile if _filled(problem.lengths, c.block_tokens) >= _FULL.get(c.block_tokens, 0)]
+    full = [c for c in same_tile if _filled(problem, c.block_tokens) >= _FULL.get(c.block_tokens, 0)]
     return full[0] if full else same_tile[-1]
 
 
@@ -199,17 +202,21 @@ def _fitting(problem: Problem) -> list[Config]:
     return [c for c in table if (c.block_out == 16) == thin_out and (c.block_in == 16) == thin_in]
 
 
-def _filled(lengths: Iterable[int], block_tokens: int) -> float:
-    """Part of the rows of all token blocks that exist."""
-    counts = list(lengths)
-    return sum(counts) / sum(-(-n // block_tokens) * block_tokens for n in counts)
+def _filled(problem: Problem, block_tokens: int) -> float:
+    """Part of the rows of all token blocks that exist, if all segments are equal."""
+    return problem.rows / (problem.segments * _blocks(problem, block_tokens) * block_tokens)
+
+
+def _blocks(problem: Problem, block_tokens: int) -> int:
+    """Token blocks of a segment of mean length."""
+    return -(-problem.rows // (problem.segments * block_tokens))
 
 
 @lru_cache(maxsize=_REMEMBERED)
 def _key(problem: Problem) -> str:
     """What a saved answer holds for: dtype and sides, and the powers of two that bound slices and mean length."""
     dtype = str(problem.dtype).removeprefix("torch.")
-    mean = -(-sum(problem.lengths) // len(problem.lengths))
+    mean = -(-problem.rows // problem.segments)
     slices, length = (1 << (n - 1).bit_length() for n in (problem.slices, mean))
     return f"{dtype} {slices}x{problem.d_out}x{problem.d_in} length {length}"
 

@@ -41,6 +41,16 @@ def test_more_memory_is_fewer_batches_and_a_given_budget_is_taken(llama):
     assert gpu_pass.on_paper(gpus.named("h100"), llama, 100, 128, 1280).batches == 10
 
 
+def test_the_kernel_for_hopper_is_reckoned_where_it_runs(llama):
+    h100, a100 = (gpu_pass.on_paper(gpus.named(name), llama, 100, 128) for name in ("h100", "a100"))
+    ours = next(part for part in h100.parts if part.name == gpu_pass.SQUARES)
+    rate = ours.flop / (h100.hopper_seconds - h100.seconds + ours.seconds)
+    assert rate == pytest.approx(gpu_pass.HOPPER_TILE * gpus.named("h100").bf16)
+    assert a100.hopper_seconds is None
+    assert "with triton-hopper" in gpu_pass.format_pass(gpus.named("h100"), h100)
+    assert "with triton-hopper" not in gpu_pass.format_pass(gpus.named("a100"), a100).split("Assumed")[0]
+
+
 def test_small_models_are_bound_by_their_launches():
     sizes = gpu_pass.sizes_of(models.without_weights("tiny"))
     found = gpu_pass.on_paper(gpus.named("h100"), sizes, 10, 16)

@@ -90,7 +90,7 @@ def test_a_file_that_is_no_part_of_a_kernel_changes_nothing(folder):
         ("csrc/fisher_ops.cpp", {"fisher", "growth", "another"}),
         ("csrc/fill_ops.cpp", {"masked_fill", "another"}),
         ("csrc/dtype.h", {"topk", "growth", "fisher", "masked_fill", "another"}),
-        ("kernels/alone.py", set()),
+        ("kernels/alone.py", {"host"}),
     ],
 )
 def test_a_cpu_record_goes_stale_with_the_sources_that_it_times(folder, changed, stale):
@@ -99,7 +99,7 @@ def test_a_cpu_record_goes_stale_with_the_sources_that_it_times(folder, changed,
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     machine = {"device": "cpu", "cpu": "x"}
-    names = ("topk", "growth", "fisher", "masked_fill", "another")
+    names = ("topk", "growth", "fisher", "masked_fill", "host", "another")
     records = {name: gpu_record(folder, machine=machine, benchmark=name) for name in names}
     (folder.parent / changed).write_text("# changed")
     lines = [line for line in verification.report(records, folder).splitlines() if "2026-01-02" in line]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 import tomfisher
@@ -100,13 +101,32 @@ def test_routing_sorts_every_choice_into_its_segment(
     assert sorted(routing.order.tolist()) == list(range(chosen.numel()))
     assert routing.per_expert == torch.bincount(chosen.flatten(), minlength=E).tolist()
     assert routing.offsets[0] == 0 and routing.offsets[-1] == chosen.numel()
-    for segment, expert in enumerate(routing.targets):
+    assert routing.targets.tolist() == [e for e in range(E) for _ in range(batch)]
+    for segment, expert in enumerate(routing.targets.tolist()):
         rows = slice(routing.offsets[segment], routing.offsets[segment + 1])
         choices = routing.order[rows]
         assert (chosen.flatten()[choices] == expert).all()
         samples = choices // K // length
-        assert len(set(samples.tolist())) == 1 and torch.equal(routing.samples[rows], samples)
-        assert choices.tolist() == sorted(choices.tolist()) and len(choices)
+        assert (samples == segment % batch).all() and torch.equal(routing.samples[rows], samples)
+        assert choices.tolist() == sorted(choices.tolist())
+
+
+def test_routing_waits_for_the_rows_of_each_expert_and_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited, called = [], []
+    plain = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: waited.append(t.numel()) or plain(t))
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Operations():
+        Routing.of(torch.randint(0, 5, (4 * 7, 2)), 5, 4)
+    waits = ("_local_scalar_dense", "nonzero", "bincount", "unique", "repeat_interleave.Tensor")
+    assert waited == [5] and not [name for name in called if any(wait in name for wait in waits)]
 
 
 def test_experts_that_see_other_tokens_than_the_batch_fall_back(tiny: SimpleNamespace) -> None:

@@ -102,6 +102,10 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
             *(_OF_DEVICE, _rounds(20), _DEVICE, _GPU, _CASES),
         ),
     ),
+    "host": (
+        "what the host does before a kernel starts, the launch itself left out: calls, segments, tables of fills",
+        (_rounds(200), _DEVICE),
+    ),
     "linear": (
         "float32 linear layers on the CPU: oneDNN against PyTorch's own choice",
         (

@@ -31,19 +31,19 @@ class Routing:
             c div K; a token with K choices has K rows.
         samples: `[R]`, the sample of each row.
         per_expert: number of rows of each expert.
-        offsets: first row of each non-empty (expert, sample) segment, and the end.
-        targets: expert of each segment.
+        offsets: `[E*B + 1]`, first row of each (expert, sample) segment, many of them empty, and the end.
+        targets: `[E*B]`, expert of each segment.
     """
 
     order: Tensor
     samples: Tensor
     per_expert: list[int]
-    offsets: list[int]
-    targets: list[int]
+    offsets: Tensor
+    targets: Tensor
 
     @classmethod
     def of(cls, chosen: Tensor, num_experts: int, batch_size: int) -> Routing:
-        """Sort the choices `[B*T, K]` of a router.
+        """Sort the choices `[B*T, K]` of a router; the host waits for the numbers of rows, and for nothing else.
 
         Args:
             chosen: expert of each token's K choices.
@@ -53,18 +53,14 @@ class Routing:
         tokens, K = chosen.shape
         samples = torch.arange(tokens, device=chosen.device) * batch_size // tokens
         keys = (chosen * batch_size + samples[:, None]).flatten()
-        order = torch.sort(keys, stable=True).indices
-        counts = torch.bincount(keys, minlength=num_experts * batch_size).view(num_experts, batch_size)
-        segments = [(e, n) for e, row in enumerate(counts.tolist()) for n in row if n]
-        offsets = [0]
-        for _, n in segments:
-            offsets.append(offsets[-1] + n)
+        keys, order = torch.sort(keys, stable=True)
+        offsets = torch.searchsorted(keys, torch.arange(num_experts * batch_size + 1, device=keys.device))
         return cls(
             order,
             samples[order // K],
-            counts.sum(1).tolist(),
+            offsets[::batch_size].diff().tolist(),
             offsets,
-            [expert for expert, _ in segments],
+            torch.arange(num_experts, device=keys.device).repeat_interleave(batch_size),
         )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tomfisher.ops.checks import integers, valid_lengths
 from tomfisher.ops.dispatch import Impl, register, resolve, traced
 
 Precision = Literal["ieee", "tf32x3", "tf32"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
 def squared_gradient_(
@@ -42,7 +44,9 @@ def squared_gradient_(
         grad_output: gradient with respect to the layer's output, `[B, T, d_out]` or packed `[N, d_out]`.
         input: the layer's input, `[B, T, d_in]` or packed `[N, d_in]`; same dtype and device.
         offsets: for packed operands, `S + 1` rising row numbers; segment s is rows `offsets[s]:offsets[s+1]`.
-        targets: for `[E, d_out, d_in]`, the slice of F that each of the S segments adds to.
+        targets: for `[E, d_out, d_in]`, the slice of F that each of the S segments adds to. The Triton kernels
+            take offsets and targets that are tensors on F's device without waiting for them; what is wrong with
+            their numbers is then a `RuntimeError`, on a GPU at its next synchronisation.
         lengths: for `[B, T, ·]`, how many leading positions of each sample count; the rest is padding.
         impl: "auto", "triton", "triton-hopper" (16 bits, rows of F at multiples of 16 bytes), "cpp" or "reference".
         precision: of the products of float32 operands in the Triton kernels: "ieee" (exact), "tf32x3" (tensor cores,
@@ -60,35 +64,35 @@ def squared_gradient_(
     Source:
         Diagonal of the empirical Fisher; arXiv 2504.04238, section on sensitivity.
     """
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     _check_tensors(F, grad_output, input, targets is not None)
-    bounds = _segments(grad_output, offsets, lengths)
-    chosen = None if targets is None else _targets(targets, len(bounds), F.shape[0])
     Y, X = _rows(grad_output), _rows(input)
     if traced(F, grad_output, input):
+        bounds, chosen = _numbers(F, grad_output, offsets, targets, lengths)
         starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
         _op(F, Y, X, starts, stops, chosen, impl, precision)
         return F
-    _run(F, Y, X, bounds, chosen, impl, precision)
+    name, run = _implementation(F, impl, precision)
+    packed = offsets is not None and lengths is None and grad_output.ndim == 2
+    there = packed and name in _TAKE_TENSORS and _on_device(F, offsets, targets)
+    with torch.no_grad():
+        if there:
+            run(F, Y, X, *_tensors(F, Y, offsets, targets))
+        else:
+            run(F, Y, X, *_numbers(F, grad_output, offsets, targets, lengths))
     if not F.is_inference():
         torch.autograd.graph.increment_version(F)  # autograd shall notice that F was written, as after any op
     return F
 
 
-def _run(
-    F: Tensor,
-    grad_output: Tensor,
-    input: Tensor,
-    bounds: list[tuple[int, int]],
-    targets: Sequence[int] | None,
-    impl: str,
-    precision: str,
-) -> None:
+_TAKE_TENSORS = ("triton", "triton-hopper")
+
+
+def _implementation(F: Tensor, impl: str, precision: str) -> tuple[str, Callable[..., None]]:
+    """Name and function of what runs, which takes F, the rows of the operands, bounds and targets."""
     name, run = resolve("squared_gradient_", impl, F.device)
-    options = {"precision": precision} if name == "triton" else {}
-    with torch.no_grad():
-        run(F, grad_output, input, bounds, targets, **options)
+    return name, partial(run, precision=precision) if name == "triton" else run
 
 
 @torch.library.custom_op("tomfisher::squared_gradient_", mutates_args={"F"})
@@ -102,7 +106,9 @@ def _op(
     impl: str,
     precision: str = "ieee",
 ) -> None:
-    _run(F, grad_output, input, list(zip(starts, stops, strict=True)), targets, impl, precision)
+    _, run = _implementation(F, impl, precision)
+    with torch.no_grad():
+        run(F, grad_output, input, list(zip(starts, stops, strict=True)), targets)
 
 
 _op.register_fake(lambda *_: None)
@@ -110,7 +116,11 @@ _op.register_fake(lambda *_: None)
 
 @register("squared_gradient_", "reference")
 def _reference(
-    F: Tensor, grad_output: Tensor, input: Tensor, bounds: list[tuple[int, int]], targets: list[int] | None
+    F: Tensor,
+    grad_output: Tensor,
+    input: Tensor,
+    bounds: Sequence[tuple[int, int]],
+    targets: Sequence[int] | None,
 ) -> None:
     """Add the squared weight gradient of every segment to F, one segment at a time.
 
@@ -177,10 +187,21 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.detach().flatten(0, -2)
 
 
+def _numbers(
+    F: Tensor,
+    grad_output: Tensor,
+    offsets: Sequence[int] | Tensor | None,
+    targets: Sequence[int] | Tensor | None,
+    lengths: Sequence[int] | Tensor | None,
+) -> tuple[Sequence[tuple[int, int]], list[int] | None]:
+    """Row ranges of the segments in the flattened operands, and their slices of F, as numbers of the host."""
+    bounds = _segments(grad_output, offsets, lengths)
+    return bounds, None if targets is None else _targets(targets, len(bounds), F.shape[0])
+
+
 def _segments(
     grad_output: Tensor, offsets: Sequence[int] | Tensor | None, lengths: Sequence[int] | Tensor | None
-) -> list[tuple[int, int]]:
-    """Row ranges of the segments in the flattened operands."""
+) -> Sequence[tuple[int, int]]:
     if grad_output.ndim == 2:
         if lengths is not None:
             raise ValueError("lengths belong to [B, T, ·] operands; for packed [N, ·] operands give offsets.")
@@ -194,7 +215,15 @@ def _segments(
     if offsets is not None:
         raise ValueError("offsets belong to packed [N, ·] operands; for [B, T, ·] operands give lengths.")
     B, T = grad_output.shape[:2]
+    if lengths is None:
+        return _equal(B, T)
     return [(b * T, b * T + n) for b, n in enumerate(valid_lengths(lengths, B, T))]
+
+
+@lru_cache(maxsize=64)
+def _equal(B: int, T: int) -> tuple[tuple[int, int], ...]:
+    """The segments of all layers of a batch: one object, which a schedule is then found by at once."""
+    return tuple((b * T, (b + 1) * T) for b in range(B))
 
 
 def _targets(targets: Sequence[int] | Tensor, segments: int, slices: int) -> list[int]:
@@ -204,3 +233,32 @@ def _targets(targets: Sequence[int] | Tensor, segments: int, slices: int) -> lis
             f"targets must be {segments} numbers (one per segment) between 0 and {slices - 1}, got {chosen[:8]}."
         )
     return chosen
+
+
+def _on_device(F: Tensor, *given: object) -> bool:
+    """Whether what is given are integer vectors where F is."""
+    return all(
+        isinstance(numbers, Tensor)
+        and numbers.device == F.device
+        and numbers.dtype in (torch.int32, torch.int64)
+        and numbers.ndim == 1
+        for numbers in given
+        if numbers is not None
+    )
+
+
+def _tensors(F: Tensor, Y: Tensor, offsets: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
+    """As `_numbers`, of tensors where F is: `[S, 2]` and `[S]`, checked there, so that nothing waits."""
+    rows, segments = len(Y), len(offsets) - 1
+    if segments < 0 or (targets is not None and len(targets) != segments):
+        raise ValueError(
+            f"offsets must be one number more than there are segments, and targets one for each segment, got "
+            f"{len(offsets)} and {'no' if targets is None else len(targets)}."
+        )
+    bounds = torch.stack([offsets[:-1], offsets[1:]], 1)
+    steps = torch.cat([offsets[:1], offsets.diff(), rows - offsets[-1:]])
+    torch._assert_async((steps >= 0).all(), f"offsets must rise from >= 0 to <= {rows} (the number of rows)")
+    if targets is not None:
+        inside = (targets >= 0) & (targets < F.shape[0])
+        torch._assert_async(inside.all(), f"targets must be between 0 and {F.shape[0] - 1}")
+    return bounds, targets

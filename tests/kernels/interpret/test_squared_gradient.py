@@ -165,6 +165,62 @@ def test_targets_say_which_slice_a_segment_adds_to(dtype: torch.dtype, splits: i
         assert torch.equal(F[e], start[e]) == (e in (1, 3, 5))
 
 
+@pytest.mark.parametrize("splits", [None, 1, 3])
+@pytest.mark.parametrize("targets", [None, [2, 0, 4, 2, 0, 4, 4]])
+def test_segments_in_tensors_give_the_bits_of_those_in_lists(
+    targets: list[int] | None, splits: int | None
+) -> None:
+    lengths = [30, 0, 17, 64, 1, 0, 5]
+    Y, X = operands(sum(lengths), 35, 18, torch.float16)
+    bounds = bounds_of(lengths)
+    F = torch.rand(35, 18) if targets is None else torch.rand(6, 35, 18)
+    expected = F.clone()
+    kernels.squared_gradient(expected, Y, X, bounds, targets, config=SMALL, splits=splits)
+    there = None if targets is None else torch.tensor(targets)
+    kernels.squared_gradient(F, Y, X, torch.tensor(bounds), there, config=SMALL, splits=splits)
+    assert torch.equal(F, expected) and not torch.equal(F, torch.zeros_like(F))
+
+
+def test_the_operation_hands_tensors_on_and_checks_them_without_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths, targets = [30, 0, 17, 64, 1, 9, 5], torch.tensor([2, 0, 4, 2, 0, 4, 4])
+    Y, X = operands(sum(lengths), 35, 18, torch.float32)
+    offsets = [0, *itertools.accumulate(lengths)]
+    there = torch.tensor(offsets)
+    expected = squared_gradient_(
+        torch.zeros(5, 35, 18), Y, X, offsets=offsets, targets=targets.tolist(), impl="triton"
+    )
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: pytest.fail("waits for the GPU"))
+    F = squared_gradient_(torch.zeros(5, 35, 18), Y, X, offsets=there, targets=targets, impl="triton")
+    assert torch.equal(F, expected)
+    kept = F.clone()
+    for o, t, message in (
+        (there.flip(0), targets, "offsets must rise"),
+        (there + 1, targets, "offsets must rise"),
+        (there - 1, targets, "offsets must rise"),
+        (there, targets + 1, "targets must be between 0 and 4"),
+        (there, targets - 1, "targets must be between 0 and 4"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            squared_gradient_(F, Y, X, offsets=o, targets=t, impl="triton")
+    for o, t in ((there[:-1], targets), (there[:0], None)):
+        with pytest.raises(ValueError, match="one number more than there are segments"):
+            squared_gradient_(F if t is not None else F[0], Y, X, offsets=o, targets=t, impl="triton")
+    assert torch.equal(F, kept)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_slice_without_segments_keeps_what_it_has(splits: int) -> None:
+    Y, X = operands(20, 35, 18, torch.float32)
+    F = torch.zeros(3, 35, 18)
+    kept = F[1].normal_().clone()
+    kernels.squared_gradient(F, Y, X, [(0, 8), (8, 20)], [0, 2], config=SMALL, splits=splits)
+    assert torch.equal(F[1], kept)
+    truth.assert_squared_gradient(F[0], Y, X, [(0, 8)])
+    truth.assert_squared_gradient(F[2], Y, X, [(8, 20)])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("splits", [2, 7, 9])  # 9: more than there are segments
 def test_split_samples(dtype: torch.dtype, splits: int) -> None:
@@ -273,4 +329,10 @@ def test_more_columns_than_offsets_inside_a_tile_reach_are_refused() -> None:
     wide = 2**23 + 1
     F, Y, X = torch.empty(wide, 1), torch.empty(1, wide), torch.empty(1, 1)
     with pytest.raises(ValueError, match="at most 8388608 columns of an operand, got 8388609"):
+        kernels.squared_gradient(F, Y, X, [(0, 1)])
+
+
+def test_more_rows_than_the_tables_number_are_refused() -> None:
+    F, Y, X = torch.zeros(1, 1), torch.empty(1, 1).expand(2**31, 1), torch.empty(1, 1).expand(2**31, 1)
+    with pytest.raises(ValueError, match="at most 2147483647 rows in one call, got 2147483648"):
         kernels.squared_gradient(F, Y, X, [(0, 1)])
