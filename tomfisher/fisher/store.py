@@ -55,10 +55,15 @@ def write_store(
     with atomic_path(path) as folder:
         folder.mkdir()
         for file, shard in progress_bar(layout.shards.items(), desc="Writing store", unit="shard"):
-            held = {name: tensors[name].detach().cpu().contiguous() for name in shard.starts}
-            write_tensors(held, folder / file, metadata=METADATA)
-            digests.update({name: hashlib.sha256(bytes_of(held[name])).hexdigest() for name in held})
+            digests.update(_write_shard({name: tensors[name] for name in shard.starts}, folder / file))
         write_records(folder, layout, facts, digests)
+
+
+def _write_shard(tensors: dict[str, Tensor], file: Path) -> dict[str, str]:
+    """Write one file; SHA-256 of each of its tensors. A function, so that one shard is held at a time."""
+    held = {name: tensors.pop(name).detach().cpu().contiguous() for name in list(tensors)}
+    write_tensors(held, file, metadata=METADATA)
+    return {name: hashlib.sha256(bytes_of(held[name])).hexdigest() for name in held}
 
 
 def write_records(folder: Path, layout: Layout, facts: Mapping[str, Any], digests: Mapping[str, str]) -> None:
