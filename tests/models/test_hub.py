@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from tiny_models import smallest_llama
 from tomfisher.cli.main import main
 from tomfisher.models import hub, load_model
+from tomfisher.models.opened import open_model
 
 COMMIT = "a" * 40
 
@@ -102,6 +103,16 @@ def test_a_model_in_the_cache_loads_without_the_hub(endpoint, cached, caplog, re
     assert [record for record in caplog.records if "huggingface_hub" in record.name] == []
     torch.testing.assert_close(loaded.model.lm_head.weight, model.lm_head.weight, rtol=0, atol=0)
     assert loaded.identity["revision"] == COMMIT
+
+
+@pytest.mark.parametrize("endpoint", ["refusing"], indirect=True)
+def test_a_model_in_the_cache_is_opened_without_the_hub(endpoint, cached):
+    model = cached("org/model")
+    opened = open_model("org/model", revision="main")
+    opened.load(["lm_head.weight"])
+    assert torch.equal(opened.model.lm_head.weight, model.lm_head.weight)
+    assert opened.identity()["revision"] == COMMIT
+    assert opened.tokenizer.pad_token is not None
 
 
 @pytest.mark.parametrize("name", ["a b", "org/a/b", "org/..name"])

@@ -166,6 +166,30 @@ def test_layers_are_those_of_the_text(kind: str, found: str, tmp_path: Path) -> 
     assert open_model(str(tmp_path)).layers[-1][0] == found
 
 
+def test_what_a_model_writes_after_a_load_is_written(tmp_path: Path) -> None:
+    """Youtu sets the padding token's row of its embedding to zero."""
+    inputs.small_model("youtu").save_pretrained(tmp_path)
+    expected: Any = tf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    opened = open_model(str(tmp_path))
+    before = [parameter._version for parameter in opened.model.parameters()]
+    opened.load(names(opened))
+    assert_same(expected.named_parameters(), opened.model.named_parameters())
+    assert not opened.model.model.embed_tokens.weight[0].any()
+    assert [parameter._version for parameter in opened.model.parameters()] == before
+
+
+def test_matrices_of_zeros_are_named_once_when_they_are_read(saved: Callable[..., Any]) -> None:
+    folder = saved(smallest_llama())
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder.edit_weights(lambda tensors: {**tensors, name: torch.zeros_like(tensors[name])})
+    opened = open_model(folder.name)
+    with pytest.warns(UserWarning, match=rf"1 weight matrices .* are all zero, {re.escape(name)}"):
+        opened.load(names(opened))
+    opened.free(names(opened))
+    opened.load(names(opened))
+    assert opened.identity()["loading"] == {"zero": {"number": 1, "first": [name]}}
+
+
 def fp8(weight: Tensor) -> dict[str, Tensor]:
     """Codes and scales of blocks of 16 × 16."""
     rows, columns = weight.shape
@@ -221,7 +245,7 @@ def test_weights_in_four_bits_become_numbers_as_they_are_read(saved: Callable[..
     expected, opened = load_model(folder.name, "checkpoint", "cpu"), open_model(folder.name)
     opened.load(names(opened))
     assert_same(expected.model.named_parameters(), opened.model.named_parameters())
-    assert opened.identity()["loading"] == {"dequantised": "mxfp4"}
+    assert opened.identity()["loading"]["dequantised"] == "mxfp4"
 
 
 # Parameters stay themselves.

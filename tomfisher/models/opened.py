@@ -29,6 +29,8 @@ from tomfisher.models.load import (
 from tomfisher.models.loading_report import first_of
 from tomfisher.models.pretrained import Place, assemble, check_assembled, check_kind, read_tokenizer
 from tomfisher.models.recipes import Plan, Recipe, headers_only
+from tomfisher.models.rewritten import write_again
+from tomfisher.models.stored import is_zero_matrix, warn_of_zeros
 from tomfisher.runtime.freed import allocate, empty_shell, free, is_freed, is_streamed, refuse_calls
 from tomfisher.runtime.structure import owners_of
 from tomfisher.runtime.torch_state import plain_torch
@@ -64,7 +66,9 @@ class OpenedModel:
         self._parameters = dict(model.named_parameters())
         self._canonical = _canonical_names(model)
         self._recipe_of = _recipe_of(model, plan, self._canonical)
+        self._rewritten = {self._canonical[name] for name in plan.rewritten}
         self._heads: dict[str, bytes] = {}
+        self._zero: list[str] = []
         self._ahead: tuple[frozenset[str], Future[None]] | None = None
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
         self._fill_buffers()
@@ -181,7 +185,9 @@ class OpenedModel:
         }
         revision = self._place.options.get("revision")
         identity["revision"] = identity["revision"] or hub.commit_of(self._place.location, revision)
-        return identity | ({"loading": self._loading} if self._loading else {})
+        zero = [name for name in self._parameters if name in self._zero]
+        loading = self._loading | ({"zero": {"number": len(zero), "first": zero[:8]}} if zero else {})
+        return identity | ({"loading": loading} if loading else {})
 
     def _known(self, names: Iterable[str]) -> set[str]:
         names = [names] if isinstance(names, str) else list(names)
@@ -219,17 +225,22 @@ class OpenedModel:
             span = self._checkpoint.spans[recipe.sources[0][0]]
             if span.dtype == parameter.dtype and span.shape == parameter.shape:
                 self._checkpoint.read(recipe.sources[0][0], into=allocate(parameter))
-                self._note(first)
+                self._finish(first)
                 return
         for made, value in recipe.make(self._checkpoint, self.model).items():
             name = self._canonical.get(made)
             if name in names:
                 allocate(self._parameters[name]).copy_(value)
-                self._note(name)
+                self._finish(name)
 
-    def _note(self, name: str) -> None:
+    def _finish(self, name: str) -> None:
+        if name in self._rewritten:
+            write_again(self.model, self._parameters[name])
         if name not in self._heads:
             self._heads[name] = head_of(self._parameters[name])
+            if is_zero_matrix(self._parameters[name]):
+                self._zero.append(name)
+                warn_of_zeros([name], self._place.source)
 
     def _fill_buffers(self) -> None:
         """Read the persistent buffers, which are small and stay."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tomfisher.models.checkpoint import Checkpoint
 from tomfisher.models.loading_report import first_of
+from tomfisher.models.rewritten import Writes
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,13 @@ class Plan:
         checkpoint: the files.
         recipes: name of each parameter or buffer to how it is made; those made together share one recipe.
         dequantised: how the stored weights are quantised, where transformers makes numbers of them.
+        rewritten: parameters that the model's own code writes to after a load.
     """
 
     checkpoint: Checkpoint
     recipes: dict[str, Recipe] = field(default_factory=dict)
     dequantised: str | None = None
+    rewritten: set[str] = field(default_factory=set)
 
 
 @contextlib.contextmanager
@@ -84,6 +87,7 @@ def headers_only() -> Iterator[list[Plan]]:
     from transformers import PreTrainedModel
 
     plans: list[Plan] = []
+    writes = Writes()
     own = threading.get_ident()
     before = PreTrainedModel._load_pretrained_model
 
@@ -92,11 +96,14 @@ def headers_only() -> Iterator[list[Plan]]:
             return before(model, state_dict, files, settings, *rest, **options)
         plan, report = _planned(model, files, settings)
         plans.append(plan)
+        writes.watch(dict(model.named_parameters()))
+        plan.rewritten = writes.names
         return report, None
 
     PreTrainedModel._load_pretrained_model = staticmethod(load)
     try:
-        yield plans
+        with writes:
+            yield plans
     finally:
         PreTrainedModel._load_pretrained_model = staticmethod(before)
 

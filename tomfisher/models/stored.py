@@ -52,22 +52,27 @@ def zero_matrices(model: nn.Module, source: str) -> list[str]:
 
     A download that reserves its space and then stops leaves them; so does a part of a model that was set to zero.
     """
-    zero = [
-        name
-        for name, weight in model.named_parameters()
-        if weight.ndim > 1 and weight.is_floating_point() and _is_zero(weight.detach())
-    ]
+    zero = [name for name, weight in model.named_parameters() if is_zero_matrix(weight)]
+    warn_of_zeros(zero, source)
+    return zero
+
+
+def is_zero_matrix(weight: Tensor) -> bool:
+    """Whether a weight has two dimensions or more and holds nothing but zeros."""
+    if weight.ndim < 2 or not weight.is_floating_point() or weight.numel() == 0:
+        return False
+    values = weight.detach()
+    return not values.flatten()[:64].any() and not values.any()
+
+
+def warn_of_zeros(zero: list[str], source: str) -> None:
+    """Say which weight matrices are all zero, if any."""
     if zero:
         warnings.warn(
             f"{len(zero)} weight matrices of {source!r} are all zero, {first_of(zero)}. Unless the model was saved "
             "that way, its files are damaged, by an interrupted download for example. Fetch them again.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return zero
-
-
-def _is_zero(weight: Tensor) -> bool:
-    return weight.numel() > 0 and not weight.flatten()[:64].any() and not weight.any()
 
 
 def _integers(file: Path) -> list[str]:
