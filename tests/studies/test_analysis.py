@@ -175,7 +175,7 @@ def test_a_finished_analysis_is_not_made_again(finished, monkeypatch):
     file = Path(finished["output_path"]) / "analysis.json"
     before = file.read_bytes()
     monkeypatch.setattr(
-        "tomfisher.studies.experiment.load_model", lambda *a, **k: pytest.fail("loaded the model")
+        "tomfisher.studies.experiment.named_model", lambda *a, **k: pytest.fail("loaded the model")
     )
     run(finished)
     assert file.read_bytes() == before

@@ -121,7 +121,7 @@ def test_samples_for_fisher_questions_and_perplexity_do_not_overlap(finished):
 def test_finished_run_is_not_computed_again_and_gives_the_same_file(finished, monkeypatch):
     before = without_time(finished["output_path"])
     monkeypatch.setattr(
-        "tomfisher.studies.experiment.load_model", lambda *a, **k: pytest.fail("loaded the model")
+        "tomfisher.studies.experiment.named_model", lambda *a, **k: pytest.fail("loaded the model")
     )
     run(finished)
     assert without_time(finished["output_path"]) == before
@@ -368,7 +368,7 @@ def test_missing_fisher_values_are_added_while_the_stores_are_there(finished, da
     before = file.read_text()
     damage(file)
     monkeypatch.setattr(
-        "tomfisher.studies.experiment.load_model", lambda *a, **k: pytest.fail("loaded the model")
+        "tomfisher.studies.experiment.named_model", lambda *a, **k: pytest.fail("loaded the model")
     )
     run(finished)
     assert file.read_text() == before

@@ -92,6 +92,8 @@ def add_settings(
                 if field.metadata["choices"]
                 else (name.upper())
             )
+        if field.metadata["bare"] is not None:
+            options |= {"nargs": "?", "const": field.metadata["bare"]}
         parser.add_argument(
             f"--{name}", dest=name, default=argparse.SUPPRESS, required=name in tuple(required), **options
         )
@@ -182,6 +184,13 @@ def refuse_idle(config: Config, given: Mapping[str, Any]) -> None:
                     f"--{name} belongs to --method {method} and does nothing with --method {config.method}. Leave it "
                     f"out, or give --method {method}."
                 )
+    if config.is_streamed and "analysis_prompts" in given and config.analysis_prompts:
+        raise ValueError(
+            "--analysis_prompts needs the whole model in memory, since the analysis looks into its layers. Leave it or "
+            "--stream out; tomfisher analyze does it later on a machine that holds the model."
+        )
+    if "boundary" in given and not config.is_streamed:
+        raise ValueError("--boundary belongs to --stream. Leave it out, or give --stream.")
 
 
 def refuse_own_input(args: argparse.Namespace) -> None:

@@ -15,10 +15,10 @@ from tomfisher.cli.common import (
     add_overwrite,
     add_settings,
     given_settings,
-    load_named_model,
     perturbation_of,
     refuse_idle,
     save_then_print,
+    setting,
 )
 from tomfisher.files import refuse_existing
 
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
     )
     names = (*MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS)
     add_settings(parser, *names, required=("model",), helps={"control": CONTROL})
-    add_settings(parser, "fill", "compat", "batch_size", "seed")
+    add_settings(parser, "fill", "compat", "batch_size", "seed", "share_prefix", "stream", "boundary")
     parser.add_argument("--mask", help="mask file (tomfisher mask): measure the perturbed model too")
     parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 [bf16 on CUDA, else fp32]")
     parser.add_argument("--output_path", help="write everything, each answer included, to this JSON file")
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.studies.evaluation import evaluation
     from tomfisher.studies.inputs import Inputs
     from tomfisher.studies.measure import Measure
+    from tomfisher.studies.named_model import named_model
 
     if args.output_path:
         refuse_existing(args.output_path, args.overwrite)
@@ -77,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     config = Config.from_dict(settings)
     refuse_idle(config, settings)
     mask = SparseMask.load(args.mask) if args.mask else None
-    loaded = load_named_model(args, args.dtype)
-    perturbation = None if mask is None else perturbation_of(args, loaded, mask)
+    loaded = named_model(config, args.dtype, config.device)
+    perturbation = None if mask is None else _perturbation(args, loaded, mask)
     # a mask may come from the Fisher half of a task file, which it must not be judged on
     inputs = Inputs(config, whole_file=args.mask is None)
     measure = Measure(config, inputs, loaded, progress=True)
@@ -86,6 +87,18 @@ def run(args: argparse.Namespace) -> int:
     report = evaluation(measure, perturbation, args.mask, with_perplexity=hasattr(args, "control"))
     save_then_print(args.output_path, report, partial(evaluation_table, report), indent=1)
     return 0
+
+
+def _perturbation(args: argparse.Namespace, loaded: Any, mask: SparseMask) -> Any:
+    """What --mask, --fill, --compat and --seed name, not applied yet."""
+    from tomfisher.perturbation import State
+    from tomfisher.studies.config import parse_fill
+    from tomfisher.studies.stores import check_belongs
+
+    if loaded.opened is None:
+        return perturbation_of(args, loaded, mask)
+    check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")
+    return State(mask, parse_fill(setting(args, "fill")), setting(args, "seed"), setting(args, "compat"))
 
 
 def _subject(args: argparse.Namespace, config: Any, measure: Measure, mask: SparseMask | None) -> str:

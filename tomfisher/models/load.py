@@ -40,12 +40,24 @@ class LoadedModel:
         identity: `source`, `revision`, `model_type`, `config_sha256`, `weights_sha256` (of the first 64
             values of every parameter, rounded to bf16), `num_parameters`, `dtype`, and `loading` where there was
             something special about it: an adapter merged, a GGUF file, names or weights left out.
+        opened: the `OpenedModel` that reads the model's weights from their files when they are needed; None where
+            they are in memory.
     """
 
     model: Any
     tokenizer: Any
     name: str
     identity: dict[str, Any]
+    opened: Any = None
+
+    @property
+    def subject(self) -> Any:
+        """What takes the place of the model where layers may come and go."""
+        return self.model if self.opened is None else self.opened
+
+    def identity_now(self) -> dict[str, Any]:
+        """The identity; of a model that is read from its files also what is known of what was read so far."""
+        return self.identity if self.opened is None else dict(self.opened.identity())
 
 
 @plain_torch()

@@ -19,6 +19,7 @@ from tomfisher.models.bases import adapter_folder
 from tomfisher.models.decoder import layer_lists
 from tomfisher.models.gguf import recorded
 from tomfisher.models.load import (
+    LoadedModel,
     describe_source,
     find_place,
     fingerprint,
@@ -35,7 +36,7 @@ from tomfisher.runtime.freed import allocate, empty_shell, free, is_freed, is_st
 from tomfisher.runtime.structure import owners_of
 from tomfisher.runtime.torch_state import plain_torch
 
-__all__ = ["OpenedModel", "is_streamed", "open_model"]
+__all__ = ["OpenedModel", "is_streamed", "load_opened", "open_model"]
 
 
 class OpenedModel:
@@ -290,6 +291,24 @@ def open_model(
     if (method := plans[-1].dequantised) is not None:
         loading["dequantised"] = method
     return OpenedModel(place, model.eval(), plans[-1], loading | recorded(place.location))
+
+
+def load_opened(
+    source: str,
+    dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> LoadedModel:
+    """`open_model` with the tokenizer and an identity, as `load_model` gives them.
+
+    Args:
+        source: as for `open_model`, like the others.
+        dtype: as it was saved, or the name of one.
+        trust_remote_code: let transformers run code that comes with the model.
+        revision: hub branch, tag or commit.
+    """
+    opened = open_model(source, dtype, trust_remote_code, revision)
+    return LoadedModel(opened.model, opened.tokenizer, source, opened.identity(), opened)
 
 
 def _materialise(model: nn.Module, plan: Plan) -> None:

@@ -11,12 +11,19 @@ from tomfisher.results.folder import CONFIG, EXTRAS, OWN_FILES, OWN_FOLDERS, Run
 from tomfisher.studies.config import HEADER, PERPLEXITY_WINDOW, Config, read_yaml
 
 OF_ANALYSIS = ("analysis_prompts", "analysis_random_masks")
-FREE = ("output_path", *OF_ANALYSIS)  # no result depends on them
+FREE = ("output_path", "boundary", *OF_ANALYSIS)  # no result depends on them
 AFTER_FISHER = frozenset(  # settings that no Fisher store depends on
     (
         *("eval_dtype", "kappas", "scope", "fill", "compat", "random_seeds", "random_kappas"),
         *("limit", "method", "normalize", "max_new_tokens", "temperature", "top_p", "repetitions"),
-        *("batch_size", "perplexity_tokens", "perplexity_window", "perplexity_stride"),
+        *(
+            "stream",
+            "share_prefix",
+            "batch_size",
+            "perplexity_tokens",
+            "perplexity_window",
+            "perplexity_stride",
+        ),
     )
 )
 

@@ -27,15 +27,17 @@ def _setting(
     kind: str | None = None,
     choices: tuple[str, ...] | None = None,
     nullable: bool = False,
+    bare: str | None = None,
 ) -> Any:
     """A dataclass field with what the command line and the YAML reader need to know about it.
 
     `kind` is "str", "int", "float", "bool", "floats", "auto or int" or "word"; without it, the default's type. A word
-    is a text for which YAML may read true or false, such as yes and no. A nullable setting may be none.
+    is a text for which YAML may read true or false, such as yes and no. A nullable setting may be none. `bare` is the
+    value of a flag without one.
     """
     kind = kind or type(default).__name__
     optional = nullable or default is None
-    metadata = {"help": help, "kind": kind, "choices": choices, "nullable": optional}
+    metadata = {"help": help, "kind": kind, "choices": choices, "nullable": optional, "bare": bare}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -149,6 +151,24 @@ class Config:
         3, "random masks in that analysis; at most the study's at that kappa, at least 1"
     )
     seed: int = _setting(0, "seed of samples, questions and random masks")
+    stream: Literal["auto", "yes", "no"] = _setting(
+        "auto",
+        "read the model's layers from their files one after the other instead of holding it in memory, on the CPU; "
+        "auto: no",
+        kind="word",
+        choices=("auto", "yes", "no"),
+        bare="yes",
+    )
+    boundary: str = _setting(
+        "ram", "with --stream: where hidden states between layers are kept: ram, or a folder for them"
+    )
+    share_prefix: Literal["auto", "no"] = _setting(
+        "auto",
+        "choice: compute what questions begin with once where the model allows it; no: every question whole, with the "
+        "rounding of --stream",
+        kind="word",
+        choices=("auto", "no"),
+    )
     device: str | None = _setting(None, "cpu, cuda or cuda:N [cuda if there is one]", kind="str")
     batch_size: int | None = _setting(
         None, "sequences per evaluation batch [chosen by the evaluation]", kind="int"
@@ -194,6 +214,11 @@ class Config:
         """Plain values for YAML and JSON."""
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the model's layers come and go."""
+        return self.stream == "yes"
 
     def wording(self) -> dict[str, Any]:
         """How prompts are put, as `tomfisher.encode` and `tomfisher.evaluate` take it."""
@@ -351,6 +376,8 @@ def _check(config: Config) -> None:
             raise ValueError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}.")
     _check_counts(config)
     _check_wording(config)
+    if config.is_streamed:
+        _check_streamed(config)
 
 
 def _check_wording(config: Config) -> None:
@@ -358,6 +385,15 @@ def _check_wording(config: Config) -> None:
     from tomfisher.tasks.wording import Wording
 
     Wording(**config.wording())
+
+
+def _check_streamed(config: Config) -> None:
+    """Refuse what needs the whole model in memory."""
+    from tomfisher.evaluate.streamed import refuse_resident_ways
+
+    refuse_resident_ways(config.method)
+    if config.device not in (None, "cpu"):
+        raise ValueError(f"stream runs on the CPU, got device {config.device!r}. Leave one of the two out.")
 
 
 def _check_counts(config: Config) -> None:

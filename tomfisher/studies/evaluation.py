@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from tomfisher.evaluate.perplexity import Perplexity
 from tomfisher.evaluate.records import Scores
+from tomfisher.perturbation import State
 from tomfisher.results.conditions import conditions_of, perplexities
 from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.scan import scan_of
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 @remembered()
 def evaluation(
     measure: Measure,
-    perturbation: Perturbation | None = None,
+    perturbation: Perturbation | State | None = None,
     mask: str | os.PathLike[str] | None = None,
     with_perplexity: bool = False,
 ) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def evaluation(
 
     Args:
         measure: the model and its questions.
-        perturbation: of the same model, not applied yet.
+        perturbation: of the same model, not applied yet; of a streamed model what to write into it.
         mask: the file that its mask is from, to record.
         with_perplexity: measure the perplexity too.
 
@@ -37,25 +39,43 @@ def evaluation(
         the masked one says `{"mask", "nnz", "fill"}` too.
     """
     loaded = measure.loaded
-    states = {"baseline": _state(measure, with_perplexity, None)}
-    if perturbation is not None:
-        with perturbation:
-            masked = _state(measure, with_perplexity, states["baseline"]["scores"])
-        fill = parse_fill(measure.config.fill)
+    if loaded.opened is None:
+        found = _resident(measure, cast("Perturbation | None", perturbation), with_perplexity)
+    else:
+        found = _streamed(measure, cast("State | None", perturbation), with_perplexity)
+    states = {"baseline": _described(*found[0])}
+    if perturbation is not None and perturbation.mask is not None:
         states["masked"] = {
-            **masked,
+            **_described(*found[1], before=found[0][0]),
             "mask": None if mask is None else os.fspath(mask),
             "nnz": perturbation.mask.nnz,
-            "fill": fill,
+            "fill": parse_fill(measure.config.fill),
         }
-    return {"model": loaded.identity, "scan": scan_of(loaded.model), **states}
+    return {"model": loaded.identity_now(), "scan": scan_of(loaded.model), **states}
 
 
-def _state(measure: Measure, with_perplexity: bool, baseline: dict[str, Any] | None) -> dict[str, Any]:
-    scores = measure.score()
-    before = None if baseline is None else Scores.from_dict(baseline)
+_Found = tuple[Scores, Perplexity | None]
+
+
+def _resident(measure: Measure, perturbation: Perturbation | None, with_perplexity: bool) -> list[_Found]:
+    def present() -> _Found:
+        return measure.score(), measure.perplexity() if with_perplexity else None
+
+    found = [present()]
+    if perturbation is not None:
+        with perturbation:
+            found.append(present())
+    return found
+
+
+def _streamed(measure: Measure, state: State | None, with_perplexity: bool) -> list[_Found]:
+    states = [State(), *([] if state is None else [state])]
+    found = [each.results for each in measure.in_states(states, with_perplexity)]
+    return [(results[0], results[1] if with_perplexity else None) for results in found]
+
+
+def _described(scores: Scores, perplexity: Perplexity | None, before: Scores | None = None) -> dict[str, Any]:
     state: dict[str, Any] = {"conditions": conditions_of(scores, before), "scores": scores.to_dict()}
-    if with_perplexity:
-        perplexity = measure.perplexity()
+    if perplexity is not None:
         state |= {**perplexities(perplexity), "perplexity_rules": perplexity.rules}
     return state

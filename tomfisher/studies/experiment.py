@@ -19,14 +19,13 @@ from tomfisher.models.load import (
     LoadedModel,
     dtype_name,
     fast_cpu_bf16,
-    load_model,
     resolve_device,
     resolve_dtype,
 )
 from tomfisher.progress import note, progress_bar
 from tomfisher.results.analysis import FILE as ANALYSIS
 from tomfisher.results.analysis import chosen_kappa
-from tomfisher.results.conditions import by_clusters, measured, perplexities
+from tomfisher.results.conditions import by_clusters
 from tomfisher.results.folder import RunFolder
 from tomfisher.results.power import too_few
 from tomfisher.results.results import Results
@@ -42,7 +41,9 @@ from tomfisher.studies.claim import claimed
 from tomfisher.studies.config import Config, parse_fill
 from tomfisher.studies.inputs import Inputs
 from tomfisher.studies.measure import Measure, perplexity_window
+from tomfisher.studies.named_model import named_model
 from tomfisher.studies.points import PlannedPoint, planned_points
+from tomfisher.studies.saved_points import save_point
 from tomfisher.studies.stores import check_belongs, check_pair, check_weights, open_own, open_store
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from tomfisher.perturbation import Perturbation, WeightSums
     from tomfisher.sample import Sample
 
+_KNOWN_WHEN_READ = ("weights_sha256", "content_sha256")  # of a streamed model's identity
+_PLACES = ("output_path", "boundary")  # settings that say where something lies
 NAMED_PARAMS = ("decoder-linear", "attention-qk", "all")
 
 
@@ -79,7 +82,7 @@ class Experiment:
         self.overwrite = overwrite
         config = self.config
         self.inputs = Inputs(config)
-        self.device = resolve_device(config.device)
+        self.device = resolve_device("cpu" if config.is_streamed else config.device)
         self.fisher_dtype = resolve_dtype(config.fisher_dtype, torch.device("cpu"))
         self.eval_dtype = eval_dtype(config.eval_dtype, self.device)
         self._say = say
@@ -121,7 +124,9 @@ class Experiment:
             results.save(folder.path)
             folder.write_text("verdict.txt", f"{judge(results)}\n")
             self._describe_values(folder)
-            if self.config.analysis_prompts:
+            if self.config.analysis_prompts and self.config.is_streamed:
+                self.say("no analysis: it looks into the layers, which needs the whole model in memory")
+            elif self.config.analysis_prompts:
                 self._analyze(folder, results)
             self._loaded = self._prepared = None
         return results
@@ -156,6 +161,8 @@ class Experiment:
         for which in own:
             self._samples[which] = self.inputs.samples(which, loaded)
             check_samples(loaded.model, self._samples[which])
+        if loaded.opened is not None:  # asked in the same reading as the Fisher diagonal is taken
+            return
         self.say("asking the model about the rules that its numbers rest on")
         texts = (sample.input_ids for samples in self._samples.values() for sample in samples)
         budget = token_budget(self.config.tokens_per_batch, loaded.model, self.device)
@@ -169,7 +176,7 @@ class Experiment:
         samples = self._samples.pop(which)
         self.say(f"Fisher diagonal of {len(samples)} {which} samples")
         F = fisher_diagonal(
-            loaded.model,
+            loaded.subject,
             samples,
             params=parse_params(config.params),
             labels=config.labels,
@@ -178,7 +185,7 @@ class Experiment:
             progress=self._progress,
             seed=config.seed,
         )
-        F.metadata.update(model=loaded.identity, texts_sha256=self.inputs.hashes()[which])
+        F.metadata.update(model=loaded.identity_now(), texts_sha256=self.inputs.hashes()[which])
         return F
 
     def _measurement(self, loaded: LoadedModel) -> Measure:
@@ -187,7 +194,8 @@ class Experiment:
 
         if self._prepared is None or self._prepared.loaded is not loaded:
             self._prepared = Measure(self.config, self.inputs, loaded)
-            if (choice := self._prepared.choice) is not None and self.config.analysis_prompts:
+            choice, resident = self._prepared.choice, loaded.opened is None
+            if choice is not None and self.config.analysis_prompts and resident:
                 choice.check_fit(loaded.model)
                 prompts = analysis.prompts_of(self.config, self.inputs, loaded)
                 texts: list[Sequence[int] | Tensor] = [
@@ -207,29 +215,45 @@ class Experiment:
         if rankings is not None:
             for which, ranking in zip(("task", "control"), rankings, strict=True):
                 check_belongs(ranking.shapes, loaded.model, f"The {which} store")
-            for which, F in zip(("task", "control"), self.fisher(folder), strict=True):
-                check_weights(F.metadata.get("model", {}), loaded.identity, f"The {which} store")
+            self._check_weights(folder, loaded.identity)
         measure = self._measurement(loaded)
         self._sums = WeightSums()
         self.say(f"measuring {len(pending)} points, {measure.describe()}")
-        baseline: Scores | None = None
+        if loaded.opened is not None:
+            self._measure_streamed(folder, measure, pending, rankings)
+            return
         for plan in progress_bar(pending, desc="points", unit="point", enabled=self._progress):
             with self._perturbed(folder, loaded.model, plan, rankings) as nnz:
                 scores, perplexity = measure()
-            if "rules" not in folder.pinned():
-                folder.pin(rules=measure.rules)
-            if plan.mask != BASELINE and baseline is None:
-                baseline = _saved_scores(folder, scores)
-            rows = measured(
-                scores,
-                baseline,
-                kappa=plan.kappa,
-                mask=plan.mask,
-                seed=plan.seed,
-                nnz=nnz,
-                **perplexities(perplexity),
-            )
-            folder.save_point(rows, scores.to_dict())
+            save_point(folder, plan, nnz, measure.rules, scores, perplexity)
+
+    def _measure_streamed(
+        self,
+        folder: RunFolder,
+        measure: Measure,
+        pending: list[PlannedPoint],
+        rankings: tuple[Ranking, Ranking] | None,
+    ) -> None:
+        """All points in one reading of the weights."""
+        from tomfisher.perturbation import State
+
+        config, fill = self.config, parse_fill(self.config.fill)
+        masks = [self._point_mask(folder, plan, rankings) for plan in pending]
+        states = [State(mask, fill, config.seed, config.compat) for mask in masks]
+        found = measure.in_states(states)
+        loaded = measure.loaded
+        identity = loaded.identity_now()
+        if rankings is not None:
+            self._check_weights(folder, identity)
+        folder.pin(read_weights={key: identity[key] for key in _KNOWN_WHEN_READ})
+        for plan, each in zip(pending, found, strict=True):
+            if each.implementations:
+                folder.pin(fill_implementations=each.implementations)
+            save_point(folder, plan, each.nnz, measure.rules, *each.results)
+
+    def _check_weights(self, folder: RunFolder, identity: Mapping[str, Any]) -> None:
+        for which, F in zip(("task", "control"), self.fisher(folder), strict=True):
+            check_weights(F.metadata.get("model", {}), identity, f"The {which} store")
 
     def _rankings(self, folder: RunFolder) -> tuple[Ranking, Ranking]:
         from tomfisher.masks import rank
@@ -296,18 +320,27 @@ class Experiment:
         self, folder: RunFolder, model: Any, plan: PlannedPoint, rankings: tuple[Ranking, Ranking] | None
     ) -> Iterator[int]:
         """The model with the plan's mask written into it, for the time of the block; yields the count."""
-        if plan.mask == BASELINE or rankings is None:
+        mask = self._point_mask(folder, plan, rankings)
+        if mask is None:
             yield 0
             return
+        with self._perturb(model, mask) as perturbation:
+            if perturbation.implementations:  # an empty mask runs nothing
+                folder.pin(fill_implementations=perturbation.implementations)
+            yield perturbation.nnz
+
+    def _point_mask(
+        self, folder: RunFolder, plan: PlannedPoint, rankings: tuple[Ranking, Ranking] | None
+    ) -> SparseMask | None:
+        """The plan's mask, saved in the folder unless it is a random one; None for the baseline."""
+        if plan.mask == BASELINE or rankings is None:
+            return None
         mask = self._mask(plan, *rankings)
         if plan.mask != RANDOM:
             mask.save(folder.mask_path(plan.key))
         if mask.nnz == 0:
             self.say(f"the {plan.mask} mask at kappa {plan.kappa:g} is empty: nothing is perturbed")
-        with self._perturb(model, mask) as perturbation:
-            if perturbation.implementations:  # an empty mask runs nothing
-                folder.pin(fill_implementations=perturbation.implementations)
-            yield perturbation.nnz
+        return mask
 
     def _perturb(self, model: Any, mask: SparseMask) -> Perturbation:
         """The mask ready to be written into the model, with the study's fill."""
@@ -332,10 +365,9 @@ class Experiment:
         config = self.config
         if self._loaded is None or self._loaded.identity["dtype"] != dtype_name(dtype):
             self._loaded = self._prepared = None
-            self.say(f"loading {config.model} in {dtype_name(dtype)} on {self.device}")
-            self._loaded = load_model(
-                config.model, dtype, self.device, config.trust_remote_code, config.revision
-            )
+            doing = "opening" if config.is_streamed else "loading"
+            self.say(f"{doing} {config.model} in {dtype_name(dtype)} on {self.device}")
+            self._loaded = named_model(config, dtype, self.device)
             folder.pin(perplexity_window=perplexity_window(config, self._loaded.model))
             folder.pin(scan=scan_of(self._loaded.model))
         folder.pin(**{f"{role}_model": self._loaded.identity})
@@ -377,10 +409,10 @@ class Experiment:
         config, pinned = self.config, folder.pinned()
         return {
             "command": pinned["command"],
-            "config": {key: value for key, value in config.to_dict().items() if key != "output_path"},
+            "config": {key: value for key, value in config.to_dict().items() if key not in _PLACES},
             "versions": pinned["versions"],
             "machine": pinned["machine"],
-            "model": pinned["evaluation_model"],
+            "model": pinned["evaluation_model"] | pinned.get("read_weights", {}),
             "data": {**pinned["data"], "names": {"task": config.task, "control": config.control}},
             "fisher": pinned["fisher"],
             "scan": pinned.get("scan"),
@@ -433,19 +465,3 @@ def _said(F: FisherDiagonal) -> dict[str, Any]:
         "data_sha256": F.metadata.get("data_sha256"),
         "rules": way_of(F.metadata.get("rules")),
     }
-
-
-def _saved_scores(folder: RunFolder, present: Scores) -> Scores:
-    """The baseline's, if it was scored as the present state was."""
-    saved = folder.load_point("baseline")
-    if saved is None:
-        raise ValueError(f"The baseline of {folder.path} is damaged. Run the same command again.")
-    baseline = Scores.from_dict(saved[1])
-    if baseline.packed != present.packed:
-        ways = {True: "with questions packed in one sequence", False: "without packing questions"}
-        raise ValueError(
-            f"The baseline of {folder.path} was scored {ways[baseline.packed]}, its other points would be scored "
-            f"{ways[present.packed]}, which rounds differently: another version of tomfisher began it. Give another "
-            "--output_path, or --overwrite to start again."
-        )
-    return baseline

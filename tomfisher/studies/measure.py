@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomfisher import evaluate
 from tomfisher.evaluate.choice import ChoiceEvaluator
+from tomfisher.evaluate.perplexity import PerplexityEvaluator
 from tomfisher.evaluate.records import Scores
+from tomfisher.evaluate.streamed import Measured, measure, questions, text
 from tomfisher.models.load import LoadedModel
+from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.positions import position_limit
 from tomfisher.studies.config import PERPLEXITY_WINDOW, Config
 from tomfisher.studies.inputs import Inputs
 
 if TYPE_CHECKING:
     from tomfisher.evaluate import Perplexity
+    from tomfisher.perturbation import State
 
 
 class Measure:
@@ -53,13 +60,17 @@ class Measure:
     def __call__(self) -> tuple[Scores, Perplexity]:
         """Scores and perplexity of the model in its present state; `rules` says how it was run the first time."""
         scores, perplexity = self.score(), self.perplexity()
-        self.rules = self.rules or {"questions": scores.rules, "perplexity": perplexity.rules}
+        self._note(scores, perplexity)
         return scores, perplexity
+
+    def _note(self, scores: Scores, perplexity: Perplexity) -> None:
+        self.rules = self.rules or {"questions": scores.rules, "perplexity": perplexity.rules}
 
     def score(self) -> Scores:
         """Answers to all questions."""
         if self.choice is not None:
-            return self.choice.score(self.loaded.model, progress=self.progress)
+            share: bool | str = "auto" if self.config.share_prefix == "auto" else False
+            return self.choice.score(self.loaded.model, share_prefix=share, progress=self.progress)
         config = self.config
         return evaluate.score(
             self.loaded.model,
@@ -77,17 +88,38 @@ class Measure:
 
     def perplexity(self) -> Perplexity:
         """Perplexity on the control text's held-out part."""
+        return self.windows.score(self.loaded.model, progress=self.progress)
+
+    @functools.cached_property
+    def windows(self) -> PerplexityEvaluator:
+        """The control text's held-out part, encoded."""
         config = self.config
-        return evaluate.perplexity(
-            self.loaded.model,
+        return PerplexityEvaluator(
             self.loaded.tokenizer,
             self.inputs.perplexity_text,
             window=self.window,
             stride=config.perplexity_stride,
             max_tokens=config.perplexity_tokens,
-            progress=self.progress,
             bos=config.bos,
         )
+
+    def in_states(self, states: Sequence[State], with_perplexity: bool = True) -> list[Measured]:
+        """Scores, and perplexity, of a streamed model in every state, in one reading of its weights.
+
+        Args:
+            states: of its weights.
+            with_perplexity: measure the perplexity too.
+
+        Returns:
+            One a state, whose `results` are the scores, and the perplexity if it was asked for.
+        """
+        assert self.choice is not None, "a streamed study answers by choice"
+        programs = [questions(self.choice), *([text(self.windows)] if with_perplexity else [])]
+        folder = None if self.config.boundary == "ram" else Path(self.config.boundary).expanduser()
+        found = measure(self.loaded.opened, programs, states, Boundaries(folder), self.progress)
+        if with_perplexity:
+            self._note(*found[0].results)
+        return found
 
     def describe(self) -> str:
         """What one call costs, in words."""

@@ -74,6 +74,8 @@ def check_belongs(shapes: Shapes, model: nn.Module, what: str) -> None:
 def check_weights(said: Mapping[str, Any], have: Mapping[str, Any], what: str) -> None:
     """Refuse a store that was taken on other weights, where both say what theirs are.
 
+    A model that is read from its files says so after it was read.
+
     Args:
         said: the model's identity as the store records it.
         have: the identity of the model at hand.
@@ -84,7 +86,8 @@ def check_weights(said: Mapping[str, Any], have: Mapping[str, Any], what: str) -
     """
     if "fp16" in (said.get("dtype"), have.get("dtype")) and said.get("dtype") != have.get("dtype"):
         return  # fingerprints are of the weights rounded to bf16, and fp16 has rounded them before
-    if said.get("weights_sha256", have["weights_sha256"]) != have["weights_sha256"]:
+    there, here = said.get("weights_sha256"), have["weights_sha256"]
+    if None not in (there, here) and there != here:
         raise ValueError(
             f"{what} was taken on other weights ({said.get('source')}) than those of {have['source']}, though names "
             "and shapes agree. Take the Fisher diagonal of this very model."
