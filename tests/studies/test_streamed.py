@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tomfisher import SparseMask
+from bits import same_bits
+from tomfisher import FisherDiagonal, SparseMask, report
 from tomfisher.cli.main import main
 from tomfisher.results.row import RANDOM, TASK_CONTROL, point_key
 from tomfisher.studies import Config, Experiment
@@ -62,6 +63,19 @@ def test_a_streamed_sweep_has_the_table_of_the_resident_one(
     assert found == expected
     for point in (resident / "points").iterdir():
         assert (folder / "points" / point.name).read_bytes() == point.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_streamed_run_has_the_files_of_the_resident_one(
+    tiny_settings: dict[str, Any], resident: Path, tmp_path: Path
+) -> None:
+    folder = run(tiny_settings, tmp_path, stream="yes")
+    for which in ("task", "control"):
+        expected, found = (FisherDiagonal.load(place / "fisher" / which) for place in (resident, folder))
+        assert same_bits(dict(found), dict(expected))
+    for name in ("results.csv", "verdict.txt", "fisher-values.json"):
+        assert (folder / name).read_bytes() == (resident / name).read_bytes()
+    assert report.write(folder).is_file()
 
 
 @pytest.mark.slow

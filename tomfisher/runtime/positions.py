@@ -66,6 +66,11 @@ def check_length(model: Any, length: int, what: str, way_out: str = "Shorten it.
         raise ValueError(f"{what} has {length} tokens, but the model has positions for {limit}. {way_out}")
 
 
+def has_learned_positions(model: nn.Module) -> bool:
+    """Whether a model has tables that may be of positions, so that it has to be asked."""
+    return bool(_tables(model))
+
+
 def _configured(config: Any) -> int | None:
     if hasattr(config, "get_text_config"):
         config = config.get_text_config(decoder=True)
@@ -79,18 +84,18 @@ def _configured(config: Any) -> int | None:
 def _learned_positions(model: Any) -> int | None:
     """Positions of the smallest learned table; None where the model looks up none, or holds no values to ask.
 
-    The answer is kept for as long as the model has the same tables.
+    The answer is kept for as long as the model has the same tables, also while their values are in a file.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         return None
     tables = _tables(model)
+    known = _known.get(model)
+    if known is not None and known[0] == tables:
+        return known[1]
     if not tables or any(parameter.is_meta for parameter in model.parameters()) or missing_weights(model):
         return None
-    known = _known.get(model)
-    if known is None or known[0] != tables:
-        known = tables, _asked(model)
-        _known[model] = known
-    return known[1]
+    _known[model] = tables, _asked(model)
+    return _known[model][1]
 
 
 def _tables(model: nn.Module) -> _Tables:

@@ -220,6 +220,11 @@ class Config:
         """Whether the model's layers come and go."""
         return self.stream == "yes"
 
+    @property
+    def boundary_folder(self) -> Path | None:
+        """Where hidden states go; None for the memory."""
+        return None if self.boundary == "ram" else Path(self.boundary).expanduser()
+
     def wording(self) -> dict[str, Any]:
         """How prompts are put, as `tomfisher.encode` and `tomfisher.evaluate` take it."""
         return {

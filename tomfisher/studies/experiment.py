@@ -184,6 +184,7 @@ class Experiment:
             tokens_per_batch=config.tokens_per_batch,
             progress=self._progress,
             seed=config.seed,
+            boundary=config.boundary_folder or "ram",
         )
         F.metadata.update(model=loaded.identity_now(), texts_sha256=self.inputs.hashes()[which])
         return F

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomfisher import evaluate
@@ -115,8 +114,8 @@ class Measure:
         """
         assert self.choice is not None, "a streamed study answers by choice"
         programs = [questions(self.choice), *([text(self.windows)] if with_perplexity else [])]
-        folder = None if self.config.boundary == "ram" else Path(self.config.boundary).expanduser()
-        found = measure(self.loaded.opened, programs, states, Boundaries(folder), self.progress)
+        boundaries = Boundaries(self.config.boundary_folder)
+        found = measure(self.loaded.opened, programs, states, boundaries, self.progress)
         if with_perplexity:
             self._note(*found[0].results)
         return found

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 
 from tomfisher.models.load import LoadedModel, load_model, resolve_dtype
+from tomfisher.runtime.boundaries import Boundaries
+from tomfisher.runtime.layerwise import Layers
+from tomfisher.runtime.positions import has_learned_positions, position_limit
 from tomfisher.studies.config import Config
 
 
@@ -22,6 +25,20 @@ def named_model(config: Config, dtype: str | torch.dtype, device: str | torch.de
     if config.is_streamed:
         from tomfisher.models.opened import load_opened
 
+        if config.boundary_folder is not None and not config.boundary_folder.is_dir():
+            raise ValueError(
+                f"boundary must be ram or a folder, but there is no folder {config.boundary!r}. Make it."
+            )
         precision = resolve_dtype(dtype, torch.device("cpu"))
-        return load_opened(config.model, precision, config.trust_remote_code, config.revision)
+        loaded = load_opened(config.model, precision, config.trust_remote_code, config.revision)
+        _ask_for_positions(loaded)
+        return loaded
     return load_model(config.model, dtype, device, config.trust_remote_code, config.revision)
+
+
+def _ask_for_positions(loaded: LoadedModel) -> None:
+    """Let a model say how many positions it has while the tables of them are in memory; it is remembered."""
+    if has_learned_positions(loaded.model):
+        opened = loaded.opened
+        with opened.loaded(opened.outer), Layers(opened, Boundaries()).recording():
+            position_limit(loaded.model)
