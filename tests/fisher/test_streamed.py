@@ -17,6 +17,7 @@ import tomfisher
 from tiny_models import ATTENTION, FAMILIES, random_model
 from tomfisher.fisher import select_parameters
 from tomfisher.fisher.layerwise import LayerwiseRun
+from tomfisher.fisher.run import Run
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.models.opened import open_model
 from tomfisher.runtime.boundaries import Boundaries
@@ -42,9 +43,14 @@ def layer_by_layer(
 
 def squares(run: LayerwiseRun) -> dict[str, Tensor]:
     """The sums, layer after layer."""
-    F: dict[str, Tensor] = {}
-    run.down(lambda number, sums: F.update(sums), lambda tokens: None)
-    return F
+    return {name: F for each in finished(run) for name, F in each.F.items()}
+
+
+def finished(run: LayerwiseRun) -> list[Run]:
+    """The runs of the layers."""
+    runs: list[Run] = []
+    run.down(lambda number, done: runs.extend([] if done is None else [done]), lambda tokens: None)
+    return runs
 
 
 @pytest.mark.slow
@@ -52,11 +58,11 @@ def squares(run: LayerwiseRun) -> dict[str, Tensor]:
 def test_every_family_gives_the_bits_of_a_resident_run(tiny: SimpleNamespace, family: str) -> None:
     model, samples = random_model(family, noise=0.05), tiny.samples(9)
     expected = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=60, progress=False)
-    run = layer_by_layer(model, samples)
-    F = squares(run)
+    runs = finished(layer_by_layer(model, samples))
+    F = {name: squares for each in runs for name, squares in each.F.items()}
     assert F.keys() == set(expected)
     assert [name for name in F if not torch.equal(F[name], expected[name])] == []
-    methods = {name: method for each in run.runs for name, method in each.methods.describe().items()}
+    methods = {name: method for each in runs for name, method in each.methods.describe().items()}
     assert methods == expected.methods
 
 
@@ -64,9 +70,9 @@ def test_every_family_gives_the_bits_of_a_resident_run(tiny: SimpleNamespace, fa
 @pytest.mark.parametrize("family", ALONE)
 def test_where_the_probe_finds_a_fallback_it_is_exact(tiny: SimpleNamespace, family: str) -> None:
     model, samples = random_model(family, noise=0.05), tiny.samples(5)
-    run = layer_by_layer(model, samples)
-    F = squares(run)
-    methods = {name: method for each in run.runs for name, method in each.methods.describe().items()}
+    runs = finished(layer_by_layer(model, samples))
+    F = {name: squares for each in runs for name, squares in each.F.items()}
+    methods = {name: method for each in runs for name, method in each.methods.describe().items()}
     assert any(method.startswith("fallback") for method in methods.values())
     result = tomfisher.FisherDiagonal(F, len(samples), 0, methods)
     tiny.assert_exact(result, {name: tiny.definition(model, samples)[name] for name in F})
@@ -124,3 +130,39 @@ def test_a_sample_that_the_model_has_no_rows_for_is_refused_before_the_work(
         tomfisher.fisher_diagonal(opened, [*tiny.samples(2), bad], progress=False)
     layer_bytes = sum(p.numel() * p.element_size() for p in opened.layers[0][1].parameters())
     assert opened.bytes_read < opened.file_bytes - layer_bytes
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nobody catches it."""
+
+
+@pytest.mark.parametrize("boundary", ["auto", "ram"])
+@pytest.mark.parametrize("at", [1, 4, 5, 8])
+def test_a_run_goes_on_where_it_was_interrupted(
+    tiny: SimpleNamespace, saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boundary: str, at: int
+) -> None:
+    samples, out = tiny.samples(5), tmp_path / "store"
+    whole = tmp_path / "whole"
+    tomfisher.fisher_diagonal(open_model(saved), samples, out=whole, progress=False)
+    runs: list[int] = []
+    original = Layers.on
+
+    def counted(self: Layers, number: int, following: int | None = None) -> Any:
+        runs.append(number)
+        if len(runs) == at:
+            raise Killed
+        return original(self, number, following)
+
+    monkeypatch.setattr(Layers, "on", counted)
+    with pytest.raises(Killed):
+        tomfisher.fisher_diagonal(open_model(saved), samples, out=out, boundary=boundary, progress=False)
+    with pytest.raises((FileNotFoundError, ValueError)):
+        tomfisher.FisherDiagonal.load(out)
+    at = 10_000
+    F = tomfisher.fisher_diagonal(open_model(saved), samples, out=out, boundary=boundary, progress=False)
+    if boundary == "auto":
+        assert len(runs) == 8 + 1  # four layers up and down, and the one that was interrupted
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "store", "whole"]
+    for file in sorted(whole.glob("*.safetensors")):
+        assert file.read_bytes() == (out / file.name).read_bytes()
+    assert F.num_samples == 5

@@ -15,7 +15,7 @@ from tomfisher.fisher.diagonal import FisherDiagonal, save_finished
 from tomfisher.fisher.linear_maps import coverage, linear_maps
 from tomfisher.fisher.objective import Labels, Reduction
 from tomfisher.fisher.probe import choose_methods
-from tomfisher.fisher.record import Asked, describe_run
+from tomfisher.fisher.record import Asked, Outcome, describe_run
 from tomfisher.fisher.run import Run
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.fisher.stage import WholeModel
@@ -45,7 +45,7 @@ def fisher_diagonal(
     progress: bool = True,
     seed: int = 0,
     precision: ops.Precision = "ieee",
-    boundary: str | os.PathLike[str] = "ram",
+    boundary: str | os.PathLike[str] = "auto",
 ) -> FisherDiagonal:
     """Diagonal of the Fisher information, exact per sample: `F_i = Σ_n (∂ℓ_n/∂θ_i)²`.
 
@@ -71,12 +71,14 @@ def fisher_diagonal(
         reduction: over the supervised tokens of one sample.
         tokens_per_batch: budget of `B * T` per backward pass, or "auto". Halved when memory runs out.
         impl: implementation of the ops: "auto", "triton", "triton-hopper", "cpp" or "reference".
-        out: folder to save the result to as a Fisher store.
+        out: folder to save the result to as a Fisher store. That of an opened model is written as its layers are done,
+            and the same call goes on where an earlier one was interrupted.
         progress: show a bar on a terminal.
         seed: for labels="sampled".
         precision: of float32 products in the Triton kernels, see `ops.squared_gradient_`; the model's own forward and
             backward stay exact.
-        boundary: of an opened model, where the hidden states between layers are kept: "ram", or a folder.
+        boundary: of an opened model, where the hidden states between layers are kept: "ram", or the folder of a file;
+            "auto" is memory without `out`, and beside the store with it.
 
     Returns:
         FisherDiagonal: parameter name to float32 tensor of the parameter's shape and device, with
@@ -103,9 +105,8 @@ def fisher_diagonal(
     asked = Asked(params, labels, reduction, tokens_per_batch, impl, seed, precision)
     _check_settings(asked, samples)
     if isinstance(model, OpenedModel):
-        result = stream_diagonal(model, samples, asked, boundary, progress)
-    else:
-        result = _resident(model, samples, asked, progress)
+        return stream_diagonal(model, samples, asked, boundary, out, progress)
+    result = _resident(model, samples, asked, progress)
     if out is not None:
         save_finished(result, out)
     return result
@@ -146,7 +147,7 @@ def _resident(model: nn.Module, samples: list[Sample], asked: Asked, progress: b
         metadata=describe_run(
             asked,
             model,
-            runs,
+            [Outcome.of(run) for run in runs],
             rules,
             coverage(maps, taken),
             budget,

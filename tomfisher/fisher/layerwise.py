@@ -44,8 +44,7 @@ class LayerwiseRun:
         precision: of their float32 products.
 
     Attributes:
-        rules: what the model was found to do, after `up`.
-        runs: one for every layer with selected parameters, the last layer first, without their sums.
+        rules: what the model was found to do, after `up`; before it what is assumed of it.
     """
 
     def __init__(
@@ -62,13 +61,17 @@ class LayerwiseRun:
         self.layers, self.outside, self.samples, self.budget = layers, outside, samples, budget
         self.model = layers.model
         self.rules = Rules()
-        self.runs: list[Run] = []
         self._stage, self._impl, self._precision = stage, impl, precision
-        self._selection = dict(selection)
-        self._own = [{n: self._selection[n] for n in names if n in selection} for names in layers.parameters]
+        self.selection = dict(selection)
+        self._own = [{n: self.selection[n] for n in names if n in selection} for names in layers.parameters]
         self._asked: list[Call] = []
         self._run: list[Recorded] = []
         self._probes: list[Recorded] = []
+
+    @property
+    def calls(self) -> list[Call]:
+        """All that was recorded, in order."""
+        return [*self._asked, *(recorded.call for recorded in (*self._run, *self._probes))]
 
     @property
     def lowest(self) -> int:
@@ -87,46 +90,54 @@ class LayerwiseRun:
             probing = self._stage.probing()
             self._probes = [self._recorded(batch, probing, calls) for batch in self._probe_batches()]
 
-    def up(self, done: Callable[[int], object]) -> None:
+    def up(self, done: Callable[[int], object], start: int = 0) -> bool:
         """All forwards, and the gradients that enter the last layer.
 
         Args:
             done: told of every layer that it is done with.
+            start: the first layer that is not done yet.
+
+        Returns:
+            False where rows stood in one forward that must not, as `rules` now says: record again and begin anew.
         """
         assumed = self.rules
-        calls = [recorded.call for recorded in (*self._run, *self._probes)]
-        self.layers.forward([*self._asked, *calls], keep=True, done=done)
+        self.layers.forward(self.calls, keep=True, done=done, start=start)
         with self.outside():
-            with self.layers.answering(self._asked):
-                self.rules = self._ask()
-            self._head(calls)
-            again = self.rules.batches != assumed.batches
-            if again:  # rows stood in one forward that must not
-                self.record()
-        if again:
-            self.up(done)
+            self.ask()
+            if self.rules.batches == assumed.batches:
+                self._head([recorded.call for recorded in (*self._run, *self._probes)])
+        return self.rules.batches == assumed.batches
+
+    def ask(self) -> None:
+        """What the rules say, from what has come out of the last layer. It belongs into a block `outside`."""
+        with self.layers.answering(self._asked):
+            self.rules = self._ask()
 
     def down(
-        self, take: Callable[[int, dict[str, Tensor]], object], advance: Callable[[int], object]
+        self,
+        take: Callable[[int, Run | None], object],
+        advance: Callable[[int], object],
+        start: int | None = None,
     ) -> None:
         """The squares of every layer, from the last to the first with selected parameters.
 
         Args:
-            take: given a layer's number and its sums by parameter name, as soon as they are complete.
+            take: given a layer's number and its run, whose sums are complete; None where nothing of it is selected.
             advance: told of every batch of a layer how many tokens are done with.
+            start: the first layer that is not done yet; None for the last layer.
         """
-        for number in range(len(self.layers.modules) - 1, self.lowest - 1, -1):
+        last = len(self.layers.modules) - 1
+        for number in range(last if start is None else start, self.lowest - 1, -1):
             following = number - 1 if number > self.lowest else -1
             with self.layers.on(number, following), weights_kept(self.layers.modules[number]):
                 stage = LayerStage(self.layers, number, self._run, self._probes)
-                F = self._squares(stage, self._own[number], advance) if self._own[number] else {}
-                if number > self.lowest:
-                    with frozen(self.model):
-                        stage.finish()
-            take(number, F)
+                run = self._squares(stage, self._own[number], advance) if self._own[number] else None
+                with frozen(self.model):
+                    stage.finish()
             for recorded in (*self._run, *self._probes):
                 self.layers.boundaries.discard((number + 1, recorded.call))
                 self.layers.boundaries.discard(gradient_key(number + 1, recorded.call))
+            take(number, run)
 
     def _ask(self) -> Rules:
         return check_rules(self.model, [sample.input_ids for sample in self.samples], tokens=self.budget)
@@ -137,7 +148,7 @@ class LayerwiseRun:
 
     def _batches(self) -> list[Batch]:
         """The run's batches: single samples where autograd has to take a parameter, as in a resident run."""
-        alone = 1 if capturable(self.model, self._selection)[1] else None
+        alone = 1 if capturable(self.model, self.selection)[1] else None
         plan = self.rules.plan([len(sample) for sample in self.samples], self.budget, alone)
         return [collate(self.samples, indices) for indices in plan]
 
@@ -185,10 +196,8 @@ class LayerwiseRun:
 
     def _squares(
         self, stage: LayerStage, own: dict[str, nn.Parameter], advance: Callable[[int], object]
-    ) -> dict[str, Tensor]:
+    ) -> Run:
         methods = choose_methods(stage, own, self.samples, self.rules, self.budget)
         run = Run(stage, own, methods, self.samples, self._impl, self._precision)
         run.all_batches(self.budget, advance)
-        F, run.F = run.F, {}
-        self.runs.append(run)
-        return F
+        return run

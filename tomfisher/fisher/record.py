@@ -43,10 +43,43 @@ class Asked:
         }
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found out beside the sums, in plain JSON values.
+
+    Attributes:
+        methods: parameter name to "captured" or "fallback: reason".
+        probed_tokens: length of the longest sample that was looked at both ways.
+        budget: `B * T` per batch, after what did not fit.
+        bytes_per_token: per GPU, what a token of a batch held there.
+        implementations: of each op.
+        single: whether float32 matrices were captured.
+    """
+
+    methods: dict[str, str]
+    probed_tokens: int
+    budget: int
+    bytes_per_token: dict[str, int]
+    implementations: dict[str, str]
+    single: bool
+
+    @classmethod
+    def of(cls, run: Run) -> Outcome:
+        """What a finished run found out."""
+        return cls(
+            run.methods.describe(),
+            run.methods.probed_tokens,
+            run.budget,
+            {str(gpu): size for gpu, size in run.methods.bytes_per_token.items()},
+            run.implementations,
+            any(run.selection[name].dtype == torch.float32 for name in run.methods.captured),
+        )
+
+
 def describe_run(
     asked: Asked,
     model: nn.Module,
-    runs: Sequence[Run],
+    outcomes: Sequence[Outcome],
     rules: Rules,
     covered: Coverage,
     budget: int,
@@ -58,42 +91,38 @@ def describe_run(
     Args:
         asked: the settings.
         model: what was run.
-        runs: through it, or through each of its layers.
+        outcomes: of the runs through it, or through each of its layers.
         rules: that it was found to keep.
         covered: of its decoder's linear maps.
         budget: `B * T` per batch at the start.
         identity: of the model.
         data: digest of the samples.
     """
-    held: dict[torch.device, int] = {}
-    for run in runs:
-        held.update(run.methods.bytes_per_token)
     return {
         "definition": asked.definition,
         "params": describe_params(asked.params),
-        "probed_tokens": max(run.methods.probed_tokens for run in runs),
+        "probed_tokens": max(outcome.probed_tokens for outcome in outcomes),
         "tokens_per_batch": {
             "asked": asked.tokens_per_batch,
             "taken": budget,
-            "least": min(run.budget for run in runs),  # after what did not fit
-            "bytes_per_token": {str(gpu): size for gpu, size in held.items()},
+            "least": min(outcome.budget for outcome in outcomes),  # after what did not fit
+            "bytes_per_token": {
+                g: size for outcome in outcomes for g, size in outcome.bytes_per_token.items()
+            },
         },
         "left_out": left_out(model, asked.params),
         "coverage": covered.to_dict(),
         "model": identity,
         "data_sha256": data,
-        "precision": _effective(asked.precision, runs),
-        "implementations": {op: impl for run in runs for op, impl in run.implementations.items()},
+        "precision": _effective(asked.precision, outcomes),
+        "implementations": {op: impl for outcome in outcomes for op, impl in outcome.implementations.items()},
         "rules": rules.to_dict(),
         "versions": versions(),
         "scan": scan_of(model),
     }
 
 
-def _effective(asked: str, runs: Sequence[Run]) -> str:
+def _effective(asked: str, outcomes: Sequence[Outcome]) -> str:
     """The precision that products had: what was asked for where Triton kernels multiplied float32, else exact."""
-    for run in runs:
-        single = any(run.selection[name].dtype == torch.float32 for name in run.methods.captured)
-        if single and "triton" in run.implementations.values():
-            return asked
-    return "ieee"
+    by_triton = (outcome.single and "triton" in outcome.implementations.values() for outcome in outcomes)
+    return asked if any(by_triton) else "ieee"

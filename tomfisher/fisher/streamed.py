@@ -1,9 +1,10 @@
-"""`fisher_diagonal` of an opened model: layer by layer, each store tensor written as its layer leaves."""
+"""`fisher_diagonal` of an opened model: layer by layer, into memory or into a store that grows."""
 
 from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.layerwise import LayerwiseRun
 from tomfisher.fisher.linear_maps import LinearMaps, coverage, linear_maps
-from tomfisher.fisher.record import Asked, describe_run
+from tomfisher.fisher.record import Asked, Outcome, describe_run
+from tomfisher.fisher.resume import Resumed
+from tomfisher.fisher.run import Run
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.models.opened import OpenedModel
@@ -29,7 +32,8 @@ def stream_diagonal(
     opened: OpenedModel,
     samples: list[Sample],
     asked: Asked,
-    boundary: str | os.PathLike[str] = "ram",
+    boundary: str | os.PathLike[str] = "auto",
+    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> FisherDiagonal:
     """The sums of `fisher_diagonal`, with one decoder layer in memory at a time.
@@ -38,14 +42,16 @@ def stream_diagonal(
         opened: from `open_model`.
         samples: token sequences with labels.
         asked: the settings.
-        boundary: "ram", or the folder of a file for the hidden states between layers.
+        boundary: "ram", or the folder of a file for the hidden states between layers; "auto" is memory without `out`,
+            and beside the store with it.
+        out: the store, which is written as layers are done; None for a result in memory.
         progress: show a bar on a terminal.
 
     Raises:
         UnsupportedLayers: layers of this model cannot run one at a time, or the selection reaches outside of them.
     """
     model = opened.model
-    boundaries = Boundaries(None if boundary == "ram" else boundary)
+    boundaries = _boundaries(boundary, out)
     layers = Layers(opened, boundaries)
 
     def outside() -> AbstractContextManager[None]:
@@ -60,39 +66,70 @@ def stream_diagonal(
         budget = token_budget(asked.tokens_per_batch, model, device_of(model))
         stage = WholeModel(model, None, asked.labels, asked.reduction, asked.seed)
         run = LayerwiseRun(layers, outside, selection, samples, stage, budget, asked.impl, asked.precision)
+        resumed = Resumed(run, boundaries, out, asked, opened, digest(samples))
         run.record()
+        resumed.restore()
     tokens = sum(map(len, samples))
-    steps = tokens * (2 * len(layers.modules) - run.lowest)
+    total = tokens * (2 * len(layers.modules) - run.lowest)
     sums: dict[str, Tensor] = {}
-    with progress_bar(total=steps, desc="Fisher, layer by layer", unit="token", enabled=progress) as bar:
-        run.up(lambda _: bar.update(tokens))
-        run.down(lambda _, F: sums.update(F), bar.update)
-    taken = {name: method for each in run.runs for name, method in each.methods.describe().items()}
-    result = FisherDiagonal(
-        {name: sums[name] for name in selection},
-        num_samples=len(samples),
-        num_tokens=tokens,
-        methods={name: taken[name] for name in selection},
-        metadata=describe_run(
+    outcomes = resumed.outcomes
+
+    def take(number: int, done: Run | None) -> None:
+        outcome = None if done is None else Outcome.of(done)
+        if outcome is not None:
+            outcomes.append(outcome)
+        squares = {} if done is None else done.F
+        if out is None:
+            sums.update(squares)
+        resumed.down_done(number, squares, outcome)
+
+    with (
+        resumed,
+        progress_bar(total=total, desc="Fisher, layer by layer", unit="token", enabled=progress) as bar,
+    ):
+        bar.update(tokens * resumed.steps_done)
+
+        def layer_done(number: int) -> None:
+            bar.update(tokens)
+            resumed.up_done(number)
+
+        while resumed.is_going_up and not run.up(layer_done, resumed.up_from):
+            with outside():
+                run.record()
+            resumed.begin_again()
+        resumed.head_done()
+        run.down(take, bar.update, resumed.down_from)
+        taken = {name: method for outcome in outcomes for name, method in outcome.methods.items()}
+        methods = {name: taken[name] for name in selection}
+        described = describe_run(
             asked,
             model,
-            run.runs,
+            outcomes,
             run.rules,
             coverage(maps, taken),
             budget,
             opened.identity(),
             digest(samples),
         )
-        | {
-            "streamed": {
-                "passes": layers.passes,
-                "bytes_read": opened.bytes_read,
-                "file_bytes": opened.file_bytes,
-            }
-        },
-    )
-    boundaries.close()
-    return result
+        read = {"passes": layers.passes, "bytes_read": opened.bytes_read, "file_bytes": opened.file_bytes}
+        described["streamed"] = {**read, "resumed": resumed.steps_done > 0}
+        if out is not None:
+            resumed.finish(
+                {"num_samples": len(samples), "num_tokens": tokens, **described, "methods": methods}
+            )
+    boundaries.remove()
+    if out is not None:
+        return FisherDiagonal.load(out, verify=False)
+    return FisherDiagonal({name: sums[name] for name in selection}, len(samples), tokens, methods, described)
+
+
+def _boundaries(boundary: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Boundaries:
+    if boundary == "ram" or (boundary == "auto" and out is None):
+        return Boundaries()
+    if out is None:
+        return Boundaries(boundary)
+    store = Path(os.path.realpath(out))
+    return Boundaries(store.parent if boundary == "auto" else boundary, f"{store.name}.hidden-states")
 
 
 def _linear_maps(layers: Layers) -> LinearMaps:
@@ -102,7 +139,7 @@ def _linear_maps(layers: Layers) -> LinearMaps:
 
 
 def _selection(layers: Layers, params: Params, maps: LinearMaps) -> dict[str, nn.Parameter]:
-    """The selected parameters, all of them of one layer each."""
+    """The selected parameters, all of them in layers."""
     selection = select_parameters(layers.model, params, maps.weights)
     inside = {name for names in layers.parameters for name in names}
     if outside := [name for name in selection if name not in inside]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,20 +27,22 @@ class _Place(NamedTuple):
 
 
 class Boundaries:
-    """Tensors by key, kept in memory, or in a file without a name that is gone with the process.
+    """Tensors by key, kept in memory or in a file.
 
     What is forgotten makes room for tensors of as many bytes, so that the file does not grow with the layers.
 
     Args:
         folder: where the file is made; None keeps the tensors in memory.
+        name: of the file, which stays until `remove`; None for one without a name that is gone with the process.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None, name: str | None = None) -> None:
         self._tensors: dict[Hashable, Tensor] = {}
         self._places: dict[Hashable, _Place] = {}
         self._keys: Counter[int] = Counter()  # by offset, how many keys lead there
         self._unused: dict[int, list[int]] = defaultdict(list)  # by bytes, offsets
-        self._file = None if folder is None else tempfile.TemporaryFile(dir=Path(folder))  # noqa: SIM115
+        self._path = None if folder is None or name is None else Path(folder) / name
+        self._file = _opened(folder, self._path)
         self._end = 0
         self.bytes_written = 0
 
@@ -65,6 +67,37 @@ class Boundaries:
         tensor = torch.empty(shape, dtype=dtype)
         _read_all(self._file.fileno(), bytes_of(tensor), offset)
         return tensor
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the tensors are in a file that outlives the process."""
+        return self._path is not None
+
+    def places(self) -> dict[Hashable, tuple[int, list[int], str]]:
+        """Of every tensor in the file its offset, shape and dtype, to be found again by `adopt`."""
+        return {
+            k: (p.offset, list(p.shape), str(p.dtype).removeprefix("torch.")) for k, p in self._places.items()
+        }
+
+    def adopt(self, places: Mapping[Hashable, tuple[int, list[int], str]]) -> None:
+        """Take up what another process left in the file, as its `places` said, instead of what is known so far."""
+        self._places = {
+            k: _Place(o, torch.Size(shape), getattr(torch, dtype)) for k, (o, shape, dtype) in places.items()
+        }
+        self._keys = Counter(place.offset for place in self._places.values())
+        self._unused.clear()
+        self._end = max((place.offset + place.nbytes for place in self._places.values()), default=0)
+
+    def sync(self) -> None:
+        """Wait until the file is on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def remove(self) -> None:
+        """`close`, and delete the file."""
+        self.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
     @property
     def file_bytes(self) -> int:
@@ -99,6 +132,14 @@ class Boundaries:
         self._places.clear()
         if self._file is not None:
             self._file.close()
+
+
+def _opened(folder: str | os.PathLike[str] | None, path: Path | None) -> Any:
+    if folder is None:
+        return None
+    if path is None:
+        return tempfile.TemporaryFile(dir=Path(folder))
+    return path.open("r+b" if path.exists() else "w+b")
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

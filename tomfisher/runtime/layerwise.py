@@ -191,6 +191,7 @@ class Layers:
         calls: Sequence[Call],
         keep: bool = False,
         done: Callable[[int], object] | None = None,
+        start: int = 0,
         altered: Sequence[tuple[Alteration, Sequence[Call]]] = (),
     ) -> None:
         """Every layer on all calls: `boundaries[i + 1, call]` is what layer i makes of `boundaries[i, call]`.
@@ -199,6 +200,7 @@ class Layers:
             calls: from `recording` or `resolving`.
             keep: whether what enters a layer is kept, for a backward pass.
             done: told of every layer that it is done with.
+            start: the first layer to run: what enters it is in the boundaries.
             altered: other states of the layers, which are read once for all of them: what makes one of a layer of
                 this number, for the time of a block, and the calls that are run in it.
 
@@ -208,7 +210,7 @@ class Layers:
         self.passes += 1
         states: list[tuple[Alteration, Sequence[Call]]] = [(lambda number: nullcontext(), calls), *altered]
         with torch.no_grad(), running(self.model):
-            for number, layer in enumerate(self.modules):
+            for number, layer in list(enumerate(self.modules))[start:]:
                 with self.on(number), weights_kept(layer):
                     watch = _Attributes(layer)
                     for alter, own in states:
