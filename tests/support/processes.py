@@ -27,6 +27,10 @@ def samples_of(*lengths, seed=0):
     texts = [torch.randint(3, 53, (length,), generator=generator) for length in lengths]
     return [tomfisher.Sample(ids, ids, name=f"s{i}") for i, ids in enumerate(texts)]
 
+def apart(a, b):  # the largest difference of a tensor, relative, in the norm
+    a, b = ({name: F[name].double() for name in F} for F in (a, b))
+    return max(float((a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-30)) for name in b)
+
 def told(**facts):
     print(json.dumps(facts), flush=True)
 

@@ -66,6 +66,7 @@ class Board:
         self._pulse.start()
         self._calls = self._steps = 0
         self._inside = False
+        self.compared = False  # whether all ranks are known to run the same software
         self._previous: str | None = None
 
     @contextlib.contextmanager

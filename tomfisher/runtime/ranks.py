@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tomfisher.provenance import versions
 from tomfisher.runtime.board import Board, RankError, activate
 from tomfisher.runtime.ordered_sum import ordered_sum_, place_of
 
@@ -55,11 +56,15 @@ class Team:
 
         Raises:
             RankError: in the other ranks, where one raises something or dies.
+            ValueError: the ranks run different versions.
         """
         if self._board is None:
             yield
             return
         with self._board.call(name):
+            if not self._board.compared:
+                self.agree("the software", versions())
+                self._board.compared = True
             yield
 
     def exchange(self, step: str, value: Any = None) -> list[Any]:
@@ -92,7 +97,7 @@ class Team:
                 )
                 raise ValueError(
                     f"Rank {rank} differs from rank 0 in {what}:\n{lines}\n"
-                    "Give every rank the same model, data and settings, and the same versions of everything."
+                    "Give every rank the same model, data, settings and versions."
                 )
 
     def first(self, step: str, action: Callable[[], T]) -> T:
