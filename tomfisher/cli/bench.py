@@ -114,6 +114,18 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
             _rounds(10),
         ),
     ),
+    "ranks": (
+        "fisher_diagonal by several processes of one thread against one of them",
+        (
+            _flag(
+                "config", "random weights: tiny, llama-14m, llama-135m or llama-360m [llama-14m]", "llama-14m"
+            ),
+            _flag("ranks", "processes [2]", 2, type=_positive),
+            _flag("samples", "samples per pass [100]", 100, type=_positive),
+            _flag("length", "tokens per sample [128]", 128, type=_positive),
+            _rounds(5),
+        ),
+    ),
     "masked_fill": (
         "first fill, later fills and undo of a whole model's weights against index loops and copies",
         (

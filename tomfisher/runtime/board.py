@@ -82,7 +82,7 @@ class Board:
         if self._inside:
             yield
             return
-        self._calls, self._inside = self._calls + 1, True
+        self._calls, self._steps, self._inside = self._calls + 1, 0, True
         self._pulse.begin(self._calls)
         try:
             self.exchange(name, limit=LATE)
@@ -113,7 +113,7 @@ class Board:
             RankError: a rank has ended, is late or is at another step.
         """
         self._steps += 1
-        key = f"step/{self._steps}"
+        key = f"step/{self._calls}/{self._steps}"
         self._ask(self._store.set, f"{key}/{self.rank}", json.dumps([step, value]))
         self._wait([f"{key}/{rank}" for rank in range(self.size)], step, limit)
         given = [json.loads(self._ask(self._store.get, f"{key}/{rank}")) for rank in range(self.size)]
