@@ -242,7 +242,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--results", help="folder of records for --status and --curves [the installed one]")
     parser.set_defaults(execute=lambda args: _without_name(parser, args))
-    names = parser.add_subparsers(title="benchmarks", metavar="NAME")
+    names = parser.add_subparsers(title="benchmarks", metavar="NAME", parser_class=argparse.ArgumentParser)
     for name, (what, flags) in BENCHMARKS.items():
         command = names.add_parser(name, help=what, description=what, allow_abbrev=False)
         command.add_argument("--output_path", help="write the record as JSON, and a PNG plot beside it")

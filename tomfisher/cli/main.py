@@ -11,13 +11,14 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, TextIO
 
 from tomfisher.cli import several
 from tomfisher.cli.common import refuse_own_input
+from tomfisher.cli.groups import Command
 from tomfisher.cli.output import Terminal
 from tomfisher.files import check_writable
+from tomfisher.near_miss import nearest
 from tomfisher.progress import note
 from tomfisher.version import __version__
 
@@ -121,11 +122,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     if unknown:
         command: argparse.ArgumentParser = getattr(args, "parser", parser)
         flags = (word.partition("=")[0] for word in unknown if word.startswith("--"))
-        meant = [
-            close[0]
-            for flag in flags
-            if (close := get_close_matches(flag, command._option_string_actions, n=1))
-        ]
+        meant = [close for flag in flags if (close := nearest(flag, command._option_string_actions))]
         hint = f". Did you mean {' and '.join(meant)}?" if meant else f". Try {command.prog} --help"
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return args
@@ -142,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tomfisher {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Command)
     for group in COMMANDS:
         for name in group:
             importlib.import_module(f"tomfisher.cli.{name}").add_parser(subparsers)
