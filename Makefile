@@ -15,7 +15,7 @@ CSOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 # keep the repository root off sys.path: `kernels/` there must not shadow another package of that name
 export PYTHONSAFEPATH = 1
 
-.PHONY: demo test check gpu triton-36 census browser kernel-report sanitize tidy lint format bench clean help
+.PHONY: demo test check gpu triton-36 census scale-table browser kernel-report sanitize tidy lint format bench clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ triton-36: $(BUILT) $(TRITON_36)/.ready  ## the kernels' tests with Triton 3.6, 
 
 census: $(BUILT)  ## every causal language model of transformers, small and random, into docs/architectures.md
 	PYTHONPATH=tests/census $(BIN)/python -m census
+
+scale-table: $(BUILT)  ## memory of large models by way of taking the Fisher, into docs/scale.md
+	$(BIN)/python -m tomfisher.benchmarks.scale_table
 
 # The report's tests look at it in Chromium: Debian's packages, where it or its driver is missing and we may install them.
 browser:

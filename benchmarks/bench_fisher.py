@@ -22,12 +22,14 @@ import torch
 from torch import Tensor, nn
 
 import tomfisher
-from tomfisher.benchmarks import gpu_pass, gpus, memory, models, peers, plots
+from tomfisher.benchmarks import memory, models, peers, plots
 from tomfisher.benchmarks.harness import Contender, interleave, matmul_rate, reason, record, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
-from tomfisher.fisher import select_parameters
+from tomfisher.fisher import gpu_pass, select_parameters
 from tomfisher.fisher.objective import sample_losses
+from tomfisher.fisher.sizes import sizes_of
 from tomfisher.models.load import DTYPES, resolve_device
+from tomfisher.runtime import gpus
 from tomfisher.runtime.batches import collate, plan_batches
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.memory import release, token_budget
@@ -182,7 +184,7 @@ def flop(weights: int, head: int, tokens: int) -> float:
 def plan(args: argparse.Namespace) -> str:
     """What would run on a GPU, and what it takes on paper on a named one."""
     gpu = gpus.named(args.gpu)
-    sizes = gpu_pass.sizes_of(models.without_weights(args.config))
+    sizes = sizes_of(models.without_weights(args.config))
     estimate = gpu_pass.on_paper(gpu, sizes, args.samples, args.length)
     return "\n".join(
         (
@@ -203,7 +205,7 @@ def _on_paper(
         return []
     names = {"tomfisher": gpu_pass.WHOLE, "loop": gpu_pass.LOOP, PASSES: gpu_pass.GRADIENTS}
     measured = {names[n]: row["seconds"]["median"] for n, row in rows.items() if n in names}
-    sizes = gpu_pass.sizes_of(model, dtype=DTYPES[args.dtype])
+    sizes = sizes_of(model, dtype=DTYPES[args.dtype])
     estimate = gpu_pass.on_paper(gpu, sizes, args.samples, args.length)
     shown = gpu_pass.format_pass(gpu, estimate, measured).splitlines()
     return [

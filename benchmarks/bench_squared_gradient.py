@@ -17,11 +17,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tomfisher.benchmarks import gpus, memory, models, plots
+from tomfisher.benchmarks import memory, models, plots
 from tomfisher.benchmarks.harness import Contender, gathered, interleave, matmul_rate, reason, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
 from tomfisher.models.load import DTYPES, resolve_device
 from tomfisher.ops import Impl, squared_gradient_
+from tomfisher.runtime import gpus
 from tomfisher.runtime.memory import release
 
 BASELINE, HOPPER = "mm per sample", "triton-hopper"

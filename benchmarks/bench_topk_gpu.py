@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.benchmarks import gpus, memory, plots, topk_data
+from tomfisher.benchmarks import memory, plots, topk_data
 from tomfisher.benchmarks.harness import Contender, gathered, interleave, summary
 from tomfisher.benchmarks.tables import FLOOR, SPEED, TIME, Column, render
 from tomfisher.masks.fraction import count
 from tomfisher.ops import topk, topk_across
+from tomfisher.runtime import gpus
 
 SUM, BASELINE = "read sum", "torch.topk"
 TENSORS = 224  # weight matrices of the decoder of Llama-3-8B

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from tomfisher.runtime.machine import free_memory
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -87,10 +89,8 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
     place = torch.device(device)
     if place.type == "cuda":
         return int(torch.cuda.mem_get_info(place)[0])
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return 1 << 62
-    return int(meminfo.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    free = free_memory()
+    return 1 << 62 if free is None else free
 
 
 def _trim() -> None:

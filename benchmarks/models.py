@@ -19,10 +19,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2,
     },
-    "llama-14m": {
-        "vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8,
-        "num_attention_heads": 6, "num_key_value_heads": 2,
-    },
     # the sizes of HuggingFaceTB/SmolLM2-135M and -360M
     "llama-135m": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -41,6 +37,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
         "num_attention_heads": 64, "num_key_value_heads": 8,
     },
+}  # fmt: skip
+# models of other families whose shapes are asked for, but never made: model type and arguments of its config
+ON_PAPER: dict[str, tuple[str, dict[str, Any]]] = {
+    # deepseek-ai/DeepSeek-V3
+    "deepseek-v3": ("deepseek_v3", {
+        "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "n_shared_experts": 1,
+        "n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3,
+        "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128,
+    }),
 }  # fmt: skip
 
 
@@ -117,12 +123,19 @@ def without_weights(model: str, trust_remote_code: bool = False, revision: str |
     """A model as its config describes it, on the device meta: shapes without values.
 
     Args:
-        model: a name in `CONFIGS`, or what `load_model` takes.
+        model: a name in `CONFIGS` or `ON_PAPER`, what `load_model` takes, or a config.json.
         trust_remote_code: let transformers run code that comes with the model.
         revision: of a hub model.
     """
     if model in CONFIGS:
         return random_llama(model, device="meta")
+    if model in ON_PAPER:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        kind, sizes = ON_PAPER[model]
+        with torch.device("meta"):
+            structure: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+        return structure.eval()
     return load_structure(model, trust_remote_code, revision)
 
 

@@ -7,7 +7,6 @@ The weights are written only when every mean is known to be finite.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,22 +54,23 @@ def masked_fill_mean_(
         sums: `weight_sums(weights)`; None takes them here.
 
     Returns:
-        float64 `[n]` on the CPU: the means before they are rounded, 0 where nothing is masked. If one is not
-        finite, nothing was written.
+        int64 `[1]` on the CPU: -1, or the position of the first weight without a finite mean: then nothing
+        was written.
     """
+    done = torch.tensor([-1])  # nothing is allocated once the first entry is written
     totals = (
         weight_sums(weights) if sums is None else sums
     )  # first: the GPU reads while the host makes tables
     entries = Entries(weights, indices)
-    means = entries.fill_mean(totals)
-    if not all(map(math.isfinite, means.tolist())):  # no tensor is allocated once the first entry is written
-        return means
+    failed = entries.fill_mean(totals)
+    if failed >= 0:
+        return torch.tensor([failed])
     try:
         torch._foreach_copy_(list(undo), entries.old)
     except BaseException:
         entries.undo()
         raise
-    return means
+    return done
 
 
 class Entries:
@@ -117,22 +117,22 @@ class Entries:
             logs.update(zip(positions, room.split(counts), strict=True))
         return [logs[i] for i in range(len(self._weights))]
 
-    def fill_mean(self, sums: Tensor) -> Tensor:
+    def fill_mean(self, sums: Tensor) -> int:
         """Log the old values and write the means of the unmasked ones; after an error nothing is written.
 
         Args:
             sums: `weight_sums(weights)`.
 
         Returns:
-            As for `masked_fill_mean_`.
+            -1, or the position of the first weight without a finite mean: then nothing was written.
         """
         self._read()
-        means, on_host = self._mean(sums[:, 0] - self._masked[:, 0], sums[:, 1])
-        if on_host.isfinite().all():
+        means, failed = self._mean(sums[:, 0] - self._masked[:, 0], sums[:, 1])
+        if failed < 0:
             for dtype, values in self._means.items():
                 values.copy_(_narrow(means, dtype))
             self._write(self._fill)
-        return on_host
+        return failed
 
     def undo(self) -> None:
         """Write the logged values back."""
@@ -152,8 +152,8 @@ class Entries:
             self.undo()
             raise
 
-    def _mean(self, totals: Tensor, absolute: Tensor) -> tuple[Tensor, Tensor]:
-        """Means in float64, on the device and on the CPU.
+    def _mean(self, totals: Tensor, absolute: Tensor) -> tuple[Tensor, int]:
+        """Means in float64, and the position of the first that is not finite, or -1.
 
         The differences `totals` are off by at most 2^-46 of the absolute sum: no entry passes through more than
         128 roundings in both sums together, as long as `_within_bound`. Where that exceeds a quarter of a unit
@@ -162,14 +162,14 @@ class Entries:
         """
         good = (absolute * 2.0**-46 <= totals.abs() * self._tolerance) & totals.isfinite()
         means = torch.where(self._masks, totals / self._left, 0.0)
-        suspects, on_host = torch.stack([self._masks & ~good, means]).cpu().unbind()
-        again = [i for i, suspect in enumerate(suspects.tolist()) if suspect]
+        suspects, failures = torch.stack([self._masks & ~good, ~means.isfinite()]).tolist()
+        again = [i for i, suspect in enumerate(suspects) if suspect]
         if again:
             ordered = [self._indices[i].sort().values for i in again]
             exact = sums_without([self._weights[i] for i in again], ordered)[:, 0]
             means[torch.tensor(again, device=means.device)] = exact / self._left[again]
-            on_host = means.cpu()
-        return means, on_host
+            failures = (~means.isfinite()).tolist()
+        return means, failures.index(True) if True in failures else -1
 
 
 class _Gather:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import tomfisher
-from tomfisher.benchmarks import gpus, models, peers, topk_data
+from tomfisher.benchmarks import models, peers, topk_data
 from tomfisher.benchmarks.bench_fisher import flop
 from tomfisher.benchmarks.nth_element import kth_largest
 from tomfisher.ops.spans import read_spans
+from tomfisher.runtime import gpus
 from tomfisher.sample import Sample
 
 

