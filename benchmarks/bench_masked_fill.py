@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tomfisher.benchmarks import memory, models, plots
 from tomfisher.benchmarks.harness import Contender, gathered, interleave, summary
@@ -26,6 +26,7 @@ from tomfisher.perturbation import Perturbation, WeightSums, perturb
 from tomfisher.runtime import gpus
 
 READ = "read all weights"
+PERTURB, PERTURB_MODULE = "tomfisher perturb", "tomfisher perturb, of a module"
 COLUMNS = (
     *TIME,
     SPEED,
@@ -58,19 +59,21 @@ class Model:
         return [w.view(-1) for w in self.weights]
 
     @cached_property
-    def perturbation(self) -> Perturbation:
+    def perturbations(self) -> dict[str, Perturbation]:
         """The same through the public `perturb`, which knows the sums already: its later fills are measured."""
-        names = [f"layers.{i}.weight" for i in range(len(self.weights))]
-        shapes = {name: tuple(w.shape) for name, w in zip(names, self.weights, strict=True)}
-        mask = SparseMask(dict(zip(names, self.indices, strict=True)), shapes)
-        made = perturb(dict(zip(names, self.weights, strict=True)), mask, sums=WeightSums())
-        with made:
-            return made
+        module = nn.ModuleDict({"layers": nn.ModuleList(nn.Module() for _ in self.weights)})
+        for holder, weight in zip(module["layers"].children(), self.weights, strict=True):
+            holder.weight = nn.Parameter(weight, requires_grad=False)
+        named = dict(module.named_parameters())
+        shapes = {name: tuple(w.shape) for name, w in named.items()}
+        mask, sums = SparseMask(dict(zip(named, self.indices, strict=True)), shapes), WeightSums()
+        return {PERTURB: perturb(named, mask, sums=sums), PERTURB_MODULE: perturb(module, mask, sums=sums)}
 
     def restore(self) -> None:
-        """Undo what the object has written, then write the old values back for the methods that keep none."""
-        if self.perturbation.applied:
-            self.perturbation.undo()
+        """Undo what the objects have written, then write the old values back for the methods that keep none."""
+        for perturbation in self.perturbations.values():
+            if perturbation.applied:
+                perturbation.undo()
         scatter_(self.weights, self.indices, self.values)
 
 
@@ -192,8 +195,9 @@ def phases(
         first[label] = _first(weights, indices, impl)
         later[label] = _later(weights, indices, sums, impl)
         undo[label] = _undo(weights, indices, values, impl)
-    later["tomfisher perturb"] = lambda: model.perturbation.apply()
-    undo["tomfisher perturb"] = lambda: model.perturbation.undo()
+    for label, perturbation in model.perturbations.items():
+        later[label] = perturbation.apply
+        undo[label] = perturbation.undo
     first["index loop"] = lambda: index_loop(model)
     first["boolean mask"] = lambda: boolean_mask(model)
     later["index loop"] = lambda: known_mean_loop(model)
@@ -323,15 +327,17 @@ def _prepared(phase: str, way: str, model: Model) -> Way:
 
     def prepare() -> None:
         model.restore()
-        if way == "tomfisher perturb":
-            with model.perturbation:  # the other contenders wrote to the weights: it has to read them again
+        if way in model.perturbations:
+            with model.perturbations[
+                way
+            ]:  # the other contenders wrote to the weights: it has to read them again
                 pass
         if phase == "undo":
             filled()
 
     def filled() -> None:
-        if way == "tomfisher perturb":
-            model.perturbation.apply()
+        if way in model.perturbations:
+            model.perturbations[way].apply()
         else:
             known_mean_loop(model)
 

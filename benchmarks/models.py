@@ -19,6 +19,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2,
     },
+    "llama-14m": {
+        "vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8,
+        "num_attention_heads": 6, "num_key_value_heads": 2,
+    },
     # the sizes of HuggingFaceTB/SmolLM2-135M and -360M
     "llama-135m": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -54,8 +55,8 @@ Tensor weight_sums(std::vector<Tensor> weights, int64_t threads, std::string isa
   return result;
 }
 
-int64_t masked_fill_mean_(std::vector<Tensor> weights, std::vector<Tensor> indices, std::vector<Tensor> undo,
-                          std::optional<Tensor> sums, int64_t threads, std::string isa) {
+Tensor masked_fill_mean_(std::vector<Tensor> weights, std::vector<Tensor> indices, std::vector<Tensor> undo,
+                         std::optional<Tensor> sums, int64_t threads, std::string isa) {
   STD_TORCH_CHECK(weights.size() == indices.size() && weights.size() == undo.size(), "Lists must have one length.");
   const double* known = nullptr;
   if (sums.has_value()) {
@@ -64,6 +65,8 @@ int64_t masked_fill_mean_(std::vector<Tensor> weights, std::vector<Tensor> indic
                     "sums must be float64 [n, 2], contiguous on the CPU.");
     known = static_cast<const double*>(sums->const_data_ptr());
   }
+  const int64_t sizes[] = {static_cast<int64_t>(weights.size())};
+  Tensor result = torch::stable::empty({sizes, 1}, ScalarType::Double);
   std::vector<fill::Fill> fills;
   for (size_t i = 0; i < weights.size(); ++i) {
     check_entries(weights[i], indices[i], undo[i]);
@@ -73,7 +76,9 @@ int64_t masked_fill_mean_(std::vector<Tensor> weights, std::vector<Tensor> indic
                      positions_of(indices[i], weights[i]), count, undo[i].mutable_data_ptr(),
                      known == nullptr ? nullptr : known + 2 * i});
   }
-  return fill::masked_fill_mean(fills, isa_of(isa), threads_of(threads), torch_parallel);
+  const auto means = fill::masked_fill_mean(fills, isa_of(isa), threads_of(threads), torch_parallel);
+  std::copy(means.begin(), means.end(), static_cast<double*>(result.mutable_data_ptr()));
+  return result;
 }
 
 void scatter_(std::vector<Tensor> weights, std::vector<Tensor> indices, std::vector<Tensor> values, int64_t threads) {
@@ -95,7 +100,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(tomfisher_cpp, m) {
   m.def("weight_sums(Tensor[] weights, int threads, str isa=\"\") -> Tensor");
   m.def(
       "masked_fill_mean_(Tensor(a!)[] weights, Tensor[] indices, Tensor(b!)[] undo, Tensor? sums, int threads, "
-      "str isa=\"\") -> int");
+      "str isa=\"\") -> Tensor");
   m.def("scatter_(Tensor(a!)[] weights, Tensor[] indices, Tensor[] values, int threads) -> ()");
 }
 

@@ -7,6 +7,7 @@ The weights are written only when every mean is known to be finite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,23 +55,22 @@ def masked_fill_mean_(
         sums: `weight_sums(weights)`; None takes them here.
 
     Returns:
-        int64 `[1]` on the CPU: -1, or the position of the first weight without a finite mean: then nothing
-        was written.
+        float64 `[n]` on the CPU: the means before they are rounded, 0 where nothing is masked. If one is not
+        finite, nothing was written.
     """
-    done = torch.tensor([-1])  # nothing is allocated once the first entry is written
     totals = (
         weight_sums(weights) if sums is None else sums
     )  # first: the GPU reads while the host makes tables
     entries = Entries(weights, indices)
-    failed = entries.fill_mean(totals)
-    if failed >= 0:
-        return torch.tensor([failed])
+    means = entries.fill_mean(totals)
+    if not all(map(math.isfinite, means.tolist())):  # no tensor is allocated once the first entry is written
+        return means
     try:
         torch._foreach_copy_(list(undo), entries.old)
     except BaseException:
         entries.undo()
         raise
-    return done
+    return means
 
 
 class Entries:
@@ -117,22 +117,22 @@ class Entries:
             logs.update(zip(positions, room.split(counts), strict=True))
         return [logs[i] for i in range(len(self._weights))]
 
-    def fill_mean(self, sums: Tensor) -> int:
+    def fill_mean(self, sums: Tensor) -> Tensor:
         """Log the old values and write the means of the unmasked ones; after an error nothing is written.
 
         Args:
             sums: `weight_sums(weights)`.
 
         Returns:
-            -1, or the position of the first weight without a finite mean: then nothing was written.
+            As for `masked_fill_mean_`.
         """
         self._read()
-        means, failed = self._mean(sums[:, 0] - self._masked[:, 0], sums[:, 1])
-        if failed < 0:
+        means, on_host = self._mean(sums[:, 0] - self._masked[:, 0], sums[:, 1])
+        if on_host.isfinite().all():
             for dtype, values in self._means.items():
                 values.copy_(_narrow(means, dtype))
             self._write(self._fill)
-        return failed
+        return on_host
 
     def undo(self) -> None:
         """Write the logged values back."""
@@ -152,8 +152,8 @@ class Entries:
             self.undo()
             raise
 
-    def _mean(self, totals: Tensor, absolute: Tensor) -> tuple[Tensor, int]:
-        """Means in float64, and the position of the first that is not finite, or -1.
+    def _mean(self, totals: Tensor, absolute: Tensor) -> tuple[Tensor, Tensor]:
+        """Means in float64, on the device and on the CPU.
 
         The differences `totals` are off by at most 2^-46 of the absolute sum: no entry passes through more than
         128 roundings in both sums together, as long as `_within_bound`. Where that exceeds a quarter of a unit
@@ -162,14 +162,14 @@ class Entries:
         """
         good = (absolute * 2.0**-46 <= totals.abs() * self._tolerance) & totals.isfinite()
         means = torch.where(self._masks, totals / self._left, 0.0)
-        suspects, failures = torch.stack([self._masks & ~good, ~means.isfinite()]).tolist()
-        again = [i for i, suspect in enumerate(suspects) if suspect]
+        suspects, on_host = torch.stack([self._masks & ~good, means]).cpu().unbind()
+        again = [i for i, suspect in enumerate(suspects.tolist()) if suspect]
         if again:
             ordered = [self._indices[i].sort().values for i in again]
             exact = sums_without([self._weights[i] for i in again], ordered)[:, 0]
             means[torch.tensor(again, device=means.device)] = exact / self._left[again]
-            failures = (~means.isfinite()).tolist()
-        return means, failures.index(True) if True in failures else -1
+            on_host = means.cpu()
+        return means, on_host
 
 
 class _Gather:

@@ -11,7 +11,7 @@ import tomfisher
 
 # Modules beside the packages, which know nothing of models: files, text, progress, what torch is set to.
 BASE = (
-    *("files", "locks", "plugins", "progress", "provenance"),
+    *("files", "locks", "near_miss", "plugins", "progress", "provenance"),
     *("sample", "tensor_files", "text_files", "tokens", "unknown", "version", "writing"),
 )
 # From top to bottom. A package imports from the rows below its own; those in one row do not know one another.

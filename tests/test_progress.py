@@ -62,3 +62,12 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with progress_bar(range(3), desc="bar") as bar:
         assert not bar.disable and list(bar) == [0, 1, 2]
+
+
+def test_what_is_muted_says_nothing(clock, capsys):
+    with progress.muted():
+        progress.note("heard from another process")
+        walk(progress_bar(range(100), desc="points", unit="point"), clock, 2.0)
+    assert capsys.readouterr().err == ""
+    progress.note("heard")
+    assert capsys.readouterr().err == "tomfisher: heard\n"

@@ -12,6 +12,20 @@ SECONDS = 30.0  # at least so long from one line to the next,
 SHARE = 0.1  # and at least so much of the whole
 
 
+_MUTED = False
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Within the block bars and notes are left out: another process of the same run has them."""
+    global _MUTED
+    before, _MUTED = _MUTED, True
+    try:
+        yield
+    finally:
+        _MUTED = before
+
+
 def progress_bar(
     iterable: Iterable[Any] | None = None,
     total: int | None = None,
@@ -31,6 +45,7 @@ def progress_bar(
     Returns:
         A `tqdm.auto.tqdm`, or what behaves like one: usable as an iterable and as a context manager.
     """
+    enabled = enabled and not _MUTED
     if enabled and not on_terminal():
         return _Lines(iterable, total, desc, unit)
     from tqdm.auto import tqdm
@@ -52,7 +67,7 @@ def note(line: str) -> None:
     Args:
         line: what is said, without the program's name.
     """
-    if sys.stderr is None:
+    if sys.stderr is None or _MUTED:
         return
     with contextlib.suppress(
         OSError, ValueError

@@ -85,27 +85,27 @@ void read_unmasked(const std::vector<Fill>& fills, std::vector<double>& totals, 
 
 }  // namespace
 
-std::int64_t masked_fill_mean(const std::vector<Fill>& fills, cpu::Isa isa, int threads, const Parallel& parallel) {
+std::vector<double> masked_fill_mean(const std::vector<Fill>& fills, cpu::Isa isa, int threads,
+                                     const Parallel& parallel) {
   Log log(fills);
   gather(log.entries, threads, parallel);
-  std::vector<double> totals = differences(fills, log, isa, threads, parallel);
-  read_unmasked(fills, totals, isa, threads, parallel);
-  std::vector<std::uint64_t> means(fills.size());
+  std::vector<double> means = differences(fills, log, isa, threads, parallel);
+  read_unmasked(fills, means, isa, threads, parallel);
   for (std::size_t i = 0; i < fills.size(); ++i) {
-    if (fills[i].count == 0) continue;
-    const double mean = totals[i] / static_cast<double>(fills[i].length - fills[i].count);
-    if (!std::isfinite(mean)) return static_cast<std::int64_t>(i);
-    means[i] = round_once(mean, fills[i].dtype);
+    const auto left = static_cast<double>(fills[i].length - fills[i].count);
+    means[i] = fills[i].count == 0 ? 0.0 : means[i] / left;
   }
+  if (!std::all_of(means.begin(), means.end(), [](double mean) { return std::isfinite(mean); })) return means;
   for (std::size_t i = 0; i < fills.size(); ++i) {
     const Entries& entries = log.entries[i];
     if (entries.count == 0) continue;
     std::memcpy(fills[i].undo, entries.values, static_cast<std::size_t>(entries.count * entries.bytes));
     // the low bytes come first, so the first entry of any width is the mean
-    std::memcpy(entries.values, &means[i], static_cast<std::size_t>(entries.bytes));
+    const std::uint64_t mean = round_once(means[i], fills[i].dtype);
+    std::memcpy(entries.values, &mean, static_cast<std::size_t>(entries.bytes));
   }
   fill(log.entries, threads, parallel);
-  return -1;
+  return means;
 }
 
 }  // namespace tomfisher::fill

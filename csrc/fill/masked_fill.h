@@ -20,7 +20,8 @@ struct Fill {
   const double* sums;          // sum and sum of absolute values of all entries, or nullptr: they are read
 };
 
-// Returns -1, or the first array whose unmasked entries have no finite mean: then nothing was written.
-std::int64_t masked_fill_mean(const std::vector<Fill>& fills, cpu::Isa isa, int threads, const Parallel& parallel);
+// Returns the means before they are rounded, 0 where nothing is masked. If one is not finite, nothing was written.
+std::vector<double> masked_fill_mean(const std::vector<Fill>& fills, cpu::Isa isa, int threads,
+                                     const Parallel& parallel);
 
 }  // namespace tomfisher::fill

@@ -49,7 +49,7 @@ def test_a_missing_part_is_said_and_the_rest_is_done(lab, name, there, missing):
 
 def test_only_the_parts_that_are_asked_for(lab):
     assert list(analyze(lab.build("llama"), lab.prompts(), parts=["sinks"]).results) == ["sinks"]
-    with pytest.raises(ValueError, match=r"Unknown part 'ropes'. Parts: rope, sinks"):
+    with pytest.raises(ValueError, match=r"Unknown part 'ropes'. Did you mean 'rope'"):
         analyze(lab.build("llama"), lab.prompts(), parts=["ropes"])
 
 

@@ -79,7 +79,7 @@ def test_a_combination_that_is_one_of_its_parts_or_another_ablation_is_passed_ov
     ("name", "message"),
     [
         ("of-sink:0.1", "Unknown ablation 'of-sink:0.1'. Did you mean 'off-sink'?"),
-        ("xyz", "Unknown ablation 'xyz'. Known: full, qk"),
+        ("xyz", "Unknown ablation 'xyz'. Ablations: full, qk"),
         ("", "Unknown ablation ''"),
         ("off-sink", "must look like off-sink:FACTOR"),
         ("off-sink:a", "must look like off-sink:FACTOR"),

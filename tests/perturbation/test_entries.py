@@ -173,14 +173,18 @@ def test_the_undo_of_a_training_looks_too(failing: bool) -> None:
     assert torch.equal(now, before[name])
 
 
-def test_where_what_was_written_cannot_be_kept_nothing_stays_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory(values: object) -> Tensor:
+@pytest.mark.parametrize("fill", ["zero", "mean"])
+def test_where_what_was_written_cannot_be_kept_nothing_stays_written(
+    fill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object) -> Tensor:
         raise MemoryError
 
     model = model_of()
     before = bits(model)
-    monkeypatch.setattr("tomfisher.perturbation.entries.joined", out_of_memory)
-    perturbation = perturb(model, mask_of(model), fill="zero")
+    perturbation = perturb(model, mask_of(model), fill=fill)
+    monkeypatch.setattr(torch, "cat", out_of_memory)
+    monkeypatch.setattr("tomfisher.perturbation.entries.round_once", out_of_memory)
     with pytest.raises(MemoryError):
         perturbation.apply()
     assert not perturbation.applied

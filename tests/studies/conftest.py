@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 
@@ -95,3 +96,19 @@ def tiny_settings(tiny_model, tiny_task, tiny_text, tmp_path):
         "eval_dtype": "fp32",
         "device": "cpu",
     }
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """`once(run, settings)`: the settings, with what an unbroken run leaves in their folder; it runs once a module."""
+    kept = tmp_path_factory.mktemp("kept") / "run"
+
+    def finished(run, settings):
+        if kept.exists():
+            shutil.copytree(kept, settings["output_path"])
+        else:
+            run(settings)
+            shutil.copytree(settings["output_path"], kept)
+        return settings
+
+    return finished

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,22 +45,9 @@ def run(settings, said=None):
     return json.loads(file.read_text()) if file.exists() else None
 
 
-@pytest.fixture(scope="module")
-def shared():
-    return {}
-
-
 @pytest.fixture
-def finished(tiny_settings, shared):
-    settings = settings_of(tiny_settings)
-    target = Path(settings["output_path"])
-    if "folder" not in shared:
-        run(settings)
-        shared["folder"] = target.with_name("kept")
-        shutil.copytree(target, shared["folder"])
-    else:
-        shutil.copytree(shared["folder"], target)
-    return settings
+def finished(tiny_settings, once):
+    return once(run, settings_of(tiny_settings))
 
 
 def without_time(found):

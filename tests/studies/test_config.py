@@ -56,7 +56,7 @@ def test_how_prompts_are_put_is_read_from_yaml_as_it_is_meant(tmp_path):
 
 
 def test_unknown_key_names_the_nearest_setting():
-    with pytest.raises(ValueError, match=r"unknown setting 'kappa'\. Did you mean 'kappas'"):
+    with pytest.raises(ValueError, match=r"Unknown setting 'kappa'\. Did you mean 'kappas'"):
         Config.from_dict({"model": "m", "kappa": 1e-4})
 
 

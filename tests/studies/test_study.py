@@ -42,22 +42,9 @@ def without_time(folder):
     return data
 
 
-@pytest.fixture(scope="module")
-def shared():
-    return {}
-
-
 @pytest.fixture
-def finished(tiny_settings, shared):
-    """An unbroken run, made once for the module; returns a private copy of its folder."""
-    target = Path(tiny_settings["output_path"])
-    if "folder" not in shared:
-        run(tiny_settings)
-        shared["folder"] = target.with_name("kept")
-        shutil.copytree(target, shared["folder"])
-    else:
-        shutil.copytree(shared["folder"], target)
-    return tiny_settings
+def finished(tiny_settings, once):
+    return once(run, tiny_settings)
 
 
 def test_points_are_the_plan_and_every_number_is_recomputed_by_hand(finished):

@@ -12,6 +12,7 @@ from tomfisher.analysis.collect import TOKENS_PER_BATCH, collect
 from tomfisher.analysis.rope import RopeCollector
 from tomfisher.analysis.sinks import SinkCollector
 from tomfisher.models.families import Architecture, UnsupportedModel, describe
+from tomfisher.near_miss import unknown
 from tomfisher.runtime.gate import check_model
 from tomfisher.runtime.rules import check_rules, remembered
 from tomfisher.runtime.torch_state import plain_torch
@@ -107,7 +108,8 @@ def check_request(parts: Sequence[str], heads: Sequence[tuple[int, int]]) -> Non
     """
     if not parts:
         raise ValueError(f"No part to analyse. Parts: {', '.join(PARTS)}.")
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ValueError(f"Unknown part {unknown[0]!r}. Parts: {', '.join(PARTS)}.")
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(unknown("part", part, PARTS))
     if heads and "sinks" not in parts:
         raise ValueError('Maps of heads belong to the part "sinks". Ask for it too.')

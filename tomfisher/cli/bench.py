@@ -114,6 +114,18 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
             _rounds(10),
         ),
     ),
+    "ranks": (
+        "fisher_diagonal by several processes of one thread against one of them",
+        (
+            _flag(
+                "config", "random weights: tiny, llama-14m, llama-135m or llama-360m [llama-14m]", "llama-14m"
+            ),
+            _flag("ranks", "processes [2]", 2, type=_positive),
+            _flag("samples", "samples per pass [100]", 100, type=_positive),
+            _flag("length", "tokens per sample [128]", 128, type=_positive),
+            _rounds(5),
+        ),
+    ),
     "masked_fill": (
         "first fill, later fills and undo of a whole model's weights against index loops and copies",
         (
@@ -230,7 +242,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--results", help="folder of records for --status and --curves [the installed one]")
     parser.set_defaults(execute=lambda args: _without_name(parser, args))
-    names = parser.add_subparsers(title="benchmarks", metavar="NAME")
+    names = parser.add_subparsers(title="benchmarks", metavar="NAME", parser_class=argparse.ArgumentParser)
     for name, (what, flags) in BENCHMARKS.items():
         command = names.add_parser(name, help=what, description=what, allow_abbrev=False)
         command.add_argument("--output_path", help="write the record as JSON, and a PNG plot beside it")

@@ -49,6 +49,7 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher evaluate --model smollm2-135m --task false-belief --limit 160 --chat_template \\\n"
             "      --system_prompt 'Complete the story with one word.'",
             "tomfisher evaluate --model ./my-model --task my_task.jsonl --gap none --bos yes --normalize byte",
+            "torchrun --nproc_per_node 2 -m tomfisher evaluate --model smollm2-135m --task false-belief",
         ),
     )
     names = (*MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS)
@@ -58,13 +59,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 [bf16 on CUDA, else fp32]")
     parser.add_argument("--output_path", help="write everything, each answer included, to this JSON file")
     add_overwrite(parser)
-    parser.set_defaults(execute=run, output_is_file=True)
+    parser.set_defaults(execute=run, output_is_file=True, several=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Say what is measured, measure, write the JSON, print the table."""
     from tomfisher.masks import SparseMask
     from tomfisher.results.evaluation import evaluation_table
+    from tomfisher.runtime import ranks
     from tomfisher.studies.config import Config
     from tomfisher.studies.evaluation import evaluation
     from tomfisher.studies.inputs import Inputs
@@ -85,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
     measure = Measure(config, inputs, loaded, progress=True)
     print(f"{_subject(args, config, measure, mask)}\n", flush=True)
     report = evaluation(measure, perturbation, args.mask, with_perplexity=hasattr(args, "control"))
-    save_then_print(args.output_path, report, partial(evaluation_table, report), indent=1)
+    path = args.output_path if ranks.current().is_first else None
+    save_then_print(path, report, partial(evaluation_table, report), indent=1)
     return 0
 
 

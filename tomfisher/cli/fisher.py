@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.cli.common import (
@@ -55,6 +56,7 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher fisher --model ./my-model --texts prompts.jsonl --supervise last --output_path stores/mine",
             "tomfisher fisher --model smollm2-135m --task false-belief --chat_template --output_path stores/chat",
             "tomfisher fisher --model testbed-llama --task testbed --labels sampled --params all --output_path s",
+            "torchrun --nproc_per_node 2 -m tomfisher fisher --model smollm2-135m --task false-belief --output_path s",
         ),
     )
     add_data(parser)
@@ -70,7 +72,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--output_path", required=True, help="folder of the store to write")
     add_overwrite(parser)
-    parser.set_defaults(execute=run, output_is_replaced=True)
+    parser.set_defaults(execute=run, output_is_replaced=True, several=True)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.fisher import fisher_diagonal
     from tomfisher.fisher.diagonal import save_finished
     from tomfisher.fisher.store import check_target
+    from tomfisher.runtime import ranks
     from tomfisher.studies.experiment import parse_params
 
     refuse_existing(args.output_path, args.overwrite)
@@ -104,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         seed=setting(args, "seed"),
     )
     fisher.metadata.update(model=loaded.identity)
-    save_finished(fisher, args.output_path)
+    ranks.current().first("writing the store", partial(save_finished, fisher, args.output_path))
     slow = sum(method != "captured" for method in fisher.methods.values())
     if slow:
         note(

@@ -11,12 +11,14 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, TextIO
 
+from tomfisher.cli import several
 from tomfisher.cli.common import refuse_own_input
+from tomfisher.cli.groups import Command
 from tomfisher.cli.output import Terminal
 from tomfisher.files import check_writable
+from tomfisher.near_miss import nearest
 from tomfisher.progress import note
 from tomfisher.version import __version__
 
@@ -30,6 +32,7 @@ start here:
   tomfisher run --preset demo-smollm2                      the same study on a real language model
   tomfisher run --model HuggingFaceTB/SmolLM2-360M         any causal language model
   tomfisher run --model smollm2-135m --task my_task.jsonl --control my_text.txt
+  torchrun --nproc_per_node 2 -m tomfisher run --preset demo-smollm2      in several processes
   tomfisher plan --model smollm2-135m                      what a run will cost
   tomfisher ls                                             tasks, models, fills, presets
   tomfisher COMMAND --help                                 flags and more commands to paste
@@ -83,12 +86,9 @@ def _execute(args: argparse.Namespace) -> int:
     try:
         if getattr(args, "output_path", None) is not None:
             args.output_path = os.path.expanduser(args.output_path)
-            kind, replaced = (
-                not getattr(args, "output_is_file", False),
-                getattr(args, "output_is_replaced", False),
-            )
-            check_writable(args.output_path, folder=kind, replaced=replaced)
-            refuse_own_input(args)
+        if several.is_one_of_several():
+            return several.execute(args, _check_output)
+        _check_output(args)
         return int(args.execute(args) or 0)
     except KeyboardInterrupt:
         note("interrupted. Finished parts are kept; run the same command to resume.")
@@ -99,8 +99,17 @@ def _execute(args: argparse.Namespace) -> int:
             raise
         if args.debug:
             traceback.print_exc()
-        note(message)
+        note(several.told_by(message))
         return 2
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Make sure, before the work, that its result can be written and takes the place of nothing that is read."""
+    if getattr(args, "output_path", None) is None:
+        return
+    kind = not getattr(args, "output_is_file", False)
+    check_writable(args.output_path, folder=kind, replaced=getattr(args, "output_is_replaced", False))
+    refuse_own_input(args)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -113,11 +122,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     if unknown:
         command: argparse.ArgumentParser = getattr(args, "parser", parser)
         flags = (word.partition("=")[0] for word in unknown if word.startswith("--"))
-        meant = [
-            close[0]
-            for flag in flags
-            if (close := get_close_matches(flag, command._option_string_actions, n=1))
-        ]
+        meant = [close for flag in flags if (close := nearest(flag, command._option_string_actions))]
         hint = f". Did you mean {' and '.join(meant)}?" if meant else f". Try {command.prog} --help"
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return args
@@ -134,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tomfisher {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Command)
     for group in COMMANDS:
         for name in group:
             importlib.import_module(f"tomfisher.cli.{name}").add_parser(subparsers)
@@ -160,6 +165,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         ours = error.errno is None and isinstance(error, (FileExistsError, PermissionError))
         return str(error) if ours else f"{error}. Check the path and its permissions."
+    if type(error).__name__ == "RankError":
+        return str(error)
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"out of GPU memory: {error} Use a smaller --tokens_per_batch or --batch_size, or --device cpu."

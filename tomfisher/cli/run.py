@@ -32,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher run --model HuggingFaceTB/SmolLM2-360M --kappas 1e-5,1e-4 --limit 160",
             "tomfisher run --model ./my-model --task my_task.jsonl --control my_text.txt",
             "tomfisher run --config runs/demo-testbed/config.yaml",
+            "torchrun --nproc_per_node 2 -m tomfisher run --preset demo-smollm2",
         ),
     )
     parser.add_argument(
@@ -40,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--preset", help="a complete named study (tomfisher ls presets)")
     add_settings(parser)
     add_overwrite(parser)
-    parser.set_defaults(execute=run, saves=True, output_is_cleared=True)
+    parser.set_defaults(execute=run, saves=True, output_is_cleared=True, several=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,11 +63,13 @@ def run_study(config: Any, overwrite: bool) -> int:
     from tomfisher import report
     from tomfisher.results import judge
     from tomfisher.results.sweep import sweep_table
+    from tomfisher.runtime import ranks
     from tomfisher.studies import Experiment
 
+    team = ranks.current()
     results = Experiment(config, overwrite=overwrite).run()
     try:
-        page = report.write(config.output_path)
+        page = team.first("the report", lambda: str(report.write(config.output_path)))
     finally:  # the results are there whether or not there can be a report
         print(f"{config.model}: {config.task} against {config.control}\n")
         print(f"{sweep_table(results).text()}\n")
@@ -82,8 +85,11 @@ def _run_architectures(args: argparse.Namespace) -> int:
     from tomfisher import report
     from tomfisher.results.architecture_table import render
     from tomfisher.results.equal_kappa import sentences
+    from tomfisher.runtime import ranks
     from tomfisher.studies.architectures import run_architectures
 
+    if ranks.current().size > 1:
+        raise ValueError("The preset architectures works in one process. Start it without torchrun.")
     folder, outcomes = run_architectures(given_settings(args), args.config, args.overwrite)
     for outcome in outcomes:
         report.write(folder / outcome.architecture)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from tomfisher.evaluate.execute import batch_arguments, can_pack, can_share, computes_as_made, execute
 from tomfisher.evaluate.normalize import TOTAL, check_normalize, decide, scores_of
-from tomfisher.evaluate.plan import Batch, Pack, Plan, Row, plan_shared, plan_whole
+from tomfisher.evaluate.plan import Batch, Pack, Plan, Row, cost, plan_shared, plan_whole, rows_of_plan
 from tomfisher.evaluate.records import ALL, Record, Scores
+from tomfisher.evaluate.together import agree
 from tomfisher.progress import progress_bar
+from tomfisher.runtime import ranks
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.forward import logits_at, set_rows
@@ -173,6 +175,9 @@ class ChoiceEvaluator:
     ) -> Scores:
         """Score all stories on a model as it is now.
 
+        In an initialised process group of `torch.distributed` every rank makes this call with the same arguments, runs
+        some of the forwards that one process would run, and gets all answers: the very numbers of one process.
+
         Args:
             model: a causal language model of transformers, on any device, in any dtype.
             share_prefix: compute the tokens that several sequences begin with once (the same numbers up to
@@ -191,9 +196,21 @@ class ChoiceEvaluator:
             ValueError: a story is longer than the model's positions, `share_prefix=True` on a model whose cache
                 cannot be repeated, the model breaks a rule that a likelihood rests on (`tomfisher.runtime.rules`), or
                 it gives a log-probability that is not finite (the story is named).
+            RankError: another rank has ended.
         """
+        team = ranks.current()
+        with team.call("score"):
+            return self._score(model, share_prefix, progress, rules, team)
+
+    def _score(
+        self, model: Any, share_prefix: bool | str, progress: bool, rules: Rules | None, team: ranks.Team
+    ) -> Scores:
         if share_prefix not in (True, False, "auto"):
             raise ValueError(f"share_prefix is {share_prefix!r}; it must be 'auto', True or False.")
+        texts = [self._spans, [[story.id, story.answer] for story in self.stories]]
+        agree(
+            team, model, "what is scored", texts, [share_prefix, self.batch_size, self.pack, self.normalize]
+        )
         if rules is None:
             rules = self.ask(model)
         else:
@@ -202,7 +219,7 @@ class ChoiceEvaluator:
         with weights_kept(model):
             for strategy, batches in self._ways(model, share_prefix, rules):
                 laid_out = self if batches == PADDED else self._unmerged
-                outcome = laid_out._run(model, strategy, batches, rules, progress)
+                outcome = laid_out._run_together(model, strategy, batches, rules, progress, team)
                 if isinstance(outcome, Tensor):
                     totals = outcome
                     break
@@ -242,15 +259,32 @@ class ChoiceEvaluator:
         whole = [] if share_prefix is True else BATCHES[BATCHES.index(rules.batches) :]
         return [(strategy, PADDED) for strategy in sharing] + [(WHOLE, batches) for batches in whole]
 
-    def _run(self, model: Any, strategy: str, batches: str, rules: Rules, progress: bool) -> Tensor | str:
-        """Log-probabilities of all answers; or why this way is not right on this model, seen on its first batches."""
+    def _run_together(
+        self, model: Any, strategy: str, batches: str, rules: Rules, progress: bool, team: ranks.Team
+    ) -> Tensor | str:
+        """`_run` with the parts of the plan split over ranks: what one of them objects to, none goes on with."""
+        plan = self.plan(strategy, batches)
+        own = tuple(plan[i] for i in team.share([round(cost([part])) for part in plan]))
+        outcome = self._run(model, own, strategy == WHOLE, batches, rules, progress and team.is_first)
+        reasons = team.exchange("the strategy", outcome if isinstance(outcome, str) else None)
+        if isinstance(outcome, str) or any(reasons):
+            return next(reason for reason in reasons if reason)
+        numbers = {n for row in rows_of_plan(own) for n, _, _ in self._reads[row]}
+        found = {number: float(outcome[number]) for number in numbers}
+        return torch.tensor(team.merged("the answers", len(self._owners), found), dtype=torch.float64)
+
+    def _run(
+        self, model: Any, plan: Plan, whole: bool, batches: str, rules: Rules, progress: bool
+    ) -> Tensor | str:
+        """Log-probabilities of a plan's answers; or why this way is not right here, seen on its first batches."""
         device = device_of(model)
         totals = torch.zeros(len(self._owners), dtype=torch.float64)
         tried = {(0, False)} if batches == SINGLE else set()
-        bar = progress_bar(total=len(self.rows), desc="choice", unit="row", enabled=progress)
+        rows = len(rows_of_plan(plan))
+        bar = progress_bar(total=rows, desc="choice", unit="row", enabled=progress)
         try:
             with measuring(model), bar:
-                for batch, cache in execute(model, self.plan(strategy, batches), self.rows, device):
+                for batch, cache in execute(model, plan, self.rows, device):
                     self._read(model, batch, cache, device, totals)
                     kind = bool(batch.past), any(len(pack.paths) > 1 for pack in batch.packs)
                     if kind not in tried:
@@ -260,7 +294,7 @@ class ChoiceEvaluator:
                         tried.add(kind)
                     bar.update(len(batch.rows))
         except Exception as error:
-            if strategy == WHOLE or tried or is_out_of_memory(error):
+            if whole or tried or is_out_of_memory(error) or isinstance(error, ranks.RankError):
                 raise
             return f"it raises {type(error).__name__}: {error}"
         return totals

@@ -15,7 +15,9 @@ from torch import Tensor
 from tomfisher.evaluate.choice import check_stories, gap_of, make_record
 from tomfisher.evaluate.continuation import generate_is_right, write
 from tomfisher.evaluate.records import Record, Scores
+from tomfisher.evaluate.together import agree
 from tomfisher.progress import progress_bar
+from tomfisher.runtime import ranks
 from tomfisher.runtime.batches import plan_batches
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_ids, check_model, why_not_finite
@@ -58,6 +60,9 @@ def score_generate(
     `seed`, its id and the number of the repetition, not on the other stories or the batch size. At temperature 0 the
     likeliest token is taken every time, so there is nothing to repeat and each story is completed once.
 
+    In an initialised process group of `torch.distributed` every rank makes this call with the same arguments, completes
+    some of the batches that one process would complete, and gets all records.
+
     Args:
         model: a causal language model of transformers; its own generation settings are set aside, except its
             end-of-sequence tokens.
@@ -89,11 +94,41 @@ def score_generate(
         ValueError: a setting out of range, an unusable story, a choice that begins with the answer's first word,
             a prompt without tokens or too long for the model, logits that are NaN (the story is named), or a model
             that breaks a rule (`tomfisher.runtime.rules`).
+        RankError: another rank has ended.
     """
-    _check_settings(batch_size, temperature, top_p, repetitions, max_new_tokens)
-    chosen = tuple(stories)
+    team = ranks.current()
+    with team.call("score"):
+        _check_settings(batch_size, temperature, top_p, repetitions, max_new_tokens)
+        times = repetitions if temperature > 0 else 1
+        wording = Wording(gap, bos, chat_template, system)
+        settings = _Settings(batch_size, temperature, top_p, times, seed, wording)
+        return _scored(team, model, tokenizer, tuple(stories), settings, max_new_tokens, progress)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How completions are drawn, and how questions are put."""
+
+    batch_size: int
+    temperature: float
+    top_p: float
+    times: int
+    seed: int
+    wording: Wording
+
+
+def _scored(
+    team: ranks.Team,
+    model: Any,
+    tokenizer: Any,
+    chosen: Sequence[Any],
+    settings: _Settings,
+    max_new_tokens: int | None,
+    progress: bool,
+) -> Scores:
+    """The records on every rank of a team, of which each has completed its share of the batches."""
     check_stories(chosen)
-    wording = Wording(gap, bos, chat_template, system)
+    wording, seed, times = settings.wording, settings.seed, settings.times
     questions = [_question(tokenizer, story, wording) for story in chosen]
     prompts = [question.ids for question in questions]
     max_new_tokens = _budget(questions, chosen, max_new_tokens)
@@ -108,22 +143,28 @@ def score_generate(
         model, len(prompts[longest]) + max_new_tokens - 1, f"Story {chosen[longest].id!r} with its completion"
     )
     written = [*prompts[longest], *prompts[longest][-1:] * (max_new_tokens - 1)]
-    rules = check_rules(model, [*prompts, written], batch_size)
-    batch_size = 1 if rules.batches == SINGLE else batch_size
-    times = repetitions if temperature > 0 else 1
+    how = [settings.batch_size, settings.temperature, settings.top_p, times, seed, max_new_tokens]
+    agree(team, model, "what is completed", [prompts, [[story.id, story.answer] for story in chosen]], how)
+    rules = check_rules(model, [*prompts, written], settings.batch_size)
+    batch_size = 1 if rules.batches == SINGLE else settings.batch_size
     jobs = [(i, r) for i in range(len(chosen)) for r in range(times)]
-    words: dict[tuple[int, int], str] = {}
-    bar = progress_bar(total=len(jobs), desc="generate", unit="completion", enabled=progress)
+    batches = plan_batches([len(prompts[i]) for i, _ in jobs], max_samples=batch_size, padded=False)
+    lengths = [len(rows) * (len(prompts[jobs[rows[0]][0]]) + max_new_tokens) for rows in batches]
+    own = [batches[i] for i in team.share(lengths)]
+    written_words: dict[int, str] = {}
+    total, shown = sum(map(len, own)), progress and team.is_first
+    bar = progress_bar(total=total, desc="generate", unit="completion", enabled=shown)
     with weights_kept(model), measuring(model), _own_settings(model, tokenizer, max_new_tokens), bar:
-        cached = max_new_tokens > 1 and generate_is_right(model, prompts[longest], rules)
-        for rows in plan_batches([len(prompts[i]) for i, _ in jobs], max_samples=batch_size, padded=False):
+        right = max_new_tokens > 1 and generate_is_right(model, prompts[longest], rules)
+        cached = all(team.exchange("the way to write", right))
+        for rows in own:
             batch = [jobs[row] for row in rows]
-            draw = _Draw(model, [(chosen[i].id, r) for i, r in batch], temperature, top_p, seed)
-            for job, text in zip(
-                batch, _complete(model, tokenizer, [prompts[i] for i, _ in batch], draw, cached), strict=True
-            ):
-                words[job] = _word(text)
+            names = [(chosen[i].id, r) for i, r in batch]
+            draw = _Draw(model, names, settings.temperature, settings.top_p, seed)
+            texts = _complete(model, tokenizer, [prompts[i] for i, _ in batch], draw, cached)
+            written_words |= {row: _word(text) for row, text in zip(rows, texts, strict=True)}
             bar.update(len(batch))
+    words = dict(zip(jobs, team.merged("the completions", len(jobs), written_words), strict=True))
     records = [
         _record(story, questions[i], [words[i, r] for r in range(times)]) for i, story in enumerate(chosen)
     ]
@@ -295,7 +336,7 @@ def _budget(questions: Sequence[_Question], stories: Sequence[Any], max_new_toke
     warnings.warn(
         f"max_new_tokens is {max_new_tokens}, but a choice of story {stories[longest].id!r} has {needed} tokens: "
         f"{needed + 1} are written, so that it can be right.",
-        stacklevel=3,
+        stacklevel=4,
     )
     return needed + 1
 
@@ -314,7 +355,7 @@ def _warn_of_unreachable(
             f"The answers of {len(lost)} of {len(stories)} stories, such as {lost[0]!r}, cannot be written in this "
             f"model's tokens, so the accuracy cannot rise above {1 - len(lost) / len(stories):.3g}. Use a model that "
             'knows their words, or method="choice".',
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

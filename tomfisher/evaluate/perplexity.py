@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tomfisher.evaluate.together import agree
 from tomfisher.progress import progress_bar
+from tomfisher.runtime import ranks
 from tomfisher.runtime.batches import pad
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.forward import logits_at, set_rows
@@ -173,6 +175,9 @@ class PerplexityEvaluator:
     def score(self, model: Any, progress: bool = True, rules: Rules | None = None) -> Perplexity:
         """Score the text on a model as it is now: every token except its first exactly once.
 
+        In an initialised process group of `torch.distributed` every rank makes this call with the same arguments, runs
+        some of the forwards that one process would run, and gets the result of all: the very numbers of one process.
+
         Args:
             model: a causal language model of transformers.
             progress: show a bar on a terminal.
@@ -181,19 +186,30 @@ class PerplexityEvaluator:
         Raises:
             ValueError: a likelihood that is not finite, a text that the model cannot read, or a model that breaks a
                 rule that a likelihood rests on (`tomfisher.runtime.rules`).
+            RankError: another rank has ended.
         """
+        team = ranks.current()
+        with team.call("perplexity"):
+            return self._score(model, progress, rules, team)
+
+    def _score(self, model: Any, progress: bool, rules: Rules | None, team: ranks.Team) -> Perplexity:
+        agree(team, model, "the text that is measured", self.sequences, self.batch_size)
         if rules is None:
             rules = self.ask(model)
         else:
             set_rows(model, rules.rows)
-        tokens = sum(doc.tokens for doc in self._documents)
-        total, device = 0.0, device_of(model)
-        bar = progress_bar(total=tokens, desc="perplexity", unit="token", enabled=progress)
+        plan = rules.plan([w.length for w in self._windows], rows=self.batch_size)
+        batches = [[self._windows[i] for i in chosen] for chosen in plan]
+        own = team.share([sum(w.length for w in batch) for batch in batches])
+        count, shown = sum(_scored(batches[i]) for i in own), progress and team.is_first
+        bar = progress_bar(total=count, desc="perplexity", unit="token", enabled=shown)
+        device, sums = device_of(model), {}
         with weights_kept(model), measuring(model), bar:
-            for chosen in rules.plan([w.length for w in self._windows], rows=self.batch_size):
-                batch = [self._windows[i] for i in chosen]
-                total += _batch_nll(model, self._documents, batch, device)
-                bar.update(sum(w.end - w.first for w in batch))
+            for i in own:
+                sums[i] = _batch_nll(model, self._documents, batches[i], device)
+                bar.update(_scored(batches[i]))
+        total = sum(team.merged("the sums", len(batches), sums))
+        tokens = sum(doc.tokens for doc in self._documents)
         if not math.isfinite(total):
             raise ValueError(
                 f"The negative log-likelihood of the text is {total}; it must be finite. {why_not_finite(model)}"
@@ -211,6 +227,10 @@ class PerplexityEvaluator:
             nll=nll,
             rules=rules.to_dict(),
         )
+
+
+def _scored(batch: Sequence[_Window]) -> int:
+    return sum(w.end - w.first for w in batch)
 
 
 def _inputs(documents: Sequence[_Document], window: _Window) -> list[int]:

@@ -124,6 +124,13 @@ def cost(plan: Sequence[Step | Batch]) -> float:
     return total
 
 
+def rows_of_plan(plan: Sequence[Step | Batch]) -> list[int]:
+    """The rows that a plan runs to their end, in its order."""
+    return [
+        row for part in plan for row in (part.rows if isinstance(part, Batch) else rows_of_plan(part.then))
+    ]
+
+
 def _batch_cost(lengths: Sequence[int], past: int) -> float:
     return FORWARD_COST + len(lengths) * _length_cost(max(lengths), past)
 

@@ -26,6 +26,7 @@ from tomfisher.evaluate.records import Scores
 from tomfisher.perturbation import LayerwisePerturbation, State, WeightSums
 from tomfisher.perturbation.layerwise import OUTSIDE
 from tomfisher.progress import progress_bar
+from tomfisher.runtime import ranks
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.forward import ordinary_ids
 from tomfisher.runtime.layerwise import Call, Layers, StreamedModel, UnsupportedLayers
@@ -91,7 +92,8 @@ def measure(
 
     The weights are read once more for each thing that the programs' forwards depend on and that was not assumed. The
     rules are asked of the model as it was loaded, once. The parameters outside the layers stay in memory throughout;
-    the hidden states of one boundary between two layers of all forwards in all states do so too, or go to a file.
+    the hidden states of one boundary between two layers of all forwards in all states do so too, or go to a file. Of
+    several ranks each does all of it.
 
     Args:
         opened: from `tomfisher.models.opened.open_model`.
@@ -109,7 +111,8 @@ def measure(
     """
     layers = Layers(opened, Boundaries() if boundaries is None else boundaries)
     try:
-        return _Measurement(layers, programs, states).run(progress)
+        with ranks.alone():  # how often a program runs depends on what it learns
+            return _Measurement(layers, programs, states).run(progress)
     finally:
         layers.boundaries.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import get_args
 
 import torch
@@ -21,9 +22,11 @@ from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.fisher.store import check_target
 from tomfisher.fisher.streamed import stream_diagonal
+from tomfisher.fisher.together import add_up, agree, merged, methods_of, what_ran
 from tomfisher.models.load import identify
 from tomfisher.models.opened import OpenedModel
 from tomfisher.progress import progress_bar
+from tomfisher.runtime import ranks
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable
 from tomfisher.runtime.memory import token_budget
@@ -58,6 +61,11 @@ def fisher_diagonal(
             for name, p in selected: F[name] += p.grad.float() ** 2; p.grad = None
 
     but no weight gradient is ever stored where a module can be captured: see `.methods` of the result.
+
+    In an initialised process group of `torch.distributed` every rank makes this call with the same arguments. Each
+    takes a share of the samples with about as many tokens as the others' (`tomfisher.runtime.ranks.shares`), and gets
+    the whole result: sums are added in rank order, with the same bits each time for a fixed number of ranks. Rank 0
+    writes `out`, and shows the progress of its own share. An opened model is run by one process.
 
     Args:
         model: a transformers causal language model, on any device(s), in any floating-point dtype. It comes
@@ -94,32 +102,53 @@ def fisher_diagonal(
         FileExistsError: something that is no store stands at `out`.
         FloatingPointError: a loss or gradient is not finite; names the sample and the tensor.
         MemoryError: one sample alone does not fit.
+        RankError: another rank has ended.
 
     Source:
         arXiv 2504.04238 (empirical, "mean", one sample per backward pass).
     """
-    if out is not None:
-        check_writable(out, folder=True, replaced=True)
-        check_target(out)
+    team = ranks.current()
     samples = list(samples)
     asked = Asked(params, labels, reduction, tokens_per_batch, impl, seed, precision)
-    _check_settings(asked, samples)
-    if isinstance(model, OpenedModel):
-        return stream_diagonal(model, samples, asked, boundary, out, progress)
-    result = _resident(model, samples, asked, progress)
-    if out is not None:
-        save_finished(result, out)
+    with team.call("fisher_diagonal"):
+        if out is not None:
+            team.first("a look at out", partial(_check_out, out))
+        _check_settings(asked, samples)
+        if isinstance(model, OpenedModel):
+            _refuse_several(team)
+            return stream_diagonal(model, samples, asked, boundary, out, progress)
+        result = _resident(model, samples, asked, progress, team)
+        if out is not None:
+            team.first("writing the store", partial(save_finished, result, out))
     return result
 
 
-def _resident(model: nn.Module, samples: list[Sample], asked: Asked, progress: bool) -> FisherDiagonal:
-    """The sums of a model that is in memory as a whole."""
+def _check_out(out: str | os.PathLike[str]) -> None:
+    check_writable(out, folder=True, replaced=True)
+    check_target(out)
+
+
+def _refuse_several(team: ranks.Team) -> None:
+    if team.size > 1:
+        raise ValueError(
+            f"An opened model is run layer by layer in one process, but there are {team.size} ranks. Start one, or load"
+            " the whole model on each: tomfisher.models.load_model."
+        )
+
+
+def _resident(
+    model: nn.Module, samples: list[Sample], asked: Asked, progress: bool, team: ranks.Team
+) -> FisherDiagonal:
+    """The sums of a model that is in memory as a whole, on every rank of a team of which each has done its share."""
     check_trainable(model, "A Fisher diagonal")
     check_samples(model, samples)
     params, impl = asked.params, asked.impl
     maps = linear_maps(model)
     selection = select_parameters(model, params, maps.weights)
     _check_hooks(selection)
+    identity, data = identify(model, getattr(model.config, "_name_or_path", "")), digest(samples)
+    agree(team, asked, selection, identity, data)
+    own = team.share([len(sample) for sample in samples])
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
     device, sums = device_of(model), bytes_of_sums(selection)
@@ -132,28 +161,24 @@ def _resident(model: nn.Module, samples: list[Sample], asked: Asked, progress: b
         Run(stage, selection, part, samples, impl, asked.precision)
         for part in (methods.apart() if in_two_passes(device) else [methods])
     ]
+    total, shown = sum(len(samples[i]) for i in own), progress and team.is_first
     with weights_kept(model):
         for run in runs:
-            total = sum(map(len, samples))
-            with progress_bar(total=total, desc="Fisher", unit="token", enabled=progress) as bar:
-                run.all_batches(budget, bar.update)
-    taken = {name: method for run in runs for name, method in run.methods.describe().items()}
+            with progress_bar(total=total, desc="Fisher", unit="token", enabled=shown) as bar:
+                run.all_batches(budget, bar.update, own)
     squares = {name: F for run in runs for name, F in run.F.items()}
+    F = {name: squares[name] for name in selection}
+    add_up(team, F)
+    parts = team.exchange("what ran", what_ran(runs, own, samples))
+    taken = methods_of(parts)
+    outcomes = [Outcome.of(run) for run in runs]
+    described = describe_run(asked, model, outcomes, rules, coverage(maps, taken), budget, identity, data)
     return FisherDiagonal(
-        {name: squares[name] for name in selection},
+        F,
         num_samples=len(samples),
         num_tokens=sum(len(s) for s in samples),
         methods=taken,
-        metadata=describe_run(
-            asked,
-            model,
-            [Outcome.of(run) for run in runs],
-            rules,
-            coverage(maps, taken),
-            budget,
-            identify(model, getattr(model.config, "_name_or_path", "")),
-            digest(samples),
-        ),
+        metadata=merged(described, parts),
     )
 
 

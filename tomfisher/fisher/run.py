@@ -85,17 +85,21 @@ class Run:
         for device in {self.selection[n].device for n in names}:
             self.implementations[f"{op}@{device.type}"] = ops.resolve(op, self.impl, device)[0]
 
-    def all_batches(self, budget: int, advance: Callable[[int], object]) -> None:
+    def all_batches(
+        self, budget: int, advance: Callable[[int], object], indices: Sequence[int] | None = None
+    ) -> None:
         """Every sample once; the budget halves for good whenever memory runs out.
 
         Args:
             budget: `B * T` of a batch.
             advance: told of every batch how many tokens are done with.
+            indices: of the samples that go through; None for all.
         """
         self.budget = budget
         with frozen(self.stage.model), self._hooks, self.capture:
             self._by_autograd(self.methods.fallback)
-            self._pending = [_Pending(b) for b in reversed(self._batches(range(len(self.samples)), budget))]
+            chosen = range(len(self.samples)) if indices is None else indices
+            self._pending = [_Pending(b) for b in reversed(self._batches(chosen, budget))]
             while self._pending:
                 entry = self._pending.pop()
                 batch = self.stage.batch(self.samples, entry.indices)

@@ -11,18 +11,21 @@ from tomfisher.fisher.sizes import Sizes
 from tomfisher.fisher.way import Way, Work
 from tomfisher.runtime.machine import Machine
 
-Feature = Literal["stream", "stream on a GPU", "no ahead", "samples", "shards", "tensor", "experts"]
+Feature = Literal[
+    "stream", "stream on a GPU", "no ahead", "stream in several", "samples", "shards", "tensor", "experts"
+]
 FEATURES: dict[Feature, str] = {
     "stream": "streaming the layers from disk",
     "stream on a GPU": "streaming the layers from disk to a GPU",
     "no ahead": "streaming without reading a layer ahead",
+    "stream in several": "streaming in several processes",
     "samples": "one run of several processes, each with its samples",
     "shards": "weights sharded within a node (FSDP2)",
     "tensor": "tensor parallel models",
     "experts": "experts split over the devices of a node",
 }
 # The only place that says what exists: a feature goes in here in the commit that brings it.
-BUILT: frozenset[Feature] = frozenset({"stream"})
+BUILT: frozenset[Feature] = frozenset({"stream", "samples"})
 
 ROOM = 0.9  # of a memory: the rest is for the driver, the allocator's fragments, the interpreter
 FAST_LINK = 100e9  # bytes per second, below which tensor parallel ranks would wait for each other
@@ -62,6 +65,8 @@ def _needs(way: Way, on_gpu: bool) -> Iterator[Feature]:
         yield "stream on a GPU" if on_gpu else "stream"
     if way.stream and not way.prefetch:
         yield "no ahead"
+    if way.stream and way.ranks > 1:
+        yield "stream in several"
     if way.samples > 1:
         yield "samples"
     if way.shards > 1:

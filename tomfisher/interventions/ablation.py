@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from tomfisher.interventions.frequencies import ScaleBand, ScalePairs
 from tomfisher.interventions.keys import AimKey, RotateKey, ScaleKey
 from tomfisher.interventions.parts import PARTS, atoms, nested
 from tomfisher.interventions.sink import OffSink
+from tomfisher.near_miss import nearest
 
 INTERVENTIONS: tuple[type[Intervention], ...] = (
     ScaleBand,
@@ -111,8 +111,8 @@ def _element(text: str) -> Ablation:
     kind, *arguments = body.split(":")
     made = next((intervention for intervention in INTERVENTIONS if intervention.kind == kind), None)
     if made is None:
-        close = difflib.get_close_matches(kind, (*PARTS, *FORMS), n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join((*PARTS, *FORMS.values()))}."
+        close = nearest(kind, (*PARTS, *FORMS))
+        hint = f"Did you mean {close!r}?" if close else f"Ablations: {', '.join((*PARTS, *FORMS.values()))}."
         raise ValueError(f"Unknown ablation {text!r}. {hint}")
     try:
         places = [read_place(place) for place in where.split("/")] if at else None

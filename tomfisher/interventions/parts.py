@@ -12,6 +12,7 @@ from tomfisher.analysis.rope import PARTS as QUERIES_AND_KEYS
 from tomfisher.analysis.rope import LayerSpectrum, RopeSpectrum
 from tomfisher.masks import SparseMask
 from tomfisher.models.families import Architecture, Attention, Projection, UnsupportedModel
+from tomfisher.near_miss import unknown
 
 FULL, NOT = "full", "not-"
 REGIONS = ("qk", "vo", "mlp", "mixer", "dominant-rows", "other-rows")
@@ -45,7 +46,7 @@ def restrict(
         UnsupportedModel: the model has no such part.
     """
     if part not in PARTS:
-        raise ValueError(f"Unknown part {part!r}. Parts: {', '.join(PARTS)}.")
+        raise ValueError(unknown("part", part, PARTS))
     if part == FULL:
         return mask
     if architecture is None:

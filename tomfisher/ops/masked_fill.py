@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,12 +127,21 @@ def _op(
     check_positions(weights, indices)
     check_apart("undo", weights, undo, written=True)
     _, run = resolve("masked_fill_mean_", impl, weights[0].device)
-    failed = int(run(weights, indices, undo, sums))
-    if failed >= 0:  # raised here, so that a compiled graph stops too
-        raise NonFiniteMeanError(failed)
+    check_means(run(weights, indices, undo, sums))  # here, so that a compiled graph stops too
 
 
 _op.register_fake(lambda *_: None)
+
+
+def check_means(means: Tensor) -> None:
+    """Refuse the means of an implementation that has written nothing; it has, where they pass: no memory is asked for.
+
+    Raises:
+        NonFiniteMeanError: a mean is not finite.
+    """
+    for position, mean in enumerate(means.tolist()):
+        if not math.isfinite(mean):
+            raise NonFiniteMeanError(position)
 
 
 @register("masked_fill_mean_", "reference")
@@ -143,20 +151,19 @@ def _reference(
     """Fill each index with the mean of the other entries; the old values go to `undo`.
 
     Returns:
-        int64 `[1]` on the CPU: -1, or the position of the first weight without a finite mean: then nothing
-        was written.
+        float64 `[n]` on the CPU: the means before they are rounded, 0 where nothing is masked. If one is not
+        finite, nothing was written.
     """
     olds = [gather(weight, index) for weight, index in zip(weights, indices, strict=True)]
     known: list[list[float] | None] = [None] * len(weights) if sums is None else sums.tolist()
-    means = [_mean(*each) for each in zip(weights, indices, olds, known, strict=True)]
-    for position, mean in enumerate(means):
-        if not math.isfinite(mean):
-            return torch.tensor([position])
+    each = [_mean(*each) for each in zip(weights, indices, olds, known, strict=True)]
+    means = torch.tensor(each, dtype=torch.float64)
+    if not means.isfinite().all():
+        return means
     fills = [
-        weight.new_full((index.numel(),), round_once(mean, weight.dtype))
+        round_once(mean, weight.dtype).to(weight.device).expand(index.numel())
         for weight, index, mean in zip(weights, indices, means, strict=True)
     ]
-    done = torch.tensor([-1])
     try:
         scatter_reference(weights, indices, fills)
         for old, buffer in zip(olds, undo, strict=True):
@@ -164,7 +171,7 @@ def _reference(
     except BaseException:
         scatter_reference(weights, indices, olds)
         raise
-    return done
+    return means
 
 
 def _mean(weight: Tensor, index: Tensor, old: Tensor, sums: list[float] | None) -> float:
@@ -213,23 +220,22 @@ def unmasked_sum(weight: Tensor, index: Tensor) -> float:
     return exact_total(partial)
 
 
-def round_once(value: float, dtype: torch.dtype) -> float:
-    """A float whose conversion to `dtype` by torch is the correctly rounded `value`.
+def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float64 values correctly rounded to a dtype.
 
     Torch converts float64 to 16 bits by way of float32, which rounds twice. Rounding to odd on the way
     (truncate, then set the last bit if anything was cut off) keeps the second rounding right.
 
     Args:
-        value: finite.
+        values: float64, any shape.
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:
-        `value`, or for 16-bit types its float32 neighbour to convert from.
+        The values in `dtype`, infinite where they are beyond its largest number.
     """
     if dtype.itemsize != 2:
-        return value
-    nearest = np.float32(value)
-    if float(nearest) == value or not np.isfinite(nearest):
-        return value
-    bits = int(nearest.view(np.uint32)) - (abs(float(nearest)) > abs(value))
-    return float(np.uint32(bits | 1).view(np.float32))
+        return values.to(dtype)
+    nearest = values.float()
+    bits = nearest.view(torch.int32) - (nearest.double().abs() > values.abs()).int()
+    exact = (nearest.double() == values) | ~nearest.isfinite()
+    return torch.where(exact, nearest, (bits | 1).view(torch.float32)).to(dtype)

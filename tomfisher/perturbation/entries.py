@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 
 from tomfisher.ops import scatter_
 from tomfisher.ops.dispatch import Impl, resolve
-from tomfisher.ops.masked_fill import NonFiniteMeanError
+from tomfisher.ops.masked_fill import check_means, round_once
 from tomfisher.perturbation.targets import Target
 
 _SHOWN = 3
@@ -35,7 +35,7 @@ class Changed:
 
 
 class Entries:
-    """The masked entries of the tensors on one device.
+    """The masked entries of tensors of one dtype on one device.
 
     Masks are checked when they are made and targets when they are found, so the implementations of the operations
     are called without the operations' own checks.
@@ -55,9 +55,10 @@ class Entries:
         self.weights = [target.view for target in targets]
         self.full = next((each for each in targets if each.index.numel() == each.view.numel()), None)
         self._old = [target.view.new_empty(target.index.numel()) for target in targets]
-        self._written: Tensor | None = None  # the bytes of what was written
+        self._written = self._old[0][:0]  # what was written, one target after another
         self._dirty = False  # whether there is something to restore
         self._indices = [target.index for target in targets]
+        self._counts = torch.tensor([index.numel() for index in self._indices])
         device = targets[0].view.device
         self._fill = resolve("masked_fill_mean_", impl, device)[1]
         self._scatter = resolve("scatter_", impl, device)[1]
@@ -71,7 +72,7 @@ class Entries:
         self._old = self.read()
         self._dirty = True
         self._put(values)
-        self._written = joined(self.read())
+        self._written = torch.cat(self.read())
 
     def fill_mean(self, sums: Tensor) -> None:
         """Keep the old values and write the mean of each tensor's unmasked entries.
@@ -82,12 +83,12 @@ class Entries:
         Raises:
             NonFiniteMeanError: a tensor has no finite mean; nothing is written.
         """
-        failed = int(self._fill(self.weights, self._indices, self._old, sums))
-        if failed >= 0:
-            raise NonFiniteMeanError(failed)
+        means = self._fill(self.weights, self._indices, self._old, sums)
+        check_means(means)
         self._dirty = True
         increment_version(self.weights)
-        self._written = joined(self.read())
+        written = round_once(means, self.weights[0].dtype).repeat_interleave(self._counts)
+        self._written = written.to(self.weights[0].device)
 
     def restore(self) -> None:
         """Write the old values back, bit for bit, if others were written, be it in part."""
@@ -101,19 +102,12 @@ class Entries:
 
     def changed(self) -> list[Changed]:
         """The entries that hold other bits than were written."""
-        values, written = self.read(), self._written
-        if written is None or torch.equal(joined(values), written):
+        values = self.read()
+        if torch.equal(torch.cat(values).view(torch.uint8), self._written.view(torch.uint8)):
             return []
-        parts = zip(self.targets, values, written.split([each.nbytes for each in values]), strict=True)
+        parts = zip(self.targets, values, self._written.split(self._counts.tolist()), strict=True)
         each = [changed(t.label, t.weight, t.positions(), value, then) for t, value, then in parts]
         return [one for one in each if one is not None]
-
-
-def joined(values: Sequence[Tensor]) -> Tensor:
-    """The bytes of vectors of any dtypes, one after another, as uint8."""
-    if len({value.dtype for value in values}) > 1:  # cat would convert them
-        values = [value.view(torch.uint8) for value in values]
-    return torch.cat(list(values)).view(torch.uint8)
 
 
 def changed(label: str, weight: Tensor, at: Tensor, values: Tensor, written: Tensor) -> Changed | None:
@@ -124,9 +118,9 @@ def changed(label: str, weight: Tensor, at: Tensor, values: Tensor, written: Ten
         weight: the tensor, of any strides.
         at: `[k]` int64, flat row-major positions in it.
         values: `[k]`, what stands there now.
-        written: uint8, the bytes that were written there.
+        written: `[k]`, what was written there.
     """
-    other = (values.view(torch.uint8) != written).view(at.numel(), -1).any(1)
+    other = (values.view(torch.uint8) != written.view(torch.uint8)).view(at.numel(), -1).any(1)
     if not bool(other.any()):
         return None
     at, order = at[other].sort()

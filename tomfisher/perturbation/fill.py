@@ -130,11 +130,7 @@ def _new_values(fill: Fill, target: Target, old: Tensor, seed: int) -> Tensor:
 
 def _constant(old: Tensor, value: float) -> Tensor:
     """One value for every entry, infinite where the dtype cannot hold it."""
-    number = round_once(value, old.dtype)
-    limits = torch.finfo(old.dtype)
-    if not limits.min <= number <= limits.max:  # `full` raises in 16 bits; a conversion rounds or overflows
-        return torch.full_like(old, number, dtype=torch.float64).to(old.dtype)
-    return torch.full_like(old, number)
+    return round_once(torch.full_like(old, value, dtype=torch.float64), old.dtype)
 
 
 def _moments(target: Target) -> tuple[float, float]:

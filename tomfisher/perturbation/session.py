@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from operator import eq
+from collections.abc import Callable, Mapping
+from operator import eq, is_
 from types import TracebackType
 
 import torch
@@ -20,7 +20,7 @@ from tomfisher.perturbation.entries import Changed, Entries, describe, put_back
 from tomfisher.perturbation.fill import Fill, FillLike, write_fill
 from tomfisher.perturbation.guard import deferred_interrupt
 from tomfisher.perturbation.sums import Contents, WeightSums, complete, version_of
-from tomfisher.perturbation.targets import Place, Target, named_tensors, place_of, resolve_targets
+from tomfisher.perturbation.targets import Place, Target, lookup, named_tensors, place_of, resolve_targets
 from tomfisher.runtime.torch_state import plain_torch
 
 
@@ -52,7 +52,11 @@ class Perturbation:
         self._seed = seed
         self._impl = impl
         self._sums = sums
-        self._seen: dict[str, tuple[Tensor, Place]] = {}
+        # how the names of the mask are looked up, what that gave, and where the tensors lie
+        self._look: Callable[[], list[object]] = list
+        self._found: list[object] = []
+        self._tensors: list[Tensor] = []
+        self._places: list[Place] = []
         # while these are referred to, the identities of the storages are given to no others
         self._storages: list[StorageWeakRef] = []
         self._entries: list[Entries] = []
@@ -108,19 +112,27 @@ class Perturbation:
 
     def _find(self) -> None:
         """Look where the mask lands, unless every name still leads to the same tensor in the same memory."""
-        named = named_tensors(self._target)
-        if self._seen and all(
-            named.get(name) is tensor and place_of(tensor) == place
-            for name, (tensor, place) in self._seen.items()
-        ):
+        if self._entries and self._unmoved():
             return
-        by_device: dict[torch.device, list[Target]] = {}
+        by_kind: dict[tuple[torch.device, torch.dtype], list[Target]] = {}
         for target in resolve_targets(self._target, self.mask):
-            by_device.setdefault(target.view.device, []).append(target)
-        self._entries = [Entries(targets, self._impl) for targets in by_device.values()]
-        self._seen = {name: (named[name], place_of(named[name])) for name in self.mask}
-        self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor, _ in self._seen.values()]
+            by_kind.setdefault((target.view.device, target.view.dtype), []).append(target)
+        self._entries = [Entries(targets, self._impl) for targets in by_kind.values()]
+        self._look = lookup(self._target, list(self.mask))
+        self._found = self._look()
+        self._tensors = [each for each in self._found if isinstance(each, Tensor)]
+        self._places = list(map(place_of, self._tensors))
+        self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in self._tensors]
         self._keys = frozenset(target.key for target in self._targets())
+
+    def _unmoved(self) -> bool:
+        """Whether every name still leads to the same tensor in the same memory."""
+        found = self._look()
+        return (
+            len(found) == len(self._found)
+            and all(map(is_, found, self._found))
+            and list(map(place_of, self._tensors)) == self._places
+        )
 
     def _targets(self) -> list[Target]:
         return [target for entries in self._entries for target in entries.targets]
@@ -128,7 +140,7 @@ class Perturbation:
     def _let_go(self) -> None:
         """Forget views, which would keep memory that the model replaces; its own tensors may be remembered."""
         if any(target.view is not target.weight for target in self._targets()):
-            self._seen, self._entries = {}, []
+            self._found, self._tensors, self._entries = [], [], []
 
     def _write(self) -> None:
         self._find()
@@ -199,11 +211,12 @@ class Perturbation:
 
     def _refuse_moved(self) -> None:
         """Weights whose memory was replaced, as by `model.to(...)`, cannot be reached any more."""
-        named = named_tensors(self._target)
+        if self._unmoved():
+            return
+        named, places = named_tensors(self._target), dict(zip(self.mask, self._places, strict=True))
         replaced, converted = [], []
         for name in (name for target in self._targets() for name in target.names):
-            place = place_of(named[name]) if name in named else None
-            _, before = self._seen[name]
+            place, before = place_of(named[name]) if name in named else None, places[name]
             if place is None or place[:2] != before[:2]:
                 replaced.append(name)
             elif place != before:

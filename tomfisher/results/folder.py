@@ -41,10 +41,12 @@ class RunFolder:
 
     Args:
         path: the folder.
+        writes: False for a rank that only reads what the first one writes: what would be written is passed over.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], writes: bool = True) -> None:
         self.path = Path(path).expanduser()
+        self.writes = writes
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[RunFolder]:
@@ -65,6 +67,8 @@ class RunFolder:
         Raises:
             ValueError: a fact differs from what the folder's earlier results were computed with.
         """
+        if not self.writes:
+            return
         pinned = self.pinned()
         facts = json.loads(json.dumps(facts))
         differing = {
@@ -120,6 +124,8 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, all or nothing."""
+        if not self.writes:
+            return
         with atomic_path(self.path / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tomfisher.runtime.board import check
+
 
 def accepts(model: Any, argument: str) -> bool:
     """Whether the model's forward names this argument."""
@@ -29,7 +31,11 @@ def forward(model: Any, ids: Tensor, **arguments: Any) -> Any:
         model: a causal language model of transformers.
         ids: `[B, T]`.
         **arguments: for its forward.
+
+    Raises:
+        RankError: another rank of this call has ended.
     """
+    check()
     if accepts(model, "use_cache"):
         arguments.setdefault("use_cache", False)
     return model(input_ids=ids, **arguments)

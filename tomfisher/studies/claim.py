@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tomfisher.files import sha256_of_file
 from tomfisher.results.folder import CONFIG, EXTRAS, OWN_FILES, OWN_FOLDERS, RunFolder, listed
+from tomfisher.runtime import ranks
 from tomfisher.studies.config import HEADER, PERPLEXITY_WINDOW, Config, read_yaml
 
 OF_ANALYSIS = ("analysis_prompts", "analysis_random_masks")
@@ -32,6 +34,8 @@ AFTER_FISHER = frozenset(  # settings that no Fisher store depends on
 def claimed(config: Config, overwrite: bool = False) -> Iterator[RunFolder]:
     """Lock the config's run folder and make sure that it belongs to this config.
 
+    Of several ranks the first one does, and the others read what it writes.
+
     Args:
         config: the study; everything but `output_path` and the settings of the analysis must equal the folder's
             `config.yaml`.
@@ -42,12 +46,34 @@ def claimed(config: Config, overwrite: bool = False) -> Iterator[RunFolder]:
 
     Raises:
         ValueError: another study's folder (the differing settings are named), a folder with other things
-            in it, or one that another process is working in.
+            in it, one that another process is working in, or one that some rank does not see.
     """
+    team = ranks.current()
+    team.agree("the study", config.to_dict())
+    if not team.is_first:
+        yield _seen(config, team)
+        return
     with RunFolder(config.output_path).opened() as folder:
         _claim(folder, config, overwrite)
         folder.remove_leftovers()
+        team.exchange("the run folder", _settings_sha256(folder))
         yield folder
+
+
+def _seen(config: Config, team: ranks.Team) -> RunFolder:
+    """The folder that the first rank has taken, to read from."""
+    folder = RunFolder(config.output_path, writes=False)
+    written, *_ = team.exchange("the run folder")
+    if not (folder.path / CONFIG).is_file() or _settings_sha256(folder) != written:
+        raise ValueError(
+            f"Rank {team.rank} does not see what rank 0 writes to {folder.path}. Several hosts need a file system that "
+            "they share: give an --output_path on it."
+        )
+    return folder
+
+
+def _settings_sha256(folder: RunFolder) -> str:
+    return sha256_of_file(folder.path / CONFIG)
 
 
 def _claim(folder: RunFolder, config: Config, overwrite: bool) -> None:

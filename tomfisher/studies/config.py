@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from tomfisher import testbed, text_files
+from tomfisher.near_miss import unknown
 from tomfisher.studies.presets import preset_values
 
 HEADER = "# Re-run this study: tomfisher run --config config.yaml"
@@ -326,9 +326,7 @@ def refuse_unknown(values: Mapping[str, Any], where: str = "config") -> None:
     known = [field.name for field in dataclasses.fields(Config)]
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"Settings: {', '.join(known)}."
-            raise ValueError(f"{where}: unknown setting {key!r}. {hint}")
+            raise ValueError(f"{where}: {unknown('setting', str(key), known)}")
 
 
 def check_kappa(kappa: float, name: str = "kappa") -> float:

@@ -31,6 +31,7 @@ from tomfisher.results.power import too_few
 from tomfisher.results.results import Results
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
 from tomfisher.results.verdict import judge
+from tomfisher.runtime import ranks
 from tomfisher.runtime.gate import check_samples
 from tomfisher.runtime.memory import token_budget
 from tomfisher.runtime.rules import check_run, remembered, way_of
@@ -100,6 +101,11 @@ class Experiment:
 
         The details are `fisher-values.json` and, unless `analysis_prompts` is 0, `analysis.json`.
 
+        In an initialised process group of `torch.distributed` every rank makes this call. Fisher diagonals, questions
+        and text are shared out; the first rank writes the folder, which all have to see, and analyses alone.
+        A study may be resumed by another number of ranks: answers and perplexities do not depend on it, and a store
+        that is still to be taken does by rounding. Each store records its ranks.
+
         Args:
             progress: show bars on a terminal, and say each step.
 
@@ -108,28 +114,47 @@ class Experiment:
 
         Raises:
             ValueError: the run folder holds another study, an input is unusable, or a store is damaged.
+            RankError: another rank has ended.
         """
-        self._progress = progress
-        with claimed(self.config, self.overwrite) as folder:
+        team = ranks.current()
+        self._progress = progress and team.is_first
+        if self.config.is_streamed and team.size > 1:
+            raise ValueError(
+                f"A streamed study runs in one process, but there are {team.size} ranks. Start it without torchrun, or "
+                "without --stream."
+            )
+        with team.call("run"), claimed(self.config, self.overwrite) as folder:
             if not folder.pinned():
                 folder.pin(**self._circumstances())
             self._say_what_changed(folder)
+            team.agree("the study's texts and dtypes", {**self.inputs.hashes(), **self._resolved()})
             folder.pin(data=self.inputs.hashes(), resolved=self._resolved())
-            pending = [plan for plan in planned_points(self.config) if folder.load_point(plan.key) is None]
+            plans = planned_points(self.config)
+            left = team.first(
+                "what is left", lambda: [p.key for p in plans if folder.load_point(p.key) is None]
+            )
+            pending = [plan for plan in plans if plan.key in left]
             if pending:
                 if lacking := too_few(self.inputs.headline_clusters(), len(self.config.kappas)):
                     self.say(lacking)
                 self._measure(folder, pending)
-            results = self._collect(folder)
-            results.save(folder.path)
-            folder.write_text("verdict.txt", f"{judge(results)}\n")
-            self._describe_values(folder)
-            if self.config.analysis_prompts and self.config.is_streamed:
-                self.say("no analysis: it looks into the layers, which needs the whole model in memory")
-            elif self.config.analysis_prompts:
-                self._analyze(folder, results)
+            found: list[Results] = []
+            told = team.first("the results", lambda: self._finish(folder, found))
             self._loaded = self._prepared = None
-        return results
+        return found[0] if found else Results.from_dict(told)
+
+    def _finish(self, folder: RunFolder, found: list[Results]) -> dict[str, Any]:
+        """Write the results and what describes them; they go into `found`, and come back as JSON."""
+        results = self._collect(folder)
+        results.save(folder.path)
+        folder.write_text("verdict.txt", f"{judge(results)}\n")
+        self._describe_values(folder)
+        if self.config.analysis_prompts and self.config.is_streamed:
+            self.say("no analysis: it looks into the layers, which needs the whole model in memory")
+        elif self.config.analysis_prompts:
+            self._analyze(folder, results)
+        found.append(results)
+        return results.to_dict()
 
     @plain_torch()
     def fisher(self, folder: RunFolder) -> tuple[FisherDiagonal, FisherDiagonal]:
@@ -155,7 +180,9 @@ class Experiment:
         """
         given = {"task": self.config.task_store, "control": self.config.control_store}
         own = [which for which in given if not given[which]]
-        if all(folder.store_path(which).exists() for which in own):
+        if ranks.current().first(
+            "a look at the stores", lambda: all(folder.store_path(w).exists() for w in own)
+        ):
             return
         loaded = self._model(folder, "fisher", self.fisher_dtype)
         for which in own:
@@ -337,7 +364,7 @@ class Experiment:
         if plan.mask == BASELINE or rankings is None:
             return None
         mask = self._mask(plan, *rankings)
-        if plan.mask != RANDOM:
+        if plan.mask != RANDOM and folder.writes:
             mask.save(folder.mask_path(plan.key))
         if mask.nnz == 0:
             self.say(f"the {plan.mask} mask at kappa {plan.kappa:g} is empty: nothing is perturbed")
@@ -432,6 +459,8 @@ class Experiment:
 
     def say(self, line: str) -> None:
         """Tell the user what is being done."""
+        if not ranks.current().is_first:
+            return
         if self._say is not None:
             self._say(line)
         elif self._progress:

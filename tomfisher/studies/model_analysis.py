@@ -11,6 +11,7 @@ from tomfisher.analysis.analyze import PARTS, Analysis, analyze, check_request
 from tomfisher.analysis.change import SinkChange, SpectrumChange, compare
 from tomfisher.analysis.profile import MaskProfile, mask_profile
 from tomfisher.models.load import LoadedModel
+from tomfisher.near_miss import unknown
 from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.scan import scan_of
 
@@ -129,8 +130,9 @@ def chosen_parts(
     parts = list(known if with_mask else PARTS) if asked is None else list(asked)
     if not parts:
         raise ValueError(f"No part to analyse. Parts: {', '.join(known)}.")
-    if unknown := [part for part in parts if part not in known]:
-        raise ValueError(f"Unknown part {unknown[0]!r}. Parts: {', '.join(known)}.")
+    for part in parts:
+        if part not in known:
+            raise ValueError(unknown("part", part, known))
     if PROFILE in parts and not with_mask:
         raise ValueError("The part profile says where a mask lies. Give its file: --mask FILE.")
     check_request([part for part in parts if part != PROFILE] or ["rope"], heads)

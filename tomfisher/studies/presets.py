@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomfisher.near_miss import unknown
+
 ARCHITECTURES = "architectures"  # five studies in one preset: tomfisher.studies.architectures
 PRESETS: dict[str, dict[str, Any]] = {
     "demo-testbed": {
@@ -57,5 +59,5 @@ def preset_values(name: str) -> dict[str, Any]:
         ValueError: no preset of that name.
     """
     if name not in PRESETS:
-        raise ValueError(f"Unknown preset {name!r}. Presets: {', '.join(PRESETS)}.")
+        raise ValueError(unknown("preset", name, PRESETS))
     return dict(PRESETS[name])

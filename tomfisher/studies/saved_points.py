@@ -23,7 +23,7 @@ def save_point(
     scores: Scores,
     perplexity: Perplexity,
 ) -> None:
-    """Write a measured point into the folder, compared with the baseline that lies there.
+    """Write a measured point into the folder, compared with the baseline that lies there; of several ranks one does.
 
     Args:
         folder: of the run.
@@ -36,6 +36,8 @@ def save_point(
     Raises:
         ValueError: the baseline is damaged, or was scored in another way.
     """
+    if not folder.writes:
+        return
     if "rules" not in folder.pinned():
         folder.pin(rules=rules)
     baseline = None if plan.mask == BASELINE else _saved_scores(folder, scores)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from tomfisher.runtime import ranks
 
 if TYPE_CHECKING:
     from tomfisher.fisher import FisherDiagonal
@@ -29,13 +32,15 @@ def open_store(path: Path) -> FisherDiagonal:
 def open_own(path: Path, compute: Callable[[], FisherDiagonal]) -> FisherDiagonal:
     """Open the store of a run folder; compute and save it first when it is not there.
 
-    What was computed is read back from the file, so that a resumed run works on the very same numbers.
+    What was computed is read back from the file, so that a resumed run works on the very same numbers. Of several
+    ranks the first one looks and saves, and all read.
 
     Raises:
         ValueError: the store is damaged.
     """
-    if not path.exists():
-        compute().save(path)
+    team = ranks.current()
+    if not team.first("a look at the store", path.exists):
+        team.first("writing the store", partial(compute().save, path))
     try:
         return open_store(path)
     except (ValueError, OSError) as error:

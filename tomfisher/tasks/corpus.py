@@ -20,6 +20,7 @@ import torch
 from tomfisher import plugins
 from tomfisher.files import sha256_of_text
 from tomfisher.models import hub
+from tomfisher.near_miss import unknown
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample
 from tomfisher.tasks.formats import text_of
@@ -104,8 +105,8 @@ def load(source: str | os.PathLike[str], text_column: str = "text") -> Corpus:
     if label.count(":") == 2:
         return _corpus(label, _dataset(label, text_column))
     raise ValueError(
-        f"Unknown text {label!r}. Give {', '.join(map(repr, _SOURCES))}, the path of a text, .json or .jsonl file, "
-        'or a datasets id "name:config:split".'
+        f"{unknown('text', label, _SOURCES)} Or give the path of a text, .json or .jsonl file, or a datasets id "
+        '"name:config:split".'
     )
 
 

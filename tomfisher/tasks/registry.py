@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tomfisher import plugins
+from tomfisher.near_miss import unknown
 from tomfisher.tasks import formats
 from tomfisher.tasks.generator import FIRST_ORDER, SPLITS, generate
 from tomfisher.tasks.records import JSON_SUFFIXES
@@ -98,10 +99,7 @@ def load(
         return _TASKS[label].stories(n, seed, split)
     if isinstance(name, os.PathLike) or Path(label).suffix.lower() in JSON_SUFFIXES or Path(label).is_file():
         return _load_file(label, n, seed, split)
-    raise ValueError(
-        f"Unknown task {label!r}. Built-in tasks: {', '.join(known)}. "
-        "Or give the path of a .json or .jsonl file."
-    )
+    raise ValueError(f"{unknown('task', label, known)} Or give the path of a .json or .jsonl file.")
 
 
 def _load_file(path: str, n: int | None, seed: int, split: str) -> list[Story]:

@@ -5,6 +5,8 @@ The extension takes contiguous tensors and the number of threads; what is not co
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Sequence
 
@@ -108,18 +110,18 @@ def masked_fill_mean_(
     A non-contiguous weight is filled as a copy, and the filled entries are then written back.
 
     Returns:
-        int64 `[1]`: -1, or the position of the first weight without a finite mean: then nothing was written.
+        float64 `[n]`: the means before they are rounded, 0 where nothing is masked. If one is not finite, nothing
+        was written.
     """
+    known, threads = None if sums is None else sums.contiguous(), torch.get_num_threads()
+    if all(map(Tensor.is_contiguous, itertools.chain(weights, indices, undo))):
+        return torch.ops.tomfisher_cpp.masked_fill_mean_(weights, indices, undo, known, threads)
     contiguous = [weight.contiguous() for weight in weights]
     positions = [index.contiguous() for index in indices]
     logs = [log.contiguous() for log in undo]
-    known = None if sums is None else sums.contiguous()
-    done = torch.tensor([-1])
-    failed = torch.ops.tomfisher_cpp.masked_fill_mean_(
-        contiguous, positions, logs, known, torch.get_num_threads()
-    )
-    if failed >= 0:
-        return torch.tensor([failed])
+    means = torch.ops.tomfisher_cpp.masked_fill_mean_(contiguous, positions, logs, known, threads)
+    if not all(map(math.isfinite, means.tolist())):
+        return means
     try:
         _write_back(weights, contiguous, indices)
         for log, copy in zip(undo, logs, strict=True):
@@ -128,7 +130,7 @@ def masked_fill_mean_(
     except BaseException:
         scatter_(weights, indices, logs)
         raise
-    return done
+    return means
 
 
 def _write_back(weights: Sequence[Tensor], contiguous: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
