@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +16,10 @@ import tomfisher
 from tiny_models import ATTENTION, FAMILIES, random_model
 from tomfisher.fisher import select_parameters
 from tomfisher.fisher.layerwise import LayerwiseRun
+from tomfisher.fisher.record import Asked
 from tomfisher.fisher.run import Run
 from tomfisher.fisher.stage import WholeModel
+from tomfisher.fisher.streamed import SampleSet, stream_diagonals
 from tomfisher.models.opened import open_model
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.layerwise import Layers, UnsupportedLayers
@@ -35,9 +36,12 @@ def layer_by_layer(
     layers.learn(samples[0].input_ids[None])
     stage = WholeModel(model, None, labels, "mean", 3)
     selection = select_parameters(model, "decoder-linear")
-    run = LayerwiseRun(layers, nullcontext, selection, samples, stage, tokens, "auto", "ieee")
+    run = LayerwiseRun(layers, layers.boundaries, selection, samples, stage, tokens, "auto", "ieee")
     run.record()
-    run.up(lambda number: None)
+    short_loss = layers.forward(run.calls, keep=True, lead=run.short_loss)
+    while not run.turn(short_loss):
+        run.record()
+        layers.forward(run.calls, keep=True)
     return run
 
 
@@ -48,9 +52,8 @@ def squares(run: LayerwiseRun) -> dict[str, Tensor]:
 
 def finished(run: LayerwiseRun) -> list[Run]:
     """The runs of the layers."""
-    runs: list[Run] = []
-    run.down(lambda number, done: runs.extend([] if done is None else [done]), lambda tokens: None)
-    return runs
+    runs = [run.down(number, lambda tokens: None) for number in range(len(run.layers.modules) - 1, -1, -1)]
+    return [each for each in runs if each is not None]
 
 
 @pytest.mark.slow
@@ -166,3 +169,43 @@ def test_a_run_goes_on_where_it_was_interrupted(
     for file in sorted(whole.glob("*.safetensors")):
         assert file.read_bytes() == (out / file.name).read_bytes()
     assert F.num_samples == 5
+
+
+def test_what_passes_between_layers_unseen_shows_in_the_loss(tiny: SimpleNamespace) -> None:
+    kept: list[Tensor] = []  # neither an argument nor held by a module
+
+    class Telling(nn.Module):
+        def __init__(self, layer: nn.Module, tells: bool) -> None:
+            super().__init__()
+            self.layer, self.tells = layer, tells
+
+        def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
+            output: Tensor = self.layer(hidden, **kwargs)
+            if self.tells:
+                kept[:] = [output.mean()]
+                return output
+            return output + 10 * kept[0]
+
+    model: Any = random_model("llama-gqa", noise=0.05)
+    model.model.layers[0] = Telling(model.model.layers[0], True)
+    model.model.layers[1] = Telling(model.model.layers[1], False)
+    with pytest.raises((UnsupportedLayers, ValueError)):
+        layer_by_layer(model, tiny.samples(4))
+
+
+def test_two_sets_share_the_readings(tiny: SimpleNamespace, saved: str, tmp_path: Path) -> None:
+    first, second = tiny.samples(5), tiny.samples(8)
+    asked = Asked("decoder-linear", "empirical", "mean", 60, "auto", 0, "ieee")
+    alone = [
+        tomfisher.fisher_diagonal(open_model(saved), samples, tokens_per_batch=60, progress=False)
+        for samples in (first, second)
+    ]
+    opened = open_model(saved)
+    sets = [SampleSet(first, facts={"said": 1}), SampleSet(second, tmp_path / "store")]
+    together = stream_diagonals(opened, sets, asked, progress=False)
+    for one, other in zip(alone, together, strict=True):
+        assert one.methods == other.methods and one.num_samples == other.num_samples
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert together[0].metadata["said"] == 1
+    read = together[1].metadata["streamed"]
+    assert read["passes"] == 1 and read["bytes_read"] <= alone[0].metadata["streamed"]["bytes_read"]

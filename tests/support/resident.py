@@ -22,6 +22,18 @@ class Resident:
         ]
         self.asked: list[str] = []
 
+    @property
+    def outer(self) -> list[str]:
+        """Names of the parameters outside the layers."""
+        inside = {id(p) for _, layer in self.layers for p in layer.parameters()}
+        return [name for name, p in self.model.named_parameters() if id(p) not in inside]
+
+    def load(self, names: Sequence[str]) -> None:
+        """Nothing to do."""
+
+    def free(self, names: Sequence[str]) -> None:
+        """Nothing to do."""
+
     @contextmanager
     def loaded(self, names: Sequence[str]) -> Iterator[None]:
         """Nothing to do but to remember the first name."""

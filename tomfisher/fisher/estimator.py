@@ -21,7 +21,7 @@ from tomfisher.fisher.run import Run
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.fisher.store import check_target
-from tomfisher.fisher.streamed import stream_diagonal
+from tomfisher.fisher.streamed import SampleSet, stream_diagonals
 from tomfisher.fisher.together import add_up, agree, merged, methods_of, what_ran
 from tomfisher.models.load import identify
 from tomfisher.models.opened import OpenedModel
@@ -116,7 +116,7 @@ def fisher_diagonal(
         _check_settings(asked, samples)
         if isinstance(model, OpenedModel):
             _refuse_several(team)
-            return stream_diagonal(model, samples, asked, boundary, out, progress)
+            return stream_diagonals(model, [SampleSet(samples, out)], asked, boundary, progress)[0]
         result = _resident(model, samples, asked, progress, team)
         if out is not None:
             team.first("writing the store", partial(save_finished, result, out))

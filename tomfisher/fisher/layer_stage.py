@@ -55,7 +55,7 @@ class LayerStage:
         self, layers: Layers, number: int, run: Sequence[Recorded], probes: Sequence[Recorded]
     ) -> None:
         self.model: nn.Module = layers.model
-        self._layers, self._number, self._run = layers, number, run
+        self._number, self._run = number, run
         self._layer = layers.modules[number]
         self._name = layers.opened.layers[number][0]
         self._whole = {_content(r.batch): r.call for r in (*run, *probes)}
@@ -93,7 +93,7 @@ class LayerStage:
     def forward(self, batch: Batch) -> Tensor:
         """The layer's output, `[B, T, D]`."""
         assert isinstance(batch, PartBatch)
-        hidden = self._layers.boundaries[self._number, batch.call]
+        hidden = batch.call.boundaries[self._number, batch.call]
         self._leaf = _rows(hidden, batch.rows).detach().requires_grad_()
         return batch.call.run(self._number, self._layer, self._leaf, batch.rows)
 
@@ -131,9 +131,9 @@ class LayerStage:
         """Complete the gradients at the input: of batches that went through in parts, or not at all."""
         for call, gradient in self._partial.items():
             self._keep(call, gradient)
-        kept = self._layers.boundaries
         for call in self._whole.values():
-            if (gradient_key(self._number, call)) not in kept:
+            kept = call.boundaries
+            if gradient_key(self._number, call) not in kept:
                 hidden = kept[self._number, call].detach().requires_grad_()
                 call.run(self._number, self._layer, hidden).backward(
                     kept[gradient_key(self._number + 1, call)]
@@ -142,10 +142,10 @@ class LayerStage:
                 self._keep(call, hidden.grad)
 
     def _keep(self, call: Call, gradient: Tensor) -> None:
-        self._layers.boundaries[gradient_key(self._number, call)] = gradient
+        call.boundaries[gradient_key(self._number, call)] = gradient
 
     def _above(self, batch: PartBatch) -> Tensor:
-        return _rows(self._layers.boundaries[gradient_key(self._number + 1, batch.call)], batch.rows)
+        return _rows(batch.call.boundaries[gradient_key(self._number + 1, batch.call)], batch.rows)
 
 
 def gradient_key(number: int, call: Call) -> tuple[str, int, Call]:

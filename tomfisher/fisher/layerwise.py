@@ -9,8 +9,8 @@ so that all of it takes two readings of the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +22,22 @@ from tomfisher.fisher.probe import choose_methods, long_batches, probe_samples, 
 from tomfisher.fisher.run import Run
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.runtime.batches import Batch, collate
-from tomfisher.runtime.layerwise import Call, Layers
+from tomfisher.runtime.boundaries import Boundaries
+from tomfisher.runtime.layerwise import Call, Layers, UnsupportedLayers
 from tomfisher.runtime.modes import frozen
-from tomfisher.runtime.rules import Rules, check_rules, weights_kept
+from tomfisher.runtime.rules import Rules, check_rules
 from tomfisher.sample import Sample
-
-Block = Callable[[], AbstractContextManager[object]]
 
 
 class LayerwiseRun:
-    """One run over layers that come and go: `record`, `up`, `down`.
+    """One set of samples on its way through layers that come and go.
+
+    `record`, then `Layers.forward` of the `calls`, then `turn`, then `down` layer by layer. For all but `down` the
+    parameters outside the layers have their values.
 
     Args:
         layers: of the model, which have learnt how it hands hidden states on.
-        outside: a block in which the parameters outside the layers have their values.
+        boundaries: where the hidden states are kept.
         selection: parameters of the layers, by name.
         samples: what goes through.
         stage: how losses are made of logits.
@@ -44,13 +46,13 @@ class LayerwiseRun:
         precision: of their float32 products.
 
     Attributes:
-        rules: what the model was found to do, after `up`; before it what is assumed of it.
+        rules: what the model was found to do, after `turn`; before it what is assumed of it.
     """
 
     def __init__(
         self,
         layers: Layers,
-        outside: Block,
+        boundaries: Boundaries,
         selection: Mapping[str, nn.Parameter],
         samples: list[Sample],
         stage: WholeModel,
@@ -58,15 +60,16 @@ class LayerwiseRun:
         impl: ops.Impl,
         precision: ops.Precision,
     ) -> None:
-        self.layers, self.outside, self.samples, self.budget = layers, outside, samples, budget
-        self.model = layers.model
-        self.rules = Rules()
-        self._stage, self._impl, self._precision = stage, impl, precision
+        self.layers, self.boundaries, self.samples, self.budget = layers, boundaries, samples, budget
         self.selection = dict(selection)
+        self.rules = Rules()
+        self._model = layers.model
+        self._stage, self._impl, self._precision = stage, impl, precision
         self._own = [{n: self.selection[n] for n in names if n in selection} for names in layers.parameters]
         self._asked: list[Call] = []
         self._run: list[Recorded] = []
         self._probes: list[Recorded] = []
+        self._short_loss = math.nan
 
     @property
     def calls(self) -> list[Call]:
@@ -79,68 +82,73 @@ class LayerwiseRun:
         return next(number for number, own in enumerate(self._own) if own)
 
     def record(self) -> None:
-        """The forwards of the rules, the run and the probe, through layers that hand their input on as it is.
-
-        It belongs into a block `outside`.
-        """
-        with self.layers.recording() as self._asked:
+        """The forwards of the rules, the run and the probe, through layers that hand their input on as it is."""
+        with self.layers.recording(self.boundaries) as self._asked:
             self._ask()
-        with self.layers.recording() as calls, torch.no_grad(), frozen(self.model):
+        with (
+            self.layers.recording(self.boundaries) as calls,
+            torch.no_grad(),
+            frozen(self._model),
+        ):
             self._run = [self._recorded(batch, self._stage, calls) for batch in self._batches()]
             probing = self._stage.probing()
             self._probes = [self._recorded(batch, probing, calls) for batch in self._probe_batches()]
 
-    def up(self, done: Callable[[int], object], start: int = 0) -> bool:
-        """All forwards, and the gradients that enter the last layer.
+    def short_loss(self) -> float:
+        """The loss of the probe's first sample, in an ordinary forward of the model."""
+        with torch.no_grad(), frozen(self._model):
+            return float(self._stage.probing().forward(self._probes[0].batch))
+
+    def turn(self, short_loss: float | None = None) -> bool:
+        """What the rules say, and the gradients that enter the last layer.
 
         Args:
-            done: told of every layer that it is done with.
-            start: the first layer that is not done yet.
+            short_loss: what `short_loss` said, to be compared; None where it was before.
 
         Returns:
             False where rows stood in one forward that must not, as `rules` now says: record again and begin anew.
+
+        Raises:
+            UnsupportedLayers: layer by layer the model gives another loss.
         """
         assumed = self.rules
-        self.layers.forward(self.calls, keep=True, done=done, start=start)
-        with self.outside():
-            self.ask()
-            if self.rules.batches == assumed.batches:
-                self._head([recorded.call for recorded in (*self._run, *self._probes)])
-        return self.rules.batches == assumed.batches
+        self.ask()
+        if self.rules.batches != assumed.batches:
+            return False
+        self._head()
+        if short_loss is not None and not abs(short_loss - self._short_loss) <= self.rules.tolerance:
+            raise UnsupportedLayers(
+                f"the loss of a short sample is {self._short_loss:.6g} layer by layer and {short_loss:.6g} in one "
+                "forward: something else passes between the layers. Load the model whole (load_model)."
+            )
+        return True
 
     def ask(self) -> None:
-        """What the rules say, from what has come out of the last layer. It belongs into a block `outside`."""
+        """What the rules say, from what has come out of the last layer."""
         with self.layers.answering(self._asked):
             self.rules = self._ask()
 
-    def down(
-        self,
-        take: Callable[[int, Run | None], object],
-        advance: Callable[[int], object],
-        start: int | None = None,
-    ) -> None:
-        """The squares of every layer, from the last to the first with selected parameters.
+    def down(self, number: int, advance: Callable[[int], object]) -> Run | None:
+        """The squares of a layer, which has its weights, and the gradients that enter the one below.
 
         Args:
-            take: given a layer's number and its run, whose sums are complete; None where nothing of it is selected.
-            advance: told of every batch of a layer how many tokens are done with.
-            start: the first layer that is not done yet; None for the last layer.
+            number: of the layer; the one above is done.
+            advance: told of every batch how many tokens are done with.
+
+        Returns:
+            The run, whose sums are complete; None where nothing of the layer is selected.
         """
-        last = len(self.layers.modules) - 1
-        for number in range(last if start is None else start, self.lowest - 1, -1):
-            following = number - 1 if number > self.lowest else -1
-            with self.layers.on(number, following), weights_kept(self.layers.modules[number]):
-                stage = LayerStage(self.layers, number, self._run, self._probes)
-                run = self._squares(stage, self._own[number], advance) if self._own[number] else None
-                with frozen(self.model):
-                    stage.finish()
-            for recorded in (*self._run, *self._probes):
-                self.layers.boundaries.discard((number + 1, recorded.call))
-                self.layers.boundaries.discard(gradient_key(number + 1, recorded.call))
-            take(number, run)
+        stage = LayerStage(self.layers, number, self._run, self._probes)
+        run = self._squares(stage, self._own[number], advance) if self._own[number] else None
+        with frozen(self._model):
+            stage.finish()
+        for recorded in (*self._run, *self._probes):
+            self.boundaries.discard((number + 1, recorded.call))
+            self.boundaries.discard(gradient_key(number + 1, recorded.call))
+        return run
 
     def _ask(self) -> Rules:
-        return check_rules(self.model, [sample.input_ids for sample in self.samples], tokens=self.budget)
+        return check_rules(self._model, [sample.input_ids for sample in self.samples], tokens=self.budget)
 
     def _recorded(self, batch: Batch, stage: WholeModel, calls: list[Call]) -> Recorded:
         stage.forward(batch)
@@ -148,14 +156,14 @@ class LayerwiseRun:
 
     def _batches(self) -> list[Batch]:
         """The run's batches: single samples where autograd has to take a parameter, as in a resident run."""
-        alone = 1 if capturable(self.model, self.selection)[1] else None
+        alone = 1 if capturable(self._model, self.selection)[1] else None
         plan = self.rules.plan([len(sample) for sample in self.samples], self.budget, alone)
         return [collate(self.samples, indices) for indices in plan]
 
     def _probe_batches(self) -> list[Batch]:
         """All that `choose_methods` and what follows from it look at: batches, and each of their samples alone."""
         cuts = probe_samples(self.samples)
-        batches = [collate(cuts, indices) for indices in (*short_batches(self.rules), [0], [1])]
+        batches = [collate(cuts, indices) for indices in ([0], [1], *short_batches(self.rules))]
         for indices in long_batches([len(sample) for sample in self.samples], self.rules, self.budget):
             chosen = [self.samples[i] for i in indices]
             batches += [
@@ -163,36 +171,34 @@ class LayerwiseRun:
             ]
         return batches
 
-    def _head(self, calls: list[Call]) -> None:
+    def _head(self) -> None:
         """The losses of every batch, and their gradient at the last layer's output."""
-        leaves: list[tuple[Call, Tensor]] = []
+        leaves: list[Tensor] = []
 
         def leaf(call: Call, output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                return output
-            leaves[:] = [(call, output.detach().requires_grad_())]
-            return leaves[0][1]
+            leaves[:] = [output.detach().requires_grad_()]
+            return leaves[0]
 
-        def keep(recorded: Recorded) -> None:
-            call, hidden = leaves[0]
-            assert call is recorded.call and hidden.grad is not None
-            self.layers.boundaries[gradient_key(len(self.layers.modules), call)] = hidden.grad
+        def losses(recorded: Recorded, stage: WholeModel, called: list[str]) -> Tensor:
+            losses = stage.forward(recorded.batch)
+            stage.check(losses, called)
+            stage.backward(losses, recorded.batch)
+            gradient = leaves[0].grad
+            assert gradient is not None
+            self.boundaries[gradient_key(len(self.layers.modules), recorded.call)] = gradient
+            return losses
 
-        with self.layers.answering(calls, leaf), frozen(self.model):
+        calls = [recorded.call for recorded in (*self._run, *self._probes)]
+        with self.layers.answering(calls, leaf), frozen(self._model):
             for recorded in self._run:
                 called = [self.samples[i].called(f"sample {i}") for i in recorded.batch.indices]
-                self._losses(self._stage, recorded, called)
-                keep(recorded)
-            for recorded in self._probes:
+                losses(recorded, self._stage, called)
+            probing = self._stage.probing()
+            for number, recorded in enumerate(self._probes):
                 called = [f"the probe's sample {i}" for i in recorded.batch.indices]
-                self._losses(self._stage.probing(), recorded, called)
-                keep(recorded)
-
-    @staticmethod
-    def _losses(stage: WholeModel, recorded: Recorded, called: list[str]) -> None:
-        losses = stage.forward(recorded.batch)
-        stage.check(losses, called)
-        stage.backward(losses, recorded.batch)
+                loss = losses(recorded, probing, called)
+                if number == 0:
+                    self._short_loss = float(loss.detach())
 
     def _squares(
         self, stage: LayerStage, own: dict[str, nn.Parameter], advance: Callable[[int], object]

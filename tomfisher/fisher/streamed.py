@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.layerwise import LayerwiseRun
 from tomfisher.fisher.linear_maps import LinearMaps, coverage, linear_maps
-from tomfisher.fisher.record import Asked, Outcome, describe_run
-from tomfisher.fisher.resume import Resumed
-from tomfisher.fisher.run import Run
+from tomfisher.fisher.part import Part
+from tomfisher.fisher.record import Asked, describe_run
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.models.opened import OpenedModel
@@ -25,102 +27,132 @@ from tomfisher.runtime.forward import ordinary_ids
 from tomfisher.runtime.gate import check_samples
 from tomfisher.runtime.layerwise import Layers, UnsupportedLayers
 from tomfisher.runtime.memory import token_budget
+from tomfisher.runtime.rules import weights_kept
 from tomfisher.sample import Sample, digest
 
 
-def stream_diagonal(
+@dataclass
+class SampleSet:
+    """Samples of one Fisher diagonal.
+
+    Attributes:
+        samples: token sequences with labels.
+        out: the store, which is written as layers are done; None for a result in memory.
+        facts: added to what the result says of itself.
+    """
+
+    samples: list[Sample]
+    out: str | os.PathLike[str] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stream_diagonals(
     opened: OpenedModel,
-    samples: list[Sample],
+    sets: Sequence[SampleSet],
     asked: Asked,
     boundary: str | os.PathLike[str] = "auto",
-    out: str | os.PathLike[str] | None = None,
     progress: bool = True,
-) -> FisherDiagonal:
-    """The sums of `fisher_diagonal`, with one decoder layer in memory at a time.
+) -> list[FisherDiagonal]:
+    """The sums of `fisher_diagonal` for several sets of samples, with one decoder layer in memory at a time.
 
     Args:
         opened: from `open_model`.
-        samples: token sequences with labels.
+        sets: whose layers are read together.
         asked: the settings.
-        boundary: "ram", or the folder of a file for the hidden states between layers; "auto" is memory without `out`,
-            and beside the store with it.
-        out: the store, which is written as layers are done; None for a result in memory.
+        boundary: "ram", or the folder of a file for the hidden states between layers; "auto" is memory for results in
+            memory, and beside its store for one with a store.
         progress: show a bar on a terminal.
+
+    Returns:
+        One for each set, in order.
 
     Raises:
         UnsupportedLayers: layers of this model cannot run one at a time, or the selection reaches outside of them.
     """
     model = opened.model
-    boundaries = _boundaries(boundary, out)
-    layers = Layers(opened, boundaries)
-
-    def outside() -> AbstractContextManager[None]:
-        return opened.loaded(opened.outer)
-
-    with outside():
+    layers = Layers(opened, Boundaries())
+    budget = token_budget(asked.tokens_per_batch, model, device_of(model))
+    stage = WholeModel(model, None, asked.labels, asked.reduction, asked.seed)
+    with ExitStack() as stack:
+        stack.callback(opened.free, opened.outer)
+        opened.load(opened.outer)
         layers.learn(torch.tensor([ordinary_ids(model)[:8]]))
         with layers.recording():
-            check_samples(model, samples)
+            for each in sets:
+                check_samples(model, each.samples)
         maps = _linear_maps(layers)
         selection = _selection(layers, asked.params, maps)
-        budget = token_budget(asked.tokens_per_batch, model, device_of(model))
-        stage = WholeModel(model, None, asked.labels, asked.reduction, asked.seed)
-        run = LayerwiseRun(layers, outside, selection, samples, stage, budget, asked.impl, asked.precision)
-        resumed = Resumed(run, boundaries, out, asked, opened, digest(samples))
-        run.record()
-        resumed.restore()
-    tokens = sum(map(len, samples))
-    total = tokens * (2 * len(layers.modules) - run.lowest)
-    sums: dict[str, Tensor] = {}
-    outcomes = resumed.outcomes
-
-    def take(number: int, done: Run | None) -> None:
-        outcome = None if done is None else Outcome.of(done)
-        if outcome is not None:
-            outcomes.append(outcome)
-        squares = {} if done is None else done.F
-        if out is None:
-            sums.update(squares)
-        resumed.down_done(number, squares, outcome)
-
-    with (
-        resumed,
-        progress_bar(total=total, desc="Fisher, layer by layer", unit="token", enabled=progress) as bar,
-    ):
-        bar.update(tokens * resumed.steps_done)
-
-        def layer_done(number: int) -> None:
-            bar.update(tokens)
-            resumed.up_done(number)
-
-        while resumed.is_going_up and not run.up(layer_done, resumed.up_from):
-            with outside():
-                run.record()
-            resumed.begin_again()
-        resumed.head_done()
-        run.down(take, bar.update, resumed.down_from)
-        taken = {name: method for outcome in outcomes for name, method in outcome.methods.items()}
-        methods = {name: taken[name] for name in selection}
-        described = describe_run(
-            asked,
-            model,
-            outcomes,
-            run.rules,
-            coverage(maps, taken),
-            budget,
-            opened.identity(),
-            digest(samples),
-        )
-        read = {"passes": layers.passes, "bytes_read": opened.bytes_read, "file_bytes": opened.file_bytes}
-        described["streamed"] = {**read, "resumed": resumed.steps_done > 0}
-        if out is not None:
-            resumed.finish(
-                {"num_samples": len(samples), "num_tokens": tokens, **described, "methods": methods}
+        parts = []
+        for each in sets:
+            boundaries = _boundaries(boundary, each.out)
+            stack.callback(boundaries.close)
+            run = LayerwiseRun(
+                layers, boundaries, selection, each.samples, stage, budget, asked.impl, asked.precision
             )
-    boundaries.remove()
-    if out is not None:
-        return FisherDiagonal.load(out, verify=False)
-    return FisherDiagonal({name: sums[name] for name in selection}, len(samples), tokens, methods, described)
+            parts.append(stack.enter_context(Part(run, each.out, asked, opened, digest(each.samples))))
+            run.record()
+            parts[-1].restore()
+        tokens = sum(len(sample) for each in sets for sample in each.samples)
+        total = tokens * (2 * len(layers.modules) - parts[0].run.lowest)
+        with progress_bar(total=total, desc="Fisher, layer by layer", unit="token", enabled=progress) as bar:
+            _up(layers, parts, bar.update)
+            _down(layers, parts, bar.update)
+        read = {"passes": layers.passes, "bytes_read": opened.bytes_read, "file_bytes": opened.file_bytes}
+        results = []
+        for part, each in zip(parts, sets, strict=True):
+            taken = {name: method for o in part.outcomes for name, method in o.methods.items()}
+            described = describe_run(
+                asked,
+                model,
+                part.outcomes,
+                part.run.rules,
+                coverage(maps, taken),
+                budget,
+                opened.identity(),
+                digest(each.samples),
+            )
+            facts = described | {"streamed": {**read, "resumed": part.is_resumed}, **each.facts}
+            results.append(part.finish(facts, {name: taken[name] for name in selection}))
+    return results
+
+
+def _up(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object]) -> None:
+    """All forwards, and the gradients that enter the last layer; what is outside the layers leaves meanwhile."""
+    opened, last = layers.opened, len(layers.modules) - 1
+    while going := [part for part in parts if not part.is_turned]:
+        start = min(part.up_from for part in going)
+
+        def done(number: int, going: Sequence[Part] = going) -> None:
+            for part in going:
+                part.up_done(number)
+                advance(part.num_tokens)
+            if number == 0:
+                opened.free(opened.outer)
+            if number == last:
+                opened.load(opened.outer)
+
+        if start > 0:
+            opened.free(opened.outer)
+        lead = going[0].run.short_loss if start == 0 else None
+        short_loss = layers.forward(
+            [call for part in going for call in part.run.calls], keep=True, done=done, start=start, lead=lead
+        )
+        if start > last:
+            opened.load(opened.outer)
+        for part in going:
+            part.turn(short_loss if part is going[0] else None)
+    opened.free(opened.outer)
+
+
+def _down(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object]) -> None:
+    """The squares of every layer, from the last to the first with selected parameters."""
+    lowest = parts[0].run.lowest
+    for number in range(max(part.down_from for part in parts), lowest - 1, -1):
+        following = number - 1 if number > lowest else -1
+        with layers.on(number, following), weights_kept(layers.modules[number]):
+            done = [(part, part.run.down(number, advance)) for part in parts if part.down_from >= number]
+        for part, run in done:
+            part.down_done(number, run)
 
 
 def _boundaries(boundary: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Boundaries:

@@ -19,7 +19,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from tomfisher.runtime.forward import forward
 from tomfisher.runtime.modes import running
 from tomfisher.runtime.rules import weights_kept
 
+Result = TypeVar("Result")
 Alteration = Callable[[int], AbstractContextManager[object]]
 
 
@@ -43,6 +44,19 @@ class StreamedModel(Protocol):
 
     model: Any
     layers: list[tuple[str, nn.Module]]
+
+    @property
+    def outer(self) -> list[str]:
+        """Names of the parameters outside of the layers."""
+        ...
+
+    def load(self, names: Sequence[str]) -> None:
+        """Give these parameters their values."""
+        ...
+
+    def free(self, names: Sequence[str]) -> None:
+        """Take the values of these parameters away."""
+        ...
 
     def loaded(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """These parameters have their values inside the block."""
@@ -68,11 +82,13 @@ class Call:
     Attributes:
         shape: of the hidden states, `[B, T, D]`.
         digest: of the bits of all that entered the first layer.
+        boundaries: where its hidden states are kept.
         arguments: per layer, its positional and named arguments.
     """
 
     shape: torch.Size
     digest: bytes
+    boundaries: Boundaries
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
     def run(self, number: int, layer: nn.Module, hidden: Tensor, rows: Sequence[int] | None = None) -> Tensor:
@@ -111,7 +127,7 @@ class Layers:
 
     Args:
         opened: the model; its parameters outside the layers have their values wherever a program runs.
-        boundaries: where the hidden states between layers are kept.
+        boundaries: where the hidden states between layers are kept, unless `recording` is told another place.
 
     Attributes:
         passes: how often the layers were gone through.
@@ -174,13 +190,18 @@ class Layers:
                     )
 
     @contextmanager
-    def recording(self) -> Iterator[list[Call]]:
-        """Inside the block the layers hand their input on as it is, and every forward adds a `Call` to the list."""
+    def recording(self, boundaries: Boundaries | None = None) -> Iterator[list[Call]]:
+        """Inside the block the layers hand their input on as it is, and every forward adds a `Call` to the list.
+
+        Args:
+            boundaries: where the hidden states of these calls are kept; None for those of all.
+        """
         calls: list[Call] = []
 
         def note(call: Call, hidden: Tensor) -> Tensor:
+            call.boundaries = boundaries or self.boundaries
             calls.append(call)
-            self.boundaries[0, call] = hidden
+            call.boundaries[0, call] = hidden
             return hidden
 
         with self._stubs(note):
@@ -193,7 +214,8 @@ class Layers:
         done: Callable[[int], object] | None = None,
         start: int = 0,
         altered: Sequence[tuple[Alteration, Sequence[Call]]] = (),
-    ) -> None:
+        lead: Callable[[], Result] | None = None,
+    ) -> Result | None:
         """Every layer on all calls: `boundaries[i + 1, call]` is what layer i makes of `boundaries[i, call]`.
 
         Args:
@@ -203,38 +225,65 @@ class Layers:
             start: the first layer to run: what enters it is in the boundaries.
             altered: other states of the layers, which are read once for all of them: what makes one of a layer of
                 this number, for the time of a block, and the calls that are run in it.
+            lead: a forward of the model that goes ahead of the calls: each layer runs on it as the model calls it, then
+                on all calls, so that it costs no reading of its own. It needs what lies outside the layers, and
+                `start` 0.
+
+        Returns:
+            What `lead` does.
 
         Raises:
             ValueError: a layer changes its own weights.
         """
         self.passes += 1
         states: list[tuple[Alteration, Sequence[Call]]] = [(lambda number: nullcontext(), calls), *altered]
-        with torch.no_grad(), running(self.model):
-            for number, layer in list(enumerate(self.modules))[start:]:
-                with self.on(number), weights_kept(layer):
-                    watch = _Attributes(layer)
-                    for alter, own in states:
-                        with alter(number):
-                            for call in own:
-                                self._step(number, layer, call, keep)
-                    watch.check(number)
+
+        def serve(number: int) -> None:
+            layer = self.modules[number]
+            watch = _Attributes(layer)
+            for alter, own in states:
+                with alter(number):
+                    for call in own:
+                        self._step(number, layer, call, keep)
+            watch.check(number)
+
+        def leading(number: int, layer: nn.Module) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with self.on(number), weights_kept(layer), self._own_forwards():
+                    output = layer(*args, **kwargs)
+                    serve(number)
+                    layer(*args, **kwargs)  # what a layer leaves behind unseen is what the lead leaves
                 if done is not None:
                     done(number)
+                return output
+
+            return run
+
+        with torch.no_grad(), running(self.model):
+            if lead is not None:
+                with self._replaced(leading):
+                    return lead()
+            for number in range(start, len(self.modules)):
+                with self.on(number), weights_kept(self.modules[number]):
+                    serve(number)
+                if done is not None:
+                    done(number)
+        return None
 
     def _step(self, number: int, layer: nn.Module, call: Call, keep: bool) -> None:
-        hidden = self.boundaries[number, call]
+        hidden = call.boundaries[number, call]
         version = hidden._version if not hidden.is_inference() else None
-        self.boundaries[number + 1, call] = call.run(number, layer, hidden)
+        call.boundaries[number + 1, call] = call.run(number, layer, hidden)
         if version is not None and hidden._version != version:
             raise UnsupportedLayers(f"layer {number} writes into its input. {_WAY}")
         if not keep:
-            self.boundaries.discard((number, call))
+            call.boundaries.discard((number, call))
 
     def again(self, calls: Sequence[Call]) -> list[Call]:
         """The same forwards once more, for another state of the layers; what is recorded of them is shared."""
         copies = [replace(call) for call in calls]
         for call, copy in zip(calls, copies, strict=True):
-            self.boundaries.share((0, call), (0, copy))
+            call.boundaries.share((0, call), (0, copy))
         return copies
 
     @contextmanager
@@ -277,11 +326,11 @@ class Layers:
         def answer(call: Call, hidden: Tensor) -> Tensor:
             found = known.take(call)
             if found is None:
-                self.boundaries[0, call] = hidden
+                call.boundaries[0, call] = hidden
                 with self._own_forwards():
                     self.forward([call])
             call = found or call
-            output = self.boundaries[len(self.modules), call]
+            output = call.boundaries[len(self.modules), call]
             return output if last is None else last(call, output)
 
         with self._stubs(answer):
@@ -334,7 +383,11 @@ class Layers:
                 replaced = _mapped(lambda v: _Hidden if v is hidden else v, (args, kwargs))
                 if marking:
                     _check_marks(number, replaced)
-                call = running_call[0][0] if running_call else Call(hidden.shape, _digest(hidden, replaced))
+                call = (
+                    running_call[0][0]
+                    if running_call
+                    else Call(hidden.shape, _digest(hidden, replaced), self.boundaries)
+                )
                 call.arguments.append(replaced)
                 handed = _Mark.apply(hidden.detach().requires_grad_()) if marking else hidden
                 if number == len(self.modules) - 1:
