@@ -171,26 +171,13 @@ def test_a_run_goes_on_where_it_was_interrupted(
     assert F.num_samples == 5
 
 
-def test_what_passes_between_layers_unseen_shows_in_the_loss(tiny: SimpleNamespace) -> None:
-    kept: list[Tensor] = []  # neither an argument nor held by a module
-
-    class Telling(nn.Module):
-        def __init__(self, layer: nn.Module, tells: bool) -> None:
-            super().__init__()
-            self.layer, self.tells = layer, tells
-
-        def forward(self, hidden: Tensor, **kwargs: Any) -> Tensor:
-            output: Tensor = self.layer(hidden, **kwargs)
-            if self.tells:
-                kept[:] = [output.mean()]
-                return output
-            return output + 10 * kept[0]
-
-    model: Any = random_model("llama-gqa", noise=0.05)
-    model.model.layers[0] = Telling(model.model.layers[0], True)
-    model.model.layers[1] = Telling(model.model.layers[1], False)
-    with pytest.raises((UnsupportedLayers, ValueError)):
-        layer_by_layer(model, tiny.samples(4))
+def test_another_loss_layer_by_layer_is_refused(tiny: SimpleNamespace) -> None:
+    run = layer_by_layer(random_model("llama-gqa", noise=0.05), tiny.samples(4))
+    assert run.turn(run.short_loss())
+    with pytest.raises(UnsupportedLayers, match="in one forward: something else passes between the layers"):
+        run.turn(run.short_loss() + 0.01)
+    with pytest.raises(UnsupportedLayers, match="nan in one forward"):
+        run.turn(float("nan"))
 
 
 def test_two_sets_share_the_readings(tiny: SimpleNamespace, saved: str, tmp_path: Path) -> None:

@@ -112,6 +112,25 @@ def _keeping(module: Any, output: Tensor) -> Tensor:
     return output
 
 
+class _Writing(_Wrapped):
+    """A layer that changes what the next one is given."""
+
+    def forward(self, hidden: Tensor, **kwargs: Any) -> Any:
+        output = self.layer(hidden, **kwargs)
+        kwargs["position_embeddings"][0].mul_(2)
+        return output
+
+
+def test_a_layer_that_writes_into_its_arguments_is_refused() -> None:
+    model: Any = smallest_llama()
+    model.model.layers[0] = _Writing(model.model.layers[0], None)
+    layers = Layers(Resident(model), Boundaries())
+    with layers.recording() as calls, torch.no_grad():
+        forward(model, torch.tensor([TEXTS[1]]))
+    with pytest.raises(UnsupportedLayers, match="layer 0 writes into its arguments"):
+        layers.forward(calls)
+
+
 def _shortened(module: Any, output: Tensor) -> Tensor:
     return output[:, 1:]
 

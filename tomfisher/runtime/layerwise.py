@@ -252,7 +252,6 @@ class Layers:
                 with self.on(number), weights_kept(layer), self._own_forwards():
                     output = layer(*args, **kwargs)
                     serve(number)
-                    layer(*args, **kwargs)  # what a layer leaves behind unseen is what the lead leaves
                 if done is not None:
                     done(number)
                 return output
@@ -549,9 +548,14 @@ def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
     return change(value)
 
 
-def _leaves(value: Any) -> list[int]:
-    found: list[int] = []
-    _mapped(lambda leaf: found.append(id(leaf)), value)
+def _leaves(value: Any) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+
+    def add(leaf: Any) -> None:
+        counted = isinstance(leaf, Tensor) and not leaf.is_inference()
+        found.append((id(leaf), leaf._version if counted else 0))
+
+    _mapped(add, value)
     return found
 
 
