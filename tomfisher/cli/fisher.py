@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from tomfisher.cli.common import (
     add_overwrite,
     add_settings,
     given_settings,
-    load_named_model,
+    refuse_idle,
     setting,
     wording,
 )
@@ -28,7 +29,9 @@ DATA = (
     *("task", "n_task", "control", "n_control", "control_length", "max_length", "supervise", "seed"),
     *WORDING_FIELDS,
 )
-RUN = ("labels", "reduction", "params", "tokens_per_batch", "fisher_dtype")
+RUN = ("labels", "reduction", "params", "tokens_per_batch", "fisher_dtype", "stream", "boundary")
+
+OF_MODEL = (*MODEL_FIELDS, "stream", "boundary")
 
 HELPS = {
     "task": "built-in task (tomfisher ls tasks) or a JSON/JSONL file; exactly one of --task, --control and --texts",
@@ -55,6 +58,7 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher fisher --model smollm2-135m --control python-reference --output_path stores/control",
             "tomfisher fisher --model ./my-model --texts prompts.jsonl --supervise last --output_path stores/mine",
             "tomfisher fisher --model smollm2-135m --task false-belief --chat_template --output_path stores/chat",
+            "tomfisher fisher --model ./larger-than-memory --task false-belief --stream --output_path stores/task",
             "tomfisher fisher --model testbed-llama --task testbed --labels sampled --params all --output_path s",
             "torchrun --nproc_per_node 2 -m tomfisher fisher --model smollm2-135m --task false-belief --output_path s",
         ),
@@ -89,14 +93,19 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.fisher.diagonal import save_finished
     from tomfisher.fisher.store import check_target
     from tomfisher.runtime import ranks
+    from tomfisher.studies.config import Config
     from tomfisher.studies.experiment import parse_params
+    from tomfisher.studies.named_model import named_model
 
     refuse_existing(args.output_path, args.overwrite)
     check_target(args.output_path)
-    loaded = load_named_model(args, setting(args, "fisher_dtype"))
+    settings = {name: value for name, value in given_settings(args).items() if name in OF_MODEL}
+    config = Config(**settings)
+    refuse_idle(config, settings)
+    loaded = named_model(config, setting(args, "fisher_dtype"), config.device)
     samples = samples_of(args, loaded)
     fisher = fisher_diagonal(
-        loaded.model,
+        loaded.subject,
         samples,
         params=parse_params(setting(args, "params")),
         labels=setting(args, "labels"),
@@ -105,16 +114,19 @@ def run(args: argparse.Namespace) -> int:
         impl=args.impl,
         precision=args.precision,
         seed=setting(args, "seed"),
+        boundary=config.boundary,
+        out=args.output_path if config.is_streamed else None,
     )
-    fisher.metadata.update(model=loaded.identity)
-    ranks.current().first("writing the store", partial(save_finished, fisher, args.output_path))
+    if not config.is_streamed:
+        fisher.metadata.update(model=loaded.identity)
+        ranks.current().first("writing the store", partial(save_finished, fisher, args.output_path))
     slow = sum(method != "captured" for method in fisher.methods.values())
     if slow:
         note(
             f"{slow} of {len(fisher)} parameters took the one-sample fallback; `tomfisher plan` says which and why."
         )
     print(
-        f"{args.output_path}: {len(fisher)} tensors, {sum(fisher[n].numel() for n in fisher):,} weights, "
+        f"{args.output_path}: {len(fisher)} tensors, {sum(map(math.prod, fisher.shapes.values())):,} weights, "
         f"{fisher.num_samples} samples, {fisher.num_tokens:,} tokens ({_said(fisher.implementations)})"
     )
     return 0

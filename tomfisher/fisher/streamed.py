@@ -161,6 +161,7 @@ def _boundaries(boundary: str | os.PathLike[str], out: str | os.PathLike[str] | 
     if out is None:
         return Boundaries(boundary)
     store = Path(os.path.realpath(out))
+    store.parent.mkdir(parents=True, exist_ok=True)
     return Boundaries(store.parent if boundary == "auto" else boundary, f"{store.name}.hidden-states")
 
 

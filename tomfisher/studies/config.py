@@ -160,7 +160,9 @@ class Config:
         bare="yes",
     )
     boundary: str = _setting(
-        "ram", "with --stream: where hidden states between layers are kept: ram, or a folder for them"
+        "auto",
+        "with --stream: where hidden states between layers are kept: ram or a folder; auto: those of a Fisher diagonal "
+        "beside its store, so that it goes on where it was interrupted, others in memory",
     )
     share_prefix: Literal["auto", "no"] = _setting(
         "auto",
@@ -223,7 +225,7 @@ class Config:
     @property
     def boundary_folder(self) -> Path | None:
         """Where hidden states go; None for the memory."""
-        return None if self.boundary == "ram" else Path(self.boundary).expanduser()
+        return None if self.boundary in ("auto", "ram") else Path(self.boundary).expanduser()
 
     def wording(self) -> dict[str, Any]:
         """How prompts are put, as `tomfisher.encode` and `tomfisher.evaluate` take it."""

@@ -162,6 +162,8 @@ class Experiment:
         if self._stores is not None:
             return self._stores
         self._encode_samples(folder)
+        if self.config.is_streamed and self._samples:
+            self._stream(folder)
         diagonals = []
         for which, given in (("task", self.config.task_store), ("control", self.config.control_store)):
             if given is not None:
@@ -195,6 +197,34 @@ class Experiment:
         budget = token_budget(self.config.tokens_per_batch, loaded.model, self.device)
         check_run(loaded.model, texts, tokens=budget)
 
+    def _stream(self, folder: RunFolder) -> None:
+        """The stores that are not there yet, from one pair of readings of the weights."""
+        from tomfisher.fisher.record import Asked
+        from tomfisher.fisher.streamed import SampleSet, stream_diagonals
+
+        config = self.config
+        loaded = self._model(folder, "fisher", self.fisher_dtype)
+        hashes = self.inputs.hashes()
+        sets = {
+            which: SampleSet(samples, folder.store_path(which), {"texts_sha256": hashes[which]})
+            for which, samples in self._samples.items()
+            if not folder.store_path(which).exists()
+        }
+        self.say(
+            f"Fisher diagonal of {' and '.join(f'{len(s.samples)} {w} samples' for w, s in sets.items())}"
+        )
+        asked = Asked(
+            parse_params(config.params),
+            config.labels,
+            config.reduction,
+            config.tokens_per_batch,
+            "auto",
+            config.seed,
+            "ieee",
+        )
+        stream_diagonals(loaded.opened, list(sets.values()), asked, config.boundary, self._progress)
+        self._samples.clear()
+
     def _compute(self, folder: RunFolder, which: str) -> FisherDiagonal:
         from tomfisher.fisher import fisher_diagonal
 
@@ -203,7 +233,7 @@ class Experiment:
         samples = self._samples.pop(which)
         self.say(f"Fisher diagonal of {len(samples)} {which} samples")
         F = fisher_diagonal(
-            loaded.subject,
+            loaded.model,
             samples,
             params=parse_params(config.params),
             labels=config.labels,
@@ -211,7 +241,6 @@ class Experiment:
             tokens_per_batch=config.tokens_per_batch,
             progress=self._progress,
             seed=config.seed,
-            boundary=config.boundary_folder or "ram",
         )
         F.metadata.update(model=loaded.identity_now(), texts_sha256=self.inputs.hashes()[which])
         return F
