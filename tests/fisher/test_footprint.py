@@ -118,12 +118,10 @@ def test_a_streamed_run_reads_everything_twice_and_holds_embeddings_and_head_apa
     assert found.traffic.written == model.fisher_bytes == found.disk
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_a_second_diagonal_costs_its_reading_unless_that_is_shared(models, monkeypatch, together):
-    monkeypatch.setattr("tomfisher.fisher.footprint.TOGETHER", together)
+def test_a_second_diagonal_shares_the_readings(models):
     way, machine = Way(stream=True, boundary="disk"), Machine(memory=16 * 10**9)
     one, two = (footprint(models["8B"], way, machine, Work(fishers=n)) for n in (1, 2))
-    assert two.traffic.read == one.traffic.read * (1 if together else 2)
+    assert two.traffic.read == one.traffic.read
     assert two.traffic.written == 2 * one.traffic.written and two.traffic.flop == 2 * one.traffic.flop
     assert two.traffic.spilled == 2 * one.traffic.spilled
     assert one.device.total == two.device.total  # one F of one layer at a time

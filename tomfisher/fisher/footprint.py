@@ -23,7 +23,6 @@ F32 = 4
 WHOLE, OUTSIDE, LAYER = "all layers", "embeddings and head", "backward of a layer"
 VALUES_PER_OUTPUT, HIDDEN_COPIES = 2, 2  # kept per token: in the weights' dtype; in float32, of 16-bit models
 LOGIT_COPIES = 2  # logits and their gradient
-TOGETHER = False  # whether a streamed run takes several diagonals in one pair of readings
 WORKSPACE = 4_000_000  # of the kernels and of Python's objects, as measured
 FRAGMENTS = 0.25  # of what a batch takes: what glibc's allocator keeps besides, as measured
 
@@ -270,12 +269,7 @@ def _hidden(sizes: Sizes, tokens: float) -> float:
 
 def _boundaries(sizes: Sizes, way: Way, work: Work) -> float:
     """The input of every layer and one gradient, for all tokens of a rank that one pair of readings serves."""
-    return (len(sizes.layers) + 1) * _hidden(sizes, work.tokens(way.samples) / _readings(work))
-
-
-def _readings(work: Work) -> int:
-    """How often a streamed run goes through the layers, there and back."""
-    return 1 if TOGETHER else work.fishers
+    return (len(sizes.layers) + 1) * _hidden(sizes, work.tokens(way.samples))
 
 
 def _traffic(sizes: Sizes, way: Way, machine: Machine, work: Work) -> Traffic:
@@ -285,11 +279,10 @@ def _traffic(sizes: Sizes, way: Way, machine: Machine, work: Work) -> Traffic:
     if way.stream:
         outside = 2 * sizes.itemsize * sizes.outside
         own = sum(_layer_weights(layer, sizes, way) for layer in sizes.layers) / way.shards
-        pairs = _readings(work)
-        read, node_read = pairs * (2 * own + outside), pairs * (2 * layers + outside)
+        read, node_read = 2 * own + outside, 2 * layers + outside
     else:
         read, node_read = sizes.model_bytes / (way.tensor * way.shards), sizes.model_bytes
-    per_node = _boundaries(sizes, way, work) * _readings(work) * way.samples / machine.nodes
+    per_node = _boundaries(sizes, way, work) * way.samples / machine.nodes
     products = 8 if way.stream else 6  # forward, input gradient, square, and a second forward; two each
     return Traffic(
         read=read,
@@ -315,7 +308,7 @@ def _sent(sizes: Sizes, way: Way, machine: Machine, work: Work) -> tuple[float, 
         sums = 4 * len(sizes.layers) * 2 * inside * _hidden(sizes, tokens)
         return sums, F / group * across
     if way.shards > 1:  # two gatherings of the weights, one reduction of F
-        runs = _readings(work) if way.stream else work.fishers
+        runs = 1 if way.stream else work.fishers
         layers = sizes.itemsize * float(sum(layer.parameters for layer in sizes.layers))
         return (2 * runs * layers + F) * inside, F / group * across
     link, network = 0.0, 0.0

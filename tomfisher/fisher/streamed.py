@@ -150,9 +150,9 @@ def _down(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object
     for number in range(max(part.down_from for part in parts), lowest - 1, -1):
         following = number - 1 if number > lowest else -1
         with layers.on(number, following), weights_kept(layers.modules[number]):
-            done = [(part, part.run.down(number, advance)) for part in parts if part.down_from >= number]
-        for part, run in done:
-            part.down_done(number, run)
+            for part in parts:
+                if part.down_from >= number:
+                    part.down_done(number, part.run.down(number, advance))
 
 
 def _boundaries(boundary: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Boundaries:
