@@ -153,6 +153,15 @@ def test_a_model_that_wants_single_rows_is_read_again(fresh_model: Any, evaluato
     assert readings(opened) == 3  # padded batches, what is asked where those differ, single rows
 
 
+def test_what_passes_between_layers_unseen_is_refused(fresh_model: Any, evaluators: Any) -> None:
+    model, lengths = fresh_model("llama"), list[int]()
+    first, second = (layer.mlp for layer in model.model.layers)
+    first.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
+    second.register_forward_hook(lambda module, args, output: output * lengths.pop())
+    with pytest.raises(UnsupportedLayers, match="log-probabilities of a short text differ"):
+        measure(Resident(model), programs(evaluators))
+
+
 def test_a_rule_that_is_broken_is_named(fresh_model: Any, evaluators: Any) -> None:
     model = fresh_model("llama")
     model.model.layers[1].mlp.register_forward_hook(

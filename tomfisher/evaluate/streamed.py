@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from tomfisher.evaluate.choice import ChoiceEvaluator
 from tomfisher.evaluate.perplexity import PerplexityEvaluator
@@ -28,9 +29,10 @@ from tomfisher.perturbation.layerwise import OUTSIDE
 from tomfisher.progress import progress_bar
 from tomfisher.runtime import ranks
 from tomfisher.runtime.boundaries import Boundaries
-from tomfisher.runtime.forward import ordinary_ids
+from tomfisher.runtime.forward import forward, logprobs, ordinary_ids
 from tomfisher.runtime.layerwise import Call, Layers, StreamedModel, UnsupportedLayers
-from tomfisher.runtime.rules import Rules
+from tomfisher.runtime.modes import running
+from tomfisher.runtime.rules import Rules, difference, noise
 from tomfisher.runtime.torch_state import plain_torch
 
 Result = TypeVar("Result")
@@ -159,6 +161,8 @@ class _Measurement:
         self._asking = self._section(State())
         self._states = [self._section(state) for state in states]
         self._sums = OUTSIDE, WeightSums()  # of the layer that is there
+        self._ids = torch.tensor([ordinary_ids(self.model)[:_LEARNT_FROM]])
+        self._whole: Tensor | None = None  # log-probabilities of these tokens, by an ordinary forward
 
     def _section(self, state: State) -> _Section:
         return _Section(LayerwisePerturbation(self.model, self.layers.modules, state))
@@ -166,8 +170,7 @@ class _Measurement:
     def run(self, progress: bool) -> list[Measured]:
         """Pass after pass, until every forward is answered."""
         with self.layers.opened.loaded(self.outer):
-            ids = ordinary_ids(self.model)[:_LEARNT_FROM]
-            self.layers.learn(torch.tensor([ids]))
+            self.layers.learn(self._ids)
             while True:
                 results = self._results()
                 sections = [self._asking, *self._states]
@@ -179,7 +182,7 @@ class _Measurement:
 
     def _results(self) -> list[tuple[Any, ...]]:
         """What the programs give in every state, which is right where nothing is fresh afterwards."""
-        rules = self._attempt(self._asking, lambda: [program.ask(self.model) for program in self.programs])
+        rules = self._attempt(self._asking, self._ask)
         if self._asking.fresh or rules is None:
             rules = [_ASSUMED] * len(self.programs)
         pairs = list(zip(self.programs, rules, strict=True))
@@ -196,6 +199,23 @@ class _Measurement:
             if section.perturbation.is_inside and recorded is None:
                 recorded = section
         return results
+
+    def _ask(self) -> list[Rules]:
+        """What the model says to the rules; refused where a short text comes out otherwise than in one forward."""
+        found = self._short()
+        if self._whole is not None and not self._asking.fresh:
+            apart = difference(found, self._whole)
+            if apart > noise(self._whole):
+                raise UnsupportedLayers(
+                    f"log-probabilities of a short text differ by {apart:.2g} nats between layer by layer and one "
+                    "forward: something else passes between the layers. Load the model whole (load_model, or leave "
+                    "--stream out)."
+                )
+        return [program.ask(self.model) for program in self.programs]
+
+    def _short(self) -> Tensor:
+        with torch.no_grad(), running(self.model):
+            return logprobs(forward(self.model, self._ids).logits)
 
     def _attempt(self, section: _Section, work: Callable[[], Result]) -> Result | None:
         """What a program gives in a state; None if it could not go on with numbers that are not the model's."""
@@ -214,7 +234,11 @@ class _Measurement:
         bar = progress_bar(total=len(self.layers.modules), desc="layers", unit="layer", enabled=progress)
         altered = [(partial(self._altered, section), section.fresh) for section in self._states]
         with bar:
-            self.layers.forward(self._asking.fresh, done=lambda number: bar.update(1), altered=altered)
+            lead = self._short if self._whole is None else None
+            whole = self.layers.forward(
+                self._asking.fresh, done=lambda number: bar.update(1), altered=altered, lead=lead
+            )
+            self._whole = self._whole if whole is None else whole
         for section in sections:
             section.calls += section.fresh
             section.fresh = []

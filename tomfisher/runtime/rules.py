@@ -544,6 +544,11 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float(apart.nan_to_num(nan=torch.inf).max())
 
 
+def noise(logprobs: Tensor) -> float:
+    """How far log-probabilities of the same call may be apart on a CPU, in nats."""
+    return SLACK * torch.finfo(torch.float32).eps * _size(logprobs)
+
+
 def _size(logprobs: Tensor) -> float:
     """The largest finite log-probability's size, at least 1."""
     finite = logprobs[logprobs.isfinite()]
