@@ -131,6 +131,16 @@ def test_a_model_in_its_files_is_read_once(
         evaluators[0].score(opened.model)
 
 
+def test_hidden_states_that_do_not_fit_are_refused_before_the_work(
+    fresh_model: Any, evaluators: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Resident(fresh_model("llama"))
+    monkeypatch.setattr("tomfisher.runtime.boundaries.free_memory", lambda: 10_000)
+    with pytest.raises(ValueError, match=r"hidden states of 1 states .* there are 1e-05 GB"):
+        measure(opened, programs(evaluators))
+    assert readings(opened) == 0
+
+
 class _Leaning(torch.nn.Module):
     """A layer whose numbers lean on how many rows stand in the forward, so that rows have to run alone."""
 

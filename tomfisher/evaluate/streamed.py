@@ -233,6 +233,7 @@ class _Measurement:
         """Every layer on what is fresh."""
         bar = progress_bar(total=len(self.layers.modules), desc="layers", unit="layer", enabled=progress)
         altered = [(partial(self._altered, section), section.fresh) for section in self._states]
+        self._check_room()
         with bar:
             lead = self._short if self._whole is None else None
             whole = self.layers.forward(
@@ -242,6 +243,19 @@ class _Measurement:
         for section in sections:
             section.calls += section.fresh
             section.fresh = []
+
+    def _check_room(self) -> None:
+        """Refuse before the work hidden states that do not fit where they are kept."""
+        boundaries, sections = self.layers.boundaries, [self._asking, *self._states]
+        calls = [call for section in sections for call in section.fresh]
+        size = boundaries[0, calls[0]].element_size()
+        needed = sum(call.shape.numel() * size for call in calls)
+        if (room := boundaries.room) is not None and needed > room:
+            raise ValueError(
+                f"The hidden states of {len(self._states)} states of the weights take {needed / 1e9:.3g} GB, and there "
+                f"are {room / 1e9:.3g} GB. Keep them in a file on a larger disk (--boundary DIR), or measure fewer "
+                "masks or questions at once."
+            )
 
     def _altered(self, section: _Section, number: int) -> AbstractContextManager[None]:
         if self._sums[0] != number:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tomfisher.runtime.machine import free_memory
+
 
 class _Place(NamedTuple):
     """Where a tensor lies in the file."""
@@ -98,6 +100,14 @@ class Boundaries:
         self.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that are free where the tensors are kept; None where that is not known."""
+        if self._file is None:
+            return free_memory()
+        disk = os.fstatvfs(self._file.fileno())
+        return disk.f_bavail * disk.f_frsize
 
     @property
     def file_bytes(self) -> int:
