@@ -111,6 +111,7 @@ class Part:
     def turn(self, short_loss: float | None) -> None:
         """`LayerwiseRun.turn`; where rows stood in one forward that must not, all begins anew."""
         if not self.run.turn(short_loss):
+            self.run.boundaries.clear()
             self.run.record()
             self.up_from = 0
             return

@@ -136,6 +136,11 @@ class Boundaries:
         if not self._keys[place.offset] and place.nbytes:
             self._unused[place.nbytes].append(place.offset)
 
+    def clear(self) -> None:
+        """Forget them all; in a file that is kept their bytes stay, for what another process may find by its places."""
+        for key in [*self._tensors, *([] if self.is_kept else self._places)]:
+            self.discard(key)
+
     def close(self) -> None:
         """Forget them all, and the file."""
         self._tensors.clear()
