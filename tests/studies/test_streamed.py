@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers as tf
 
 from bits import same_bits
 from tomfisher import FisherDiagonal, SparseMask, report
 from tomfisher.cli.main import main
+from tomfisher.models.opened import is_streamed
 from tomfisher.results.row import RANDOM, TASK_CONTROL, point_key
+from tomfisher.runtime.positions import position_limit
 from tomfisher.studies import Config, Experiment
+from tomfisher.studies.named_model import named_model
 from training import some_mask
 
 
@@ -132,3 +136,47 @@ def test_what_needs_the_whole_model_says_so(
 ) -> None:
     assert main(["run", "--model", tiny_settings["model"], "--stream", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_learned_positions_are_known_before_the_weights_leave(
+    tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "roberta"
+    config = tf.RobertaConfig(
+        vocab_size=53,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=66,
+        is_decoder=True,
+    )
+    tf.RobertaForCausalLM(config).save_pretrained(folder)
+    tf.AutoTokenizer.from_pretrained(tiny_settings["model"]).save_pretrained(folder)
+    loaded = named_model(Config.from_dict({"model": str(folder), "stream": "yes"}), "fp32", None)
+    assert is_streamed(loaded.model)
+    assert position_limit(loaded.model) == 64  # two rows of the table are in front of the first token's
+
+
+def test_a_folder_for_hidden_states_has_to_be_there(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    config = Config.from_dict(tiny_settings | {"stream": "yes", "boundary": str(tmp_path / "none")})
+    with pytest.raises(ValueError, match="there is no folder"):
+        named_model(config, "fp32", None)
+
+
+@pytest.mark.slow
+def test_a_preset_streamed_prints_the_table_of_the_resident_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"limit": 24, "n_task": 8, "n_control": 8, "kappas": 3e-2, "random_seeds": 1}
+    flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    flags += ["--preset", "demo-testbed", "--perplexity_tokens", "512", "--device", "cpu"]
+    printed = []
+    for way in (["--share_prefix", "no", "--analysis_prompts", "0"], ["--stream"]):
+        assert main(["run", *flags, *way, "--output_path", f"run{len(printed)}"]) == 0
+        printed.append(capsys.readouterr())
+    assert printed[1].out == printed[0].out.replace("run0", "run1")
+    assert "no analysis: it looks into the layers" in printed[1].err
+    first, second = (tmp_path / name / "results.csv" for name in ("run0", "run1"))
+    assert first.read_bytes() == second.read_bytes()
