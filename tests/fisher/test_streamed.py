@@ -10,10 +10,10 @@ import pytest
 import torch
 from resident import Resident
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Phi3Config
 
 import tomfisher
-from tiny_models import ATTENTION, FAMILIES, random_model
+from tiny_models import ATTENTION, FAMILIES, GROUPED, random_model
 from tomfisher.fisher import select_parameters
 from tomfisher.fisher.layerwise import LayerwiseRun
 from tomfisher.fisher.record import Asked
@@ -23,6 +23,7 @@ from tomfisher.fisher.streamed import SampleSet, stream_diagonals
 from tomfisher.models.opened import open_model
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.layerwise import Layers, UnsupportedLayers
+from tomfisher.runtime.rules import EQUAL
 
 # a parameter that only the probe finds to need every sample alone: its batches are cut up as they were recorded
 ALONE = ("mamba", "jamba", "dbrx")
@@ -79,6 +80,27 @@ def test_where_the_probe_finds_a_fallback_it_is_exact(tiny: SimpleNamespace, fam
     assert any(method.startswith("fallback") for method in methods.values())
     result = tomfisher.FisherDiagonal(F, len(samples), 0, methods)
     tiny.assert_exact(result, {name: tiny.definition(model, samples)[name] for name in F})
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_rows_that_padding_changes_are_recorded_anew_in_equal_lengths(
+    tiny: SimpleNamespace, tmp_path: Path, kept: bool
+) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "factor": 8.0}
+    rope |= {"long_factor": [2.0, 4.0, 8.0, 8.0], "original_max_position_embeddings": 10}
+    settings = {"rope_parameters": rope, "original_max_position_embeddings": 10, "pad_token_id": 0}
+    model = random_model(Phi3Config(**{**GROUPED, **settings}), noise=0.2)
+    model.save_pretrained(tmp_path / "model")
+    samples, folder = tiny.samples(9), str(tmp_path / "model")
+    resident = AutoModelForCausalLM.from_pretrained(folder)
+    expected = tomfisher.fisher_diagonal(resident, samples, tokens_per_batch=60, progress=False)
+    assert expected.metadata["rules"]["batches"] == EQUAL
+    opened = open_model(folder)
+    out = tmp_path / "store" if kept else None
+    F = tomfisher.fisher_diagonal(opened, samples, tokens_per_batch=60, out=out, progress=False)
+    assert F.metadata["rules"]["batches"] == EQUAL
+    assert F.metadata["streamed"]["passes"] == 2
+    assert all(torch.equal(F[name], expected[name]) for name in expected)
 
 
 def test_labels_are_drawn_as_in_a_resident_run(tiny: SimpleNamespace) -> None:

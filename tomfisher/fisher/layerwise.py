@@ -25,8 +25,17 @@ from tomfisher.runtime.batches import Batch, collate
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.layerwise import Call, Layers, UnsupportedLayers
 from tomfisher.runtime.modes import frozen
-from tomfisher.runtime.rules import Rules, check_rules
+from tomfisher.runtime.rules import EQUAL, PADDED, Rules, check_rules
 from tomfisher.sample import Sample
+
+
+class _NotRecorded(Exception):
+    """A question about batches that were not recorded, since padded ones were expected to be right."""
+
+
+def _refuse_batches(call: Call) -> None:
+    if call.shape[0] > 1:
+        raise _NotRecorded
 
 
 class LayerwiseRun:
@@ -112,7 +121,10 @@ class LayerwiseRun:
             UnsupportedLayers: layer by layer the model gives another loss.
         """
         assumed = self.rules
-        self.ask()
+        try:
+            self.ask()
+        except _NotRecorded:
+            self.rules = Rules(batches=EQUAL)
         if self.rules.batches != assumed.batches:
             return False
         self._head()
@@ -125,7 +137,7 @@ class LayerwiseRun:
 
     def ask(self) -> None:
         """What the rules say, from what has come out of the last layer."""
-        with self.layers.answering(self._asked):
+        with self.layers.answering(self._asked, missing=_refuse_batches):
             self.rules = self._ask()
 
     def down(self, number: int, advance: Callable[[int], object]) -> Run | None:
@@ -148,7 +160,8 @@ class LayerwiseRun:
         return run
 
     def _ask(self) -> Rules:
-        return check_rules(self._model, [sample.input_ids for sample in self.samples], tokens=self.budget)
+        texts = [sample.input_ids for sample in self.samples]
+        return check_rules(self._model, texts, tokens=self.budget, thorough=self.rules.batches != PADDED)
 
     def _recorded(self, batch: Batch, stage: WholeModel, calls: list[Call]) -> Recorded:
         stage.forward(batch)

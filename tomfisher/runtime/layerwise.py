@@ -310,7 +310,10 @@ class Layers:
 
     @contextmanager
     def answering(
-        self, calls: Sequence[Call], last: Callable[[Call, Tensor], Tensor] | None = None
+        self,
+        calls: Sequence[Call],
+        last: Callable[[Call, Tensor], Tensor] | None = None,
+        missing: Callable[[Call], object] | None = None,
     ) -> Iterator[None]:
         """Inside the block a forward that is one of the calls ends with what `forward` made of it.
 
@@ -319,12 +322,15 @@ class Layers:
         Args:
             calls: each is the answer to one forward, in order where several are the same.
             last: what is handed on instead of the last layer's output.
+            missing: told of a forward that is none of the calls before it goes through the layers; it may raise.
         """
         known = _Known(calls)
 
         def answer(call: Call, hidden: Tensor) -> Tensor:
             found = known.take(call)
             if found is None:
+                if missing is not None:
+                    missing(call)
                 call.boundaries[0, call] = hidden
                 with self._own_forwards():
                     self.forward([call])

@@ -101,7 +101,11 @@ class Rules:
 
 
 def check_rules(
-    model: Any, sequences: Iterable[Sequence[int] | Tensor], rows: int = 2, tokens: int | None = None
+    model: Any,
+    sequences: Iterable[Sequence[int] | Tensor],
+    rows: int = 2,
+    tokens: int | None = None,
+    thorough: bool = False,
 ) -> Rules:
     """Ask a model whether it keeps the rules, with the shortest and the longest text of a run.
 
@@ -114,6 +118,7 @@ def check_rules(
         sequences: token ids of every text of the run.
         rows: as many as a forward of the run may hold.
         tokens: as many as a forward of the run may hold, padding included: rows follow from their length.
+        thorough: ask about batches of equal lengths also where padded ones are found to be right.
 
     Returns:
         `Rules`.
@@ -123,8 +128,8 @@ def check_rules(
     """
     texts = _by_length(sequences)
     answers = _ANSWERS.get()
-    if answers is None:
-        return _asked(model, texts, rows, tokens)
+    if answers is None or thorough:
+        return _asked(model, texts, rows, tokens, thorough)
     known = answers.setdefault(model, _Known())
     state, asked = _fingerprint(model), frozenset(map(tuple, texts))
     run = known.runs.get(state)
@@ -195,9 +200,11 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
     _check_unchanged(model, bits)
 
 
-def _asked(model: Any, texts: list[list[int]], rows: int, tokens: int | None) -> Rules:
+def _asked(
+    model: Any, texts: list[list[int]], rows: int, tokens: int | None, thorough: bool = False
+) -> Rules:
     with weights_kept(model), measuring(model):
-        return _Questions(model, texts).ask(rows, tokens)
+        return _Questions(model, texts, thorough).ask(rows, tokens)
 
 
 def _check_unchanged(model: Any, bits: WeightBits) -> None:
@@ -273,8 +280,9 @@ class _Questions:
     (or that cut): what a model keeps of the longest text shows there, if anywhere.
     """
 
-    def __init__(self, model: Any, texts: list[list[int]]) -> None:
+    def __init__(self, model: Any, texts: list[list[int]], thorough: bool = False) -> None:
         self.model, self.texts, self.device = model, texts, device_of(model)
+        self.thorough = thorough
         self.shortest, self.longest = texts[0], texts[-1]
         self.short = self.longest[:SHORT]
         self.middle = next((t for t in reversed(texts) if len(t) < len(self.longest)), self.short)
@@ -452,14 +460,18 @@ class _Questions:
         """Which rows may stand in one forward, and why no others."""
         trials = self._trials(rows, tokens)
         nats = max(map(self._beside, trials))
-        if self._rounds(self._note(PADDED, nats)):
+        padded = self._rounds(self._note(PADDED, nats))
+        if padded and not self.thorough:
             return PADDED, ""
         reason = f"beside other texts, padded, log-probabilities differ by {nats:.2g} nats from those alone"
-        if len(self.shortest) < len(self.longest):
-            nats = max(self._beside_equals(text) for text in (self.shortest, self.longest))
-            if self._rounds(self._note(EQUAL, nats)):
-                return EQUAL, reason
-        return SINGLE, reason
+        equal = len(self.shortest) < len(self.longest) and self._equal_lengths_do()
+        if padded:
+            return PADDED, ""
+        return (EQUAL if equal else SINGLE), reason
+
+    def _equal_lengths_do(self) -> bool:
+        nats = max(self._beside_equals(text) for text in (self.shortest, self.longest))
+        return self._rounds(self._note(EQUAL, nats))
 
     def _trials(self, rows: int, tokens: int | None) -> list[list[list[int]]]:
         """Batches as the run may make them: the most padding, the longest text, little padding, the most rows."""
