@@ -36,7 +36,16 @@ def _layerwise(model: Any, folder: Path | None = None) -> tuple[tuple[dict[str, 
         return _program(model), layers
 
 
-@pytest.mark.parametrize("family", sorted({*FAMILIES, *ATTENTION} - {"both-ways"}))
+QUICK = ("falcon", "gpt2", "llama-gqa", "mamba", "mixtral")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in QUICK else pytest.mark.slow)
+        for family in sorted({*FAMILIES, *ATTENTION} - {"both-ways"})
+    ],
+)
 def test_a_program_gives_the_same_bits_layer_by_layer(family: str) -> None:
     model = random_model(family, noise=0.1)
     rules, logits = _program(model)
