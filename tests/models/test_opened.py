@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -486,3 +487,13 @@ def test_other_loads_read_their_weights_as_ever(folder: Any) -> None:
     model: Any = tf.AutoModelForCausalLM.from_pretrained(folder.name)
     assert not is_streamed(model)
     assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_freed_head_is_refused_whatever_computes_it(tmp_path: Path) -> None:
+    model = random_model("llama-gqa")
+    model.save_pretrained(tmp_path)
+    opened = open_model(str(tmp_path))
+    head: Any = opened.model.get_output_embeddings()
+    head.forward = functools.partial(torch.nn.Linear.forward, head)  # as `by_onednn` replaces it
+    with pytest.raises(RuntimeError, match="while its weight is still in its file"):
+        head(torch.zeros(1, 1, head.in_features))

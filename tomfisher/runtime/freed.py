@@ -78,7 +78,7 @@ def refuse_calls(model: nn.Module, layers: Iterable[nn.Module]) -> None:
     """Make modules whose weights are freed raise when they are called, where they would read memory that is not there.
 
     A layer looks at all of its parameters, since some are read past their module; a module outside the layers at its
-    own. One whose `forward` is replaced on the instance (a layer that is passed over) is let be.
+    own. A layer that is passed over (`tomfisher.runtime.layerwise`) is let be.
 
     Args:
         model: the model.
@@ -94,7 +94,7 @@ def refuse_calls(model: nn.Module, layers: Iterable[nn.Module]) -> None:
 
 
 def _refuse_freed(module: nn.Module, args: Any, recurse: bool = True) -> None:
-    if "forward" in vars(module):
+    if _is_passed_over(module):
         return
     for name, parameter in module.named_parameters(recurse=recurse):
         if is_freed(parameter):
