@@ -13,6 +13,7 @@ from tomfisher.runtime.machine import free_memory
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_PARTS = ("RssAnon", "RssFile", "RssShmem")
 
 
 def peak_extra_bytes(run: Callable[[], object], device: torch.device | str = "cpu") -> int | None:
@@ -82,6 +83,17 @@ def reset_peak() -> None:
 def peak_bytes() -> int:
     """The process's peak resident memory since `reset_peak` (Linux)."""
     return _field("VmHWM")
+
+
+def resident_bytes() -> int:
+    """The process's resident memory now (Linux)."""
+    return _field("VmRSS")
+
+
+def resident_parts() -> dict[str, int]:
+    """What the resident memory is made of now, in bytes: anonymous, of mapped files, shared (Linux)."""
+    status = _STATUS.read_text()
+    return {name: int(status.split(f"{name}:")[1].split()[0]) * 1024 for name in _PARTS}
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int:

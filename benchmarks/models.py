@@ -32,6 +32,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 49152, "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,
         "num_attention_heads": 15, "num_key_value_heads": 5, "tie_word_embeddings": True,
     },
+    # meta-llama/Llama-3.2-1B and -3B
+    "llama3-1b": {
+        "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True,
+    },
+    "llama3-3b": {
+        "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+        "num_attention_heads": 24, "num_key_value_heads": 8, "tie_word_embeddings": True,
+    },
     # meta-llama/Meta-Llama-3-8B and -70B
     "llama3-8b": {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,

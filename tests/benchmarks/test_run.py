@@ -16,6 +16,7 @@ from tomfisher.benchmarks import (
     bench_growth,
     bench_linear,
     bench_masked_fill,
+    bench_scale,
     bench_squared_gradient,
     bench_topk,
     bench_topk_gpu,
@@ -381,3 +382,47 @@ def test_fits_find_the_law():
 def test_growth_refuses_an_unknown_axis(capsys):
     assert main(["bench", "growth", "--quick", "--axes", "topk,width"]) == 2
     assert "samples, length, parameters, topk" in capsys.readouterr().err
+
+
+def test_streamed_and_resident_passes_of_a_written_shape(tmp_path, capsys):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    line = "scale --shape tiny --layers 1 --dtype fp32 --samples 2 3 --tokens 8 --rounds 1 --scratch"
+    found = recorded(tmp_path, line, str(scratch))
+    cases = found["results"]["cases"]
+    assert [(case["slice"], case["layers"], case["of_layers"], case["samples"]) for case in cases] == [
+        (True, 1, 2, 2),
+        (True, 1, 2, 3),
+    ]
+    for case in cases:
+        assert case["same_bits"] and set(case["ways"]) == {"streamed", "resident"}
+        assert case["ways"]["streamed"]["written"]["F"] == case["fisher_bytes"]
+        assert case["ratios"]["F_written_over_F"] == 1.0 and case["ratios"]["read_over_file"] > 1
+        assert 0 < case["ways"]["streamed"]["hidden_bytes"] <= case["said_hidden_bytes"]
+    assert {(curve["x"], curve["way"]) for curve in found["results"]["growth"]} == {
+        ("samples", "streamed"),
+        ("samples", "resident"),
+    }
+    assert list(scratch.iterdir()) == []
+    out = capsys.readouterr()
+    assert "first 1 of 2 layers" in out.out and "GB of disk" in out.err
+
+
+def test_a_killed_streamed_pass_ends_with_the_same_bytes(tmp_path):
+    line = f"scale --shape tiny --samples 2 --tokens 8 --kills 3 --scratch {tmp_path}"
+    result = bench_scale.run(arguments(line))
+    (case,) = result["results"]["cases"]
+    assert case["same_bytes"] and case["kills"] >= 3 and case["layers_lost"] <= 1
+    assert sum(case["phases"].values()) == case["kills"] and bench_scale.exit_code(result) == 0
+    case["same_bytes"] = False
+    assert bench_scale.exit_code(result) == 1 and "OTHER BYTES" in bench_scale.report(result)
+
+
+def test_a_shape_that_the_disk_has_no_room_for_is_refused_before_the_work(tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=10**9)
+    monkeypatch.setattr(bench_scale.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(
+        OSError, match=r"llama3-8b \(32 of 32 layers\) takes .* GB of disk .*; 1.0 GB are free"
+    ):
+        bench_scale.run(arguments(f"scale --scratch {tmp_path}"))
+    assert list(tmp_path.iterdir()) == []

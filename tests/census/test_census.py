@@ -63,7 +63,7 @@ def test_frequencies_and_sinks_are_found_in_at_least_100_architectures(rows):
 def test_the_table_in_the_docs_is_what_was_found(rows):
     page, found = table.PATH.read_text(encoding="utf-8"), table.render(list(rows.values()))
     if table.version_of(page) == transformers.__version__:
-        assert page == found, "run `make census`"
+        assert table.parted(page)[0] == found, "run `make census`"
     else:
         ours, theirs = table.verdicts(page), table.verdicts(found)
         both = ours.keys() & theirs.keys()

@@ -170,6 +170,29 @@ BENCHMARKS: dict[str, tuple[str, tuple[Flag, ...]]] = {
             _flag("quick", "sizes that take seconds", False, action="store_true"),
         ),
     ),
+    "scale": (
+        "the streamed Fisher over random weights of known shapes, beside the resident one; kills and resumes",
+        (
+            _flag(
+                "shape",
+                "[llama3-8b] or llama3-3b, -1b, llama-360m, llama-135m; several with commas",
+                "llama3-8b",
+            ),
+            _flag("layers", "only the first so many decoder layers of each", type=_positive),
+            _flag("model", "an existing model instead of random weights"),
+            _dtype("bf16", "of the random weights [bf16]"),
+            _flag("samples", "samples per pass [100]", [100], type=_positive, nargs="+"),
+            _flag("tokens", "tokens per sample [128]", 128, type=_positive),
+            _flag("boundary", "where hidden states are kept: ram, or a folder [beside the store]", "auto"),
+            _flag("scratch", "folder on a large disk for weights and stores [.]", "."),
+            _flag("keep", "leave the weights there for a later run", False, action="store_true"),
+            _flag("no_resident", "skip the resident pass", True, dest="resident", action="store_false"),
+            _flag(
+                "kills", "kill -9 so many streamed passes instead, and compare the stores", 0, type=_number
+            ),
+            _rounds(1),
+        ),
+    ),
     "choice": (
         "multiple choice: one answer at a time, padded batches, distinct rows, shared by steps, packed",
         (

@@ -112,7 +112,7 @@ class LayerStage:
     def per_sample(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Of every sample the sum of the gradient at the layer's output."""
         assert isinstance(batch, PartBatch)
-        return self._above(batch).sum((1, 2), dtype=torch.float32)
+        return self._above(batch).flatten(1).sum(1, dtype=torch.float32)
 
     def check(self, values: Tensor, called: list[str]) -> None:
         """See `Stage`."""

@@ -172,7 +172,7 @@ def _linear_maps(layers: Layers) -> LinearMaps:
 
 
 def _selection(layers: Layers, params: Params, maps: LinearMaps) -> dict[str, nn.Parameter]:
-    """The selected parameters, all of them in layers."""
+    """The selected parameters, each of them in one layer."""
     selection = select_parameters(layers.model, params, maps.weights)
     inside = {name for names in layers.parameters for name in names}
     if outside := [name for name in selection if name not in inside]:
@@ -181,4 +181,25 @@ def _selection(layers: Layers, params: Params, maps: LinearMaps) -> dict[str, nn
             "which a streamed Fisher does not reach. Select what the layers hold (params='decoder-linear'), or load "
             "the model whole."
         )
+    if shared := _shared(layers, selection):
+        name, other = next(iter(shared.items()))
+        raise UnsupportedLayers(
+            f"{name} and {len(shared) - 1} more of the selected parameters are used elsewhere too, as {other}. "
+            "The square is of the sum of what a sample gives at all places, which a streamed Fisher never has in "
+            "memory at once. Select others, or load the model whole."
+        )
     return selection
+
+
+def _shared(layers: Layers, selection: dict[str, nn.Parameter]) -> dict[str, str]:
+    """Of every selected parameter that does not belong to one layer alone, another name."""
+    home = {f"{name}." for name, _ in layers.opened.layers}
+    names: dict[int, list[str]] = {}
+    for name, parameter in layers.model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    found = {}
+    for name, parameter in selection.items():
+        layer = next(prefix for prefix in home if name.startswith(prefix))
+        if beside := [other for other in names[id(parameter)] if not other.startswith(layer)]:
+            found[name] = beside[0]
+    return found

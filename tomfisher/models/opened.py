@@ -57,7 +57,7 @@ class OpenedModel:
 
     def __init__(self, place: Place, model: Any, plan: Plan, loading: dict[str, Any]) -> None:
         self.model = model
-        self.layers = _decoder_layers(model, place.source)
+        self.layers = decoder_layers(model, place.source)
         self._place, self._checkpoint, self._recipes, self._loading = (
             place,
             plan.checkpoint,
@@ -355,7 +355,7 @@ def _recipe_of(model: nn.Module, plan: Plan, canonical: dict[str, str]) -> dict[
     return recipes
 
 
-def _decoder_layers(model: Any, source: str) -> list[tuple[str, nn.Module]]:
+def decoder_layers(model: Any, source: str) -> list[tuple[str, nn.Module]]:
     """The decoder's layers in order, by name: of several lists, the one as long as the config says and least deep.
 
     Encoders of other inputs lie deeper in the decoder than its own layers.

@@ -19,9 +19,14 @@ SECONDS = 120.0  # for one architecture, which takes about one on an idle machin
 
 
 class Worker:
-    """A process that reads the name of an architecture a line and writes its row a line."""
+    """A process that reads the name of an architecture a line and writes its row a line.
 
-    def __init__(self) -> None:
+    Args:
+        arguments: of `census.worker`: none, or "streaming".
+    """
+
+    def __init__(self, *arguments: str) -> None:
+        self._arguments = arguments
         self.process: subprocess.Popen[str] | None = None
 
     def row(self, model_type: str, seconds: float = SECONDS) -> dict[str, object]:
@@ -55,7 +60,7 @@ class Worker:
             "MKL_NUM_THREADS": "1",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "census.worker"],
+            [sys.executable, "-m", "census.worker", *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -72,14 +77,16 @@ class Worker:
             self.process = None
 
 
-def rows(model_types: Sequence[str], processes: int = PROCESSES) -> Iterator[dict[str, object]]:
+def rows(
+    model_types: Sequence[str], *arguments: str, processes: int = PROCESSES
+) -> Iterator[dict[str, object]]:
     """The rows of some architectures, in their order, from processes of one thread each."""
     local = threading.local()
     workers: list[Worker] = []
 
     def run(model_type: str) -> dict[str, object]:
         if not hasattr(local, "worker"):
-            local.worker = Worker()
+            local.worker = Worker(*arguments)
             workers.append(local.worker)
         return local.worker.row(model_type)
 
