@@ -91,10 +91,10 @@ def test_both_directions_and_all_conditions_of_a_scene_count_as_one():
         )
 
     groups = scores(1.0).by_group()
-    assert (groups["contents/open"].n, groups["contents/open"].n_scenes) == (12, 6)
-    assert (groups["all"].n, groups["all"].n_scenes) == (24, 6)
+    assert (groups["contents/open"].n, groups["contents/open"].n_clusters) == (12, 6)
+    assert (groups["all"].n, groups["all"].n_clusters) == (24, 6)
     assert groups["all"].ci95 == pytest.approx(wilson_interval(6, 6))
-    assert scores(1.0).cells()["all"].n_scenes == 6
+    assert scores(1.0).cells()["all"].n_clusters == 6
     assert compare(scores(1.0), scores(0.0)) == {
         "contents/open": 2 / 2**6, "contents/informed": 2 / 2**6, "all": 2 / 2**6
     }  # fmt: skip

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from tomfisher.results.columns import CI95, COUNT, WEIGHTS, answers, mask_columns, masks_at, on_text
 from tomfisher.results.results import Results
 from tomfisher.results.row import rows_of
 from tomfisher.results.sweep import sweep_table
-from tomfisher.results.tables import align
+from tomfisher.results.tables import PAGE, TEXT, Line, align, stacked, table
 
 
 def point(mask, kappa, false_belief, overall, perplexity, seed=None, nnz=0):
@@ -48,3 +49,40 @@ def test_one_line_per_mask_with_random_masks_as_a_range():
 def test_columns_line_up():
     lines = align(["name", "n"], [["a", "1"], ["long name", "100"]], left=(0,)).splitlines()
     assert lines == ["name         n", "---------  ---", "a            1", "long name  100"]
+
+
+def test_one_row_has_its_interval_and_several_are_least_to_most():
+    (shown,) = answers("accuracy", "false-belief", ci95=CI95)
+    assert shown.cell(Line([], RESULTS.at(1e-3, "task-control")), TEXT) == "0.200 [0.100, 0.300]"
+    assert shown.cell(Line([], RESULTS.at(1e-3, "random")), TEXT) == "0.950..0.980"
+    assert shown.cell(Line([], ()), PAGE) == "–"
+    whole = TEXT._replace(once=False)
+    assert COUNT.cell(Line([], RESULTS.at(1e-3, "random")), whole) == "100..100"
+    assert COUNT.cell(Line([], RESULTS.at(1e-3, "task-control")), whole) == "100"
+
+
+def test_all_masks_of_a_kappa_stand_on_one_line():
+    tests = dict.fromkeys(RESULTS.at(1e-3, "task-control"), 0.0)
+    columns = [WEIGHTS, *mask_columns(tests), *on_text(RESULTS, "perplexity", "control-only")]
+    lines = [masks_at(RESULTS, 1e-3, ["0.001"]), masks_at(RESULTS, None, ["–"])]
+    shown = table(["κ"], columns, lines, PAGE)
+    assert shown.columns[2:4] == ["Untouched", "Task minus control"]
+    assert shown.rows == [
+        [
+            "0.001",
+            "50",
+            "1.000 [0.900, 1.100]",
+            "0.200 [0.100, 0.300]",
+            "< 1e-300",
+            "0.970 [0.870, 1.070]",
+            "0.950 to 0.980",
+            "+200.0%",
+        ],
+        ["–", "–", "1.000 [0.900, 1.100]", *["–"] * 5],
+    ]
+    assert stacked([shown, shown]).rows == shown.rows * 2
+
+
+def test_a_state_has_no_rise_over_itself():
+    (rise,) = on_text(RESULTS)
+    assert rise.cell(Line([], [RESULTS.baseline()]), PAGE) == "–"

@@ -62,27 +62,27 @@ class GroupScore:
         n: number of items (questions, or cells).
         accuracy: mean correctness in [0, 1].
         ci95: 95 % interval `(low, high)` of the accuracy: Wilson's, for the number of independent questions that
-            the scenes are worth (`tomfisher.evaluate.cluster_interval`).
-        n_scenes: number of scenes that the items are about.
+            the clusters are worth (`tomfisher.evaluate.cluster_interval`).
+        n_clusters: number of clusters that the items form.
     """
 
     n: int
     accuracy: float
     ci95: tuple[float, float]
-    n_scenes: int
+    n_clusters: int
 
     @classmethod
     def of(cls, items: Iterable[tuple[float, str]]) -> GroupScore:
-        """Summarise some items, each given as correctness and scene."""
-        values, scenes = zip(*items, strict=True)
-        interval = cluster_interval(values, scenes)
-        return cls(len(values), sum(values) / len(values), interval, len(set(scenes)))
+        """Summarise some items, each given as correctness and cluster."""
+        values, clusters = zip(*items, strict=True)
+        interval = cluster_interval(values, clusters)
+        return cls(len(values), sum(values) / len(values), interval, len(set(clusters)))
 
     def to_dict(self) -> dict[str, Any]:
         """`{"n", "n_scenes", "accuracy", "ci95": [low, high]}`, fit for JSON."""
         return {
             "n": self.n,
-            "n_scenes": self.n_scenes,
+            "n_scenes": self.n_clusters,
             "accuracy": self.accuracy,
             "ci95": list(self.ci95),
         }

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.report.style import INK, STATES, axes, error_bars, legend_above, literal, styled
-from tomfisher.report.tables import interval, p_value, span
+from tomfisher.report.tables import span
 from tomfisher.results.architecture_folder import Architectures
 from tomfisher.results.architectures import FAMILIES, Outcome
+from tomfisher.results.columns import COUNT, WEIGHTS, mask_columns, masks_at, on_text
 from tomfisher.results.equal_kappa import common_kappas
-from tomfisher.results.row import CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL, Row
-from tomfisher.results.tables import Table
+from tomfisher.results.row import BASELINE, CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL, Row
+from tomfisher.results.tables import PAGE, Table, stacked, table
+from tomfisher.results.verdict import headline_tests
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,86 +112,58 @@ def says(architectures: Architectures | Sequence[Outcome]) -> str:
 def equal_kappa_table(architectures: Architectures | Sequence[Outcome]) -> Table | None:
     """One row per κ and architecture; None where no κ is common to all."""
     outcomes = outcomes_of(architectures)
-    rows = []
-    for kappa in common_kappas(outcomes):
-        for outcome in outcomes:
-            after, control = outcome.after(kappa=kappa), outcome.control(kappa=kappa)
-            randoms = outcome.randoms(kappa=kappa)
-            rows.append(
-                [
-                    f"κ = {kappa:g}: {outcome.title}",
-                    f"{after.nnz:,}",
-                    interval(after),
-                    p_value(outcome.p(kappa)),
-                    interval(control),
-                    span([row.accuracy for row in randoms], "{:.3f}"),
-                    f"{outcome.rise(after):+.1%}",
-                    f"{outcome.rise(control):+.1%}",
-                    span([outcome.rise(row) for row in randoms], "{:+.1%}"),
-                ]
-            )
-    if not rows:
-        return None
-    columns = ["κ and architecture", "Weights", "Task minus control", "p (Holm)", "Control only", "Random"]
-    return Table(
+    caption = (
         "Every architecture at every κ that all have: false-belief accuracy with 95 % intervals (random masks: least "
         "to most), and the rise of the perplexity under each mask. p against the untouched model, after Holm over the "
-        "κ of that architecture.",
-        [*columns, "Perplexity", "Control only", "Random"],
-        rows,
+        "κ of that architecture."
     )
+    parts = []
+    for kappa in common_kappas(outcomes):
+        for outcome in outcomes:
+            line = masks_at(outcome.results, kappa, [f"κ = {kappa:g}: {outcome.title}"])
+            columns = [
+                WEIGHTS,
+                *mask_columns(headline_tests(outcome.results)),
+                *on_text(outcome.results, "perplexity"),
+                *on_text(outcome.results, "perplexity, control only", CONTROL_ONLY),
+                *on_text(outcome.results, "perplexity, random", RANDOM),
+            ]
+            parts.append(table(["κ and architecture"], columns, [line], PAGE, caption))
+    return stacked(parts) if parts else None
 
 
 def architecture_table(architectures: Architectures | Sequence[Outcome]) -> Table:
     """One row per architecture, each at its own κ."""
-    rows = []
-    for outcome in outcomes_of(architectures):
-        rows.append(
-            [
-                outcome.title,
-                outcome.positions,
-                "found" if outcome.found else "not found",
-                f"{outcome.kappa:g}",
-                interval(outcome.before()),
-                interval(outcome.after()),
-                p_value(outcome.p()),
-                span([row.accuracy for row in outcome.randoms()], "{:.3f}"),
-                interval(outcome.control()),
-                f"{outcome.rise(outcome.after()):+.1%}",
-            ]
-        )
-    columns = ["Architecture", "Positions", "Effect", "κ", "Untouched", "Task minus control", "p (Holm)"]
-    return Table(
+    labels = ["architecture", "positions", "effect", "κ"]
+    caption = (
         "Each architecture at its own κ, the one where its accuracy falls most: these rows are not at one κ and so not "
-        "comparable with each other. False-belief accuracy with 95 % intervals, random masks from least to most.",
-        [*columns, "Random", "Control only", "Perplexity"],
-        rows,
-        words=(0, 1, 2),
+        "comparable with each other. False-belief accuracy with 95 % intervals, random masks from least to most."
     )
+    parts = []
+    for outcome in outcomes_of(architectures):
+        found = "found" if outcome.found else "not found"
+        own = [outcome.title, outcome.positions, found, f"{outcome.kappa:g}"]
+        columns = [*mask_columns(headline_tests(outcome.results)), *on_text(outcome.results, "perplexity")]
+        line = masks_at(outcome.results, outcome.kappa, own)
+        parts.append(table(labels, columns, [line], PAGE, caption, words=(0, 1, 2)))
+    return stacked(parts)
 
 
 def family_table(architectures: Architectures | Sequence[Outcome]) -> Table | None:
     """One row per architecture and family of stories, at the architecture's own κ; None where no family is known."""
-    rows = []
-    for outcome in outcomes_of(architectures):
-        for name in (f"{family}/{HEADLINE}" for family in FAMILIES):
-            if name in outcome.conditions:
-                rows.append(
-                    [
-                        f"{outcome.title}: {name.removesuffix(f'/{HEADLINE}')}",
-                        f"{outcome.kappa:g}",
-                        str(outcome.before(name).n),
-                        interval(outcome.before(name)),
-                        interval(outcome.after(name)),
-                        interval(outcome.control(name)),
-                        span([row.accuracy for row in outcome.randoms(name)], "{:.3f}"),
-                    ]
-                )
-    if not rows:
+    lines = [
+        masks_at(outcome.results, outcome.kappa, [f"{outcome.title}: {family}", f"{outcome.kappa:g}"], name)
+        for outcome in outcomes_of(architectures)
+        for family, name in ((family, f"{family}/{HEADLINE}") for family in FAMILIES)
+        if name in outcome.conditions
+    ]
+    if not lines:
         return None
-    return Table(
+    return table(
+        ["architecture and family", "κ"],
+        [COUNT._replace(beside=BASELINE), *mask_columns()],
+        lines,
+        PAGE,
         "False belief in each family of stories, at the architecture's own κ, with 95 % intervals.",
-        ["Architecture and family", "κ", "n", "Untouched", "Task minus control", "Control only", "Random"],
-        rows,
         title="Families of stories",
     )

@@ -9,10 +9,11 @@ from tomfisher.evaluate.statistics import TEST, holm
 from tomfisher.report.data import Missing, RunData
 from tomfisher.report.provenance import shown
 from tomfisher.report.sections import Section
-from tomfisher.report.tables import ABSENT, interval, p_value
+from tomfisher.report.tables import ABSENT
+from tomfisher.results.columns import CI95, answers, mask_columns, masks_at, on_text, tested
 from tomfisher.results.conditions import conditions_of
 from tomfisher.results.row import TASK_CONTROL, Row
-from tomfisher.results.tables import Table
+from tomfisher.results.tables import PAGE, Column, Line, Table, stacked, table
 from tomfisher.results.verdict import headline_tests
 from tomfisher.text_files import read_json
 
@@ -90,38 +91,42 @@ def _item_by_item(first: RunData, second: RunData) -> Section:
 
 
 def _verdicts(first: RunData, second: RunData) -> Table:
-    rows = []
+    labels, parts = ["run", "effect", "condition", "κ"], []
     for run in (first, second):
-        results, after = run.results, [ABSENT] * 4
-        for row, p in headline_tests(results).items():
-            if row.kappa == run.focus:
-                after = [f"{row.kappa:g}", interval(row), p_value(p), f"{results.rise(row):+.1%}"]
+        results = run.results
         word = "found" if run.verdict.found else "not found" if run.verdict.enough else "too few questions"
-        rows.append([run.heading, word, results.headline, interval(results.baseline()), *after])
-    columns = ["Run", "Effect", "Condition", "Untouched", "κ", "Task minus control", "p (Holm)", "Perplexity"]
-    return Table("The two verdicts.", columns, rows, words=(0, 1, 2))
+        kappa = ABSENT if run.focus is None else f"{run.focus:g}"
+        line = masks_at(results, run.focus, [run.heading, word, results.headline, kappa])
+        columns = [*mask_columns(headline_tests(results)), *on_text(results, "perplexity")]
+        parts.append(table(labels, columns, [line], PAGE, "The two verdicts.", words=(0, 1, 2)))
+    return stacked(parts)
 
 
 def _paired(first: RunData, second: RunData) -> Table:
     """Untouched and task-minus-control at every κ that both have."""
-    pairs = [("untouched", first.results.baseline(), second.results.baseline())]
+    pairs = {"untouched": (first.results.baseline(), second.results.baseline())}
     for kappa in first.results.kappas:
         both = [run.results.at(kappa, TASK_CONTROL) for run in (first, second)]
         if all(both):
-            pairs.append((f"task minus control, κ = {kappa:g}", both[0][0], both[1][0]))
-    tests = [_paired_test(first, second, row) for _, row, _ in pairs]
-    known = iter(holm([p for p in tests if p is not None]))
-    rows = []
-    for (label, a, b), p in zip(pairs, tests, strict=True):
-        corrected = p_value(None if p is None else next(known))
-        rises = (f"{run.results.rise(row):+.1%}" for run, row in ((first, a), (second, b)))
-        rows.append([label, interval(a), interval(b), f"{b.accuracy - a.accuracy:+.3f}", corrected, *rises])
-    columns = ["Mask", "A", "B", "B minus A", "p (Holm)", "Perplexity of A", "Perplexity of B"]
-    return Table(
+            pairs[f"task minus control, κ = {kappa:g}"] = both[0][0], both[1][0]
+    raw = {a: _paired_test(first, second, a) for a, _ in pairs.values()}
+    known = {a: p for a, p in raw.items() if p is not None}
+    gains = {a: b.accuracy - a.accuracy for a, b in pairs.values()}
+    columns = [
+        *answers("A", ci95=CI95),
+        *answers("B", beside="B", ci95=CI95),
+        Column("B minus A", gains.get, "{:+.3f}"),
+        tested(dict(zip(known, holm(list(known.values())), strict=True))),
+        *on_text(first.results, "perplexity of A"),
+        *on_text(second.results, "perplexity of B", "B"),
+    ]
+    return table(
+        ["mask"],
+        columns,
+        [Line([label], [a], {"B": [b]}) for label, (a, b) in pairs.items()],
+        PAGE,
         f"Accuracy on {first.results.headline} with 95 % intervals. A dash: the records of the questions are not "
         "there.",
-        columns,
-        rows,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tomfisher.analysis.sinks import EPSILON, WINDOW
@@ -10,9 +10,10 @@ from tomfisher.evaluate.statistics import TEST
 from tomfisher.report.data import RunData
 from tomfisher.report.fisher_values import LOOKS, entries
 from tomfisher.results.analysis import means
+from tomfisher.results.columns import COUNT, mask_columns, masks_at, p_value
 from tomfisher.results.results import corrected
-from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
-from tomfisher.results.tables import PAGE, Table
+from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL
+from tomfisher.results.tables import PAGE, Table, table
 from tomfisher.results.tables import span as span_of
 
 ABSENT = PAGE.absent
@@ -25,19 +26,14 @@ def condition_table(data: RunData) -> Table | None:
     if kappa is None:
         return None
     tests = corrected(results.select(kappa=kappa, mask=TASK_CONTROL))
-    rows = []
-    for after, p in tests.items():
-        before = results.baseline(after.condition)
-        others = [results.at(kappa, mask, after.condition) for mask in (CONTROL_ONLY, RANDOM)]
-        controls = [span([row.accuracy for row in masked], "{:.3f}") for masked in others]
-        rows.append(
-            [after.condition, str(before.n), interval(before), interval(after), p_value(p), *controls]
-        )
-    return Table(
+    before = COUNT._replace(beside=BASELINE)
+    return table(
+        ["condition"],
+        [before, *mask_columns(tests)],
+        [masks_at(results, kappa, [row.condition], row.condition) for row in tests],
+        PAGE,
         f"Every condition at κ = {kappa:g}: accuracy with its 95 % interval; p is that of the {TEST}, after Holm "
         "over the conditions of this table (they overlap: unions and cells are listed beside their parts).",
-        ["Condition", "n", "Untouched", "Task minus control", "p (Holm)", "Control only", "Random"],
-        rows,
         title=f"Every condition at κ = {kappa:g}",
     )
 
@@ -117,7 +113,7 @@ def enrichment_table(profile: Mapping[str, Any]) -> Table | None:
                 f"{test['found']:,}",
                 number(test["expected"], "{:,.1f}"),
                 number(test["fold"], "{:.2f}"),
-                p_value(test.get("p_pairs_corrected")),
+                span([test.get("p_pairs_corrected")], p_value),
                 f"{more} of {len(layers)}",
                 f"{len(out) - more} of {len(layers)}",
             ]
@@ -255,21 +251,9 @@ def mean_over_heads(sinks: Mapping[str, Any], measure: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def span(values: Sequence[float | None], form: str) -> str:
+def span(values: Sequence[float | None], form: str | Callable[[float], str]) -> str:
     """Least to most, or the one value that all have."""
     return span_of([value for value in values if value is not None], form, PAGE)
-
-
-def interval(row: Row) -> str:
-    """An accuracy with its interval."""
-    return f"{row.accuracy:.3f} [{row.ci95_low:.3f}, {row.ci95_high:.3f}]"
-
-
-def p_value(p: float | None) -> str:
-    """A p-value with two digits; one that is too small for a float is said to be."""
-    if p is None:
-        return ABSENT
-    return f"{p:.2g}" if p > 0 else "< 1e-300"
 
 
 def percent(value: float | None) -> str:

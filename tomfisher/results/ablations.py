@@ -5,21 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tomfisher.evaluate.statistics import TEST
+from tomfisher.results.columns import WEIGHTS, answers, interval, measured, on_text, tested
 from tomfisher.results.results import Results, corrected
 from tomfisher.results.row import Row
-from tomfisher.results.tables import (
-    TEXT,
-    Line,
-    Style,
-    Table,
-    accuracy,
-    interval,
-    measured,
-    rise,
-    table,
-    tested,
-    weights,
-)
+from tomfisher.results.tables import TEXT, Line, Style, Table, table
 
 
 def interventions(results: Results, condition: str | None = None) -> tuple[Row, ...]:
@@ -70,14 +59,11 @@ def ablation_table(results: Results, style: Style = TEXT) -> Table:
         for row in (results.baseline(), *shown)
         for rows in [results.select(state=row.state, control=False)]
     ]
-    columns = [
-        weights(results),
-        *measured(results, [interval(results), tested(results, corrected(shown))]),
-    ]
+    columns = [WEIGHTS, *measured(results, [interval(headline), tested(corrected(shown))])]
     if count := max((len({row.seed for row in rows}) for rows in beside.values()), default=0):
         columns += [
-            accuracy("1 control" if count == 1 else f"{count} controls", headline, beside="controls"),
-            rise(results, "their rise", beside="controls"),
+            *answers("1 control" if count == 1 else f"{count} controls", headline, beside="controls"),
+            *on_text(results, "their rise", beside="controls"),
         ]
     caption = (
         f"Interventions: accuracy on {headline} with its 95 % interval, p of the {TEST} after Holm over all "

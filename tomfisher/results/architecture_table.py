@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tomfisher.results import equal_kappa
 from tomfisher.results.architectures import Outcome
-from tomfisher.results.row import HEADLINE, TASK_CONTROL, Row
-from tomfisher.results.tables import align
+from tomfisher.results.columns import WEIGHTS, answers, interval, masks_at, on_text, tested
+from tomfisher.results.row import BASELINE, CONTROL_ONLY, HEADLINE, RANDOM, TASK_CONTROL
+from tomfisher.results.tables import TEXT, Column, align, span
+from tomfisher.results.verdict import headline_tests
 
 GROUPS = {"qk": "q and k", "vo": "v and o", "mlp": "MLP", "mixer": "mixer"}
-_INTERVALS = "  95 % intervals"
+_STYLE = TEXT._replace(absent="-", once=False)
 
 
 def render(outcomes: Sequence[Outcome]) -> str:
@@ -24,84 +26,76 @@ def render(outcomes: Sequence[Outcome]) -> str:
     Returns:
         Lines joined by newlines, without colour.
     """
-    rows = [[label, *(cell(outcome) for outcome in outcomes)] for label, cell in _rows(outcomes)]
+    groups = [group for group in GROUPS if any(group in (outcome.where or {}) for outcome in outcomes)]
+    conditions = list(dict.fromkeys(name for outcome in outcomes for name in outcome.conditions))
+    each = [_cells(outcome, groups, conditions) for outcome in outcomes]
+    rows = [[same[0][0], *(cell for _, cell in same)] for same in zip(*each, strict=True)]
     lines = [align(["", *(outcome.title for outcome in outcomes)], rows, left=(0,))]
     told = {reason for outcome in outcomes for reason in outcome.reasons.values()}
     lines += [f"- {reason}" for reason in sorted(told)]
-    lines += ["", "Under the task's mask at equal kappa: accuracy (95 % interval) rise of the perplexity"]
-    return "\n".join([*lines, equal_kappa.render(outcomes)])
+    return "\n".join([*lines, "", equal_kappa.render(outcomes)])
 
 
-def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, Callable[[Outcome], str]]]:
-    """Label and cell of every row."""
-    groups = [group for group in GROUPS if any(group in (outcome.where or {}) for outcome in outcomes)]
-    headline, *others = dict.fromkeys(name for outcome in outcomes for name in outcome.conditions)
+def _cells(outcome: Outcome, groups: Sequence[str], conditions: Sequence[str]) -> list[tuple[str, str]]:
+    """Label and cell of every row, the labels the same for each architecture."""
+    results, (headline, *others) = outcome.results, conditions
     return [
-        ("positions", lambda o: o.positions),
-        ("effect found", lambda o: "yes" if o.found else "no"),
-        ("kappa", lambda o: f"{o.kappa:g}"),
-        ("weights perturbed", lambda o: f"{o.after().nnz}"),
-        (f"{headline} before", lambda o: _accuracy(o.before())),
-        ("  95 % interval", lambda o: _interval(o.before())),
-        (f"{headline} after", lambda o: _accuracy(o.after())),
-        ("  95 % interval", lambda o: _interval(o.after())),
-        ("  p (sign flip, Holm)", lambda o: f"{o.p():.2g}"),
-        ("  random masks", lambda o: _range([row.accuracy for row in o.randoms()], "{:.3f}")),
-        ("  control-only mask", lambda o: _accuracy(o.control())),
-        ("    95 % interval", lambda o: _interval(o.control())),
-        *(
-            row
-            for name in others
-            for row in (
-                (_short(name), _change_of(name, _accuracy)),
-                (_INTERVALS, _change_of(name, _interval)),
-            )
+        ("positions", outcome.positions),
+        ("effect found", "yes" if outcome.found else "no"),
+        ("kappa", f"{outcome.kappa:g}"),
+        *_shown(
+            outcome,
+            WEIGHTS._replace(header="weights perturbed"),
+            *answers(f"{headline} before", beside=BASELINE),
+            _interval(beside=BASELINE),
+            *answers(f"{headline} after"),
+            _interval(),
+            tested(headline_tests(results), "  p (sign flip, Holm)"),
+            *answers("  random masks", beside=RANDOM),
+            *answers("  control-only mask", beside=CONTROL_ONLY),
+            _interval("    95 % interval", CONTROL_ONLY),
         ),
-        ("perplexity", lambda o: f"{o.rise(o.after()):+.1%}"),
-        ("  control-only mask", lambda o: f"{o.rise(o.control()):+.1%}"),
-        ("  random masks", lambda o: _range([o.rise(row) for row in o.randoms()], "{:+.1%}")),
-        *((f"mask in {GROUPS[group]} (of weights)", _share_of(group)) for group in groups),
-        ("dominant rotary pairs", lambda o: _norm_change(o, TASK_CONTROL)),
-        ("  random masks", lambda o: _range(o.random_dominant_norms, "{:+.1%}")),
-        ("attention to first token", lambda o: _mass(o, TASK_CONTROL)),
-        ("  random masks", lambda o: _range(o.random_first_masses, "{:.3f}")),
+        *(cell for name in others for cell in _change_of(outcome, name)),
+        *_shown(
+            outcome,
+            *on_text(results, "perplexity"),
+            *on_text(results, "  control-only mask", CONTROL_ONLY),
+            *on_text(results, "  random masks", RANDOM),
+        ),
+        *((f"mask in {GROUPS[group]} (of weights)", _share(outcome, group)) for group in groups),
+        ("dominant rotary pairs", _norm_change(outcome, TASK_CONTROL)),
+        ("  random masks", span(outcome.random_dominant_norms, "{:+.1%}", _STYLE)),
+        ("attention to first token", _mass(outcome, TASK_CONTROL)),
+        ("  random masks", span(outcome.random_first_masses, "{:.3f}", _STYLE)),
     ]
 
 
-def _short(condition: str) -> str:
+def _shown(outcome: Outcome, *columns: Column) -> list[tuple[str, str]]:
+    line = masks_at(outcome.results, outcome.kappa, ())
+    return [(column.header, column.cell(line, _STYLE)) for column in columns]
+
+
+def _interval(header: str = "  95 % interval", beside: str | None = None) -> Column:
+    return interval(header=header, beside=beside)._replace(form="{:.2f}", to=None)
+
+
+def _change_of(outcome: Outcome, condition: str) -> list[tuple[str, str]]:
+    """A condition before the mask and under it; dashes where the study has no such condition."""
     family, _, kind = condition.partition(f"/{HEADLINE}")
-    return family if not kind else f"{family} ({kind[1:]})"
+    columns = [*answers(f"{family} ({kind[1:]})" if kind else family), _interval("  95 % intervals")]
+    if condition not in outcome.conditions:
+        return [(column.header, _STYLE.absent) for column in columns]
+    line = masks_at(outcome.results, outcome.kappa, (), condition)
+    return [
+        (after.header, f"{before.cell(line, _STYLE)} > {after.cell(line, _STYLE)}")
+        for after in columns
+        for before in [after._replace(beside=BASELINE)]
+    ]
 
 
-def _accuracy(row: Row) -> str:
-    return f"{row.accuracy:.3f}"
-
-
-def _interval(row: Row) -> str:
-    return f"{row.ci95_low:.2f}..{row.ci95_high:.2f}"
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    return f"{form.format(min(values))}..{form.format(max(values))}" if values else "-"
-
-
-def _change_of(condition: str, shown: Callable[[Row], str]) -> Callable[[Outcome], str]:
-    """What a row shows before the mask and under it; a dash where the study has no such condition."""
-
-    def cell(outcome: Outcome) -> str:
-        if condition not in outcome.conditions:
-            return "-"
-        return f"{shown(outcome.before(condition))} > {shown(outcome.after(condition))}"
-
-    return cell
-
-
-def _share_of(group: str) -> Callable[[Outcome], str]:
-    def cell(outcome: Outcome) -> str:
-        shares = (outcome.where or {}).get(group)
-        return f"{shares['share']:.0%} ({shares['weight_share']:.0%})" if shares else "-"
-
-    return cell
+def _share(outcome: Outcome, group: str) -> str:
+    shares = (outcome.where or {}).get(group)
+    return f"{shares['share']:.0%} ({shares['weight_share']:.0%})" if shares else "-"
 
 
 def _norm_change(outcome: Outcome, mask: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tomfisher.results.architectures import Outcome
-from tomfisher.results.tables import align
+from tomfisher.results.columns import answers, on_text
+from tomfisher.results.tables import TEXT, Column, Line, align
 
 ONE_SEED = (
     "Each architecture is one model, trained once with one seed: how much of a difference is the architecture's and "
@@ -68,15 +69,24 @@ def render(outcomes: Sequence[Outcome]) -> str:
         outcomes: of the studies.
 
     Returns:
-        Lines joined by newlines, or a sentence where no κ is common to all.
+        Lines joined by newlines, the first says what a cell holds; a sentence where no κ is common to all.
     """
     kappas = common_kappas(outcomes)
+    shown = " ".join(column.header for column in _columns(outcomes[0]))
+    heading = f"Under the task's mask at equal kappa: {shown}"
     if not kappas:
-        return "No kappa is common to all studies."
+        return f"{heading}\nNo kappa is common to all studies."
     rows = [[f"{kappa:g}", *(_cell(outcome, kappa) for outcome in outcomes)] for kappa in kappas]
-    return align(["kappa", *(outcome.title for outcome in outcomes)], rows, left=(0,))
+    return f"{heading}\n{align(['kappa', *(outcome.title for outcome in outcomes)], rows, left=(0,))}"
+
+
+def _columns(outcome: Outcome) -> list[Column]:
+    return [
+        *answers("accuracy (95 % interval)", ci95=" ({:.2f}..{:.2f})"),
+        *on_text(outcome.results, "rise of the perplexity"),
+    ]
 
 
 def _cell(outcome: Outcome, kappa: float) -> str:
-    row = outcome.after(kappa=kappa)
-    return f"{row.accuracy:.3f} ({row.ci95_low:.2f}..{row.ci95_high:.2f}) {outcome.rise(row):+.1%}"
+    line = Line([], [outcome.after(kappa=kappa)])
+    return " ".join(column.cell(line, TEXT) for column in _columns(outcome))

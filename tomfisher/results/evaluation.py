@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tomfisher.evaluate.statistics import TEST
-from tomfisher.results.tables import align
+from tomfisher.results.columns import COUNT, answers, interval, p_value
+from tomfisher.results.row import rows_of
+from tomfisher.results.tables import Column, Line, table
 
 
 def evaluation_table(evaluation: Mapping[str, Any]) -> str:
@@ -16,16 +18,16 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> str:
         evaluation: "baseline" and, where a mask was given, "masked", as `tomfisher.studies.evaluation` gives them.
     """
     base, masked = evaluation["baseline"], evaluation.get("masked")
-    header = ["condition", "n", "accuracy", "95 % interval"]
-    header += ["masked", "95 % interval", "p"] if masked else []
-    rows = []
-    for name, score in base["conditions"].items():
-        row = [name, str(score["n"]), *_cells(score)]
-        if masked:
-            after = masked["conditions"][name]
-            row += [*_cells(after), f"{after['p_vs_baseline']:.2g}"]
-        rows.append(row)
-    text = align(header, rows, left=(0,))
+    columns = [COUNT, *answers("accuracy"), interval()]
+    if masked:
+        p = Column("p", lambda row: row.p_vs_baseline, p_value, beside="masked")
+        columns += [*answers("masked", beside="masked"), interval(beside="masked"), p]
+    after = {row.condition: row for row in rows_of({"conditions": masked["conditions"]})} if masked else {}
+    before = rows_of({"conditions": base["conditions"]})
+    lines = [
+        Line([row.condition], [row], {"masked": [after[row.condition]]} if masked else {}) for row in before
+    ]
+    text = table(["condition"], columns, lines).text()
     if masked:
         text += f"\np: {TEST}, a test for each row, not corrected for their number"
     for label, state in (("perplexity", base), ("perplexity, masked", masked)):
@@ -34,8 +36,3 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> str:
             per_word = "not defined per word" if word is None else f"{word:.4g} per word"
             text += f"\n{label}: {state['perplexity']:.4g} per token, {per_word}"
     return text
-
-
-def _cells(score: Mapping[str, Any]) -> list[str]:
-    low, high = score["ci95"]
-    return [f"{score['accuracy']:.3f}", f"{low:.3f} to {high:.3f}"]

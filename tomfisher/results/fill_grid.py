@@ -6,21 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tomfisher.evaluate.statistics import TEST
+from tomfisher.results.columns import WEIGHTS, answers, interval, measured, p_value
 from tomfisher.results.power import ALPHA
 from tomfisher.results.results import Results, corrected
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL
-from tomfisher.results.tables import (
-    TEXT,
-    Column,
-    Line,
-    Style,
-    Table,
-    accuracy,
-    interval,
-    measured,
-    table,
-    weights,
-)
+from tomfisher.results.tables import TEXT, Column, Line, Style, Table, table
 
 KEPT = ("command", "config", "model", "data", "fisher")  # of the provenance of the first study
 
@@ -50,11 +40,12 @@ def gathered(studies: Mapping[str, Results]) -> Results:
 def grid_table(grid: Results, style: Style = TEXT) -> Table:
     """One line per fill and κ: what the task-control mask does, its corrected p, and the controls."""
     headline = grid.headline
-    p = [Column(f"p: {name}", name, lambda row: row.p_holm, "{:.2g}") for name in grid.tested]
+    p = [Column(f"p: {name}", lambda row: row.p_holm, p_value, name) for name in grid.tested]
     columns = [
-        weights(grid),
-        *measured(grid, [interval(grid), *p]),
-        *(accuracy(f"{mask} {headline}", headline, mask) for mask in (CONTROL_ONLY, RANDOM)),
+        WEIGHTS,
+        *measured(grid, [interval(headline), *p]),
+        *answers(f"{CONTROL_ONLY} {headline}", headline, CONTROL_ONLY),
+        *answers(f"{RANDOM} {headline}", headline, RANDOM),
     ]
     first = grid.rows[0].fill
     lines = [Line(["none", "0"], grid.select(mask=BASELINE, fill=first))]

@@ -36,7 +36,7 @@ class Row:
         condition: what the questions are about; unions and cells: see `conditions_of`.
         n: number of questions, or of cells.
         n_clusters: number of clusters that they come in.
-        cluster: what a cluster is: the questions of one "scene" are not independent of each other.
+        cluster: what a cluster is: the questions of one "story" are not independent of each other.
         accuracy: mean correctness, in [0, 1].
         ci95_low: lower end of the 95 % interval of the accuracy (`tomfisher.evaluate.statistics.cluster_interval`).
         ci95_high: its upper end.
@@ -64,7 +64,7 @@ class Row:
     condition: str
     n: int
     n_clusters: int | None = None
-    cluster: str = "scene"
+    cluster: str = "story"
     accuracy: float
     ci95_low: float
     ci95_high: float

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 from tomfisher.evaluate.statistics import TEST
+from tomfisher.results.columns import WEIGHTS, interval, measured, p_value, tested
 from tomfisher.results.results import Results
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL
-from tomfisher.results.tables import (
-    PAGE,
-    TEXT,
-    Column,
-    Line,
-    Style,
-    Table,
-    interval,
-    measured,
-    table,
-    tested,
-    weights,
-)
+from tomfisher.results.tables import PAGE, TEXT, Column, Line, Style, Table, table
 from tomfisher.results.verdict import headline_tests
 
 MASK_ORDER = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
@@ -54,10 +43,10 @@ def sweep_table(results: Results, style: Style = TEXT, focus: float | None = Non
                 if (kappa, mask) == (focus, TASK_CONTROL):
                     strong.append(len(lines))
                 lines.append(Line([f"{kappa:g}", name], rows))
-    columns = [weights(results), *measured(results, _tests(results) if style is PAGE else ())]
+    columns = [WEIGHTS, *measured(results, _tests(results) if style is PAGE else ())]
     return table([style.kappa, "mask"], columns, lines, style, CAPTION, words=(1,), strong=strong)
 
 
 def _tests(results: Results) -> list[Column]:
-    raw = Column("p (sign flip)", results.headline, lambda row: row.p_vs_baseline, "{:.2g}")
-    return [interval(results), raw, tested(results, headline_tests(results))]
+    raw = Column("p (sign flip)", lambda row: row.p_vs_baseline, p_value, results.headline)
+    return [interval(results.headline), raw, tested(headline_tests(results))]

@@ -6,11 +6,10 @@ A line stands for one state, or for several that differ in their seed alone and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tomfisher.results.results import Results
 from tomfisher.results.row import CONTROL_ONLY, TASK_CONTROL, Row
 
 
@@ -26,6 +25,7 @@ class Style(NamedTuple):
         times: between "random" and the number of masks.
         untouched: what the untouched model is called.
         masks: what masks are called, where it is not their name in the rows.
+        once: whether least and most are written once where they are equal.
     """
 
     to: str
@@ -36,6 +36,7 @@ class Style(NamedTuple):
     times: str
     untouched: str
     masks: Mapping[str, str]
+    once: bool = True
 
 
 TEXT = Style("..", "", False, False, "kappa", "x", "none (baseline)", {})
@@ -82,7 +83,7 @@ class Line(NamedTuple):
     Attributes:
         labels: its first cells.
         rows: of one state, or of all that share the line, on any conditions.
-        beside: rows of its controls, by name.
+        beside: other rows, such as its controls', by name.
     """
 
     labels: Sequence[str]
@@ -95,26 +96,30 @@ class Column(NamedTuple):
 
     Attributes:
         header: what stands above it.
-        condition: whose rows it shows.
         value: the number, or the two ends of an interval, of a row; None where there is none.
         form: how a number is written.
+        condition: whose rows it shows; None: all that the line has.
+        beside: the name of other rows of the line that it shows, instead of the line's own.
         to: between least and most; None is the style's.
-        beside: the controls whose rows it shows, instead of the line's own.
+        ci95: how the 95 % interval is written behind the value of one row; "" leaves it out.
     """
 
     header: str
-    condition: str
     value: Callable[[Row], float | tuple[float, float] | None]
-    form: str = "{:.3f}"
-    to: str | None = None
+    form: str | Callable[[float], str] = "{:.3f}"
+    condition: str | None = None
     beside: str | None = None
+    to: str | None = None
+    ci95: str = ""
 
     def cell(self, line: Line, style: Style) -> str:
         """What a line has in this column."""
         rows = line.rows if self.beside is None else line.beside.get(self.beside, ())
-        values = [self.value(row) for row in rows if row.condition == self.condition]
+        wanted = [row for row in rows if self.condition in (None, row.condition)]
+        values = [self.value(row) for row in wanted]
         ends = [end for v in values if v is not None for end in (v if isinstance(v, tuple) else (v,))]
-        return span(ends, self.form, style if self.to is None else style._replace(to=self.to))
+        shown = span(ends, self.form, style if self.to is None else style._replace(to=self.to))
+        return shown + self.ci95.format(*wanted[0].ci95) if len(wanted) == 1 else shown
 
 
 def table(
@@ -146,48 +151,9 @@ def table(
     return Table(caption, header, rows, words, strong, title)
 
 
-def measured(results: Results, tests: Sequence[Column] = ()) -> list[Column]:
-    """What every table of states shows: accuracies, perplexity and its rise over the untouched model.
-
-    Args:
-        results: what is shown.
-        tests: columns beside the accuracy of the headline condition.
-    """
-    headline, *others = (accuracy(name, name) for name in results.tested)
-    perplexity = Column("perplexity", results.headline, lambda row: row.perplexity, "{:.4g}")
-    return [headline, *tests, *others, perplexity, rise(results)]
-
-
-def accuracy(header: str, condition: str, beside: str | None = None) -> Column:
-    """Accuracy on a condition, of the states or of their controls."""
-    return Column(header, condition, lambda row: row.accuracy, beside=beside)
-
-
-def rise(results: Results, header: str = "rise", beside: str | None = None) -> Column:
-    """Relative change of the perplexity against the untouched model."""
-    return Column(header, results.headline, lambda row: change(results, row), "{:+.1%}", beside=beside)
-
-
-def interval(results: Results, header: str = "95 % interval") -> Column:
-    """The 95 % interval of the accuracy on the headline condition."""
-    return Column(header, results.headline, lambda row: row.ci95, to=" to ")
-
-
-def change(results: Results, row: Row) -> float | None:
-    """The rise of the perplexity in whole per mille; None for the untouched model itself."""
-    if row.of_state == results.rows[0].of_state:
-        return None
-    return round(results.rise(row), 3) + 0.0
-
-
-def weights(results: Results, header: str = "weights") -> Column:
-    """Number of perturbed weights."""
-    return Column(header, results.headline, lambda row: row.nnz, "{:,.0f}")
-
-
-def tested(results: Results, p: Mapping[Row, float], header: str = "p (Holm)") -> Column:
-    """Corrected p of the rows that have one, on the headline condition."""
-    return Column(header, results.headline, p.get, "{:.2g}")
+def stacked(parts: Sequence[Table]) -> Table:
+    """The lines of several tables with the same columns, under the first one's headers and caption."""
+    return replace(parts[0], rows=[row for part in parts for row in part.rows])
 
 
 def align(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
@@ -204,10 +170,12 @@ def align(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
 
 
-def span(values: Sequence[float], form: str, style: Style = TEXT) -> str:
+def span(values: Sequence[float], form: str | Callable[[float], str], style: Style = TEXT) -> str:
     """Least and most, or the one value that all have."""
     if not values:
         return style.absent
-    form = form if style.thousands else form.replace(",", "")
-    low, high = form.format(min(values)), form.format(max(values))
-    return low if low == high else f"{low}{style.to}{high}"
+    if isinstance(form, str):
+        form = (form if style.thousands else form.replace(",", "")).format
+    low, high = form(min(values)), form(max(values))
+    one = len(values) == 1 or (low == high and style.once)
+    return low if one else f"{low}{style.to}{high}"

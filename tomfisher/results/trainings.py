@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tomfisher.evaluate.statistics import TEST
 from tomfisher.masks.store import some
+from tomfisher.results.columns import COUNT, answers, interval, measured, tested
 from tomfisher.results.power import ALPHA
 from tomfisher.results.results import Results, corrected
 from tomfisher.results.row import RANDOM, Row
-from tomfisher.results.tables import (
-    TEXT,
-    Column,
-    Line,
-    Style,
-    Table,
-    align,
-    interval,
-    measured,
-    span,
-    table,
-    tested,
-)
+from tomfisher.results.tables import TEXT, Column, Line, Style, Table, table
 
 UNTOUCHED, START, MASKED, LORA = "untouched", "start", "masked", "lora"
 TRAINED = (MASKED, RANDOM, LORA)
@@ -41,9 +28,9 @@ def training_table(results: Results, style: Style = TEXT) -> Table:
     headline = results.headline
     trained = [row for row in results.select(condition=headline) if row.state in TRAINED]
     columns = [
-        Column("trained", headline, lambda row: row.trainable or None, "{:.0f}"),
-        Column("rate", headline, lambda row: row.learning_rate, "{:g}"),
-        *measured(results, [interval(results), tested(results, corrected(trained, "p_vs_start"))]),
+        Column("trained", lambda row: row.trainable or None, "{:.0f}"),
+        Column("rate", lambda row: row.learning_rate, "{:g}"),
+        *measured(results, [interval(headline), tested(corrected(trained, "p_vs_start"))]),
     ]
     caption = (
         f"Accuracy on {headline} before and after training, with 95 % intervals; p is that of the {TEST} against the "
@@ -54,13 +41,19 @@ def training_table(results: Results, style: Style = TEXT) -> Table:
 
 def condition_table(results: Results) -> str:
     """One line per condition: accuracy of every state, with its 95 % interval; random masks as least..most."""
-    lines = _lines(results, TEXT)
-    header = ["condition", "n", *(line.labels[0] for line in lines)]
-    rows = [
-        [condition, str(results.baseline(condition).n), *(_cell(line.rows, condition) for line in lines)]
+    states = {str(line.labels[0]): line.rows for line in _lines(results, TEXT)}
+    columns = [COUNT]
+    for name, rows in states.items():
+        columns += answers(name, beside=name, ci95="" if rows[0].state == RANDOM else " [{:.2f}, {:.2f}]")
+    lines = [
+        Line(
+            [condition],
+            [results.baseline(condition)],
+            {name: [row for row in rows if row.condition == condition] for name, rows in states.items()},
+        )
         for condition in results.conditions
     ]
-    return align(header, rows, left=(0,))
+    return table(["condition"], columns, lines).text()
 
 
 def sentences(results: Results) -> list[str]:
@@ -135,11 +128,3 @@ def _lines(results: Results, style: Style) -> list[Line]:
             count = len({row.seed for row in rows})
             lines.append(Line([f"{name} {style.times}{count}" if name == RANDOM else name], rows))
     return lines
-
-
-def _cell(rows: Sequence[Row], condition: str) -> str:
-    wanted = [row for row in rows if row.condition == condition]
-    accuracies = span([row.accuracy for row in wanted], "{:.3f}")
-    if wanted[0].state == RANDOM:
-        return accuracies
-    return f"{accuracies} [{wanted[0].ci95_low:.2f}, {wanted[0].ci95_high:.2f}]"

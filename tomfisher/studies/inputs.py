@@ -126,7 +126,7 @@ class Inputs:
         }
 
     def headline_clusters(self) -> int:
-        """Number of scenes of the questions that the verdict is about: false beliefs, or all where there are none."""
+        """Number of clusters of the questions that the verdict is about: false beliefs, or all where there are none."""
         return len({scene_of(story.cell) for story in self._beliefs() or self.questions})
 
     def _beliefs(self) -> list[Story]:
