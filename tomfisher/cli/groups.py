@@ -9,7 +9,7 @@ from tomfisher.cli.common import MODEL_FIELDS, PERPLEXITY_FIELDS, WORDING_FIELDS
 
 # the parts of a command's help, and the flags that stand there; all others stand under "options"
 GROUPS = {
-    "model": (*MODEL_FIELDS, "dtype", "eval_dtype", "batch_size", "impl"),
+    "model": (*MODEL_FIELDS, "dtype", "eval_dtype", "batch_size", "impl", "stream", "boundary"),
     "texts": (
         *("task", "control", "texts", "n_task", "n_control", "control_length", "max_length", "limit", "seed"),
         *("supervise", *WORDING_FIELDS),
@@ -19,7 +19,15 @@ GROUPS = {
         "precision",
     ),
     "mask": ("mask", "kappa", "kappas", "scope", "fill", "compat", "random_seeds", "random_kappas"),
-    "answers": ("method", "normalize", "max_new_tokens", "temperature", "top_p", "repetitions"),
+    "answers": (
+        "share_prefix",
+        "method",
+        "normalize",
+        "max_new_tokens",
+        "temperature",
+        "top_p",
+        "repetitions",
+    ),
     "perplexity": PERPLEXITY_FIELDS,
     "analysis": ("analysis_prompts", "analysis_random_masks", "parts", "maps", "compare_masks"),
     "training": (
