@@ -16,7 +16,9 @@ NAMES = ("false-belief", "second-order", "irony")
 @pytest.mark.parametrize("word", ["false-beleif", "false_belief", "False-Belief", "falsebelief"])
 def test_a_slip_is_near(word):
     assert nearest(word, NAMES) == "false-belief"
-    assert unknown("task", word, NAMES) == f"Unknown task {word!r}. Did you mean 'false-belief'?"
+    asked = f"Unknown task {word!r}. Did you mean 'false-belief'?"
+    assert unknown("task", word, NAMES) == f"{asked} Tasks: {', '.join(NAMES)}."
+    assert unknown("task", word, (*NAMES, *map(str, range(20)))) == asked  # more than a message can list
 
 
 @pytest.mark.parametrize("word", ["", "gsm8k", "belief/false"])

@@ -13,8 +13,11 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     return names[close[0]] if close else None
 
 
+FEW = 16  # names that a message can list
+
+
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
-    """The message about a name that is not known: with the one that is meant, or else with all that are known.
+    """The message about a name that is not known: with the one that is meant, and all that are known unless too many.
 
     Args:
         kind: of name, such as "task".
@@ -22,9 +25,11 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> str:
         known: what could have been.
 
     Returns:
-        "Unknown task 'irnoy'. Did you mean 'irony'?", or "Unknown task 'x'. Tasks: false-belief, irony."
+        "Unknown task 'irnoy'. Did you mean 'irony'? Tasks: false-belief, irony."
     """
     names = list(known)
     close = nearest(word, names)
-    hint = f"Did you mean {close!r}?" if close else f"{kind.capitalize()}s: {', '.join(names)}."
-    return f"Unknown {kind} {word!r}. {hint}"
+    hints = [f"Did you mean {close!r}?"] if close else []
+    if not close or len(names) <= FEW:
+        hints.append(f"{kind.capitalize()}s: {', '.join(names)}.")
+    return f"Unknown {kind} {word!r}. {' '.join(hints)}"
