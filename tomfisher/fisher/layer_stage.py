@@ -42,7 +42,7 @@ class PartBatch(Batch):
 class LayerStage:
     """A layer, between the hidden states that enter it and the gradient at its output.
 
-    The gradients at its input are kept as `gradients`, until `gradient_of` gives them to the next stage.
+    The gradients at its input go to the boundaries under `gradient_key`, where the stage below finds them.
 
     Args:
         layers: of the model, with the hidden states in their boundaries.

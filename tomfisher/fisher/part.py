@@ -35,6 +35,7 @@ class Part:
         data: digest of the samples.
 
     Attributes:
+        data: digest of the samples.
         outcomes: of the layers that are done.
         is_resumed: whether an earlier process did some of it.
         is_turned: whether the gradients that enter the last layer are there.
@@ -50,7 +51,7 @@ class Part:
         opened: OpenedModel,
         data: str,
     ) -> None:
-        self.run = run
+        self.run, self.data = run, data
         self.outcomes: list[Outcome] = []
         self.is_resumed = self.is_turned = False
         self.up_from, self.down_from = 0, len(run.layers.modules) - 1

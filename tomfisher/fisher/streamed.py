@@ -109,7 +109,7 @@ def stream_diagonals(
                 coverage(maps, taken),
                 budget,
                 opened.identity(),
-                digest(each.samples),
+                part.data,
             )
             facts = described | {"streamed": {**read, "resumed": part.is_resumed}, **each.facts}
             results.append(part.finish(facts, {name: taken[name] for name in selection}))
