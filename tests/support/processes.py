@@ -44,6 +44,11 @@ GROUP = """
 dist.init_process_group("gloo")
 rank, size = dist.get_rank(), dist.get_world_size()
 """
+# A group that is still there when its process ends can abort it (PyTorch issue 190489).
+UNGROUP = """
+if dist.is_initialized():
+    dist.destroy_process_group()
+"""
 # What all ranks import is imported once, then the process splits into them.
 FORK = """
 import transformers.models.llama.modeling_llama, tomfisher.fisher.estimator, tomfisher.evaluate
@@ -96,7 +101,7 @@ def run_ranks(
         leave: ranks that do not end by themselves; they are killed when the others have ended.
     """
     script = folder / "ranks.py"
-    script.write_text(PRELUDE + FORK + GROUP + body, encoding="utf-8")
+    script.write_text(PRELUDE + FORK + GROUP + body + UNGROUP, encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

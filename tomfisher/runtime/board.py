@@ -6,6 +6,7 @@ from a thread, and watches the next rank's: one that is busy for hours is waited
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -64,6 +65,7 @@ class Board:
         # a connection of its own, since one serves one thread at a time
         self._pulse = _Pulse(dist.PrefixStore(prefix, store.clone()), rank, size, silence())
         self._pulse.start()
+        atexit.register(self._pulse.stop)
         self._calls = self._steps = 0
         self._inside = False
         self.compared = False  # whether all ranks are known to run the same software
@@ -203,15 +205,21 @@ class _Pulse(threading.Thread):
         self._call = 0
         self._sign: bytes | None = None
         self._changed = time.monotonic()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread: one that the interpreter's end meets inside the store aborts the whole process."""
+        self._stopped.set()
+        self.join(GRACE)
 
     def begin(self, call: int) -> None:
         """From here on this call is running; 0 for none."""
         self._call, self.failure = call, None
 
     def run(self) -> None:
-        """Until the process or the store ends."""
+        """Until `stop`, or until the store ends."""
         beat = 0
-        while True:
+        while not self._stopped.wait(BEAT if beat else 0):
             try:
                 self._store.set(f"alive/{self._rank}", str(beat))
                 self._watch()
@@ -220,7 +228,6 @@ class _Pulse(threading.Thread):
                 self.failure = self.failure or _lost(error)
                 return
             beat += 1
-            time.sleep(BEAT)
 
     def post(self, store: Any, call: int, rank: int, text: str) -> None:
         """Put down why a rank ended; the first word stands."""
