@@ -81,6 +81,7 @@ def test_a_backend_that_cannot_add_is_refused_by_name() -> None:
 EXCHANGES = """
 from tomfisher.runtime import board, ordered_sum
 from tomfisher.runtime.board import RankError
+from tomfisher.runtime.sharded import rows_of
 
 team = ranks.current()
 told(rank=team.rank, told=team.exchange("rank", team.rank * 1.1))
@@ -106,6 +107,20 @@ told(
     exact=[torch.equal(a, b) for a, b in zip(found, expected)],
     backwards=all(torch.equal(a, b) for a, b in zip(found, backwards)),
 )
+
+# by rows: of the same bits, uneven, fewer rows than ranks, none
+rows_match, gathered = [], []
+for shape in (s for s in shapes if s):
+    at = shapes.index(shape)
+    mine = rows_of(shape[0], size, rank)
+    part = team.sum_rows(own(rank)[at])
+    rows_match.append(torch.equal(part, expected[at][mine.start : mine.stop]))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        whole = expected[at].to(dtype)
+        into = torch.full_like(whole, -1)
+        team.gather_rows(whole[mine.start : mine.stop], into)
+        gathered.append(torch.equal(into, whole))
+told(rows_match=rows_match, gathered=gathered)
 
 def differing():
     with team.call("differing"):
@@ -142,6 +157,8 @@ def test_what_three_ranks_tell_one_another(tmp_path: Path) -> None:
         assert facts["first"] == ended[0]["pid"]
         assert facts["merged"] == [f"of {i % 3}" for i in range(7)]
         assert facts["exact"] == [True] * 7
+        assert facts["rows_match"] == [True] * 6
+        assert facts["gathered"] == [True] * 18
         assert not facts["backwards"]  # or the order could not be told
         assert "Rank 2 differs from rank 0 in the settings" in facts["differing"]
         assert "nested.seed: 4 on rank 0, 5 on rank 2" in facts["differing"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tomfisher.runtime.board import check
+from tomfisher.runtime.sharded import rows_of
 
 PIECE = 1 << 24  # entries that are exchanged at once
 POLL = 0.0005  # seconds between looks at an exchange
@@ -66,6 +68,70 @@ def _summed(flat: Tensor) -> Tensor:
         total += part
     _finish(dist.all_gather(list(sent.view(size, share)), total.clone(), async_op=True))
     return sent[: flat.numel()]
+
+
+def ordered_rows(tensor: Tensor) -> Tensor:
+    """The rows that are this rank's (`rows_of`) of the sum of a tensor over all ranks, with the bits of `ordered_sum_`.
+
+    What a reduce-scatter sends; beside the tensor it takes memory for two pieces of `PIECE` entries.
+
+    Args:
+        tensor: `[R, ...]`, float32, contiguous, the same shape on all ranks.
+
+    Returns:
+        `[r, ...]`, of its own memory.
+
+    Raises:
+        ValueError: see `place_of`.
+        RuntimeError: the exchange broke off.
+    """
+    size, place = dist.get_world_size(), place_of(tensor.device)
+    flat = tensor.view(len(tensor), math.prod(tensor.shape[1:]))
+    parts = [rows_of(len(tensor), size, rank) for rank in range(size)]
+    own = parts[dist.get_rank()]
+    summed = flat.new_empty(len(own), flat.shape[1])
+    step = max(1, PIECE // max(1, size * flat.shape[1]))
+    for first in range(0, len(parts[0]), step):
+        pieces = [flat[part.start : part.stop][first : first + step] for part in parts]
+        sent = flat.new_zeros(size, len(pieces[0]), flat.shape[1], device=place)
+        for room, piece in zip(sent, pieces, strict=True):
+            room[: len(piece)] = piece
+        received = torch.empty_like(sent)
+        _finish(dist.all_to_all_single(received, sent, async_op=True))
+        total, *others = received
+        for part in others:
+            total += part
+        kept = pieces[dist.get_rank()]
+        summed[first : first + step] = total[: len(kept)]
+    return summed.view(len(own), *tensor.shape[1:])
+
+
+def gather_rows(rows: Tensor, into: Tensor) -> None:
+    """Put together a tensor of which each rank holds some rows (`rows_of`), bit for bit.
+
+    Args:
+        rows: `[r, ...]`, this rank's.
+        into: `[R, ...]`, contiguous, of the same dtype and device.
+
+    Raises:
+        ValueError: see `place_of`.
+        RuntimeError: the exchange broke off.
+    """
+    size, place = dist.get_world_size(), place_of(into.device)
+    if not into.numel():
+        return
+    parts = [rows_of(len(into), size, rank) for rank in range(size)]
+    width = into[0].numel() * into.itemsize
+    sent = torch.zeros(len(parts[0]) * width, dtype=torch.uint8, device=place)
+    sent[: len(rows) * width] = rows.detach().contiguous().view(-1).view(torch.uint8)
+    whole = into.view(-1).view(torch.uint8)
+    if len(into) == size * len(parts[0]) and place == into.device:
+        _finish(dist.all_gather_into_tensor(whole, sent, async_op=True))
+        return
+    received = torch.empty(size, len(sent), dtype=torch.uint8, device=place)
+    _finish(dist.all_gather_into_tensor(received.view(-1), sent, async_op=True))
+    for part, piece in zip(parts, received, strict=True):
+        whole[part.start * width : part.stop * width] = piece[: len(part) * width]
 
 
 def _finish(work: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tomfisher.provenance import versions
 from tomfisher.runtime.board import Board, RankError, activate
-from tomfisher.runtime.ordered_sum import ordered_sum_, place_of
+from tomfisher.runtime.ordered_sum import gather_rows, ordered_rows, ordered_sum_, place_of
 
 __all__ = ["RankError", "Team", "alone", "current", "launched", "shares", "started"]
 
@@ -126,8 +126,38 @@ class Team:
         devices = list(dict.fromkeys(tensor.device for tensor in tensors))
         layout = [[devices.index(tensor.device), *tensor.shape] for tensor in tensors]
         self.agree("the tensors to add", {"device and shape": layout})
-        try:
+        with self._exchanging():
             ordered_sum_(tensors)
+
+    def sum_rows(self, tensor: Tensor) -> Tensor:
+        """This rank's rows of the sum of a tensor over the ranks, added in rank order; see `ordered_rows`.
+
+        Raises:
+            RankError: a rank ended meanwhile.
+        """
+        if self._board is None:
+            return tensor
+        with self._exchanging():
+            return ordered_rows(tensor)
+
+    def gather_rows(self, rows: Tensor, into: Tensor) -> None:
+        """Fill a tensor with the rows that all ranks hold; see `gather_rows` of `tomfisher.runtime.ordered_sum`.
+
+        Raises:
+            RankError: a rank ended meanwhile.
+        """
+        if self._board is None:
+            into.copy_(rows)
+            return
+        with self._exchanging():
+            gather_rows(rows, into)
+
+    @contextlib.contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        """An exchange of tensors that breaks off says which rank is the cause."""
+        assert self._board is not None
+        try:
+            yield
         except RuntimeError as error:
             raise self._board.explained(error) from error
 
