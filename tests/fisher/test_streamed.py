@@ -119,6 +119,17 @@ def saved(tmp_path: Path) -> str:
     return str(tmp_path / "model")
 
 
+def test_maps_that_only_a_forward_shows_are_found_one_layer_at_a_time(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    model, samples = random_model("qwen2-moe", noise=0.05), tiny.samples(3)
+    model.save_pretrained(tmp_path / "model")
+    F = tomfisher.fisher_diagonal(open_model(str(tmp_path / "model")), samples, progress=False)
+    assert "model.layers.1.mlp.gate.weight" in F  # the router
+    assert list(F) == list(select_parameters(model, "decoder-linear"))
+    assert F.metadata["coverage"]["missing"] == []
+
+
 @pytest.mark.parametrize("boundary", ["ram", "folder"])
 def test_an_opened_model_gives_the_same_bits(
     tiny: SimpleNamespace, saved: str, tmp_path: Path, boundary: str

@@ -109,20 +109,25 @@ class Products(TorchDispatchMode):
         storage = tensor.untyped_storage()
         # the reference keeps the address of the storage from being used again, though not its memory
         _, traces = self._traces.setdefault(storage._cdata, (StorageWeakRef(storage), []))
-        start = tensor.data_ptr()
+        start = _place(tensor)
         traces.append(_Trace(start, start + _extent(tensor), sources, numel))
 
     def _trace(self, tensor: Any) -> _Trace | None:
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             return None
         _, traces = self._traces.get(tensor.untyped_storage()._cdata, (None, []))
-        at = tensor.data_ptr()
+        at = _place(tensor)
         covering = [trace for trace in traces if trace.start <= at < trace.end]
         if not covering:
             return None
         return _Trace(
             at, at, frozenset[int]().union(*(t.sources for t in covering)), max(t.numel for t in covering)
         )
+
+
+def _place(tensor: Tensor) -> int:
+    """Bytes from the beginning of its memory, which may come and go (`tomfisher.runtime.freed`)."""
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _extent(tensor: Tensor) -> int:
