@@ -78,9 +78,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tasks() -> dict[str, str]:
+    """Names, then the forms that take a file."""
     from tomfisher import tasks
 
-    return tasks.available()
+    published = {
+        f"{name}:FILE": f"{kind.title}\nFILE: {kind.needs}; {kind.source}; licence: {kind.licence}"
+        for name, kind in tasks.formats.FORMATS.items()
+    }
+    own = "the paper's own formats, or records of prompt, choices and answer"
+    return {**tasks.available(), "FILE.json, FILE.jsonl": own, **published}
 
 
 def _models() -> dict[str, str]:
@@ -100,7 +106,9 @@ def _presets() -> dict[str, str]:
 
 def _block(title: str, entries: Mapping[str, str]) -> str:
     width = max(map(len, entries), default=0)
-    return "\n".join([f"{title}:", *(f"  {name.ljust(width)}  {text}" for name, text in entries.items())])
+    below = f"\n{' ' * (width + 4)}"
+    lines = (f"  {name.ljust(width)}  {text.replace(chr(10), below)}" for name, text in entries.items())
+    return "\n".join([f"{title}:", *lines])
 
 
 def _run_folder(path: Path) -> str:

@@ -57,7 +57,8 @@ class Config:
     model: str = _setting("", "hub id, local folder, .gguf file or built-in name (tomfisher ls models)")
     task: str = _setting(
         "",
-        "built-in task (tomfisher ls tasks) or a JSON/JSONL file [false-belief; a testbed model's own]",
+        "built-in task, a JSON/JSONL file, or FORMAT:FILE of published data (tomfisher ls tasks) "
+        "[false-belief; a testbed model's own]",
     )
     control: str = _setting(
         "",
@@ -436,6 +437,6 @@ def _check_counts(config: Config) -> None:
 def _slug(text: str) -> str:
     """A folder-name part: the last path component without its suffix."""
     name = Path(text).name
-    for suffix in (".gguf", ".jsonl", ".json"):
+    for suffix in (".gguf", ".jsonl", ".json", ".csv", ".txt"):
         name = name.removesuffix(suffix)
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "study"

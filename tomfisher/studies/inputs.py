@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tomfisher.files import sha256_of_text
@@ -15,6 +14,7 @@ from tomfisher.runtime.positions import position_limit
 from tomfisher.sample import Sample
 from tomfisher.studies.config import Config
 from tomfisher.tasks.gap import AUTO
+from tomfisher.tasks.registry import from_file
 from tomfisher.tasks.story import Story, scene_of
 
 _HELD = {
@@ -34,7 +34,7 @@ class Inputs:
 
     def __init__(self, config: Config, whole_file: bool = False) -> None:
         self.config = config
-        self._evaluation_split = "all" if whole_file and Path(config.task).is_file() else "evaluation"
+        self._evaluation_split = "all" if whole_file and from_file(config.task) else "evaluation"
 
     @functools.cached_property
     def task_stories(self) -> list[Story]:
@@ -51,7 +51,7 @@ class Inputs:
         from tomfisher import tasks
 
         task, seed = self.config.task, self.config.seed
-        if n is not None and Path(task).is_file():
+        if n is not None and from_file(task):
             held = len(tasks.load(task, seed=seed, split=split))
             if held < n:
                 if n != getattr(Config, setting):  # a default that nobody asked for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tomfisher.tasks.selection import group_units, shuffle_balanced, take
@@ -82,9 +81,10 @@ def training_samples(
 def _balanced(config: Config, n: int) -> list[Story]:
     """Stories of the Fisher pool, of every condition as often as of any other, as far as whole cells allow."""
     from tomfisher.tasks import load
+    from tomfisher.tasks.registry import from_file
 
     held = load(config.task, seed=config.seed, split="balanced")
-    if n > len(held) and not Path(config.task).is_file():
+    if n > len(held) and not from_file(config.task):
         held = load(config.task, n=n, seed=config.seed, split="balanced")
     units = shuffle_balanced(group_units(held), config.seed)
     return take(units, min(n, len(held)), f"the balanced split of {config.task}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
 import random
 import re
@@ -11,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +16,11 @@ import torch
 
 from tomfisher import plugins
 from tomfisher.files import sha256_of_text
-from tomfisher.models import hub
 from tomfisher.near_miss import unknown
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample
 from tomfisher.tasks.formats import text_of
+from tomfisher.tasks.hub_rows import hub_rows
 from tomfisher.tasks.records import JSON_SUFFIXES, read_records, read_text_file
 from tomfisher.tokens import common_length, encode_parts
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
@@ -206,26 +203,7 @@ def _corpus(name: str, documents: list[str]) -> Corpus:
 
 def _dataset(label: str, column: str) -> list[str]:
     """Stream the rows of a `datasets` id."""
-    name, config, part = label.split(":")
-    if not name or not part:
-        raise ValueError(
-            f'{label!r} is no datasets id "name:config:split": name and split must not be empty.'
-        )
-    if importlib.util.find_spec("datasets") is None:
-        raise ImportError(f'{label!r} needs the package "datasets". Run: pip install "tomfisher[datasets]"')
-    import datasets
-
-    why = hub.why_unreachable()  # one question instead of a screen of retries
-    try:
-        with contextlib.nullcontext() if why is None else hub.cache_only():
-            stream = datasets.load_dataset(name, config or None, split=part, streaming=True)
-            rows = list(islice(iter(stream), MAX_ROWS + 1))
-    except Exception as error:
-        reached = "" if why is None else f" (the Hugging Face hub cannot be reached: {why})"
-        raise OSError(
-            f"The data set {label!r} could not be loaded: {type(error).__name__}: {error}{reached}. Check its name, "
-            f"config and split and the network, or use a text file or {PYTHON_REFERENCE!r}."
-        ) from error
+    rows = hub_rows(label, MAX_ROWS)
     if len(rows) > MAX_ROWS:
         rows.pop()
         warnings.warn(f"{label}: only the first {MAX_ROWS:,} rows are read.", UserWarning, stacklevel=4)

@@ -1,4 +1,4 @@
-"""Tasks by name: our own stories, what is registered, or a user's file."""
+"""Tasks by name: our own stories, what is registered, a user's file, or published data."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def load(
     """Load stories by task name or from a file.
 
     Args:
-        name: a name of `available()`, or the path of a JSON or JSON Lines file (`tomfisher.tasks.formats`).
+        name: a name of `available()`, the path of a JSON or JSON Lines file (`tomfisher.tasks.formats`), or
+            "FORMAT:SOURCE" for published data, such as "bigtom:data/bigtom.csv" (`tomfisher.tasks.formats.FORMATS`).
         n: number of stories (questions), balanced over conditions; cells and direction pairs stay whole, and a count
             that would tear one is rounded up, with a warning. None for 640 (evaluation and balanced; second-order:
             600) or 200 (fisher) of a built-in task, and for all of a file.
@@ -97,15 +98,41 @@ def load(
     known = available()
     if label in known:
         return _TASKS[label].stories(n, seed, split)
-    if isinstance(name, os.PathLike) or Path(label).suffix.lower() in JSON_SUFFIXES or Path(label).is_file():
+    if _is_path(name) or formats.format_of(label):
         return _load_file(label, n, seed, split)
-    raise ValueError(f"{unknown('task', label, known)} Or give the path of a .json or .jsonl file.")
+    raise ValueError(_unknown(label, known))
+
+
+def from_file(name: str | os.PathLike[str]) -> bool:
+    """Whether `load` reads the stories from a file or a data set, which holds so many and no more."""
+    label = os.fspath(name)
+    return label not in available() and (_is_path(name) or formats.format_of(label) is not None)
+
+
+def _is_path(name: str | os.PathLike[str]) -> bool:
+    label = os.fspath(name)
+    if formats.format_of(label):
+        return False
+    return (
+        isinstance(name, os.PathLike) or Path(label).suffix.lower() in JSON_SUFFIXES or Path(label).is_file()
+    )
+
+
+def _unknown(label: str, known: dict[str, str]) -> str:
+    kind, colon, _ = label.partition(":")
+    if kind in formats.FORMATS:
+        return f"{kind} is a format of published data. Give {kind}:FILE: {formats.FORMATS[kind].needs}."
+    if colon:
+        return unknown("format", kind, formats.FORMATS)
+    return f"{unknown('task', label, known)} Or give the path of a .json or .jsonl file, or FORMAT:FILE."
 
 
 def _load_file(path: str, n: int | None, seed: int, split: str) -> list[Story]:
     if split not in (*SPLITS, "all"):
         raise ValueError(f"split must be one of {', '.join((*SPLITS, 'all'))}, got {split!r}.")
-    units = group_units(formats.read_stories(path))
+    kind = formats.format_of(path)
+    stories = formats.read_published(kind, path.partition(":")[2]) if kind else formats.read_stories(path)
+    units = group_units(stories)
     chosen = units if split == "all" else _half(units, split, path)
     if n is not None:
         chosen = shuffle_balanced(chosen, seed)

@@ -107,14 +107,16 @@ class Story:
 
     @property
     def kind(self) -> str:
-        """What is asked: `"reality"` for order 0, else `"belief"`.
+        """What is asked: for order 0 `"reality"`, or `"memory"` in conditions `.../memory`; else `"belief"`.
 
         In conditions `second-order/...` the belief is the belief about a belief; a question of order 1, about the
         belief of the other person, is a control of kind `"first-order"`.
         """
         if self.order == 1 and self.condition.startswith(f"{SECOND_ORDER}/"):
             return "first-order"
-        return "belief" if self.order else "reality"
+        if self.order:
+            return "belief"
+        return "memory" if self.condition.endswith("/memory") else "reality"
 
     @property
     def cell(self) -> str:
@@ -128,5 +130,9 @@ class Story:
 
     @property
     def group(self) -> str:
-        """The row of a result table: the condition for beliefs, `<condition>/<kind>` for the other questions."""
-        return self.condition if self.kind == "belief" else f"{self.condition}/{self.kind}"
+        """The row of a result table: the condition for beliefs, `<condition>/<kind>` for the other questions.
+
+        A condition that is named after the kind, `.../reality` or `.../memory`, is the row itself.
+        """
+        named = self.kind == "belief" or self.condition.endswith(f"/{self.kind}")
+        return self.condition if named else f"{self.condition}/{self.kind}"

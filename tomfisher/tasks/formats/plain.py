@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tomfisher.tasks import paper_formats
+from tomfisher.tasks.formats import paper
 from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.records import JSON_SUFFIXES, Record, read_records, read_text_file
 from tomfisher.tasks.story import Story
@@ -23,7 +23,7 @@ REMEDY = (
 def read_stories(path: str | os.PathLike[str]) -> list[Story]:
     """Read every story of a JSON or JSON Lines file.
 
-    Two kinds of records may be mixed. Items of the paper's format (see `tomfisher.tasks.paper_formats`), in a list,
+    Two kinds of records may be mixed. Items of the paper's format (see `tomfisher.tasks.formats.paper`), in a list,
     as JSON Lines or in lists `s1`, `s2`, `s3`. And plain records with the fields
 
     - `prompt`, or `story` with `question` (a stem that the answer completes);
@@ -53,16 +53,16 @@ def read_stories(path: str | os.PathLike[str]) -> list[Story]:
     stories: list[Story] = []
     origin: dict[str, str] = {}
     records = read_records(path)
-    families = paper_formats.families_of(records)
+    families = paper.families_of(records)
     untold: list[ValueError] = []
     for position, (record, family) in enumerate(zip(records, families, strict=True), start=1):
         try:
             made = (
-                paper_formats.stories_of(record, family)
+                paper.stories_of(record, family)
                 if family
                 else [_plain(record, f"{stem}/{position:05d}/question")]
             )
-        except paper_formats.UntoldItem as error:
+        except paper.UntoldItem as error:
             untold.append(error)
             continue
         for story in made:
@@ -106,7 +106,7 @@ def text_of(record: Record, *columns: str) -> str:
         value = {"text": value}
     if not isinstance(value, dict):
         raise record.refuse(f"expected a text or an object, got {_kind(value)}", 'Write {"txt": "..."}.')
-    if paper_formats.family_of(record):
+    if paper.family_of(record):
         raise record.refuse(
             "an item of stories, whose text has placeholders or no question", "Give the file as --task."
         )
