@@ -73,10 +73,11 @@ def kill(wanted: Pass, deaths: int) -> dict[str, Any]:
     store, log = Path(wanted.store), Path(f"{wanted.store}.log")
     whole = replace(wanted, store=f"{wanted.store}-whole")
     start = time.monotonic()
-    process = _child(lambda: _logged(whole, log))
+    said = Path(f"{wanted.store}.stderr")
+    process = _child(lambda: _logged(whole, log), said)
     _wait_for(log, 0)
     setup = time.monotonic() - start
-    _expect(process)
+    _expect(_status(process), said)
     work = time.monotonic() - start - setup
     log.unlink()
     expected = _files(Path(whole.store))
@@ -87,21 +88,22 @@ def kill(wanted: Pass, deaths: int) -> dict[str, Any]:
         while sum(phases.values()) < deaths:
             for _ in range(rng.randint(1, _IN_A_ROW)):
                 size = _size(log)
-                process = _child(lambda: _logged(wanted, log))
+                process = _child(lambda: _logged(wanted, log), said)
                 if rng.random() < _IN_SETUP:
                     time.sleep(rng.uniform(0, setup))
                 else:
                     _wait_for(log, size)
                     time.sleep(rng.uniform(0, work))
                 os.kill(process, signal.SIGKILL)
-                if _status(process) != -signal.SIGKILL:
+                if (status := _status(process)) != -signal.SIGKILL:
+                    _expect(status, said)
                     break
                 bar.update(1)
                 phases[_phase(log)] += 1
                 lost = max(lost, _begun(log))
                 with log.open("a", encoding="utf-8") as file:
                     file.write("killed\n")
-            _expect(_child(lambda: _logged(wanted, log)))
+            _expect(_status(_child(lambda: _logged(wanted, log), said)), said)
             same = same and _files(store) == expected
             finished += 1
             shutil.rmtree(store)
@@ -189,18 +191,20 @@ def _files(store: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(store.iterdir()) if file.name != _RECORDS}
 
 
-def _child(work: Callable[[], object]) -> int:
-    """A fork that does this and ends."""
+def _child(work: Callable[[], object], said: Path) -> int:
+    """A fork that does this and ends; what it says on stderr is kept in a file."""
     sys.stdout.flush()
     process = os.fork()
     if process == 0:
         code = 1
         try:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
             work()
             code = 0
         finally:
             if code:
                 sys.excepthook(*sys.exc_info())
+            sys.stderr.flush()
             os._exit(code)
     return process
 
@@ -209,9 +213,10 @@ def _status(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def _expect(process: int) -> None:
-    if status := _status(process):
-        raise RuntimeError(f"A run ended with status {status}.")
+def _expect(status: int, said: Path) -> None:
+    if status:
+        words = said.read_text(encoding="utf-8", errors="replace").strip() or "nothing"
+        raise RuntimeError(f"A run ended with status {status}. It said: {words}")
 
 
 def main() -> None:

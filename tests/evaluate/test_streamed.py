@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from resident import Resident
+from torch import Tensor
 
 from bits import same_bits, state_of
 from tomfisher import SparseMask, perturb
@@ -16,7 +17,7 @@ from tomfisher.evaluate.streamed import Measured, measure, questions, text
 from tomfisher.models.opened import is_streamed, open_model
 from tomfisher.perturbation import State
 from tomfisher.runtime.boundaries import Boundaries
-from tomfisher.runtime.layerwise import UnsupportedLayers
+from tomfisher.runtime.layer_calls import UnsupportedLayers
 from training import some_mask
 
 TEXT = "anna thinks that the bag is full of red apples . ben opens the box and sees a green ball in it . " * 3
@@ -163,12 +164,23 @@ def test_a_model_that_wants_single_rows_is_read_again(fresh_model: Any, evaluato
     assert readings(opened) == 3  # padded batches, what is asked where those differ, single rows
 
 
-def test_what_passes_between_layers_unseen_is_refused(fresh_model: Any, evaluators: Any) -> None:
+@pytest.mark.parametrize("always", [True, False])
+def test_what_passes_between_layers_unseen_is_refused(
+    fresh_model: Any, evaluators: Any, always: bool
+) -> None:
+    """By running the model with made-up weights; with the weights themselves if it shows only there."""
     model, lengths = fresh_model("llama"), list[int]()
     first, second = (layer.mlp for layer in model.model.layers)
+    own = second.up_proj.weight.detach().clone()
+
+    def change(module: Any, args: Any, output: Tensor) -> Tensor:
+        length = lengths.pop() if lengths else 1
+        return output * length if always or torch.equal(module.up_proj.weight, own) else output
+
     first.register_forward_hook(lambda module, args, output: lengths.append(output.shape[1]))
-    second.register_forward_hook(lambda module, args, output: output * lengths.pop())
-    with pytest.raises(UnsupportedLayers, match="log-probabilities of a short text differ"):
+    second.register_forward_hook(change)
+    said = "makes something else of a short text" if always else "log-probabilities of a short text differ"
+    with pytest.raises(UnsupportedLayers, match=said):
         measure(Resident(model), programs(evaluators))
 
 

@@ -22,7 +22,9 @@ from tomfisher.fisher.stage import WholeModel
 from tomfisher.fisher.streamed import SampleSet, stream_diagonals
 from tomfisher.models.opened import open_model
 from tomfisher.runtime.boundaries import Boundaries
-from tomfisher.runtime.layerwise import Layers, UnsupportedLayers
+from tomfisher.runtime.layer_calls import UnsupportedLayers
+from tomfisher.runtime.layer_guard import examine_layers
+from tomfisher.runtime.layerwise import Layers
 from tomfisher.runtime.rules import EQUAL
 
 # a parameter that only the probe finds to need every sample alone: its batches are cut up as they were recorded
@@ -34,7 +36,7 @@ def layer_by_layer(
 ) -> LayerwiseRun:
     """What is done for an opened model, on a resident one."""
     layers = Layers(Resident(model), Boundaries())
-    layers.learn(samples[0].input_ids[None])
+    examine_layers(layers, gradients=True)
     stage = WholeModel(model, None, labels, "mean", 3)
     selection = select_parameters(model, "decoder-linear")
     run = LayerwiseRun(layers, layers.boundaries, selection, samples, stage, tokens, "auto", "ieee")

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from tiny_models import ATTENTION, FAMILIES, random_model, smallest_llama
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.forward import forward
-from tomfisher.runtime.layerwise import Layers, UnsupportedLayers
+from tomfisher.runtime.layer_calls import UnsupportedLayers
+from tomfisher.runtime.layer_guard import examine_layers
+from tomfisher.runtime.layerwise import Layers
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import check_rules
 
@@ -28,7 +30,7 @@ def _program(model: Any) -> tuple[dict[str, Any], Tensor]:
 
 def _layerwise(model: Any, folder: Path | None = None) -> tuple[tuple[dict[str, Any], Tensor], Layers]:
     layers = Layers(Resident(model), Boundaries(folder))
-    layers.learn(torch.tensor([TEXTS[0]]))
+    examine_layers(layers, gradients=True)
     with layers.recording() as calls:
         _program(model)
     layers.forward(calls)

@@ -30,7 +30,9 @@ from tomfisher.progress import progress_bar
 from tomfisher.runtime import ranks
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.forward import forward, logprobs, ordinary_ids
-from tomfisher.runtime.layerwise import Call, Layers, StreamedModel, UnsupportedLayers
+from tomfisher.runtime.layer_calls import Call, UnsupportedLayers
+from tomfisher.runtime.layer_guard import examine_layers
+from tomfisher.runtime.layerwise import Layers, StreamedModel
 from tomfisher.runtime.modes import running
 from tomfisher.runtime.rules import Rules, difference, noise
 from tomfisher.runtime.torch_state import plain_torch
@@ -170,7 +172,7 @@ class _Measurement:
     def run(self, progress: bool) -> list[Measured]:
         """Pass after pass, until every forward is answered."""
         with self.layers.opened.loaded(self.outer):
-            self.layers.learn(self._ids)
+            examine_layers(self.layers)
             while True:
                 results = self._results()
                 sections = [self._asking, *self._states]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher.runtime.batches import Batch, collate
-from tomfisher.runtime.layerwise import Call, Layers
+from tomfisher.runtime.layer_calls import Call
+from tomfisher.runtime.layerwise import Layers
 from tomfisher.sample import Sample
 
 

@@ -23,7 +23,8 @@ from tomfisher.fisher.run import Run
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.runtime.batches import Batch, collate
 from tomfisher.runtime.boundaries import Boundaries
-from tomfisher.runtime.layerwise import Call, Layers, UnsupportedLayers
+from tomfisher.runtime.layer_calls import Call, UnsupportedLayers
+from tomfisher.runtime.layerwise import Layers
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.rules import EQUAL, PADDED, Rules, check_rules
 from tomfisher.sample import Sample

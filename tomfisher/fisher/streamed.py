@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tomfisher.fisher.diagonal import FisherDiagonal
@@ -23,9 +22,10 @@ from tomfisher.models.opened import OpenedModel
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.device import device_of
-from tomfisher.runtime.forward import ordinary_ids
 from tomfisher.runtime.gate import check_samples
-from tomfisher.runtime.layerwise import Layers, UnsupportedLayers
+from tomfisher.runtime.layer_calls import UnsupportedLayers
+from tomfisher.runtime.layer_guard import examine_layers
+from tomfisher.runtime.layerwise import Layers
 from tomfisher.runtime.memory import token_budget
 from tomfisher.runtime.rules import weights_kept
 from tomfisher.sample import Sample, digest
@@ -76,7 +76,7 @@ def stream_diagonals(
     with ExitStack() as stack:
         stack.callback(opened.free, opened.outer)
         opened.load(opened.outer)
-        layers.learn(torch.tensor([ordinary_ids(model)[:8]]))
+        examine_layers(layers, gradients=True)
         with layers.recording():
             for each in sets:
                 check_samples(model, each.samples)

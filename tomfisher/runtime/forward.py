@@ -36,9 +36,20 @@ def forward(model: Any, ids: Tensor, **arguments: Any) -> Any:
         RankError: another rank of this call has ended.
     """
     check()
-    if accepts(model, "use_cache"):
+    if accepts(model, "use_cache") or _hands_on(model, "use_cache"):
         arguments.setdefault("use_cache", False)
     return model(input_ids=ids, **arguments)
+
+
+def _hands_on(model: Any, argument: str) -> bool:
+    """Whether the model's forward takes any argument, and its decoder names this one."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    return (
+        any(p.kind is p.VAR_KEYWORD for p in parameters)
+        and decoder is not None
+        and accepts(decoder, argument)
+    )
 
 
 def ordinary_ids(model: Any) -> list[int]:

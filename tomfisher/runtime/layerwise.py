@@ -8,24 +8,35 @@ layer hands on what came out of that, so that norm, head and whatever the progra
 and the program's own.
 
 That rests on each layer's input being the output of the one before, and on nothing else passing from one to the
-other. `Layers` looks at it on the model at hand, and refuses by name one that is built otherwise.
+other. `tomfisher.runtime.layer_guard` looks at it on the model at hand, and refuses by name one that is built
+otherwise.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from tomfisher.runtime.boundaries import Boundaries, bytes_of
+from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.forward import forward
+from tomfisher.runtime.layer_calls import (
+    WAY,
+    Call,
+    Form,
+    Hidden,
+    UnsupportedLayers,
+    check_marks,
+    digest_of,
+    mapped,
+    marked,
+)
 from tomfisher.runtime.modes import running
 from tomfisher.runtime.rules import weights_kept
 
@@ -67,61 +78,6 @@ class StreamedModel(Protocol):
         ...
 
 
-class UnsupportedLayers(ValueError):
-    """A model whose layers cannot be run one at a time."""
-
-
-class _Hidden:
-    """Stands in a layer's arguments where the hidden states were."""
-
-
-@dataclass(eq=False)
-class Call:
-    """One forward of the model, as its layers saw it.
-
-    Attributes:
-        shape: of the hidden states, `[B, T, D]`.
-        digest: of the bits of all that entered the first layer.
-        boundaries: where its hidden states are kept.
-        arguments: per layer, its positional and named arguments.
-    """
-
-    shape: torch.Size
-    digest: bytes
-    boundaries: Boundaries
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-
-    def run(self, number: int, layer: nn.Module, hidden: Tensor, rows: Sequence[int] | None = None) -> Tensor:
-        """The layer's output for these hidden states, with the other arguments as they were.
-
-        Args:
-            number: of the layer.
-            layer: the layer.
-            hidden: `[B, T, D]`.
-            rows: which of the call's rows `hidden` holds; None for all.
-        """
-
-        def put(value: Any) -> Any:
-            if value is _Hidden:
-                return hidden
-            if rows is not None and isinstance(value, Tensor) and value.ndim and len(value) == self.shape[0]:
-                return value[list(rows)]
-            return value
-
-        args, kwargs = _mapped(put, self.arguments[number])
-        before = _leaves((args, kwargs))
-        output = layer(*args, **kwargs)
-        if _leaves((args, kwargs)) != before:
-            raise UnsupportedLayers(f"layer {number} writes into its arguments. {_WAY}")
-        first = output[0] if isinstance(output, tuple | list) else output
-        if not isinstance(first, Tensor) or first.shape != hidden.shape:
-            shape = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-            raise UnsupportedLayers(
-                f"layer {number} ({type(layer).__name__}) makes {shape} of hidden states {tuple(hidden.shape)}. {_WAY}"
-            )
-        return first
-
-
 class Layers:
     """The decoder layers of a model, run one at a time on all forwards of a program.
 
@@ -130,6 +86,7 @@ class Layers:
         boundaries: where the hidden states between layers are kept, unless `recording` is told another place.
 
     Attributes:
+        forms: of what each layer hands on.
         passes: how often the layers were gone through.
     """
 
@@ -141,10 +98,13 @@ class Layers:
             [f"{name}.{own}" for own, _ in layer.named_parameters()] for name, layer in opened.layers
         ]
         self.passes = 0
-        self._tuples: set[type[nn.Module]] = set()  # kinds of layers of whose output the model takes entry 0
+        self.forms = [Form() for _ in self.modules]
+        self._shadowed: list[Any] = [
+            None for _ in self.modules
+        ]  # forwards that were set on the layers themselves
 
     def learn(self, ids: Tensor) -> None:
-        """Ask the model how it hands hidden states from layer to layer, with layers that hand them on as they are.
+        """Look at how the model hands hidden states from layer to layer, with layers that hand them on as they are.
 
         Args:
             ids: `[1, T]`, a short text.
@@ -152,41 +112,33 @@ class Layers:
         Raises:
             UnsupportedLayers: it is not from each layer to the next, once, with nothing beside them.
         """
-        self._refuse_hooks()
-        for _ in range(1 + len({type(m) for m in self.modules})):
-            ends: list[Call] = []
+        ends: list[Call] = []
 
-            def end(call: Call, hidden: Tensor, ends: list[Call] = ends) -> Tensor:
-                ends.append(call)
-                return hidden
+        def end(call: Call, hidden: Tensor) -> Tensor:
+            ends.append(call)
+            return hidden
 
-            try:
-                with self._stubs(end, marking=True), running(self.model):
-                    logits = forward(self.model, ids).logits
-                if len(ends) != 1:
-                    raise UnsupportedLayers(f"its layers are gone through {len(ends)} times. {_WAY}")
-                if isinstance(logits, Tensor) and logits.ndim == 3:
-                    return
-                self._tuples.add(type(self.modules[-1]))
-            except _TakesFirst as found:
-                self._tuples.add(found.kind)
-            except UnsupportedLayers:
-                raise
-            except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
-                if type(self.modules[-1]) in self._tuples:
-                    raise UnsupportedLayers(
-                        f"its own code fails with {type(error).__name__}: {error}. {_WAY}"
-                    ) from error
-                self._tuples.add(type(self.modules[-1]))
-        raise UnsupportedLayers(f"what it takes of a layer's output could not be told. {_WAY}")
+        try:
+            with self._stubs(end, marking=True), running(self.model):
+                logits = forward(self.model, ids).logits
+        except UnsupportedLayers:
+            raise
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise UnsupportedLayers(
+                f"its own code fails with {type(error).__name__}: {error}. {WAY}"
+            ) from error
+        if len(ends) != 1:
+            raise UnsupportedLayers(f"its layers are gone through {len(ends)} times. {WAY}")
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            raise UnsupportedLayers(f"what it makes of the last layer's output has no rows of logits. {WAY}")
 
-    def _refuse_hooks(self) -> None:
+    def refuse_hooks(self) -> None:
         """A hook of a layer runs where the layer is passed over too, and so twice."""
         for number, layer in enumerate(self.modules):
             for hook in (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()):
                 if not str(getattr(hook, "__module__", "")).startswith(("tomfisher.", "transformers.")):
                     raise UnsupportedLayers(
-                        f"layer {number} has a hook, {hook!r}, which would run twice. {_WAY}"
+                        f"layer {number} has a hook, {hook!r}, which would run twice. {WAY}"
                     )
 
     @contextmanager
@@ -260,7 +212,7 @@ class Layers:
 
         with torch.no_grad(), running(self.model):
             if lead is not None:
-                with self._replaced(leading):
+                with self.replaced(leading):
                     return lead()
             for number in range(start, len(self.modules)):
                 with self.on(number), weights_kept(self.modules[number]):
@@ -274,7 +226,7 @@ class Layers:
         version = hidden._version if not hidden.is_inference() else None
         call.boundaries[number + 1, call] = call.run(number, layer, hidden)
         if version is not None and hidden._version != version:
-            raise UnsupportedLayers(f"layer {number} writes into its input. {_WAY}")
+            raise UnsupportedLayers(f"layer {number} writes into its input. {WAY}")
         if not keep:
             call.boundaries.discard((number, call))
 
@@ -305,7 +257,7 @@ class Layers:
 
             return fetch
 
-        with self._replaced(fetching):
+        with self.replaced(fetching):
             yield
 
     @contextmanager
@@ -380,52 +332,50 @@ class Layers:
             def hand_on(*args: Any, **kwargs: Any) -> Any:
                 hidden = args[0] if args else kwargs.get(names[0])
                 if not isinstance(hidden, Tensor) or hidden.ndim < 2:
-                    raise UnsupportedLayers(f"layer {number} does not get hidden states first. {_WAY}")
+                    raise UnsupportedLayers(f"layer {number} does not get hidden states first. {WAY}")
                 if number == 0:
                     running_call[:], first[:] = [], [hidden]
                 else:
                     self._check_handed_on(number, hidden, running_call)
-                replaced = _mapped(lambda v: _Hidden if v is hidden else v, (args, kwargs))
+                replaced = mapped(lambda v: Hidden if v is hidden else v, (args, kwargs))
                 if marking:
-                    _check_marks(number, replaced)
+                    check_marks(number, replaced)
                 call = (
                     running_call[0][0]
                     if running_call
-                    else Call(hidden.shape, _digest(hidden, replaced), self.boundaries)
+                    else Call(hidden.shape, digest_of(hidden, replaced), self.boundaries, self.forms)
                 )
                 call.arguments.append(replaced)
-                handed = _Mark.apply(hidden.detach().requires_grad_()) if marking else hidden
+                handed = marked(hidden) if marking else hidden
                 if number == len(self.modules) - 1:
                     ended = end(call, first[0])
                     handed = handed if marking else ended
                 running_call[:] = [(call, handed)]
-                return (handed,) if type(layer) in self._tuples else handed
+                return self.forms[number].filled(handed)
 
             return hand_on
 
-        with self._replaced(stub):
+        with self.replaced(stub):
             yield
 
     @contextmanager
-    def _replaced(self, forward_of: Callable[[int, nn.Module], Callable[..., Any]]) -> Iterator[None]:
+    def replaced(self, forward_of: Callable[[int, nn.Module], Callable[..., Any]]) -> Iterator[None]:
         """Every layer with another forward, which brings the layer's weights itself or needs none."""
-        shadowed = [layer.__dict__.get("forward") for layer in self.modules]
+        before, self._shadowed = self._shadowed, [layer.__dict__.get("forward") for layer in self.modules]
         try:
             for number, layer in enumerate(self.modules):
                 layer.forward = forward_of(number, layer)
             yield
         finally:
-            for layer, before in zip(self.modules, shadowed, strict=True):
-                if before is None:
-                    layer.__dict__.pop("forward", None)
-                else:
-                    layer.forward = before
+            _put_back(self.modules, self._shadowed)
+            self._shadowed = before
 
     @contextmanager
     def _own_forwards(self) -> Iterator[None]:
         """The layers compute again, inside stubs."""
-        stubs = [layer.__dict__.pop("forward") for layer in self.modules]
+        stubs = [layer.__dict__["forward"] for layer in self.modules]
         try:
+            _put_back(self.modules, self._shadowed)
             yield
         finally:
             for layer, stub in zip(self.modules, stubs, strict=True):
@@ -433,16 +383,22 @@ class Layers:
 
     def _check_handed_on(self, number: int, hidden: Tensor, before: list[tuple[Call, Tensor]]) -> None:
         if not before or len(before[0][0].arguments) != number:
-            raise UnsupportedLayers(f"layer {number} is not called once, after layer {number - 1}. {_WAY}")
+            raise UnsupportedLayers(f"layer {number} is not called once, after layer {number - 1}. {WAY}")
         handed = before[0][1]
         if hidden is handed:
             return
-        kind = type(self.modules[number - 1])
-        if kind not in self._tuples and hidden.shape == handed.shape[1:]:
-            raise _TakesFirst(kind)
         raise UnsupportedLayers(
-            f"something is done to the hidden states between layers {number - 1} and {number}. {_WAY}"
+            f"something is done to the hidden states between layers {number - 1} and {number}. {WAY}"
         )
+
+
+def _put_back(layers: Sequence[nn.Module], forwards: Sequence[Any]) -> None:
+    """Give layers the forwards that were set on them; None for that of the class."""
+    for layer, before in zip(layers, forwards, strict=True):
+        if before is None:
+            layer.__dict__.pop("forward", None)
+        else:
+            layer.forward = before
 
 
 class _Known:
@@ -459,63 +415,6 @@ class _Known:
         return waiting.popleft() if waiting else None
 
 
-_WAY = "Such a model cannot be streamed: load it whole (load_model, or leave --stream out)."
-
-
-class _TakesFirst(Exception):
-    """A kind of layer of whose output the model takes the first entry."""
-
-    def __init__(self, kind: type[nn.Module]) -> None:
-        super().__init__(kind.__name__)
-        self.kind = kind
-
-
-class _Mark(torch.autograd.Function):
-    """Identity that can be found again in what is computed from its result."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor) -> Tensor:
-        return hidden.view_as(hidden)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return gradients
-
-
-def _check_marks(number: int, arguments: Any) -> None:
-    """Refuse arguments that come from an earlier layer beside the hidden states, or that layers may write into."""
-
-    def look(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.grad_fn is not None and _is_marked(value.grad_fn):
-            raise UnsupportedLayers(
-                f"layer {number} also gets something that is made of an earlier layer's output. {_WAY}"
-            )
-        if not (value is _Hidden or value is None or isinstance(value, Tensor | bool | int | float | str)):
-            plain = isinstance(value, torch.dtype | torch.device) or (
-                callable(value) and not hasattr(value, "update")
-            )
-            if not plain:
-                raise UnsupportedLayers(
-                    f"layer {number} gets a {type(value).__name__}, through which layers may see each other. {_WAY}"
-                )
-        return value
-
-    _mapped(look, arguments)
-
-
-def _is_marked(node: Any) -> bool:
-    seen, left = set(), [node]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        if type(node).__name__ == "_MarkBackward":
-            return True
-        seen.add(node)
-        left += [following for following, _ in node.next_functions]
-    return False
-
-
 class _Attributes:
     """The tensors that the modules of a layer hold beside their parameters, so that a side channel shows."""
 
@@ -527,7 +426,7 @@ class _Attributes:
         after = _held(self._layer)
         changed = [name for name in {**self._before, **after} if self._before.get(name) != after.get(name)]
         if changed:
-            raise UnsupportedLayers(f"layer {number} keeps {changed[0]} from one forward to the next. {_WAY}")
+            raise UnsupportedLayers(f"layer {number} keeps {changed[0]} from one forward to the next. {WAY}")
 
 
 def _held(layer: nn.Module) -> dict[str, tuple[int, int]]:
@@ -541,41 +440,3 @@ def _held(layer: nn.Module) -> dict[str, tuple[int, int]]:
                     -1 if value.is_inference() else value._version,
                 )
     return held
-
-
-def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """The same nest of tuples, lists and dictionaries, with every leaf changed."""
-    if type(value) is tuple:
-        return tuple(_mapped(change, entry) for entry in value)
-    if type(value) is list:
-        return [_mapped(change, entry) for entry in value]
-    if type(value) is dict:
-        return {key: _mapped(change, entry) for key, entry in value.items()}
-    return change(value)
-
-
-def _leaves(value: Any) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-
-    def add(leaf: Any) -> None:
-        counted = isinstance(leaf, Tensor) and not leaf.is_inference()
-        found.append((id(leaf), leaf._version if counted else 0))
-
-    _mapped(add, value)
-    return found
-
-
-def _digest(hidden: Tensor, arguments: Any) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-
-    def add(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(bytes_of(value))
-        else:
-            digest.update(repr(value if not callable(value) else type(value)).encode())
-        return value
-
-    add(hidden)
-    _mapped(add, arguments)
-    return digest.digest()

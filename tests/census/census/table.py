@@ -57,9 +57,10 @@ STREAMED_INTRODUCTION = """
 The Fisher diagonal of the decoder's linear weights, taken layer by layer as of a model that `open_model` has opened,
 against the one of the model in memory, on two ragged samples. Of {built} architectures {bits} give the same bits,
 {rounding} the same within rounding (1e-5 of a tensor's largest entry, or 1e-7 of the model's), and {refused} are
-refused before the work, with the reason: something passes from layer to layer beside the hidden states, or a weight
-belongs to several layers. The methods (captured or one sample at a time) are the same throughout. Between the same bits
-and rounding a few architectures change from run to run, with where tensors happen to lie in memory.
+refused before the work, with the reason: something passes from layer to layer beside the hidden states, a weight
+belongs to several layers, or no Fisher is taken of the model in memory either. The methods (captured or one sample at a
+time) are the same throughout. Between the same bits and rounding a few architectures change from run to run, with where
+tensors happen to lie in memory.
 """
 
 
