@@ -6,19 +6,23 @@ from dataclasses import replace
 import pytest
 
 from tomfisher.evaluate.statistics import holm, sign_flip_test, wilson_interval
+from tomfisher.results.analysis import chosen_kappa
+from tomfisher.results.frontier import criteria_table, frontier_table
+from tomfisher.results.held_out import HeldOut
 from tomfisher.results.power import smallest_p, too_few
 from tomfisher.results.results import Results
 from tomfisher.results.row import rows_of
+from tomfisher.results.rule import PAPER, Rule
 from tomfisher.results.verdict import judge
 
 N = 160
 
 
-def point(mask, kappa, accuracy, p=None, perplexity=10.0, seed=None):
+def point(mask, kappa, accuracy, p=None, perplexity=10.0, seed=None, nnz=10, **rule):
     low, high = wilson_interval(accuracy * N, N)
     score = {"n": N, "accuracy": accuracy, "ci95": [low, high], "p_vs_baseline": p}
     conditions = {"false-belief": score, "all": score}
-    state = {"kappa": kappa, "mask": mask, "seed": seed, "nnz": 10, "perplexity": perplexity}
+    state = {"kappa": kappa, "mask": mask, "seed": seed, "nnz": nnz, "perplexity": perplexity, **rule}
     return rows_of({**state, "conditions": conditions})
 
 
@@ -106,6 +110,91 @@ def test_many_kappas_make_a_single_small_p_insignificant():
     assert judge(alone).found
     verdict = judge(study(hit=0.3, p=0.02, more=others))
     assert not verdict.found and "smallest corrected p is 0.06" in str(verdict)
+
+
+def grid(hit, p=1e-9, randoms=(0.9,), control=0.9, **rule):
+    """The states of one mask of another rule, with its controls."""
+    controls = [] if control is None else [point("control-only", 1e-4, control, 0.5, **rule)]
+    return [
+        point("task-control", 1e-4, hit, p, **rule),
+        *controls,
+        *(point("random", 1e-4, value, 0.5, seed=i, **rule) for i, value in enumerate(randoms)),
+    ]
+
+
+def test_the_best_mask_of_a_grid_is_named_with_its_rule():
+    results = study(hit=0.4, perplexity=11.0, more=grid(0.3, control_kappa=1e-3))
+    verdict = judge(results)
+    assert verdict.found and verdict.rule == Rule(None, 1e-3) and verdict.kappa == 1e-4
+    assert "at kappa = 0.0001 (fisher, control 0.001), 10 perturbed" in str(verdict)
+    assert chosen_kappa(results) == 1e-4 and judge(study(hit=0.4)).rule == PAPER
+
+
+def test_one_correction_runs_over_the_whole_grid():
+    more = [state for k in range(3) for state in grid(0.85, p=0.5, control_kappa=0.1 * (k + 1))]
+    assert judge(study(hit=0.3, p=0.013)).found
+    verdict = judge(study(hit=0.3, p=0.013, more=more))
+    assert not verdict.found and "No significant fall at any mask; the smallest corrected p is 0.052" in str(
+        verdict
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "controls", "found"),
+    [
+        ({"criterion": "taylor"}, {}, True),
+        ({"criterion": "taylor"}, {"control": None}, False),
+        ({"criterion": "taylor"}, {"control": 0.25}, False),
+        ({"criterion": "taylor"}, {"randoms": ()}, False),
+        ({"criterion": "magnitude"}, {"control": None}, True),  # it reads no texts: there is no such control
+        ({"criterion": "magnitude"}, {"control": None, "randoms": (0.28,)}, False),
+    ],
+)
+def test_controls_are_those_of_the_same_rule(rule, controls, found):
+    assert judge(study(hit=0.88, p=0.5, more=grid(0.2, **controls, **rule))).found == found
+
+
+def test_what_was_chosen_on_half_of_the_scenes_is_told():
+    held = HeldOut(None, 0.1, 1e-3, 77, 0.02, 5, (1.0, 0.2), 20, 10, 1.0, 0.3, (0.2, 0.5), 0.002, (0.7, 0.8))
+    text = str(judge(replace(study(hit=0.3), held_out=held)))
+    assert (
+        "of 5 masks under +5% perplexity: fisher, control 0.1 at kappa = 0.001 (77 weights, perplexity +2.0%)"
+        in text
+    )
+    assert (
+        "(n = 20 in 10 clusters): 1.000 to 0.300, 95 % interval 0.200 to 0.500, p = 0.002; clear of its 2"
+        in text
+    )
+    text = str(judge(replace(study(hit=0.85, p=0.3), held_out=replace(held, ci95=(0.2, 0.75)))))
+    assert "not clear of its 2 control masks, whose intervals begin at 0.700" in text
+
+
+def test_a_criterion_is_judged_by_its_smallest_mask_that_holds():
+    small = [point("task-control", 1e-5, 0.5, 1e-6, nnz=3, criterion="wanda")]
+    small += [
+        point(m, 1e-5, 0.9, 0.5, seed=s, criterion="wanda")
+        for m, s in (("control-only", None), ("random", 0))
+    ]
+    results = study(
+        hit=0.3, perplexity=11.0, more=[*small, *grid(0.2, criterion="wanda"), *grid(0.1, criterion="ratio")]
+    )
+    rows = {row[0]: row for row in criteria_table(results).rows}
+    assert rows["fisher"][3:] == [
+        "none",
+        "",
+        "",
+        "",
+        "none",
+        "",
+        "",
+        "",
+    ]  # its only mask costs 10 % perplexity
+    assert rows["wanda"][3:5] == ["3", "0.500 [0.423, 0.577]"] and rows["wanda"][7:9] == [
+        "10",
+        "0.200 [0.145, 0.269]",
+    ]
+    assert rows["ratio"][2] == "1" and rows["ratio"][6] == "0.0001"
+    assert len(frontier_table(results).rows) == 1 + 4
 
 
 def test_the_kappa_with_the_deepest_fall_is_named():

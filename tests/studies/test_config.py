@@ -142,3 +142,22 @@ def test_a_task_or_control_that_is_named_wins_over_the_models_own(tmp_path):
     config = Config.resolve({}, config=file)
     assert (config.task, config.control) == ("testbed", "python-reference")
     assert Config.resolve({"model": "testbed-llama"}, preset="demo-smollm2").task == "false-belief"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control_kappa": "1.5"}, "every control_kappa must lie strictly between 0 and 1"),
+        ({"criterion": "fisher,tailor"}, "criterion must be one of .*Did you mean 'taylor'"),
+        ({"ratio_quantile": 1.5}, "ratio_quantile must lie from 0 to 1, got 1.5"),
+        (
+            {"criterion": "wanda", "stream": "yes"},
+            "criterion wanda needs weight and input_norm of the whole model",
+        ),
+    ],
+)
+def test_other_rules_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Config.from_dict({"model": "testbed-llama", **changes})
+    both = Config.from_dict({"model": "testbed-llama", "stream": "yes", "criterion": "ratio, fisher"})
+    assert both.criterion == ("ratio", "fisher")

@@ -93,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.fisher.diagonal import save_finished
     from tomfisher.fisher.store import check_target
     from tomfisher.runtime import ranks
-    from tomfisher.studies.config import Config
-    from tomfisher.studies.experiment import parse_params
+    from tomfisher.studies.config import Config, parse_params
     from tomfisher.studies.named_model import named_model
 
     refuse_existing(args.output_path, args.overwrite)

@@ -18,7 +18,20 @@ GROUPS = {
         *("labels", "reduction", "params", "task_store", "control_store", "tokens_per_batch", "fisher_dtype"),
         "precision",
     ),
-    "mask": ("mask", "kappa", "kappas", "scope", "fill", "compat", "random_seeds", "random_kappas"),
+    "mask": (
+        *(
+            "mask",
+            "kappa",
+            "kappas",
+            "control_kappa",
+            "criterion",
+            "ratio_quantile",
+            "scope",
+            "fill",
+            "compat",
+        ),
+        *("random_seeds", "random_kappas"),
+    ),
     "answers": (
         "share_prefix",
         "method",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 HELPS = {
     "task_store": "Fisher store to select from, such as RUN/fisher/task (tomfisher fisher)",
     "control_store": "Fisher store whose selection is taken away, such as RUN/fisher/control [none]",
+    "control_kappa": "fraction of the control's ranking that is taken away [that of the mask]",
+    "criterion": "ratio: rank by F_task / (F_control + a quantile of it) instead of taking the control's away",
     "kappas": "several fractions, comma-separated, in one reading of the stores; a file for each",
     "seed": "seed of --random_like [0]",
 }
@@ -40,10 +42,13 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher mask --task_store runs/demo-testbed/fisher/task \\\n"
             "      --control_store runs/demo-testbed/fisher/control --kappa 3e-3 --output_path tom.safetensors",
             "tomfisher mask --task_store my/fisher --kappas 1e-5,1e-4 --scope model --output_path top.safetensors",
+            "tomfisher mask --task_store stores/task --control_store stores/control --kappa 3e-2 \\\n"
+            "      --control_kappa 0.1 --output_path specific.safetensors",
             "tomfisher mask --random_like tom.safetensors --seed 1 --output_path random1.safetensors",
         ),
     )
     add_settings(parser, "task_store", "control_store", "scope", "compat", "seed", helps=HELPS)
+    add_settings(parser, "control_kappa", "criterion", "ratio_quantile", helps=HELPS)
     fractions = parser.add_mutually_exclusive_group()
     fractions.add_argument(
         "--kappa", type=kappa, help="fraction of the entries, between 0 and 1, such as 1e-4"
@@ -132,4 +137,20 @@ def _selected(args: argparse.Namespace, fractions: tuple[float, ...]) -> dict[fl
         raise ValueError(
             "mask needs --task_store and --kappa or --kappas (or --random_like MASK). See tomfisher mask --help."
         )
-    return store_masks(task, control, fractions, setting(args, "scope"), setting(args, "compat"))
+    protected, by = setting(args, "control_kappa") or (None,), setting(args, "criterion") or (None,)
+    if len(protected) > 1 or len(by) > 1:
+        raise ValueError("mask takes one --control_kappa and one --criterion; tomfisher run takes several.")
+    if protected[0] is not None:
+        check_kappa(protected[0], "control_kappa")
+        if control is None:
+            raise ValueError("--control_kappa is a share of --control_store, which is not given.")
+    return store_masks(
+        task,
+        control,
+        fractions,
+        setting(args, "scope"),
+        setting(args, "compat"),
+        protected[0],
+        by[0],
+        setting(args, "ratio_quantile"),
+    )

@@ -121,7 +121,7 @@ def on_paper(config: Config, said: Described, samples: int | None, tokens: int |
     from tomfisher.fisher.sizes import sizes_of
     from tomfisher.fisher.way import Work
     from tomfisher.models.load import resolve_dtype
-    from tomfisher.studies.experiment import parse_params
+    from tomfisher.studies.config import parse_params
     from tomfisher.studies.machine import machine_for
     from tomfisher.studies.scale_plan import plan_scale
 

@@ -30,6 +30,8 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher run --preset demo-smollm2 --output_path runs/mine",
             "tomfisher run --preset architectures",
             "tomfisher run --model HuggingFaceTB/SmolLM2-360M --kappas 1e-5,1e-4 --limit 160",
+            "tomfisher run --preset demo-testbed --control_kappa 0.1,0.3 --criterion ratio --output_path runs/frontier",
+            "tomfisher run --preset demo-testbed --criterion magnitude,taylor,fill,wanda --output_path runs/criteria",
             "tomfisher run --model ./my-model --task my_task.jsonl --control my_text.txt",
             "tomfisher run --config runs/demo-testbed/config.yaml",
             "torchrun --nproc_per_node 2 -m tomfisher run --preset demo-smollm2",
@@ -62,6 +64,7 @@ def run_study(config: Any, overwrite: bool) -> int:
     """Run a study, write its report and print what it found."""
     from tomfisher import report
     from tomfisher.results import judge
+    from tomfisher.results.frontier import criteria_table, frontier_table, is_frontier
     from tomfisher.results.sweep import sweep_table
     from tomfisher.runtime import ranks
     from tomfisher.studies import Experiment
@@ -73,6 +76,8 @@ def run_study(config: Any, overwrite: bool) -> int:
     finally:  # the results are there whether or not there can be a report
         print(f"{config.model}: {config.task} against {config.control}\n")
         print(f"{sweep_table(results).text()}\n")
+        if is_frontier(results):
+            print(f"{frontier_table(results).text()}\n\n{criteria_table(results).text()}\n")
         print_wrapped(judge(results).sentences)
         print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
     print(f"Report:  {page}")

@@ -57,11 +57,12 @@ def difference_masks(
     kappas: Sequence[float],
     scope: Scope = "tensor",
     compat: str | None = None,
+    control_kappa: float | None = None,
 ) -> dict[float, SparseMask]:
     """For each κ the entries among the top fraction of `task` that are not among that of `control`.
 
-    Equivalent to `top_fraction(task, kappa) - top_fraction(control, kappa)` for each κ. A Fisher store opened
-    from disk is streamed tensor by tensor: memory grows with the largest κ, not with the store.
+    Equivalent to `top_fraction(task, kappa) - top_fraction(control, control_kappa or kappa)` for each κ. A Fisher
+    store opened from disk is streamed tensor by tensor: memory grows with the largest κ, not with the store.
 
     Args:
         task: a Fisher diagonal or any mapping from names to tensors.
@@ -69,6 +70,8 @@ def difference_masks(
         kappas: fractions of the entries, each in (0, 1).
         scope: over which entries κ is taken: "tensor", "layer" or "model".
         compat: "authors" for the paper's thresholding.
+        control_kappa: fraction of `control` that every mask leaves out, in (0, 1); None is each mask's own κ, the
+            paper's rule. The larger it is, the more specific to the task is what is left.
 
     Returns:
         κ to mask, in the order given.
@@ -81,8 +84,12 @@ def difference_masks(
         raise ValueError("kappas must hold at least one fraction, got none.")
     if odd := sorted(set(task) ^ set(control)):
         raise ValueError(f"task and control must hold the same tensors; only one holds {odd[:4]}.")
-    rankings = [rank(F, max(kappas), scope, compat) for F in (task, control)]
+    left_out = {kappa: kappa if control_kappa is None else control_kappa for kappa in kappas}
+    rankings = [
+        rank(F, max(largest), scope, compat)
+        for F, largest in ((task, left_out.keys()), (control, left_out.values()))
+    ]
     if rankings[0].shapes != rankings[1].shapes:
         odd = [name for name, shape in rankings[0].shapes.items() if rankings[1].shapes[name] != shape]
         raise ValueError(f"task and control must hold tensors of the same shapes; these differ: {odd[:4]}.")
-    return {kappa: rankings[0].mask(kappa) - rankings[1].mask(kappa) for kappa in kappas}
+    return {kappa: rankings[0].mask(kappa) - rankings[1].mask(left_out[kappa]) for kappa in kappas}

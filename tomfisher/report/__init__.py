@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tomfisher.report.attention_maps import plot_attention_maps
     from tomfisher.report.data import RunData, load
     from tomfisher.report.fisher_values import plot_fisher_values
+    from tomfisher.report.frontier import plot_frontier
     from tomfisher.report.mask_profile import plot_frequency_rows, plot_mask_map
     from tomfisher.report.page import write
     from tomfisher.report.sinks import plot_sinks
@@ -25,6 +26,7 @@ _HOMES = {
     "plot_attention_maps": "attention_maps",
     "plot_fisher_values": "fisher_values",
     "plot_frequency_rows": "mask_profile",
+    "plot_frontier": "frontier",
     "plot_interventions": "ablations",
     "plot_mask_map": "mask_profile",
     "plot_perplexity": "sweep",
@@ -41,6 +43,7 @@ __all__ = [
     "plot_attention_maps",
     "plot_fisher_values",
     "plot_frequency_rows",
+    "plot_frontier",
     "plot_interventions",
     "plot_mask_map",
     "plot_perplexity",

@@ -14,6 +14,7 @@ from tomfisher.report.followups import Missing, read_extras, read_json
 from tomfisher.results.architecture_folder import Architectures, above, is_folder, read
 from tomfisher.results.results import Results
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Row, grouped, rows_of
+from tomfisher.results.rule import PAPER
 from tomfisher.results.verdict import Verdict, headline_tests, judge
 
 __all__ = ["Missing", "RunData", "beside_each_other", "folder_labels", "load"]
@@ -75,13 +76,16 @@ class RunData:
 
     @property
     def focus(self) -> float | None:
-        """The κ that details are shown of: the verdict's, else the analysis', else where the accuracy is lowest."""
-        if self.verdict.kappa is not None:
+        """The κ (paper's rule) of which details are shown: the verdict's, the analysis', or the lowest accuracy's."""
+        if self.verdict.kappa is not None and self.verdict.rule == PAPER:
             return self.verdict.kappa
         if self.inside is not None and self.inside.get("kappa") in self.results.kappas:
             return float(self.inside["kappa"])
         return (
-            min(headline_tests(self.results), key=lambda row: row.accuracy).kappa
+            min(
+                (row for row in headline_tests(self.results) if row.rule == PAPER),
+                key=lambda row: row.accuracy,
+            ).kappa
             if self.results.kappas
             else None
         )

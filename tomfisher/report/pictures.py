@@ -14,6 +14,7 @@ from tomfisher.report.architectures import plot_architectures, says
 from tomfisher.report.attention_maps import plot_attention_maps
 from tomfisher.report.data import Missing, RunData
 from tomfisher.report.fisher_values import LOOKS, entries, histogram, plot_fisher_values
+from tomfisher.report.frontier import plot_frontier
 from tomfisher.report.mask_profile import (
     density,
     dominant_counts,
@@ -27,6 +28,7 @@ from tomfisher.report.style import to_inline, to_png, to_svg
 from tomfisher.report.sweep import plot_accuracy, plot_perplexity
 from tomfisher.report.tables import STATES, mean_over_heads, span
 from tomfisher.results.ablations import interventions
+from tomfisher.results.frontier import is_frontier
 from tomfisher.results.results import ABLATIONS, Results
 from tomfisher.results.row import TASK_CONTROL
 
@@ -45,7 +47,7 @@ class Picture:
 
     Attributes:
         name: of its files, such as "accuracy".
-        section: of the report that it stands in: "sweep", "values", "mask", "rope", "sinks", "ablations" or
+        section: of the report that it stands in: "sweep", "frontier", "values", "mask", "rope", "sinks", "ablations" or
             "architectures".
         caption: what is drawn, and how to read it.
         says: what it shows, in numbers, for those who do not see it.
@@ -98,6 +100,8 @@ def draw(data: RunData) -> tuple[list[Picture], list[Missing]]:
 def _makers(data: RunData) -> Iterator[tuple[str, Callable[[], Picture]]]:
     yield "accuracy", lambda: _accuracy(data)
     yield "perplexity", lambda: _perplexity(data)
+    if is_frontier(data.results):
+        yield "frontier", lambda: _frontier(data.results)
     if data.values is not None:
         yield "fisher-values", partial(_fisher_values, data.values)
     if data.inside is not None:
@@ -169,6 +173,24 @@ def _perplexity(data: RunData) -> Picture:
         says.append(f"Change at {kappa:g}: {', '.join(rises)}.")
     caption = "Perplexity per token on held-out control text over κ. The dotted line is the most the verdict allows."
     return Picture("perplexity", "sweep", caption, " ".join(says), plot_perplexity(results)[0], True)
+
+
+def _frontier(results: Results) -> Picture:
+    before = results.baseline()
+    says = [f"Fall of {results.headline} accuracy from {before.accuracy:.3f}, and rise of the perplexity."]
+    for rule in results.rules:
+        points = [
+            f"{before.accuracy - row.accuracy:.3f} at {results.rise(row):+.1%}"
+            for kappa in results.kappas
+            for row in results.at(kappa, TASK_CONTROL, rule=rule)
+        ]
+        says.append(f"{rule}: {', '.join(points)}.")
+    caption = (
+        f"How far {results.headline} accuracy falls against how far the perplexity rises; each line is a rule, its "
+        "points the values of κ, bars are 95 % intervals. Up and to the left is better. The dotted line is the most "
+        "perplexity that the verdict allows; the axis is linear up to 2 % and logarithmic beyond."
+    )
+    return Picture("frontier", "frontier", caption, " ".join(says), plot_frontier(results)[0], True)
 
 
 def _fisher_values(values: Mapping[str, Any]) -> Picture:

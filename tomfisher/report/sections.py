@@ -27,7 +27,8 @@ from tomfisher.report.tables import (
 from tomfisher.results.ablations import ablation_table
 from tomfisher.results.equal_kappa import sentences
 from tomfisher.results.fill_grid import grid_table
-from tomfisher.results.results import ABLATIONS, FINETUNE, GRID
+from tomfisher.results.frontier import criteria_table, frontier_table, is_frontier
+from tomfisher.results.results import ABLATIONS, FINETUNE, GRID, Results
 from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
 from tomfisher.results.sweep import sweep_table
 from tomfisher.results.tables import PAGE, Table
@@ -98,6 +99,8 @@ class Writer:
     def sections(self) -> list[Section]:
         """All sections that the run has something for, what is missing and the provenance last."""
         self._sweep()
+        if is_frontier(self.data.results):
+            self._frontier(self.data.results)
         if self.data.values is not None:
             self._values(self.data.values)
         if self.data.inside is not None:
@@ -149,6 +152,21 @@ class Writer:
             "ones: as many of them in every matrix."
         )
         self._add("sweep", "What the masks do", [text], tables=tables)
+
+    def _frontier(self, results: Results) -> None:
+        verdict = self.data.verdict
+        told = [row for row in results.select(mask=TASK_CONTROL, kappa=verdict.kappa, rule=verdict.rule)]
+        makers = [lambda: frontier_table(results, PAGE, told)]
+        if len({rule.criterion for rule in results.rules}) > 1:
+            makers.append(lambda: criteria_table(results, PAGE))
+        text = (
+            "How much a mask leaves to the control decides how specific it is. Here the share of the control's ranking "
+            "that is left alone varies apart from κ, or other criteria than the Fisher diagonal rank the weights. One "
+            "correction runs over all of these masks; what was chosen among them is also tested on scenes that did not "
+            "choose it (last sentence of the verdict)."
+        )
+        tables = self._tables("the frontier", *makers)
+        self._add("frontier", "Ability lost against language lost", [text], tables=tables)
 
     def _values(self, values: Mapping[str, Any]) -> None:
         tables = self._tables("the Fisher values", lambda: values_table(values))

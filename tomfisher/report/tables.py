@@ -13,6 +13,7 @@ from tomfisher.results.analysis import means
 from tomfisher.results.columns import COUNT, mask_columns, masks_at, p_value
 from tomfisher.results.results import corrected
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL
+from tomfisher.results.rule import PAPER
 from tomfisher.results.tables import PAGE, Table, table
 from tomfisher.results.tables import span as span_of
 
@@ -25,7 +26,7 @@ def condition_table(data: RunData) -> Table | None:
     kappa, results = data.focus, data.results
     if kappa is None:
         return None
-    tests = corrected(results.select(kappa=kappa, mask=TASK_CONTROL))
+    tests = corrected(results.select(kappa=kappa, mask=TASK_CONTROL, rule=PAPER))
     before = COUNT._replace(beside=BASELINE)
     return table(
         ["condition"],

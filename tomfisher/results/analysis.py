@@ -10,6 +10,7 @@ from typing import Any
 
 from tomfisher.results.results import Results
 from tomfisher.results.row import TASK_CONTROL
+from tomfisher.results.rule import PAPER
 from tomfisher.results.verdict import judge
 from tomfisher.text_files import read_json
 
@@ -20,15 +21,16 @@ PARTS = ("rope", "sinks")
 def chosen_kappa(results: Results) -> float:
     """The κ to analyse: the verdict's, or without one that of the fall with the lowest p (ties: the largest κ).
 
-    Where the headline accuracy falls at no κ, it is the largest.
+    Where the headline accuracy falls at no κ, it is the largest. It is a κ of the paper's rule: where the verdict
+    names a mask of another one, it is chosen as without a verdict.
 
     Args:
         results: a whole study.
     """
-    kappa = judge(results).kappa
-    if kappa is not None:
-        return kappa
-    tests = results.select(mask=TASK_CONTROL, condition=results.headline)
+    verdict = judge(results)
+    if verdict.kappa is not None and verdict.rule == PAPER:
+        return verdict.kappa
+    tests = results.select(mask=TASK_CONTROL, condition=results.headline, rule=PAPER)
     falls = [
         (row.p_vs_baseline, -row.kappa)
         for row in tests

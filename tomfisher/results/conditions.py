@@ -29,9 +29,9 @@ def conditions_of(scores: Scores, baseline: Scores | None = None) -> dict[str, d
     Returns:
         `{condition: {"n", "n_scenes", "accuracy", "ci95", "p_vs_baseline"}}`.
     """
-    before = None if baseline is None else _members(baseline)
+    before = None if baseline is None else members_of(baseline)
     conditions = {}
-    for name, members in _members(scores).items():
+    for name, members in members_of(scores).items():
         values, clusters = zip(*members.values(), strict=True)
         earlier = None if before is None else [before[name][key][0] for key in members]
         p = None if earlier is None else sign_flip_test(earlier, values, clusters)
@@ -69,8 +69,8 @@ def by_clusters(rows: Sequence[Row], scores: Scores, baseline: Scores | None = N
     return measured(scores, baseline, **{key: value for key, value in state.items() if key != "conditions"})
 
 
-def _members(scores: Scores) -> dict[str, Members]:
-    """The items of each condition; "all" last."""
+def members_of(scores: Scores) -> dict[str, Members]:
+    """Correctness and cluster of each item, by its id, of each condition of `conditions_of`; "all" last."""
     groups: dict[str, Members] = {}
     unions: dict[str, Members] = {}
     cells: dict[str, dict[str, list[Record]]] = {}

@@ -20,7 +20,7 @@ CONFIG, INPUTS, POINTS = "config.yaml", "inputs.json", "points"
 FIGURES = (
     *("accuracy", "perplexity", "fisher-values", "mask-map", "frequency-rows", "spectrum-q", "spectrum-k"),
     *("spectrum-change-q", "spectrum-change-k", "sink-mass", "sink-angle", "attention-maps", "ablations"),
-    "architectures",
+    *("architectures", "frontier"),
 )
 FINETUNE_FILES = ("finetune.json", "finetune.csv", "delta.safetensors")
 ABLATION_FILES = (INPUTS, "ablations.json", "ablations.csv")
@@ -28,7 +28,8 @@ OWN_FILES = (
     *(INPUTS, "results.json", "results.csv", "verdict.txt", "fisher-values.json", "analysis.json"),
     *("report.html", *FINETUNE_FILES),
 )
-OWN_FOLDERS = ("fisher", "masks", POINTS)
+CRITERIA = "criteria"  # sums of gradients and norms of inputs
+OWN_FOLDERS = ("fisher", "masks", POINTS, CRITERIA)
 EXTRAS = {  # folders in which other files may lie, and what tomfisher writes there
     "ablations": (".lock", *ABLATION_FILES, f"{POINTS}/*.json"),
     "finetune": (".lock", *FINETUNE_FILES),

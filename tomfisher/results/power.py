@@ -19,23 +19,25 @@ def smallest_p(clusters: int, kappas: int) -> float:
     return min(1.0, kappas * math.ldexp(1.0, 1 - clusters))
 
 
-def too_few(clusters: int, kappas: int) -> str | None:
+def too_few(clusters: int, kappas: int, noun: str = "kappa") -> str | None:
     """Why nothing can be found, and the way out; None where something can.
 
     Args:
         clusters: number of clusters that the headline questions form.
-        kappas: number of κ that are tested.
+        kappas: number of κ, or of masks, that are tested.
+        noun: which of the two: "kappa" or "mask".
     """
     best = smallest_p(clusters, kappas)
     if best < ALPHA:
         return None
     needed = next(n for n in range(clusters + 1, 1100) if smallest_p(n, kappas) < ALPHA)
-    tested = f" with {kappas} values of kappa" if kappas > 1 else ""
+    several, fewer = ("values of kappa", "--kappas") if noun == "kappa" else ("masks", "masks")
+    tested = f" with {kappas} {several}" if kappas > 1 else ""
     return (
         f"not enough questions to find anything: even if every answer became wrong, p would be {best:.2g} after Holm"
         f"{tested}, and {ALPHA:g} is the limit. The questions form {_counted(clusters)}; at least "
         f"{needed} are needed (a larger --limit or task file"
-        + (", or fewer --kappas)." if kappas > 1 else ").")
+        + (f", or fewer {fewer})." if kappas > 1 else ").")
     )
 
 

@@ -13,7 +13,19 @@ from typing import Any
 from tomfisher.evaluate.records import ALL
 from tomfisher.evaluate.statistics import holm
 from tomfisher.files import atomic_path
-from tomfisher.results.row import BASELINE, COLUMNS, HEADLINE, Row, grouped, rows_of, states_of
+from tomfisher.results.held_out import HeldOut
+from tomfisher.results.row import (
+    BASELINE,
+    COLUMNS,
+    HEADLINE,
+    RULE_COLUMNS,
+    TASK_CONTROL,
+    Row,
+    grouped,
+    rows_of,
+    states_of,
+)
+from tomfisher.results.rule import PAPER, Rule
 from tomfisher.text_files import read_json
 
 RESULTS, ABLATIONS, FINETUNE, GRID = "results", "ablations", "finetune", "grid"
@@ -38,12 +50,15 @@ class Results:
         provenance: where the numbers come from.
         left_out: what could not be done, and why.
         conclusions: what the study says, in words, where that is part of its file.
+        held_out: a mask chosen on one half of the scenes and measured on the other, of studies with masks of other
+            rules than the paper's.
     """
 
     rows: tuple[Row, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     conclusions: tuple[str, ...] = ()
+    held_out: HeldOut | None = None
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -69,9 +84,16 @@ class Results:
         """The rows with these values, such as `select(mask="random", condition="all")`."""
         return tuple(r for r in self.rows if all(getattr(r, name) == v for name, v in fields.items()))
 
-    def at(self, kappa: float, mask: str, condition: str | None = None) -> tuple[Row, ...]:
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules that the masks were chosen by, in the order of measurement."""
+        return tuple(dict.fromkeys(row.rule for row in self.rows if row.mask == TASK_CONTROL))
+
+    def at(
+        self, kappa: float, mask: str, condition: str | None = None, rule: Rule = PAPER
+    ) -> tuple[Row, ...]:
         """The rows of one mask at one κ, on one condition (None: the headline): one, or one per seed."""
-        return self.select(kappa=kappa, mask=mask, condition=condition or self.headline)
+        return self.select(kappa=kappa, mask=mask, condition=condition or self.headline, rule=rule)
 
     def baseline(self, condition: str | None = None) -> Row:
         """The untouched model, on one condition (None: the headline)."""
@@ -87,7 +109,11 @@ class Results:
     def to_dict(self) -> dict[str, Any]:
         """The content of the study's JSON file: `{"baseline": state, "points": [state, ...], "provenance": ...}`."""
         baseline, *points = states_of(self.rows)
-        told = {"conclusions": list(self.conclusions), "left_out": self.left_out}
+        told = {
+            "conclusions": list(self.conclusions),
+            "left_out": self.left_out,
+            "held_out": None if self.held_out is None else self.held_out.to_dict(),
+        }
         filled = {name: value for name, value in told.items() if value}
         return {"baseline": baseline, "points": points, **filled, "provenance": self.provenance}
 
@@ -105,8 +131,13 @@ class Results:
             rows = [row for state in states for row in rows_of(state)]
         notes = dict(note.partition(": ")[::2] for note in data.get("notes", ()))  # an earlier finetune.json
         left_out, conclusions = data.get("left_out", notes), data.get("conclusions", ())
+        held_out = None if data.get("held_out") is None else HeldOut.from_dict(data["held_out"])
         return cls(
-            tuple(rows), dict(data.get("provenance") or {}), dict(left_out or {}), tuple(conclusions or ())
+            tuple(rows),
+            dict(data.get("provenance") or {}),
+            dict(left_out or {}),
+            tuple(conclusions or ()),
+            held_out,
         )
 
     @classmethod
@@ -136,7 +167,12 @@ class Results:
 
 
 def write_csv(rows: Iterable[Row], path: Path, columns: Sequence[str] = COLUMNS) -> None:
-    """Write rows as CSV, all or nothing; None is an empty cell, several interventions are joined by "+"."""
+    """Write rows as CSV, all or nothing; None is an empty cell, several interventions are joined by "+".
+
+    Behind the columns come those of the rule where some row has another than the paper's.
+    """
+    rows = list(rows)
+    columns = (*columns, *(RULE_COLUMNS if any(row.rule != PAPER for row in rows) else ()))
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(columns)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from itertools import groupby
 from typing import Any
 
+from tomfisher.results.rule import PAPER, Rule
+
 HEADLINE = "false-belief"
 BASELINE, TASK_CONTROL, CONTROL_ONLY, RANDOM = "none", "task-control", "control-only", "random"
 
@@ -28,6 +30,8 @@ class Row:
         kappa: fraction of each tensor's weights that was selected; 0.0 where no weight is masked.
         mask: "none", "task-control", "control-only" or "random".
         seed: seed of a random mask, of a control or of a training.
+        criterion: what ranks the weights, where it is not the Fisher diagonal (`tomfisher.masks.criteria`).
+        control_kappa: fraction of the control's ranking that the mask leaves alone, where it is not `kappa`.
         nnz: number of perturbed weights.
         trainable: number of trained values.
         learning_rate: the one that a training kept.
@@ -56,6 +60,8 @@ class Row:
     kappa: float | None = None
     mask: str | None = None
     seed: int | None = None
+    criterion: str | None = None
+    control_kappa: float | None = None
     nnz: int | None = None
     trainable: int | None = None
     learning_rate: float | None = None
@@ -78,15 +84,24 @@ class Row:
     @property
     def of_state(self) -> tuple[Any, ...]:
         """What tells the states of a study apart."""
-        return self.architecture, self.fill, self.state, self.control, self.kappa, self.mask, self.seed
+        mask = self.rule, self.kappa, self.mask, self.seed
+        return self.architecture, self.fill, self.state, self.control, *mask
+
+    @property
+    def rule(self) -> Rule:
+        """How the mask was chosen."""
+        return Rule(self.criterion, self.control_kappa)
 
     @property
     def key(self) -> str:
-        """The state's file name: "baseline", "task-control-1e-05", "random-1e-05-seed0", "off-sink_0.1"."""
+        """The state's file name: "baseline", "task-control-1e-05", "random-1e-05-seed0", "off-sink_0.1".
+
+        Of other rules than the paper's: "task-control-1e-05-without-0.001", "taylor-random-1e-05-seed0".
+        """
         if self.state is not None:
             return state_key(self.state, self.seed if self.control else None)
         assert self.mask is not None and self.kappa is not None
-        return point_key(self.mask, self.kappa, self.seed)
+        return point_key(self.mask, self.kappa, self.seed, self.rule)
 
     @property
     def ci95(self) -> tuple[float, float]:
@@ -94,11 +109,16 @@ class Row:
         return self.ci95_low, self.ci95_high
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
+_FIELDS = tuple(field.name for field in fields(Row))
+RULE_COLUMNS = (
+    "criterion",
+    "control_kappa",
+)  # of tables whose study has masks of other rules than the paper's
+COLUMNS = tuple(name for name in _FIELDS if name not in RULE_COLUMNS)
 _OF_CONDITION = COLUMNS[COLUMNS.index("condition") : COLUMNS.index("perplexity")]
 _ALWAYS = ("kappa", "mask", "seed", "nnz")  # in every state of a file, None or not
 _PERPLEXITIES = ("perplexity", "word_perplexity")
-_OPTIONAL = tuple(n for n in COLUMNS if n not in (*_OF_CONDITION, *_ALWAYS, *_PERPLEXITIES))
+_OPTIONAL = tuple(n for n in _FIELDS if n not in (*_OF_CONDITION, *_ALWAYS, *_PERPLEXITIES))
 # what `_score` writes by name; the rest of a condition's fields are written where they differ from their default
 _SCORED = ("condition", "n", "n_clusters", "accuracy", "ci95_low", "ci95_high", "p_vs_baseline")
 _FURTHER = tuple(n for n in _OF_CONDITION if n not in _SCORED)
@@ -106,11 +126,11 @@ _DEFAULTS = {field.name: field.default for field in fields(Row)}
 _EARLIER_NAMES = {"name": "state", "p_vs_untouched": "p_vs_baseline", "n_scenes": "n_clusters"}
 
 
-def point_key(mask: str, kappa: float, seed: int | None = None) -> str:
+def point_key(mask: str, kappa: float, seed: int | None = None, rule: Rule = PAPER) -> str:
     """File name of a state of the sweep."""
     if mask == BASELINE:
         return "baseline"
-    return f"{mask}-{kappa!r}" + ("" if seed is None else f"-seed{seed}")
+    return rule.named(mask, kappa) + ("" if seed is None else f"-seed{seed}")
 
 
 def state_key(state: str, seed: int | None = None) -> str:
@@ -141,7 +161,7 @@ def rows_of(state: Mapping[str, Any]) -> list[Row]:
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     named = {_EARLIER_NAMES.get(name, name): value for name, value in values.items()}
-    return {name: value for name, value in named.items() if name in COLUMNS}
+    return {name: value for name, value in named.items() if name in _FIELDS}
 
 
 def states_of(rows: Iterable[Row]) -> list[dict[str, Any]]:

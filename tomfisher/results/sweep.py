@@ -6,6 +6,7 @@ from tomfisher.evaluate.statistics import TEST
 from tomfisher.results.columns import WEIGHTS, interval, measured, p_value, tested
 from tomfisher.results.results import Results
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL
+from tomfisher.results.rule import PAPER
 from tomfisher.results.tables import PAGE, TEXT, Column, Line, Style, Table, table
 from tomfisher.results.verdict import headline_tests
 
@@ -19,7 +20,7 @@ CAPTION = (
 
 
 def sweep_table(results: Results, style: Style = TEXT, focus: float | None = None) -> Table:
-    """One line per mask and κ, the untouched model first; random masks as least to most over their seeds.
+    """One line per mask of the paper's rule, the untouched model first; random masks as least to most over their seeds.
 
     Columns: κ, mask, number of perturbed weights, accuracy of the headline condition ("false-belief" where
     the task has it) and of all questions, perplexity per token, and its rise over the baseline in percent. The page
@@ -36,7 +37,7 @@ def sweep_table(results: Results, style: Style = TEXT, focus: float | None = Non
     )
     for kappa in results.kappas:
         for mask in MASK_ORDER:
-            if rows := results.select(kappa=kappa, mask=mask):
+            if rows := results.select(kappa=kappa, mask=mask, rule=PAPER):
                 name = style.masks.get(mask, mask)
                 if mask == RANDOM:
                     name += f" {style.times}{len(results.at(kappa, mask))}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from tomfisher.evaluate.statistics import TEST
+from tomfisher.masks import criteria
+from tomfisher.results.held_out import HeldOut
 from tomfisher.results.power import ALPHA, too_few
 from tomfisher.results.results import Results, corrected
 from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
+from tomfisher.results.rule import PAPER, Rule
 
 PERPLEXITY_LIMIT = 0.05
 
@@ -20,6 +24,7 @@ class Verdict:
         found: whether at some κ the task-minus-control mask lowers the headline accuracy significantly,
             clearly more than every control mask, with the perplexity rising by less than 5 %.
         kappa: that κ (where the accuracy falls most), or None.
+        rule: how the mask of that κ was chosen: the paper's, unless the study has others.
         sentences: the outcome in words, the rule applied included.
         enough: False where there are too few questions for any outcome to be significant.
     """
@@ -28,14 +33,24 @@ class Verdict:
     kappa: float | None
     sentences: tuple[str, ...]
     enough: bool = True
+    rule: Rule = PAPER
 
     def __str__(self) -> str:
         return "\n".join(self.sentences)
 
 
 @dataclass(frozen=True)
-class _Effect:
-    """One κ: the headline row, its corrected p, and how it stands against the controls."""
+class Effect:
+    """One mask: its headline row, its corrected p, and how it stands against the controls.
+
+    Args:
+        row: of the mask, on the headline condition.
+        p: after Holm.
+        controls: rows of the control masks of the same rule and κ.
+        falls: whether the accuracy falls significantly.
+        clear: whether its interval lies below that of every control, and none of the controls is missing.
+        perplexity_rise: relative to the untouched model.
+    """
 
     row: Row
     p: float
@@ -46,6 +61,7 @@ class _Effect:
 
     @property
     def holds(self) -> bool:
+        """Whether the mask meets the rule of the verdict, the baseline's accuracy aside."""
         return self.falls and self.clear and self.perplexity_rise < PERPLEXITY_LIMIT
 
 
@@ -56,6 +72,8 @@ def judge(results: Results) -> Verdict:
     on the headline condition ("false-belief", or "all" where the task has none) falls, with p
     below 0.05 (exact sign-flip test over clusters) after Holm's correction over the κ; its 95 % interval lies wholly
     below the interval of the control-only mask and of every random mask; the perplexity rises by less than 5 %.
+    Where a study has masks of other rules than the paper's, all are judged and the correction runs over them all;
+    controls are those of the same rule and κ (a criterion that reads no texts has no control-only mask).
 
     Args:
         results: a whole study.
@@ -63,31 +81,56 @@ def judge(results: Results) -> Verdict:
     Returns:
         The verdict, negative results included.
     """
-    tests = headline_tests(results)
-    effects = [_effect(results, row, p) for row, p in tests.items()]
+    effects = effects_of(results)
     holding = [effect for effect in effects if effect.holds]
     able, sentence = _baseline(results)
     if holding and able:
         best = min(holding, key=lambda effect: effect.row.accuracy)
-        return Verdict(True, best.row.kappa, (sentence, *_positive(results, best)))
-    lacking = too_few(_clusters(results.baseline()), len(tests))
-    if lacking and tests and not any(effect.falls for effect in effects):
+        told = (sentence, *_positive(results, best), *_on_held_out(results))
+        return Verdict(True, best.row.kappa, told, rule=best.row.rule)
+    lacking = too_few(_clusters(results.baseline()), len(effects), _noun(results))
+    if lacking and effects and not any(effect.falls for effect in effects):
         return Verdict(False, None, (sentence, f"{lacking[0].upper()}{lacking[1:]}"), enough=False)
-    return Verdict(False, None, (sentence, *_negative(results, effects, able)))
+    return Verdict(False, None, (sentence, *_negative(results, effects, able), *_on_held_out(results)))
 
 
 def headline_tests(results: Results, condition: str | None = None) -> dict[Row, float]:
-    """The task-control mask at every κ, on one condition (None: the headline), with p after Holm over the κ."""
-    return corrected(row for kappa in results.kappas for row in results.at(kappa, TASK_CONTROL, condition))
+    """The task-control mask of every rule and κ, on one condition (None: the headline), with p after Holm over all."""
+    return corrected(
+        row
+        for rule in results.rules
+        for kappa in results.kappas
+        for row in results.at(kappa, TASK_CONTROL, condition, rule)
+    )
 
 
-def _effect(results: Results, row: Row, p: float) -> _Effect:
+def effects_of(results: Results) -> list[Effect]:
+    """Every mask that the verdict looks at, with one correction over all of them."""
+    return [_effect(results, row, p) for row, p in headline_tests(results).items()]
+
+
+def has_controls(rule: Rule, masks: Collection[str | None]) -> bool:
+    """Whether these kinds of control masks are all that a mask of the rule is compared with.
+
+    Args:
+        rule: of the mask.
+        masks: kinds that were measured, such as "random".
+    """
+    needed = {RANDOM} if not criteria.get(rule.criterion).reads_texts else {CONTROL_ONLY, RANDOM}
+    return needed <= set(masks)
+
+
+def _effect(results: Results, row: Row, p: float) -> Effect:
     assert row.kappa is not None
-    controls = (*results.at(row.kappa, CONTROL_ONLY), *results.at(row.kappa, RANDOM))
+    controls = tuple(
+        control
+        for mask in (CONTROL_ONLY, RANDOM)
+        for control in results.at(row.kappa, mask, row.condition, row.rule)
+    )
     falls = p < ALPHA and row.accuracy < results.baseline().accuracy
     below = all(row.ci95_high < control.ci95_low for control in controls)
-    complete = {control.mask for control in controls} == {CONTROL_ONLY, RANDOM}
-    return _Effect(row, p, controls, falls, complete and below, results.rise(row))
+    complete = has_controls(row.rule, {control.mask for control in controls})
+    return Effect(row, p, controls, falls, complete and below, results.rise(row))
 
 
 def _baseline(results: Results) -> tuple[bool, str]:
@@ -117,14 +160,52 @@ def _counted(row: Row) -> str:
     return f"n = {row.n}" if clusters == row.n else f"n = {row.n} in {clusters} clusters"
 
 
-def _positive(results: Results, effect: _Effect) -> list[str]:
+def _noun(results: Results) -> str:
+    """What the verdict looks at several of."""
+    return "kappa" if set(results.rules) <= {PAPER} else "mask"
+
+
+def _place(row: Row) -> str:
+    """Which mask it is."""
+    return f"kappa = {row.kappa:g}" + ("" if row.rule == PAPER else f" ({row.rule})")
+
+
+def _others(effect: Effect) -> str:
+    return "the control-only mask and " if any(c.mask == CONTROL_ONLY for c in effect.controls) else ""
+
+
+def _on_held_out(results: Results) -> list[str]:
+    """What the mask chosen on one half of the scenes does on the other, where the study has that."""
+    held = results.held_out
+    if held is None:
+        return []
+    return [
+        f"Chosen on one half of the scenes, of {held.candidates} masks under {PERPLEXITY_LIMIT:+.0%} perplexity: "
+        f"{held.rule} at kappa = {held.kappa:g} ({held.nnz} weights, perplexity {held.rise:+.1%}), "
+        f"{held.chosen[0]:.3f} to {held.chosen[1]:.3f}. On the other half (n = {held.n} in {held.n_clusters} "
+        f"clusters): {held.before:.3f} to {held.after:.3f}, 95 % interval {held.ci95[0]:.3f} to {held.ci95[1]:.3f}, "
+        f"p = {held.p:.2g}"
+        f"{_beside(held)}."
+    ]
+
+
+def _beside(held: HeldOut) -> str:
+    """How it stands against the control masks on the second half."""
+    if not held.controls:
+        return ""
+    clear = "clear of" if held.holds else "not clear of"
+    lowest = f"whose intervals begin at {min(held.controls):.3f} or more"
+    return f"; {clear} its {len(held.controls)} control masks, {lowest}"
+
+
+def _positive(results: Results, effect: Effect) -> list[str]:
     row = effect.row
     lowest, *others = sorted({f"{control.accuracy:.3f}" for control in effect.controls})
     randoms = sum(control.mask == RANDOM for control in effect.controls)
     sentences = [
-        f"Found: at kappa = {row.kappa:g}, {row.nnz} perturbed weights take {row.condition} accuracy from "
+        f"Found: at {_place(row)}, {row.nnz} perturbed weights take {row.condition} accuracy from "
         f"{results.baseline().accuracy:.3f} to {row.accuracy:.3f} "
-        f"(p = {effect.p:.2g}: {TEST}, Holm), while the control-only mask and {randoms} random masks of "
+        f"(p = {effect.p:.2g}: {TEST}, Holm), while {_others(effect)}{randoms} random masks of "
         f"the same size leave it at {lowest}{' or more' if others else ''}; "
         f"perplexity: {effect.perplexity_rise:+.1%}."
     ]
@@ -138,25 +219,28 @@ def _other_questions(results: Results, headline: Row) -> list[str]:
     return [
         f"The reality questions on the same stories went from {results.baseline(name).accuracy:.3f} to "
         f"{row.accuracy:.3f} (p = {row.p_vs_baseline:.2g})."
-        for row in results.at(headline.kappa, TASK_CONTROL, name)
+        for row in results.at(headline.kappa, TASK_CONTROL, name, headline.rule)
     ]
 
 
-def _negative(results: Results, effects: list[_Effect], able: bool) -> list[str]:
+def _negative(results: Results, effects: list[Effect], able: bool) -> list[str]:
     rule = (
-        f"Not found: no kappa meets the rule (baseline above chance; a fall of {results.headline} accuracy that is "
-        "significant after Holm; clearly below every random and control-only mask; less than "
+        f"Not found: no {_noun(results)} meets the rule (baseline above chance; a fall of {results.headline} accuracy "
+        "that is significant after Holm; clearly below every random and control-only mask; less than "
         f"{PERPLEXITY_LIMIT:.0%} more perplexity)."
     )
     falling = [effect for effect in effects if effect.falls]
     if not falling:
         smallest = min((effect.p for effect in effects), default=1.0)
-        return [rule, f"No significant fall at any kappa; the smallest corrected p is {smallest:.2g}."]
+        return [
+            rule,
+            f"No significant fall at any {_noun(results)}; the smallest corrected p is {smallest:.2g}.",
+        ]
     best = min(falling, key=lambda effect: effect.row.accuracy)
     return [rule, _shortfall(results, best, able)]
 
 
-def _shortfall(results: Results, effect: _Effect, able: bool) -> str:
+def _shortfall(results: Results, effect: Effect, able: bool) -> str:
     row = effect.row
     reasons = [] if able else ["the baseline is not above chance"]
     if not any(control.mask == RANDOM for control in effect.controls):
@@ -167,7 +251,7 @@ def _shortfall(results: Results, effect: _Effect, able: bool) -> str:
     if not effect.perplexity_rise < PERPLEXITY_LIMIT:
         reasons.append(f"perplexity changes by {effect.perplexity_rise:+.1%}")
     return (
-        f"The largest significant fall is at kappa = {row.kappa:g}: "
+        f"The largest significant fall is at {_place(row)}: "
         f"{results.baseline().accuracy:.3f} to {row.accuracy:.3f} "
         f"(p = {effect.p:.2g}), but {' and '.join(reasons)}."
     )

@@ -17,15 +17,9 @@ FREE = ("output_path", "boundary", *OF_ANALYSIS)  # no result depends on them
 AFTER_FISHER = frozenset(  # settings that no Fisher store depends on
     (
         *("eval_dtype", "kappas", "scope", "fill", "compat", "random_seeds", "random_kappas"),
+        *("control_kappa", "criterion", "ratio_quantile", "stream", "share_prefix", "batch_size"),
         *("limit", "method", "normalize", "max_new_tokens", "temperature", "top_p", "repetitions"),
-        *(
-            "stream",
-            "share_prefix",
-            "batch_size",
-            "perplexity_tokens",
-            "perplexity_window",
-            "perplexity_stride",
-        ),
+        *("perplexity_tokens", "perplexity_window", "perplexity_stride"),
     )
 )
 

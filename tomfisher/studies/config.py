@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from tomfisher import testbed, text_files
+from tomfisher.masks import criteria
 from tomfisher.near_miss import unknown
 from tomfisher.studies.presets import preset_values
 
@@ -31,9 +32,9 @@ def _setting(
 ) -> Any:
     """A dataclass field with what the command line and the YAML reader need to know about it.
 
-    `kind` is "str", "int", "float", "bool", "floats", "auto or int" or "word"; without it, the default's type. A word
-    is a text for which YAML may read true or false, such as yes and no. A nullable setting may be none. `bare` is the
-    value of a flag without one.
+    `kind` is "str", "int", "float", "bool", "floats", "words", "auto or int" or "word"; without it, the default's
+    type. A word is a text for which YAML may read true or false, such as yes and no. A nullable setting may be none.
+    `bare` is the value of a flag without one.
     """
     kind = kind or type(default).__name__
     optional = nullable or default is None
@@ -117,6 +118,20 @@ class Config:
     )
     scope: Literal["tensor", "layer", "model"] = _setting(
         "tensor", "where the top fraction is taken", choices=("tensor", "layer", "model")
+    )
+    control_kappa: tuple[float, ...] | None = _setting(
+        None,
+        "fractions of the control's ranking that masks leave alone, comma-separated, every one with every kappa; the "
+        "paper's rule (control_kappa = kappa) is always measured",
+        kind="floats",
+    )
+    criterion: tuple[str, ...] | None = _setting(
+        None,
+        f"further rankings of the weights beside the Fisher diagonal, comma-separated: {', '.join(criteria.NAMES[1:])}",
+        kind="words",
+    )
+    ratio_quantile: float = _setting(
+        0.5, "criterion ratio: quantile of the control's positive Fisher values that is added to them"
     )
     fill: str = _setting("mean", "what masked weights become: mean, zero, noise, scale:FACTOR or a number")
     compat: str | None = _setting(
@@ -289,6 +304,11 @@ def _read_floats(value: Any) -> tuple[float, ...]:
     return tuple(sorted({float(part) for part in parts if str(part).strip()}))
 
 
+def _read_words(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(dict.fromkeys(str(part).strip() for part in parts if str(part).strip()))
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "str": _read_str,
     "int": _read_int,
@@ -296,6 +316,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "bool": _read_bool,
     "floats": _read_floats,
     "word": _read_word,
+    "words": _read_words,
     "auto or int": lambda value: "auto" if value == "auto" else _read_int(value),
 }
 _WORDS = {
@@ -305,6 +326,7 @@ _WORDS = {
     "bool": "true or false",
     "floats": "numbers such as 1e-5,1e-4",
     "word": "a word",
+    "words": "words, comma-separated",
     "auto or int": "'auto' or a whole number",
 }
 
@@ -346,6 +368,14 @@ def check_kappa(kappa: float, name: str = "kappa") -> float:
     return kappa
 
 
+NAMED_PARAMS = ("decoder-linear", "attention-qk", "all")
+
+
+def parse_params(text: str) -> str | list[str]:
+    """The `params` setting as `fisher_diagonal` takes it: a name, or a list of glob patterns."""
+    return text if text in NAMED_PARAMS else [part.strip() for part in text.split(",") if part.strip()]
+
+
 def parse_fill(text: str | float) -> str | float:
     """The fill as `tomfisher.perturb` takes it: a word, "scale:FACTOR", or a number.
 
@@ -373,6 +403,12 @@ def _check(config: Config) -> None:
         raise ValueError("kappas is empty. Give at least one fraction, e.g. --kappas 1e-5,1e-4.")
     for kappa in (*config.kappas, *(config.random_kappas or ())):
         check_kappa(kappa, "every kappa")
+    for kappa in config.control_kappa or ():
+        check_kappa(kappa, "every control_kappa")
+    for name in config.criterion or ():
+        criteria.get(name)
+    if not 0.0 <= config.ratio_quantile <= 1.0:
+        raise ValueError(f"ratio_quantile must lie from 0 to 1, got {config.ratio_quantile:g}.")
     missing = sorted(set(config.random_kappas or ()) - set(config.kappas))
     if missing:
         raise ValueError(f"random_kappas must be among kappas; {missing[0]:g} is not. Add it to kappas.")
@@ -398,6 +434,12 @@ def _check_streamed(config: Config) -> None:
     from tomfisher.evaluate.streamed import refuse_resident_ways
 
     refuse_resident_ways(config.method)
+    for name in config.criterion or ():
+        if not set(criteria.get(name).needs) <= set(criteria.OF_STORES):
+            raise ValueError(
+                f"The criterion {name} needs {' and '.join(criteria.get(name).needs)} of the whole model in memory, "
+                "and stream reads one layer at a time. Leave one of the two out."
+            )
     if config.device not in (None, "cpu"):
         raise ValueError(f"stream runs on the CPU, got device {config.device!r}. Leave one of the two out.")
 

@@ -14,11 +14,11 @@ from tomfisher import ops
 from tomfisher.models.load import LoadedModel, load_model, resolve_device, resolve_dtype
 from tomfisher.progress import note
 from tomfisher.results.power import too_few
-from tomfisher.studies.config import Config
-from tomfisher.studies.experiment import eval_dtype, parse_params
+from tomfisher.studies.config import Config, parse_params
+from tomfisher.studies.experiment import eval_dtype
 from tomfisher.studies.inputs import Inputs
 from tomfisher.studies.measure import Measure, perplexity_window
-from tomfisher.studies.points import planned_points
+from tomfisher.studies.points import noun_of, planned_points, tested
 
 if TYPE_CHECKING:
     from tomfisher.fisher.plan import FisherPlan
@@ -87,7 +87,7 @@ def plan_study(config: Config, impl: ops.Impl = "auto") -> StudyPlan:
         questions=len(inputs.questions),
         perplexity_tokens=config.perplexity_tokens,
         seconds_per_point=_seconds_per_point(config, len(inputs.questions), loaded),
-        lacking=too_few(inputs.headline_clusters(), len(config.kappas)),
+        lacking=too_few(inputs.headline_clusters(), tested(config), noun_of(config)),
     )
 
 

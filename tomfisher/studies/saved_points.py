@@ -1,14 +1,19 @@
-"""Points of a study on their way into the run folder."""
+"""Points of a study on their way into the run folder, and from there into its results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.evaluate.records import Scores
-from tomfisher.results.conditions import measured, perplexities
+from tomfisher.results.conditions import Members, by_clusters, measured, members_of, perplexities
 from tomfisher.results.folder import RunFolder
-from tomfisher.results.row import BASELINE
+from tomfisher.results.held_out import Candidate, HeldOut, hold_out
+from tomfisher.results.results import Results
+from tomfisher.results.row import BASELINE, CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
+from tomfisher.results.rule import PAPER
+from tomfisher.results.verdict import PERPLEXITY_LIMIT
 from tomfisher.studies.points import PlannedPoint
 
 if TYPE_CHECKING:
@@ -45,12 +50,68 @@ def save_point(
         scores,
         baseline,
         kappa=plan.kappa,
+        criterion=plan.rule.criterion,
+        control_kappa=plan.rule.control_kappa,
         mask=plan.mask,
         seed=plan.seed,
         nnz=nnz,
         **perplexities(perplexity),
     )
     folder.save_point(rows, scores.to_dict())
+
+
+def collected(folder: RunFolder, plans: Sequence[PlannedPoint], provenance: dict[str, Any]) -> Results:
+    """The results of a study from its finished points.
+
+    Args:
+        folder: of the run.
+        plans: all points of the study, the baseline first.
+        provenance: where the numbers come from.
+
+    Raises:
+        ValueError: a point is not there.
+    """
+    rows: list[Row] = []
+    answers: dict[str, dict[str, Members]] = {}
+    baseline: Scores | None = None
+    several = any(plan.rule != PAPER for plan in plans)
+    for plan in plans:
+        saved = folder.load_point(plan.key)
+        if saved is None:
+            raise ValueError(f"Point {plan.key} vanished from {folder.path}. Run the same command again.")
+        scores = Scores.from_dict(saved[1])
+        rows += by_clusters(saved[0], scores, baseline)
+        baseline = scores if baseline is None else baseline
+        if several:
+            answers[plan.key] = members_of(scores)
+    results = Results(tuple(rows), provenance)
+    return replace(results, held_out=_held_out(results, plans, answers)) if several else results
+
+
+def _held_out(
+    results: Results, plans: Sequence[PlannedPoint], answers: Mapping[str, Mapping[str, Members]]
+) -> HeldOut | None:
+    """The best of all masks, chosen on one half of the scenes."""
+    headline = results.headline
+    candidates = []
+    for plan in (plan for plan in plans if plan.mask == TASK_CONTROL):
+        (row,) = results.at(plan.kappa, TASK_CONTROL, rule=plan.rule)
+        controls = [
+            answers[other.key][headline]
+            for other in plans
+            if other.mask in (CONTROL_ONLY, RANDOM) and (other.rule, other.kappa) == (plan.rule, plan.kappa)
+        ]
+        candidates.append(
+            Candidate(
+                plan.rule,
+                plan.kappa,
+                row.nnz or 0,
+                results.rise(row),
+                answers[plan.key][headline],
+                controls,
+            )
+        )
+    return hold_out(answers[plans[0].key][headline], candidates, PERPLEXITY_LIMIT)
 
 
 def _saved_scores(folder: RunFolder, present: Scores) -> Scores:
