@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher.models import hub
-from tomfisher.models.adapters import adapter_in, merge
+from tomfisher.models.adapters import Adapter, adapter_in, merge
 from tomfisher.models.bases import adapter_folder, base_of
 from tomfisher.models.gguf import recorded
 from tomfisher.models.locate import locate, otherwise
@@ -245,10 +245,28 @@ def _read(place: Place, dtype: torch.dtype | str) -> tuple[Any, Any, dict[str, A
         return _read_plain(place, dtype)
     with base_of(adapter, place) as base:
         model, tokenizer, loading = _read_plain(base, dtype)
+    _check_base(adapter, model, place.source)
     if adapter.has_tokenizer():
         tokenizer = read_tokenizer(place._replace(location=str(adapter.folder)))
     model, merging = merge(model, adapter, place.source)
     return model, tokenizer, loading | merging
+
+
+def _check_base(adapter: Adapter, base: Any, source: str) -> None:
+    """Refuse a base that is not the one an adapter says it was trained on, in its `training.json`.
+
+    Raises:
+        ValueError: its weights are others.
+    """
+    record = adapter.folder / "training.json"
+    trained_on = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    expected = trained_on.get("base_weights_sha256")
+    found = fingerprint(base, heads_of(base))
+    if expected is not None and expected != found:
+        raise ValueError(
+            f"Model {source!r} is an adapter for weights with the fingerprint {expected[:12]}, but those of "
+            f"{adapter.base!r} have {found[:12]}: another model or version. Load the one that it was trained on."
+        )
 
 
 def _read_plain(place: Place, dtype: torch.dtype | str) -> tuple[Any, Any, dict[str, Any]]:
