@@ -26,7 +26,7 @@ LAYERS = (
     ("interventions", "finetune"),
     ("analysis",),
     ("evaluate", "testbed"),
-    ("perturbation", "merging"),
+    ("perturbation",),
     ("fisher", "masks"),
     ("tasks",),
     ("models",),

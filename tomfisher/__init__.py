@@ -34,7 +34,6 @@ _SUBPACKAGES = (
     "fisher",
     "interventions",
     "masks",
-    "merging",
     "models",
     "ops",
     "perturbation",

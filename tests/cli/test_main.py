@@ -23,7 +23,6 @@ COMMANDS = [
     "evaluate",
     "analyze",
     "sweep",
-    "merge",
     "plan",
     "ls",
     "testbed",

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 import tomfisher
+from tomfisher.fisher import experts
 from tomfisher.fisher.experts import Routing
 from tomfisher.fisher.probe import PROBE_ROWS, choose_methods
 from tomfisher.fisher.selection import select_parameters
@@ -146,8 +147,20 @@ def test_experts_that_see_other_tokens_than_the_batch_fall_back(tiny: SimpleName
     tiny.assert_exact(F, expected)
 
 
-def test_experts_of_a_parallel_run_fall_back(tiny: SimpleNamespace) -> None:
-    model = tiny.model("mixtral")
-    model.model.layers[0].mlp.experts._is_expert_parallel = True
-    methods = choose_methods(WholeModel(model), select_parameters(model, "*.experts.*"), tiny.samples(2))
-    assert {name.split(".")[2] for name in methods.fallback} == {"0"}
+def test_choices_of_experts_on_other_ranks_have_no_rows(tiny: SimpleNamespace) -> None:
+    module = tiny.model("mixtral").model.layers[0].mlp.experts
+    hidden, weights = torch.randn(10, 32), torch.rand(10, 2)
+    chosen = torch.stack([torch.randperm(4)[:2] for _ in range(10)])
+    elsewhere = chosen == 2
+    elsewhere[0] = True
+    expected = module(hidden, chosen, weights.masked_fill(elsewhere, 0))
+    marked = chosen.masked_fill(elsewhere, module.num_experts)
+    rows = []
+
+    def watch(name: str, output: torch.Tensor, x: torch.Tensor, routing: experts.Routing) -> torch.Tensor:
+        rows.append((len(x), sum(routing.per_expert), int(routing.offsets[-1]), len(routing.samples)))
+        return output
+
+    found = experts.forward(module, hidden, marked, weights.masked_fill(elsewhere, 0), 2, watch)
+    torch.testing.assert_close(found, expected)
+    assert rows == [(int((~elsewhere).sum()),) * 4] * 2

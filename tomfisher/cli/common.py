@@ -30,8 +30,7 @@ OF_METHOD = {
     "generate": ("max_new_tokens", "temperature", "top_p", "repetitions"),
 }
 INPUTS = (
-    *("model", "models", "task", "control", "texts", "train", "config"),
-    *("task_store", "control_store", "store", "stores"),
+    *("model", "task", "control", "texts", "train", "config", "task_store", "control_store", "store"),
     *("mask", "damage", "random_like", "compare_masks"),
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.cli.common import (
@@ -90,7 +89,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compute and write the store."""
     from tomfisher.fisher import fisher_diagonal
-    from tomfisher.fisher.diagonal import save_finished
+    from tomfisher.fisher.diagonal import save_by_ranks
     from tomfisher.fisher.store import check_target
     from tomfisher.runtime import ranks
     from tomfisher.studies.config import Config, parse_params
@@ -118,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if not config.is_streamed:
         fisher.metadata.update(model=loaded.identity)
-        ranks.current().first("writing the store", partial(save_finished, fisher, args.output_path))
+        save_by_ranks(fisher, args.output_path, ranks.current())
     slow = sum(method != "captured" for method in fisher.methods.values())
     if slow:
         note(

@@ -23,8 +23,7 @@ from tomfisher.progress import note
 from tomfisher.version import __version__
 
 COMMANDS = (
-    ("run", "fisher", "mask", "perturb", "evaluate", "analyze"),
-    ("ablate", "finetune", "merge", "sweep", "report"),
+    ("run", "fisher", "mask", "perturb", "evaluate", "analyze", "ablate", "finetune", "sweep", "report"),
     ("plan", "ls", "testbed", "bench"),
 )
 EXAMPLES = """\

@@ -26,6 +26,7 @@ from tomfisher.runtime.memory import is_out_of_memory
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.positions import check_length
 from tomfisher.runtime.rules import BATCHES, PADDED, SINGLE, Rules, check_rules, difference, weights_kept
+from tomfisher.runtime.tensor_parallel import team_for
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.wording import Wording
@@ -198,7 +199,7 @@ class ChoiceEvaluator:
                 it gives a log-probability that is not finite (the story is named).
             RankError: another rank has ended.
         """
-        team = ranks.current()
+        team = team_for(model)
         with team.call("score"):
             return self._score(model, share_prefix, progress, rules, team)
 

@@ -24,6 +24,7 @@ from tomfisher.runtime.gate import check_ids, check_model, why_not_finite
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.positions import check_length
 from tomfisher.runtime.rules import SINGLE, check_rules, weights_kept
+from tomfisher.runtime.tensor_parallel import team_for
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.tasks.wording import Wording
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
@@ -96,7 +97,7 @@ def score_generate(
             that breaks a rule (`tomfisher.runtime.rules`).
         RankError: another rank has ended.
     """
-    team = ranks.current()
+    team = team_for(model)
     with team.call("score"):
         _check_settings(batch_size, temperature, top_p, repetitions, max_new_tokens)
         times = repetitions if temperature > 0 else 1

@@ -20,6 +20,7 @@ from tomfisher.runtime.gate import check_ids, check_model, check_targets, why_no
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.positions import check_length, position_limit
 from tomfisher.runtime.rules import Rules, check_rules, weights_kept
+from tomfisher.runtime.tensor_parallel import team_for
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.text_files import check_text
 from tomfisher.tokens import encode_parts
@@ -188,7 +189,7 @@ class PerplexityEvaluator:
                 rule that a likelihood rests on (`tomfisher.runtime.rules`).
             RankError: another rank has ended.
         """
-        team = ranks.current()
+        team = team_for(model)
         with team.call("perplexity"):
             return self._score(model, progress, rules, team)
 

@@ -17,6 +17,8 @@ from torch.func import functional_call
 
 from tomfisher import ops
 from tomfisher.fisher.layout import LayoutError, per_sample
+from tomfisher.runtime.parts import Part
+from tomfisher.runtime.sharded import is_sharded
 from tomfisher.runtime.structure import is_conv1d, is_linear
 
 
@@ -25,10 +27,30 @@ class Accumulator:
     """Where the squares of one parameter go.
 
     With `rows`, F holds only those rows of a weight matrix, or of each expert's (the probe compares a few rows).
+
+    Attributes:
+        F: float32, of the parameter's shape, or of the part of it that this rank holds.
+        rows: of that part.
+        part: which part this rank holds; None for all.
+        total: makes the whole of a gradient of which every rank has a summand; None where each has the whole.
     """
 
     F: Tensor
     rows: Tensor | None = None
+    part: Part | None = None
+    total: Callable[[Tensor], Tensor] | None = None
+
+    def own(self, tensor: Tensor, of: int) -> Tensor:
+        """What `[..., D]` has for the positions that this rank holds of one dimension of the parameter.
+
+        A module of a model that is split over ranks is given, or gives, either all of them or its own.
+        """
+        if self.part is None or self.part.index[of] is None:
+            return tensor
+        whole, here = self.part.shape[of], self.part.local_shape[of]
+        if tensor.shape[-1] not in (whole, here):
+            raise LayoutError(f"{tensor.shape[-1]} numbers a token where this rank holds {here} of {whole}")
+        return self.part.taken(tensor, -1, of) if tensor.shape[-1] == whole else tensor
 
 
 @dataclass(frozen=True)
@@ -85,14 +107,16 @@ def matrix_product(
     layout: BatchLayout,
 ) -> None:
     """`input @ weight.T + bias`, or `input @ weight + bias` where it is `transposed`; None for an unknown weight."""
-    if matrix is not None:
+    if matrix is not None and not is_sharded(matrix):
         rows, columns = matrix.shape
         _check_width("output", grad_output, columns if transposed else rows)
         _check_width("input", input, rows if transposed else columns)
     y, x = per_sample(grad_output, layout.shape), per_sample(input, layout.shape)
-    bias_square = y.float().sum(1).square().sum(0) if "bias" in accumulators else None
+    bias = accumulators.get("bias")
+    bias_square = None if bias is None else bias.own(y, 0).float().sum(1).square().sum(0)
     if "weight" in accumulators:
         target = accumulators["weight"]
+        y, x = target.own(y, int(transposed)), target.own(x, int(not transposed))
         left, right = (x, y) if transposed else (y, x)
         if target.rows is not None:
             left = left[..., target.rows]
@@ -109,18 +133,24 @@ def embedding(
     layout: BatchLayout,
 ) -> None:
     """`nn.Embedding`: row v gets `(Σ_{t: id[t]=v} grad_output[t])²` of every sample that contains v."""
-    F = accumulators["weight"].F
-    B = layout.shape[0]
-    gradient = per_sample(grad_output, layout.shape).float()
+    target = accumulators["weight"]
+    F, B = target.F, layout.shape[0]
+    vocabulary = len(F) if target.part is None else target.part.shape[0]
+    gradient = target.own(per_sample(grad_output, layout.shape).float(), 1)
     ids = inputs[0].reshape(B, -1)
-    keys = ids + torch.arange(B, device=ids.device)[:, None] * F.shape[0]
+    keys = ids + torch.arange(B, device=ids.device)[:, None] * vocabulary
     unique, position = keys.unique(return_inverse=True)
     sums = torch.zeros(len(unique), F.shape[1], device=F.device)
     sums.index_add_(0, position.flatten(), gradient.flatten(0, 1))
-    rows = unique % F.shape[0]
+    rows = unique % vocabulary
     padding: int | None = getattr(module, "padding_idx", None)
     if padding is not None:  # autograd gives this row no gradient
         sums[rows == padding] = 0
+    if target.part is not None and (own := target.part.index[0]) is not None:
+        place = torch.full((vocabulary,), -1, device=F.device)
+        place[own.to(F.device)] = torch.arange(len(own), device=F.device)
+        rows = place[rows]
+        sums, rows = sums[rows >= 0], rows[rows >= 0]
     F.index_add_(0, rows, sums.square_())
 
 
@@ -144,6 +174,8 @@ def elementwise_affine(
     for name in accumulators:
         response = functional_call(module, {**zeros, name: torch.ones_like(own[name])}, inputs) - offset
         gradients = per_sample(upstream * response.float(), layout.shape).sum(1)
+        if (total := accumulators[name].total) is not None:
+            gradients = total(gradients)
         if own[name].numel() == 1:
             gradients = gradients.sum(1, keepdim=True)
         _check_width(f"gradient by {name}", gradients, own[name].numel())

@@ -6,20 +6,24 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from tomfisher.fisher.gathered import by_first_rank, is_split
 from tomfisher.fisher.store import OnDisk, check_target, read_store, write_store
 from tomfisher.ops import Span
+from tomfisher.runtime.ranks import Team
 from tomfisher.runtime.torch_state import plain_torch
 
 
 class FisherDiagonal(Mapping[str, Tensor]):
     """Sums of per-sample squared gradients, with what is needed to add, average and trust them.
 
-    `F[name]` is float32 with the parameter's shape; sums over samples, so that two runs add up exactly.
+    `F[name]` is float32 with the parameter's shape; sums over samples, so that two runs add up exactly. Of a model
+    whose weights are split over ranks it is a DTensor, split as the parameter is.
 
     Args:
         tensors: parameter name to tensor; may read lazily from disk.
@@ -84,6 +88,10 @@ class FisherDiagonal(Mapping[str, Tensor]):
         warnings.warn("FisherDiagonal.roads is called methods now.", FutureWarning, stacklevel=2)
         return self.methods
 
+    def of(self, tensors: Mapping[str, Tensor]) -> FisherDiagonal:
+        """The same facts about the same tensors, held in another way."""
+        return FisherDiagonal(tensors, self.num_samples, self.num_tokens, self.methods, self.metadata)
+
     @property
     def definition(self) -> dict[str, Any]:
         """Formula, loss, labels, reduction and seed of this Fisher."""
@@ -139,6 +147,8 @@ class FisherDiagonal(Mapping[str, Tensor]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a Fisher store: safetensors shards, `model.safetensors.index.json` and `fisher.json`.
 
+        Where tensors are split over ranks, all ranks make this call; rank 0 writes them whole.
+
         Args:
             path: folder to create; written under a temporary name and renamed.
 
@@ -151,7 +161,10 @@ class FisherDiagonal(Mapping[str, Tensor]):
             **self.metadata,
             "methods": self.methods,
         }
-        write_store(self, facts, path, self.shapes)
+        if is_split(self._tensors):
+            by_first_rank(self._tensors, lambda whole: write_store(whole, facts, path, self.shapes))
+        else:
+            write_store(self, facts, path, self.shapes)
 
     @classmethod
     @plain_torch()
@@ -193,6 +206,18 @@ class _Sum(OnDisk):
 
     def __len__(self) -> int:
         return len(self._left)
+
+
+def save_by_ranks(fisher: FisherDiagonal, path: str | os.PathLike[str], team: Team) -> None:
+    """`save_finished` by rank 0, of a diagonal that all ranks hold, each the whole of it or a part.
+
+    Raises:
+        OSError: as for `save_finished`.
+    """
+    if is_split(fisher._tensors):
+        by_first_rank(fisher._tensors, lambda whole: save_finished(fisher.of(whole), path))
+    else:
+        team.first("writing the store", partial(save_finished, fisher, path))
 
 
 def save_finished(fisher: FisherDiagonal, path: str | os.PathLike[str]) -> None:

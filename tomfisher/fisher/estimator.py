@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import get_args
 
@@ -12,13 +14,14 @@ from torch import nn
 
 from tomfisher import ops
 from tomfisher.files import check_writable
-from tomfisher.fisher.diagonal import FisherDiagonal, save_finished
+from tomfisher.fisher.diagonal import FisherDiagonal, save_by_ranks
 from tomfisher.fisher.linear_maps import coverage, linear_maps
 from tomfisher.fisher.objective import Labels, Reduction
 from tomfisher.fisher.probe import choose_methods
 from tomfisher.fisher.record import Asked, Outcome, describe_run
 from tomfisher.fisher.run import Run
 from tomfisher.fisher.selection import Params, select_parameters
+from tomfisher.fisher.split import check_replicated, tokens_stay
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.fisher.store import check_target
 from tomfisher.fisher.streamed import SampleSet, stream_diagonals
@@ -30,7 +33,9 @@ from tomfisher.runtime import ranks
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples, check_trainable
 from tomfisher.runtime.memory import token_budget
+from tomfisher.runtime.parts import placed_like
 from tomfisher.runtime.rules import check_rules, weights_kept
+from tomfisher.runtime.tensor_parallel import WHOLE, Split, adds_up, is_tensor_parallel, split_of, team_for
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample, digest
 
@@ -65,7 +70,9 @@ def fisher_diagonal(
     In an initialised process group of `torch.distributed` every rank makes this call with the same arguments. Each
     takes a share of the samples with about as many tokens as the others' (`tomfisher.runtime.ranks.shares`), and gets
     the whole result: sums are added in rank order, with the same bits each time for a fixed number of ranks. Rank 0
-    writes `out`, and shows the progress of its own share. An opened model is run by one process.
+    writes `out`, and shows the progress of its own share. An opened model is run by one process. Where transformers
+    has split the model itself over all ranks (tensor parallel, experts), each rank runs all samples, and the result
+    holds DTensors that are split as the parameters are.
 
     Args:
         model: a transformers causal language model, on any device(s), in any floating-point dtype. It comes
@@ -89,7 +96,7 @@ def fisher_diagonal(
             "auto" is memory without `out`, and beside the store with it.
 
     Returns:
-        FisherDiagonal: parameter name to float32 tensor of the parameter's shape and device, with
+        FisherDiagonal: parameter name to float32 tensor of the parameter's shape, device and placements, with
         `num_samples`, `num_tokens`, `definition`, `methods` and `implementations`.
 
     Raises:
@@ -107,7 +114,7 @@ def fisher_diagonal(
     Source:
         arXiv 2504.04238 (empirical, "mean", one sample per backward pass).
     """
-    team = ranks.current()
+    team = team_for(model)
     samples = list(samples)
     asked = Asked(params, labels, reduction, tokens_per_batch, impl, seed, precision)
     with team.call("fisher_diagonal"):
@@ -119,7 +126,7 @@ def fisher_diagonal(
             return stream_diagonals(model, [SampleSet(samples, out)], asked, boundary, progress)[0]
         result = _resident(model, samples, asked, progress, team)
         if out is not None:
-            team.first("writing the store", partial(save_finished, result, out))
+            save_by_ranks(result, out, team)
     return result
 
 
@@ -140,8 +147,19 @@ def _resident(
     model: nn.Module, samples: list[Sample], asked: Asked, progress: bool, team: ranks.Team
 ) -> FisherDiagonal:
     """The sums of a model that is in memory as a whole, on every rank of a team of which each has done its share."""
-    check_trainable(model, "A Fisher diagonal")
+    check_trainable(model, "A Fisher diagonal", split=True)
     check_samples(model, samples)
+    if not is_tensor_parallel(model):
+        return _added(model, samples, asked, progress, team, WHOLE)
+    split = split_of(model, team)
+    with team.exchanging(), tokens_stay(model, split):
+        return _added(model, samples, asked, progress, team, split)
+
+
+def _added(
+    model: nn.Module, samples: list[Sample], asked: Asked, progress: bool, team: ranks.Team, split: Split
+) -> FisherDiagonal:
+    """Samples through the model, on a rank that takes a share of them, or all where the model itself is split."""
     params, impl = asked.params, asked.impl
     maps = linear_maps(model)
     selection = select_parameters(model, params, maps.weights)
@@ -151,12 +169,16 @@ def _resident(
     own = team.share([len(sample) for sample in samples])
     for device in {parameter.device for parameter in selection.values()}:
         ops.resolve("squared_gradient_", impl, device)  # one that is missing stops the run before the probe
-    device, sums = device_of(model), bytes_of_sums(selection)
-    budget = token_budget(asked.tokens_per_batch, model, device, sums)
+    device, sums = device_of(model), bytes_of_sums(selection, split)
+    budget = split.least("budget", token_budget(asked.tokens_per_batch, model, device, sums))
     rules = check_rules(model, [sample.input_ids for sample in samples], tokens=budget)
-    stage = WholeModel(model, rules, asked.labels, asked.reduction, asked.seed)
+    stage = WholeModel(model, rules, asked.labels, asked.reduction, asked.seed, split)
+    if split.is_split:
+        team.agree("the rules that the model keeps", {"batches": rules.batches, "rows": asdict(rules.rows)})
+        check_replicated(stage, selection, samples)
     methods = choose_methods(stage, selection, samples, rules, budget)
     budget = token_budget(asked.tokens_per_batch, model, device, sums, methods.bytes_per_token)
+    budget = split.least("budget", budget)
     runs = [
         Run(stage, selection, part, samples, impl, asked.precision)
         for part in (methods.apart() if in_two_passes(device) else [methods])
@@ -168,7 +190,10 @@ def _resident(
                 run.all_batches(budget, bar.update, own)
     squares = {name: F for run in runs for name, F in run.F.items()}
     F = {name: squares[name] for name in selection}
-    add_up(team, F)
+    if split.is_split:
+        F = {name: placed_like(parameter, F[name]) for name, parameter in selection.items()}
+    else:
+        add_up(team, F)
     parts = team.exchange("what ran", what_ran(runs, own, samples))
     taken = methods_of(parts)
     outcomes = [Outcome.of(run) for run in runs]
@@ -178,15 +203,16 @@ def _resident(
         num_samples=len(samples),
         num_tokens=sum(len(s) for s in samples),
         methods=taken,
-        metadata=merged(described, parts),
+        metadata=merged(described, parts, "model" if split.is_split else "samples"),
     )
 
 
-def bytes_of_sums(selection: Mapping[str, nn.Parameter]) -> dict[torch.device, int]:
-    """What the float32 sums of these parameters take, per device."""
+def bytes_of_sums(selection: Mapping[str, nn.Parameter], split: Split = WHOLE) -> dict[torch.device, int]:
+    """What the float32 sums of these parameters, or of what this rank holds of them, take, per device."""
     sizes: dict[torch.device, int] = {}
     for parameter in selection.values():
-        sizes[parameter.device] = sizes.get(parameter.device, 0) + 4 * parameter.numel()
+        size = math.prod(split.shape(parameter))
+        sizes[parameter.device] = sizes.get(parameter.device, 0) + 4 * size
     return sizes
 
 
@@ -202,7 +228,8 @@ def in_two_passes(device: torch.device) -> bool:
 def _check_hooks(selection: dict[str, nn.Parameter]) -> None:
     """Refuse what somebody else does to a gradient, or with it (an optimiser that steps in the backward pass)."""
     for name, parameter in selection.items():
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+        after = parameter._post_accumulate_grad_hooks or {}
+        if parameter._backward_hooks or any(not adds_up(hook) for hook in after.values()):
             raise ValueError(
                 f"{name} has hooks on its gradient (register_hook, register_post_accumulate_grad_hook), which may "
                 "change it, or step an optimiser. Remove them first."

@@ -28,7 +28,7 @@ class Routing:
 
     Attributes:
         order: `[R]`, which choice a row is, choices counted token by token: choice c is slot c mod K of token
-            c div K; a token with K choices has K rows.
+            c div K; a token with K choices has K rows, but of experts that other ranks hold there are none.
         samples: `[R]`, the sample of each row.
         per_expert: number of rows of each expert.
         offsets: `[E*B + 1]`, first row of each (expert, sample) segment, many of them empty, and the end.
@@ -47,7 +47,7 @@ class Routing:
 
         Args:
             chosen: expert of each token's K choices.
-            num_experts: E.
+            num_experts: E, those of this rank where they are split over ranks; numbers from E on are others'.
             batch_size: B; tokens of one sample follow each other.
         """
         tokens, K = chosen.shape
@@ -55,22 +55,19 @@ class Routing:
         keys = (chosen * batch_size + samples[:, None]).flatten()
         keys, order = torch.sort(keys, stable=True)
         offsets = torch.searchsorted(keys, torch.arange(num_experts * batch_size + 1, device=keys.device))
+        per_expert = offsets[::batch_size].diff().tolist()
+        order = order[: sum(per_expert)]
         return cls(
             order,
             samples[order // K],
-            offsets[::batch_size].diff().tolist(),
+            per_expert,
             offsets,
             torch.arange(num_experts, device=keys.device).repeat_interleave(batch_size),
         )
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether the module holds fused experts in the layout that transformers describes by attributes.
-
-    Experts spread over several processes are left out: a router then also names experts that are elsewhere.
-    """
-    if getattr(module, "_is_expert_parallel", False):
-        return False
+    """Whether the module holds fused experts in the layout that transformers describes by attributes."""
     described = all(hasattr(module, name) for name in ("num_experts", "has_gate", "is_transposed", "config"))
     return (
         described
@@ -106,8 +103,11 @@ def forward(
     out = watch("down_proj", _project(module, "down_proj", inner, routing), inner, routing)
     if getattr(module, "has_post_expert_norm", False):
         out = module.post_expert_norm(out)
-    choices = out.index_select(0, torch.argsort(routing.order)).unflatten(0, (-1, K))
-    return (choices * weights[..., None]).sum(1).to(hidden.dtype)
+    if len(out) == chosen.numel():
+        choices = out.index_select(0, torch.argsort(routing.order))
+    else:  # the others come from their ranks
+        choices = out.new_zeros(chosen.numel(), out.shape[1]).index_copy(0, routing.order, out)
+    return (choices.unflatten(0, (-1, K)) * weights[..., None]).sum(1).to(hidden.dtype)
 
 
 def _project(module: Any, name: str, x: Tensor, routing: Routing) -> Tensor:

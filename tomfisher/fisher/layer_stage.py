@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tomfisher.runtime.batches import Batch, collate
 from tomfisher.runtime.layer_calls import Call
 from tomfisher.runtime.layerwise import Layers
+from tomfisher.runtime.tensor_parallel import WHOLE
 from tomfisher.sample import Sample
 
 
@@ -56,6 +57,7 @@ class LayerStage:
         self, layers: Layers, number: int, run: Sequence[Recorded], probes: Sequence[Recorded]
     ) -> None:
         self.model: nn.Module = layers.model
+        self.split = WHOLE
         self._number, self._run = number, run
         self._layer = layers.modules[number]
         self._name = layers.opened.layers[number][0]

@@ -22,6 +22,7 @@ from tomfisher.runtime.memory import Peak, is_out_of_memory, release
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.rules import SINGLE, Rules
 from tomfisher.runtime.structure import is_linear
+from tomfisher.runtime.tensor_parallel import Split
 from tomfisher.sample import IGNORED, Sample
 
 PROBE_TOKENS = 12
@@ -195,15 +196,15 @@ def probe_samples(samples: Sequence[Sample]) -> list[Sample]:
     return cuts
 
 
-def _rows(module: nn.Module, parameter: nn.Parameter) -> Tensor | None:
+def _rows(module: nn.Module, shape: Sequence[int], device: torch.device) -> Tensor | None:
     """The rows that the probe compares of a weight `[d_out, d_in]` or `[E, d_out, d_in]`; None for all."""
-    matrix = is_linear(module) and parameter.ndim == 2
-    if not matrix and not (is_experts(module) and parameter.ndim == 3):
+    matrix = is_linear(module) and len(shape) == 2
+    if not matrix and not (is_experts(module) and len(shape) == 3):
         return None
-    number = max(1, PROBE_ROWS // parameter.shape[:-2].numel())
-    if parameter.shape[-2] <= number:
+    number = max(1, PROBE_ROWS // max(1, math.prod(shape[:-2])))
+    if shape[-2] <= number:
         return None
-    return torch.linspace(0, parameter.shape[-2] - 1, number, device=parameter.device).long()
+    return torch.linspace(0, shape[-2] - 1, number, device=device).long()
 
 
 def examine(
@@ -225,7 +226,7 @@ def examine(
         peak: measures what capturing them takes.
     """
     batches = list(batches)
-    accumulators = _accumulators(methods.modules, selection)
+    accumulators = _accumulators(methods.modules, selection, stage.split)
     with peak or nullcontext():
         calls, reasons, called = _capture(stage, methods, accumulators, samples, batches)
     times = [sum(batch.count(i) for batch in batches) for i in range(len(samples))]
@@ -239,6 +240,7 @@ def examine(
                 "Load the model in float32 or bfloat16, or leave that sample out."
             )
     largest = max((scale for _, scale in compared.values()), default=0.0)
+    reached = stage.split.union("what got a gradient", reached)
     # rounding adds up along a sample, and cancels in nothing
     largest *= max(1.0, max(map(len, samples)) / PROBE_TOKENS)
     moved: dict[str, str] = {}
@@ -253,6 +255,8 @@ def examine(
             reason = reason or _objection(count, *compared[name], selection[name], largest)
             if reason:
                 moved[name] = reason
+    if stage.split.is_split:
+        moved = _merged(stage.split, moved)
     never = absent & methods.unproven if methods.called == set() else set()
     moved.update(dict.fromkeys(never, _NOT_CALLED))
     after = replace(
@@ -267,19 +271,29 @@ def examine(
     )
 
 
+def _merged(split: Split, reasons: dict[str, str]) -> dict[str, str]:
+    """The reasons of all ranks; of several for a parameter, that of the first rank."""
+    return {
+        name: reason
+        for given in reversed(split.team.exchange("what does not agree", reasons))
+        for name, reason in given.items()
+    }
+
+
 def _accumulators(
-    modules: dict[str, CapturedModule], selection: dict[str, nn.Parameter]
+    modules: dict[str, CapturedModule], selection: dict[str, nn.Parameter], split: Split
 ) -> dict[str, Accumulator]:
     """Room for the squares that the probe compares."""
     accumulators = {}
     for captured in modules.values():
         for name in captured.parameters.values():
             parameter = selection[name]
-            rows = None if captured.bare is not None else _rows(captured.module, parameter)
-            shape = list(parameter.shape)
+            shape = list(split.shape(parameter))
+            rows = None if captured.bare is not None else _rows(captured.module, shape, parameter.device)
             if rows is not None:
                 shape[-2] = len(rows)
-            accumulators[name] = Accumulator(torch.zeros(shape, device=parameter.device), rows)
+            F = torch.zeros(shape, device=parameter.device)
+            accumulators[name] = Accumulator(F, rows, split.part(parameter), split.total(parameter))
     return accumulators
 
 
@@ -338,6 +352,7 @@ def _autograd_squares(
             gradient, parameter.grad = parameter.grad, None
             if gradient is None:
                 return
+            gradient = stage.split.local(gradient, parameter)
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
             reached[name] = gradient.any() | reached[name] if name in reached else gradient.any()
             if name in like:

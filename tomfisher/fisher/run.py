@@ -60,7 +60,9 @@ class Run:
         self.stage, self.selection, self.methods, self.samples = stage, selection, methods, samples
         self.impl = impl
         self.F = {
-            name: torch.zeros(selection[name].shape, dtype=torch.float32, device=selection[name].device)
+            name: torch.zeros(
+                stage.split.shape(selection[name]), dtype=torch.float32, device=selection[name].device
+            )
             for name in (*methods.captured, *methods.fallback)
         }
         self.budget = 0
@@ -77,7 +79,11 @@ class Run:
             set()
         )  # sets of modules whose first batch was looked at sample by sample
         self._hooks = ExitStack()
-        accumulators = {n: Accumulator(self.F[n]) for n in methods.captured}
+        split = stage.split
+        accumulators = {
+            n: Accumulator(self.F[n], None, split.part(selection[n]), split.total(selection[n]))
+            for n in methods.captured
+        }
         self.capture = Capture(methods.modules, accumulators, impl, precision, methods.layouts)
 
     def _resolve(self, op: str, names: Iterable[str]) -> None:
@@ -112,6 +118,12 @@ class Run:
                         raise
                     full = error.with_traceback(None)  # whose frames hold what the batch has in memory
                 if full is not None:
+                    if self.stage.split.is_split:  # the others are in the midst of the same batch
+                        raise MemoryError(
+                            f"A batch of {batch.shape[0]} x {batch.shape[1]} tokens does not fit on this rank, and "
+                            "ranks that share a model take no smaller ones by themselves. Set tokens_per_batch below "
+                            f"{budget}."
+                        ) from full
                     self.budget = budget = max(1, budget // 2)
                     self._found = set()
                     self._replan(budget)
@@ -144,6 +156,8 @@ class Run:
     def _schedule_again(self) -> None:
         """Samples whose squares of some parameters have to be computed again, alone."""
         everything = set(self.methods.modules) | set(self.methods.fallback)
+        if self.methods.unreached:
+            self._found = self.stage.split.union("what was found", self._found)
         if self._found:
             self.methods = replace(self.methods, unreached=self.methods.unreached - self._found)
             self._resolve("square_accumulate_", self._found)
@@ -235,7 +249,11 @@ class Run:
 
     def _prove(self, batch: Batch) -> None:
         """Look at samples of a batch both ways where it gave captured parameters their first gradient."""
-        reached = set(where({name: self.F[name].any() for name in self.methods.unproven}))
+        if not self.methods.unproven:
+            return
+        reached = self.stage.split.union(
+            "what is proved", where({name: self.F[name].any() for name in self.methods.unproven})
+        )
         for index in batch.indices:
             if not self.methods.unproven.isdisjoint(reached):
                 self._examine(index)
@@ -278,6 +296,7 @@ class Run:
             gradient, parameter.grad = parameter.grad, None
             if gradient is None or name in self._skip:
                 return
+            gradient = self.stage.split.local(gradient, parameter)
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
             alone = len(self._running) == 1
             if name in self.methods.unreached and bool(gradient.any()):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tomfisher.fisher.objective import Labels, Reduction, backward, check_losses, sample_losses
 from tomfisher.runtime.batches import Batch, collate
 from tomfisher.runtime.rules import Rules
+from tomfisher.runtime.tensor_parallel import WHOLE, Split
 from tomfisher.sample import Sample
 
 
@@ -18,9 +19,11 @@ class Stage(Protocol):
 
     Attributes:
         model: the model that the part belongs to.
+        split: which part of its parameters this rank holds.
     """
 
     model: nn.Module
+    split: Split
 
     def plan(
         self, samples: Sequence[Sample], indices: Sequence[int], tokens: int, rows: int | None
@@ -62,6 +65,7 @@ class WholeModel:
         labels: see `sample_losses`, as are the others.
         reduction: over the tokens of one sample.
         seed: for labels="sampled".
+        split: how its parameters are split over ranks.
     """
 
     def __init__(
@@ -71,8 +75,9 @@ class WholeModel:
         labels: Labels = "empirical",
         reduction: Reduction = "mean",
         seed: int = 0,
+        split: Split = WHOLE,
     ) -> None:
-        self.model, self.rules = model, rules or Rules()
+        self.model, self.rules, self.split = model, rules or Rules(), split
         self.labels, self.reduction, self.seed = labels, reduction, seed
 
     def plan(
@@ -104,4 +109,4 @@ class WholeModel:
 
     def probing(self) -> WholeModel:
         """See `Stage`."""
-        return WholeModel(self.model, self.rules, "empirical", self.reduction)
+        return WholeModel(self.model, self.rules, "empirical", self.reduction, split=self.split)

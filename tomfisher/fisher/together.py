@@ -87,12 +87,15 @@ def methods_of(parts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def merged(metadata: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merged(
+    metadata: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], split: str = "samples"
+) -> dict[str, Any]:
     """The metadata of one rank with what all of them did, and who did how much.
 
     Args:
         metadata: from `describe_run`.
         parts: from `what_ran`, in rank order.
+        split: what each rank has a part of, "samples" or "model".
     """
     return {
         **metadata,
@@ -104,6 +107,7 @@ def merged(metadata: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> d
         "implementations": {op: impl for part in parts for op, impl in part["implementations"].items()},
         "ranks": {
             "world_size": len(parts),
+            "split": split,
             "samples": [part["samples"] for part in parts],
             "tokens": [part["tokens"] for part in parts],
         },

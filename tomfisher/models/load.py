@@ -18,6 +18,8 @@ from tomfisher.models.bases import adapter_folder, base_of
 from tomfisher.models.gguf import recorded
 from tomfisher.models.locate import locate, otherwise
 from tomfisher.models.pretrained import Place, check_kind, place_of, read_model, read_tokenizer
+from tomfisher.runtime.parts import first_values
+from tomfisher.runtime.sharded import is_sharded
 from tomfisher.runtime.torch_state import plain_torch
 
 DTYPES: dict[str, torch.dtype] = {
@@ -214,7 +216,10 @@ def describe_source(model: nn.Module, source: str) -> dict[str, Any]:
     }
 
 
-_UNSTABLE_KEYS = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "_attn_implementation")
+_UNSTABLE_KEYS = (
+    *("_name_or_path", "dtype", "torch_dtype", "transformers_version", "_attn_implementation"),
+    "distributed_config",
+)
 
 
 def fingerprint(model: nn.Module, heads: Mapping[str, bytes]) -> str:
@@ -233,8 +238,11 @@ def head_of(parameter: Tensor) -> bytes:
 
 
 def heads_of(model: nn.Module) -> dict[str, bytes]:
-    """`head_of` every parameter."""
-    return {name: head_of(parameter) for name, parameter in model.named_parameters()}
+    """`head_of` every parameter; of those that are split over ranks, put together, so that all ranks have to ask."""
+    return {
+        name: head_of(first_values(parameter, FINGERPRINT_VALUES) if is_sharded(parameter) else parameter)
+        for name, parameter in model.named_parameters()
+    }
 
 
 def _read(place: Place, dtype: torch.dtype | str) -> tuple[Any, Any, dict[str, Any]]:

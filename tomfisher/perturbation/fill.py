@@ -139,14 +139,10 @@ def _moments(target: Target) -> tuple[float, float]:
     mean = unmasked_sum(target.view, nothing) / target.view.numel()
     if not math.isfinite(mean):
         raise _not_finite(target)
-    return mean, math.sqrt(squared_deviations(target.view, mean) / target.view.numel())
-
-
-def squared_deviations(weight: Tensor, mean: float) -> float:
-    """Sum in float64 of `(entry - mean)^2` over the entries of a tensor."""
-    return math.fsum(
-        (chunk.double() - mean).square_().sum().item() for chunk in weight.reshape(-1).split(_CHUNK)
-    )
+    squares = [
+        (chunk.double() - mean).square_().sum().item() for chunk in target.view.reshape(-1).split(_CHUNK)
+    ]
+    return mean, math.sqrt(math.fsum(squares) / target.view.numel())
 
 
 def _normal(seed: int, target: Target) -> np.ndarray:

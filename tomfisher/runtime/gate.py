@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tomfisher.runtime.freed import is_freed, missing_weights
 from tomfisher.runtime.positions import check_length
+from tomfisher.runtime.sharded import is_sharded
+from tomfisher.runtime.tensor_parallel import is_tensor_parallel
 from tomfisher.sample import IGNORED, Sample
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -79,12 +81,13 @@ def check_causal(model: Any) -> None:
         )
 
 
-def check_trainable(model: Any, what: str) -> None:
+def check_trainable(model: Any, what: str, split: bool = False) -> None:
     """`check_model`, and refuse weights of which autograd or a write would not see the numbers.
 
     Args:
         model: a causal language model of transformers.
         what: what cannot be done, to begin the message with.
+        split: whether weights may be split over ranks by transformers' plans.
 
     Raises:
         TypeError: as for `check_model`; or weights are quantised, or spread over processes.
@@ -102,7 +105,9 @@ def check_trainable(model: Any, what: str) -> None:
             f"{what} needs weights that are floating-point numbers, but {_some(packed)} of {type(model).__name__} are "
             "quantised. Load the model without quantisation, in bfloat16 or float32, or call model.dequantize() first."
         )
-    if sharded := [n for n, p in model.named_parameters() if is_traceable_wrapper_subclass(p)]:
+    allowed = split and is_tensor_parallel(model)
+    kinds = {n: p for n, p in model.named_parameters() if is_traceable_wrapper_subclass(p)}
+    if sharded := [n for n, p in kinds.items() if not (allowed and is_sharded(p))]:
         raise TypeError(
             f"{what} needs whole plain tensors, but {_some(sharded)} of {type(model).__name__} are of another kind "
             f"({type(model.get_parameter(sharded[0])).__name__}). Load the model unsharded and without quantisation."

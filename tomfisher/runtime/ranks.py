@@ -161,6 +161,20 @@ class Team:
         except RuntimeError as error:
             raise self._board.explained(error) from error
 
+    @contextlib.contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """While the block runs, an exchange of tensors that breaks off because a rank has ended says which.
+
+        Raises:
+            RankError: for a RuntimeError of torch's collectives.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self._board is None or not _is_broken_off(error):
+                raise
+            raise self._board.explained(error) from error
+
     def check_backend(self, devices: Sequence[torch.device]) -> None:
         """Refuse a process group that cannot exchange tensors of these devices.
 
@@ -290,6 +304,12 @@ def started(device: str | None = None) -> Iterator[Team]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
     yield current()
     dist.destroy_process_group()  # after an error the process ends anyway, and a broken group could keep it
+
+
+def _is_broken_off(error: RuntimeError) -> bool:
+    """Whether a collective of torch.distributed failed, of any backend."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
 
 
 def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
