@@ -26,7 +26,7 @@ LAYERS = (
     ("interventions", "finetune"),
     ("analysis",),
     ("evaluate", "testbed"),
-    ("perturbation",),
+    ("perturbation", "merging"),
     ("fisher", "masks"),
     ("tasks",),
     ("models",),

@@ -34,6 +34,7 @@ _SUBPACKAGES = (
     "fisher",
     "interventions",
     "masks",
+    "merging",
     "models",
     "ops",
     "perturbation",

@@ -23,6 +23,7 @@ COMMANDS = [
     "evaluate",
     "analyze",
     "sweep",
+    "merge",
     "plan",
     "ls",
     "testbed",

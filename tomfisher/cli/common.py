@@ -30,7 +30,8 @@ OF_METHOD = {
     "generate": ("max_new_tokens", "temperature", "top_p", "repetitions"),
 }
 INPUTS = (
-    *("model", "task", "control", "texts", "train", "config", "task_store", "control_store", "store"),
+    *("model", "models", "task", "control", "texts", "train", "config"),
+    *("task_store", "control_store", "store", "stores"),
     *("mask", "damage", "random_like", "compare_masks"),
 )
 

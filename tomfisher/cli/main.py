@@ -23,7 +23,8 @@ from tomfisher.progress import note
 from tomfisher.version import __version__
 
 COMMANDS = (
-    ("run", "fisher", "mask", "perturb", "evaluate", "analyze", "ablate", "finetune", "sweep", "report"),
+    ("run", "fisher", "mask", "perturb", "evaluate", "analyze"),
+    ("ablate", "finetune", "merge", "sweep", "report"),
     ("plan", "ls", "testbed", "bench"),
 )
 EXAMPLES = """\

@@ -2,7 +2,8 @@
 
 from tomfisher.perturbation.fill import Fill
 from tomfisher.perturbation.layerwise import LayerwisePerturbation, State
-from tomfisher.perturbation.session import Perturbation, perturb
+from tomfisher.perturbation.prepare import perturb
+from tomfisher.perturbation.session import Perturbation
 from tomfisher.perturbation.sums import WeightSums
 
 __all__ = ["Fill", "LayerwisePerturbation", "Perturbation", "State", "WeightSums", "perturb"]

@@ -139,10 +139,14 @@ def _moments(target: Target) -> tuple[float, float]:
     mean = unmasked_sum(target.view, nothing) / target.view.numel()
     if not math.isfinite(mean):
         raise _not_finite(target)
-    squares = [
-        (chunk.double() - mean).square_().sum().item() for chunk in target.view.reshape(-1).split(_CHUNK)
-    ]
-    return mean, math.sqrt(math.fsum(squares) / target.view.numel())
+    return mean, math.sqrt(squared_deviations(target.view, mean) / target.view.numel())
+
+
+def squared_deviations(weight: Tensor, mean: float) -> float:
+    """Sum in float64 of `(entry - mean)^2` over the entries of a tensor."""
+    return math.fsum(
+        (chunk.double() - mean).square_().sum().item() for chunk in weight.reshape(-1).split(_CHUNK)
+    )
 
 
 def _normal(seed: int, target: Target) -> np.ndarray:

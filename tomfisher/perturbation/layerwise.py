@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tomfisher.masks import SparseMask
 from tomfisher.perturbation.fill import Fill, FillLike
-from tomfisher.perturbation.session import perturb
+from tomfisher.perturbation.prepare import perturb
 from tomfisher.perturbation.sums import WeightSums
 from tomfisher.perturbation.targets import check_names, named_tensors
 

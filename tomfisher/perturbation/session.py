@@ -1,4 +1,4 @@
-"""`perturb`: overwrite masked weights in place, with an exact way back."""
+"""`Perturbation`: masked weights are overwritten in place, with an exact way back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tomfisher.ops import weight_sums
 from tomfisher.ops.dispatch import Impl, resolve
 from tomfisher.perturbation import guard
 from tomfisher.perturbation.entries import Changed, Entries, describe, put_back
-from tomfisher.perturbation.fill import Fill, FillLike, write_fill
+from tomfisher.perturbation.fill import Fill, write_fill
 from tomfisher.perturbation.guard import deferred_interrupt
 from tomfisher.perturbation.sums import Contents, WeightSums, complete, version_of
 from tomfisher.perturbation.targets import Place, Target, lookup, named_tensors, place_of, resolve_targets
@@ -144,10 +144,10 @@ class Perturbation:
 
     def _write(self) -> None:
         self._find()
-        before = [self._contents(entries) for entries in self._entries]
+        before, fill = [self._contents(entries) for entries in self._entries], self._filling()
         try:
             for entries, contents in zip(self._entries, before, strict=True):
-                write_fill(self.fill, entries, self._sums_of(entries, contents), self._seed)
+                write_fill(fill, entries, self._sums_of(entries, contents), self._seed)
             guard.push(self, self._keys)
         except BaseException:
             for entries in self._entries:
@@ -155,6 +155,10 @@ class Perturbation:
             raise
         self._before = before
         self._after = [list(map(version_of, entries.weights)) for entries in self._entries]
+
+    def _filling(self) -> Fill:
+        """What is written this time."""
+        return self.fill
 
     def _contents(self, entries: Entries) -> list[Contents]:
         """What the tensors hold now, where sums are kept."""
@@ -251,61 +255,3 @@ class Perturbation:
             if error is None:
                 raise RuntimeError(message)
             warnings.warn(message, stacklevel=2)  # the block's own error is the one to be seen
-
-
-@plain_torch()
-def perturb(
-    target: nn.Module | Mapping[str, Tensor],
-    mask: SparseMask,
-    fill: FillLike = "mean",
-    seed: int = 0,
-    compat: str | None = None,
-    impl: Impl = "auto",
-    sums: WeightSums | None = None,
-) -> Perturbation:
-    """Prepare an in-place overwrite of the masked weights; `with` applies it and undoes it to the bit.
-
-    Example::
-
-        with tomfisher.perturb(model, mask):    # or p = tomfisher.perturb(model, mask).apply(); p.undo()
-            scores = tomfisher.evaluate.score(model, tokenizer, stories)
-
-    The undo is exact after an exception or Ctrl-C inside the block too. It looks first: an entry that no longer holds
-    what was written was changed by somebody else; it is named, in an error, or in a warning where the block itself
-    failed, and keeps its value. Perturbations of the same weights nest: the last applied is the first undone. Weights
-    that share memory (tied embeddings) are written once, at the union of their masked entries. A `Perturbation` that
-    is dropped without `undo()` leaves its change for good.
-
-    Args:
-        target: the model, or a mapping from names to tensors, of float16, bfloat16, float32 or float64.
-        mask: the entries; its names and shapes must be the target's.
-        fill: "mean": of the unmasked entries of the same tensor, float64 accumulation, rounded once.
-            "zero", or a number: that value.
-            "noise": independent normal draws with the mean and standard deviation of all entries of the same
-            tensor, a function of `seed` and the tensor's name.
-            ("scale", factor) or "scale:factor": each entry times the factor, computed in float64.
-        seed: for "noise".
-        compat: "authors" for the paper's mean, the sum of the unmasked entries divided by the number of ALL
-            entries (masked ones count as zeros); float64 accumulation, rounded once to the weight's dtype.
-        impl: "auto", "triton", "cpp" or "reference".
-        sums: what is known of the weights, to share between perturbations: a mean then costs as much as there
-            are masked entries, but writes that PyTorch does not count, as those of fused optimizers, are not noticed
-            (see `WeightSums`). None: the weights are read whenever it is applied.
-
-    Returns:
-        A `Perturbation`, not applied yet.
-
-    Raises:
-        NotImplementedError: `impl` does not exist for these weights' device.
-        TypeError: mask or target is of another type, or a masked tensor is quantised or not floating-point.
-        ValueError: the mask is of another model (names or shapes differ), a tensor is on the meta device, or
-            fill or compat is unknown.
-    """
-    if not isinstance(mask, SparseMask):
-        raise TypeError(f"mask must be a SparseMask, got {type(mask).__name__}. See tomfisher.top_fraction.")
-    parsed = Fill.parse(fill)
-    if compat not in (None, "authors"):
-        raise ValueError(f"compat must be None or 'authors', got {compat!r}.")
-    if compat == "authors" and parsed.kind != "mean":
-        raise ValueError(f"compat='authors' is a way to take the mean, got fill={fill!r}. Use fill='mean'.")
-    return Perturbation(target, mask, parsed, seed, compat, impl, sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,21 +32,31 @@ def rows_of(length: int, size: int, rank: int) -> range:
     return range(min(length, rank * each), min(length, (rank + 1) * each))
 
 
-def check_by_rows(tensors: Mapping[str, Any]) -> None:
+def check_by_rows(tensors: Mapping[str, Any], working: int) -> None:
     """Refuse DTensors that are not cut by rows over all ranks of the process group.
 
     Args:
         tensors: DTensors by name.
+        working: number of ranks that make this call together.
 
     Raises:
         ValueError: naming the tensor, its placements and its mesh.
     """
+    if not dist.is_initialized():
+        raise ValueError(
+            "Weights that are spread over ranks need the process group that spread them: none is there."
+        )
     for name, tensor in tensors.items():
         if fault := _fault(tensor):
             raise ValueError(
                 f"{name} is spread over the ranks as {list(tensor.placements)} on {tensor.device_mesh}: {fault}. "
                 "Supported is FSDP2 over all ranks of the process group: fully_shard(layer) of every decoder layer, on "
                 "a mesh of one dimension, with its default placement."
+            )
+        if working < tensor.device_mesh.size():
+            raise ValueError(
+                f"{name} is spread over {tensor.device_mesh.size()} ranks, but this one works alone "
+                "(tomfisher.runtime.ranks.alone). All of them have to make this call together."
             )
 
 
@@ -75,6 +86,8 @@ def local_rows(tensor: Any) -> Tensor:
 
 def settle(model: nn.Module) -> None:
     """Let a model of `fully_shard` hold its shards, where a forward has left weights gathered."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        return
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():

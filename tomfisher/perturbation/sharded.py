@@ -1,0 +1,217 @@
+"""`perturb` of weights that are spread over ranks by rows: every rank writes, and undoes, the entries that it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tomfisher.masks import SparseMask
+from tomfisher.masks.sampling import generator_of
+from tomfisher.ops.dispatch import Impl
+from tomfisher.ops.masked_fill import round_once, unmasked_sum
+from tomfisher.perturbation.fill import Fill, squared_deviations
+from tomfisher.perturbation.session import Perturbation
+from tomfisher.perturbation.targets import Target, check_names, named_tensors
+from tomfisher.runtime import ranks
+from tomfisher.runtime.sharded import check_by_rows, is_sharded, local_rows, rows_of, settle
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A masked tensor under all of its masked names.
+
+    Attributes:
+        names: sorted; several if weights are tied.
+        tensor: a DTensor, or a plain tensor that every rank holds whole.
+        index: `[k]` flat positions in the whole tensor, sorted.
+        low: flat position of the first entry that this rank holds.
+        high: that behind the last one.
+    """
+
+    names: tuple[str, ...]
+    tensor: Any
+    index: Tensor
+    low: int
+    high: int
+
+    @property
+    def local(self) -> Tensor:
+        """What this rank holds."""
+        return local_rows(self.tensor) if is_sharded(self.tensor) else self.tensor
+
+    @property
+    def here(self) -> Tensor:
+        """Which of the positions this rank holds."""
+        return (self.index >= self.low) & (self.index < self.high)
+
+    @property
+    def own(self) -> Tensor:
+        """The positions that this rank holds, counted from its first entry."""
+        return self.index[self.here] - self.low
+
+
+class ShardedPerturbation(Perturbation):
+    """A `Perturbation` of which every rank writes the entries in its rows; all ranks apply it together.
+
+    What a fill needs of a whole tensor, as its mean, is added up over the ranks in float64. The undo is each rank's
+    own and exchanges nothing.
+
+    Attributes:
+        mask: the entries that this rank writes, in tensors of its rows.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module | Mapping[str, Tensor],
+        mask: SparseMask,
+        fill: Fill,
+        seed: int,
+        compat: str | None,
+        impl: Impl,
+    ) -> None:
+        self._team = ranks.current()
+        self._model = target if isinstance(target, nn.Module) else None
+        self._compat = compat
+        tensors = named_tensors(target)
+        check_names(tensors, mask)
+        check_by_rows({name: tensors[name] for name in mask if is_sharded(tensors[name])}, self._team.size)
+        self._weights = _merged(tensors, mask)
+        self._weight_of = {name: weight for weight in self._weights for name in weight.names}
+        own = {name: weight.own for name, weight in self._weight_of.items()}
+        shapes = {name: tuple(weight.local.shape) for name, weight in self._weight_of.items()}
+        super().__init__(_Rows(target, own), SparseMask(own, shapes), Fill("values"), seed, None, impl, None)
+        self.fill = fill
+
+    def apply(self) -> ShardedPerturbation:
+        """As `Perturbation.apply`, on all ranks: completely on each of them, or on none.
+
+        Raises:
+            RankError: another rank could not write.
+        """
+        self._settle()
+        try:
+            with self._team.call("perturb"):
+                super().apply()
+        except BaseException:
+            if self.applied:
+                self.undo()
+            raise
+        return self
+
+    __enter__ = apply
+
+    def _undo(self) -> list[Any]:
+        self._settle()
+        return super()._undo()
+
+    def _settle(self) -> None:
+        """What FSDP2 left gathered after a forward is a copy of the rows."""
+        if self._model is not None:
+            settle(self._model)
+
+    def _filling(self) -> Fill:
+        """The fill with what it has to know of whole tensors."""
+        if self.fill.kind == "mean":
+            means = self._means(self._compat == "authors")
+            return Fill("values", values=lambda target: _constant(target, means[self._of(target)]))
+        if self.fill.kind == "noise":
+            noise = self._noise()
+            return Fill("values", values=lambda target: noise[self._of(target)].to(target.view))
+        return self.fill
+
+    def _of(self, target: Target) -> tuple[str, ...]:
+        return self._weight_of[target.names[0]].names
+
+    def _means(self, of_all: bool) -> dict[tuple[str, ...], float]:
+        """The mean of the unmasked entries of each tensor; with `of_all` divided by the number of all entries."""
+        sums = self._added("sums of the weights", [unmasked_sum(w.local, w.own) for w in self._weights])
+        means = {}
+        for weight, total in zip(self._weights, sums, strict=True):
+            count = weight.tensor.numel() - (0 if of_all else weight.index.numel())
+            label = " = ".join(weight.names)
+            if not count:
+                raise ValueError(
+                    f"{label} is masked entirely ({weight.index.numel()} entries): no unmasked entry is left to take "
+                    "the mean of. Use a smaller kappa or fill='zero'."
+                )
+            means[weight.names] = _finite(label, total / count)
+        return means
+
+    def _noise(self) -> dict[tuple[str, ...], Tensor]:
+        """Normal draws with mean and deviation of each whole tensor, at the positions of this rank."""
+        none = torch.empty(0, dtype=torch.int64)
+        sums = self._added("sums of the weights", [unmasked_sum(w.local, none) for w in self._weights])
+        means = [s / w.tensor.numel() for s, w in zip(sums, self._weights, strict=True)]
+        squares = [squared_deviations(w.local, mean) for w, mean in zip(self._weights, means, strict=True)]
+        drawn = {}
+        for weight, mean, total in zip(self._weights, means, self._added("squares", squares), strict=True):
+            std = math.sqrt(_finite(" = ".join(weight.names), total) / weight.tensor.numel())
+            draws = generator_of(f"{self._seed}:{weight.names[0]}").standard_normal(weight.index.numel())
+            drawn[weight.names] = torch.from_numpy(mean + std * draws)[weight.here]
+        return drawn
+
+    def _added(self, what: str, own: list[float]) -> list[float]:
+        """Numbers of each tensor, added over the ranks that hold parts of it."""
+        told = self._team.exchange(what, own)
+        return [
+            math.fsum(each) if is_sharded(weight.tensor) else each[0]
+            for weight, each in zip(self._weights, zip(*told, strict=True), strict=True)
+        ]
+
+
+class _Rows(Mapping[str, Tensor]):
+    """What this rank holds of tensors, by name, looked up anew each time."""
+
+    def __init__(self, target: nn.Module | Mapping[str, Tensor], names: Mapping[str, Any]) -> None:
+        self._names = names
+        self._held: dict[str, tuple[Mapping[str, Any], str]] = {}
+        for name in names:
+            holder, _, leaf = name.rpartition(".")
+            held = target.get_submodule(holder)._parameters if isinstance(target, nn.Module) else target
+            self._held[name] = (held, leaf if isinstance(target, nn.Module) else name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        held, leaf = self._held[name]
+        tensor = held[leaf]
+        return local_rows(tensor) if is_sharded(tensor) else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _merged(tensors: Mapping[str, Any], mask: SparseMask) -> list[_Weight]:
+    """The tensors of a mask with at least one position, tied ones once."""
+    together: dict[int, list[str]] = {}
+    for name, count in mask.counts().items():
+        if count:
+            together.setdefault(id(tensors[name]), []).append(name)
+    weights = []
+    for names in together.values():
+        tensor = tensors[names[0]]
+        index = mask[names[0]] if len(names) == 1 else torch.cat([mask[name] for name in names]).unique()
+        low, high = 0, tensor.numel()
+        if is_sharded(tensor):
+            width = math.prod(tensor.shape[1:])
+            rows = rows_of(tensor.shape[0], tensor.device_mesh.size(), tensor.device_mesh.get_local_rank())
+            low, high = rows.start * width, rows.stop * width
+        weights.append(_Weight(tuple(sorted(names)), tensor, index, low, high))
+    return weights
+
+
+def _constant(target: Target, value: float) -> Tensor:
+    whole = torch.full((target.index.numel(),), value, dtype=torch.float64, device=target.view.device)
+    return round_once(whole, target.view.dtype)
+
+
+def _finite(label: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{label} holds NaN or infinity: a fill cannot be computed. Repair the weights.")
+    return value
