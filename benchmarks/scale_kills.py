@@ -86,7 +86,7 @@ def kill(wanted: Pass, deaths: int) -> dict[str, Any]:
     same = True
     with progress_bar(total=deaths, desc="Kills", unit="death") as bar:
         while sum(phases.values()) < deaths:
-            for _ in range(rng.randint(1, _IN_A_ROW)):
+            for _ in range(min(rng.randint(1, _IN_A_ROW), deaths - sum(phases.values()))):
                 size = _size(log)
                 process = _child(lambda: _logged(wanted, log), said)
                 if rng.random() < _IN_SETUP:

@@ -10,12 +10,14 @@ import pytest
 import torch
 from resident import Resident
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Phi3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 import tomfisher
 from tiny_models import ATTENTION, FAMILIES, GROUPED, random_model
 from tomfisher.fisher import select_parameters
+from tomfisher.fisher.growing import GrowingStore
 from tomfisher.fisher.layerwise import LayerwiseRun
+from tomfisher.fisher.outer_stages import outer_of
 from tomfisher.fisher.record import Asked
 from tomfisher.fisher.run import Run
 from tomfisher.fisher.stage import WholeModel
@@ -154,9 +156,52 @@ def test_an_opened_model_gives_the_same_bits(
     assert headers < 0.5 * streamed["file_bytes"]  # tiny shards are headers for the most part
 
 
-def test_a_selection_outside_the_layers_is_refused(tiny: SimpleNamespace, saved: str) -> None:
-    with pytest.raises(UnsupportedLayers, match=r"model\.embed_tokens\.weight and .* lie outside"):
-        tomfisher.fisher_diagonal(open_model(saved), tiny.samples(2), params="all", progress=False)
+@pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "opt", "mixtral", "gemma2"])
+@pytest.mark.parametrize("params", ["all", "outside"])
+def test_parameters_outside_the_layers_have_the_bits_of_a_resident_run(
+    tiny: SimpleNamespace, tmp_path: Path, family: str, params: Any
+) -> None:
+    model, samples = random_model(family, noise=0.05), tiny.samples(5)
+    inside = next(name for name, _ in Resident(model).layers).rpartition(".")[0]
+    chosen = params if params == "all" else lambda name, parameter: not name.startswith(inside)
+    model.save_pretrained(tmp_path / "model")
+    resident = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    settings: dict[str, Any] = {"params": chosen, "tokens_per_batch": 60, "progress": False}
+    expected = tomfisher.fisher_diagonal(resident, samples, **settings)
+    opened = open_model(str(tmp_path / "model"))
+    F = tomfisher.fisher_diagonal(opened, samples, **settings)
+    assert list(F) == list(expected) and F.methods == expected.methods
+    assert [name for name in F if not torch.equal(F[name], expected[name])] == []
+    outside = [name for name in F if not name.startswith(inside)]
+    assert len(outside) >= 2 and all(F[name].any() for name in outside)
+    assert F.metadata["streamed"]["passes"] == (2 if family == "mixtral" else 1)  # routers are asked for
+
+
+def test_a_tied_embedding_is_counted_once_per_sample(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    model = random_model(LlamaConfig(**{**GROUPED, "tie_word_embeddings": True}), noise=0.05)
+    model.save_pretrained(tmp_path / "model")
+    samples, name = tiny.samples(4), "model.embed_tokens.weight"
+    F = tomfisher.fisher_diagonal(open_model(str(tmp_path / "model")), samples, params=[name], progress=False)
+    assert F.methods == {name: "fallback: tied: also lm_head.weight"}
+    tiny.assert_exact(F, {name: tiny.definition(model, samples)[name]})
+
+
+def test_a_parameter_that_layers_get_something_of_is_refused(tiny: SimpleNamespace) -> None:
+    model: Any = random_model("llama-gqa", noise=0.05)
+    model.model.rotary_emb.scale = nn.Parameter(torch.ones(()))
+    model.model.rotary_emb.register_forward_hook(lambda module, args, out: (out[0] * module.scale, out[1]))
+    layers = Layers(Resident(model), Boundaries())
+    with pytest.raises(UnsupportedLayers, match=r"rotary_emb\.scale also has a part in what the layers get"):
+        outer_of(layers, dict(model.named_parameters()))
+
+
+def test_labels_are_drawn_for_short_samples_that_the_probe_sees_whole(tiny: SimpleNamespace) -> None:
+    model = random_model("llama-gqa", noise=0.05)
+    samples = [tomfisher.Sample(s.input_ids[:7], s.input_ids[:7]) for s in tiny.samples(3)]
+    settings: dict[str, Any] = {"labels": "sampled", "seed": 3, "progress": False}
+    expected = tomfisher.fisher_diagonal(model, samples, tokens_per_batch=7, **settings)
+    F = squares(layer_by_layer(model, samples, "sampled", 7))
+    assert all(torch.equal(F[name], expected[name]) for name in expected)
 
 
 def test_a_sample_that_the_model_has_no_rows_for_is_refused_before_the_work(
@@ -204,6 +249,35 @@ def test_a_run_goes_on_where_it_was_interrupted(
     for file in sorted(whole.glob("*.safetensors")):
         assert file.read_bytes() == (out / file.name).read_bytes()
     assert F.num_samples == 5
+
+
+@pytest.mark.parametrize("boundary", ["auto", "ram"])
+def test_a_run_of_all_parameters_goes_on_after_every_step(
+    tiny: SimpleNamespace, saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boundary: str
+) -> None:
+    samples, out, whole = tiny.samples(3), tmp_path / "store", tmp_path / "whole"
+    settings: dict[str, Any] = {"params": "all", "boundary": boundary, "progress": False}
+    expected = tomfisher.fisher_diagonal(open_model(saved), samples, out=whole, **settings)
+    original, steps = GrowingStore.commit, list[str]()
+
+    def killing(self: GrowingStore, step: str, *args: Any, **kwargs: Any) -> None:
+        original(self, step, *args, **kwargs)
+        steps.append(step)
+        raise Killed
+
+    monkeypatch.setattr(GrowingStore, "commit", killing)
+    while True:
+        try:
+            F = tomfisher.fisher_diagonal(open_model(saved), samples, out=out, **settings)
+            break
+        except Killed:
+            pass
+    ups = [f"padded batches: up {number}" for number in range(4)] + ["turned"]
+    downs = [f"down {number}" for number in range(3, -2, -1)]
+    assert steps == [*(ups if boundary == "auto" else []), "after the layers", *downs]
+    assert F.methods == expected.methods
+    for file in sorted(whole.glob("*.safetensors")):
+        assert file.read_bytes() == (out / file.name).read_bytes()
 
 
 def test_another_loss_layer_by_layer_is_refused(tiny: SimpleNamespace) -> None:

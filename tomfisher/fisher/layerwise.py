@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from tomfisher import ops
 from tomfisher.fisher.capture import capturable
-from tomfisher.fisher.layer_stage import LayerStage, Recorded, gradient_key
+from tomfisher.fisher.layer_stage import LayerStage, gradient_key
+from tomfisher.fisher.outer_stages import AfterLayers, BeforeLayers, Outer
 from tomfisher.fisher.probe import choose_methods, long_batches, probe_samples, short_batches
+from tomfisher.fisher.recordings import Recorded, Recordings
 from tomfisher.fisher.run import Run
-from tomfisher.fisher.stage import WholeModel
+from tomfisher.fisher.stage import Stage, WholeModel
 from tomfisher.runtime.batches import Batch, collate
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.layer_calls import Call, UnsupportedLayers
@@ -42,20 +44,22 @@ def _refuse_batches(call: Call) -> None:
 class LayerwiseRun:
     """One set of samples on its way through layers that come and go.
 
-    `record`, then `Layers.forward` of the `calls`, then `turn`, then `down` layer by layer. For all but `down` the
-    parameters outside the layers have their values.
+    `record`, then `Layers.forward` of the `calls`, then `turn` and `after`, then `down` layer by layer, then `before`.
+    For all but `down` the parameters outside the layers have their values; for `before` those that `outer` names.
 
     Args:
         layers: of the model, which have learnt how it hands hidden states on.
         boundaries: where the hidden states are kept.
-        selection: parameters of the layers, by name.
+        selection: parameters by name.
         samples: what goes through.
         stage: how losses are made of logits.
         budget: `B * T` of a batch.
         impl: of the ops.
         precision: of their float32 products.
+        outer: the selected parameters outside of the layers.
 
     Attributes:
+        outer: the same.
         rules: what the model was found to do, after `turn`; before it what is assumed of it.
     """
 
@@ -69,7 +73,9 @@ class LayerwiseRun:
         budget: int,
         impl: ops.Impl,
         precision: ops.Precision,
+        outer: Outer | None = None,
     ) -> None:
+        self.outer = outer or Outer()
         self.layers, self.boundaries, self.samples, self.budget = layers, boundaries, samples, budget
         self.selection = dict(selection)
         self.rules = Rules()
@@ -79,6 +85,7 @@ class LayerwiseRun:
         self._asked: list[Call] = []
         self._run: list[Recorded] = []
         self._probes: list[Recorded] = []
+        self._recordings = Recordings([], [])
         self._short_loss = math.nan
 
     @property
@@ -88,8 +95,10 @@ class LayerwiseRun:
 
     @property
     def lowest(self) -> int:
-        """The first layer with selected parameters: no gradient is needed below it."""
-        return next(number for number, own in enumerate(self._own) if own)
+        """The first layer that a gradient is needed of; how many layers there are, where it is none."""
+        if self.outer.before:
+            return 0
+        return next((number for number, own in enumerate(self._own) if own), len(self._own))
 
     def record(self) -> None:
         """The forwards of the rules, the run and the probe, through layers that hand their input on as it is."""
@@ -103,6 +112,7 @@ class LayerwiseRun:
             self._run = [self._recorded(batch, self._stage, calls) for batch in self._batches()]
             probing = self._stage.probing()
             self._probes = [self._recorded(batch, probing, calls) for batch in self._probe_batches()]
+        self._recordings = Recordings(self._run, self._probes)
 
     def short_loss(self) -> float:
         """The loss of the probe's first sample, in an ordinary forward of the model."""
@@ -141,6 +151,16 @@ class LayerwiseRun:
         with self.layers.answering(self._asked, missing=_refuse_batches):
             self.rules = self._ask()
 
+    def after(self, advance: Callable[[int], object]) -> Run | None:
+        """The squares of what comes after the layers; see `down`."""
+        stage = AfterLayers(self.layers, self._recordings, self._stage)
+        return self._squares(stage, self.outer.after, advance) if self.outer.after else None
+
+    def before(self, advance: Callable[[int], object]) -> Run | None:
+        """The squares of what comes before the layers; see `down`."""
+        stage = BeforeLayers(self.layers, self._recordings, self._stage, self.outer.both)
+        return self._squares(stage, self.outer.before, advance) if self.outer.before else None
+
     def down(self, number: int, advance: Callable[[int], object]) -> Run | None:
         """The squares of a layer, which has its weights, and the gradients that enter the one below.
 
@@ -151,12 +171,13 @@ class LayerwiseRun:
         Returns:
             The run, whose sums are complete; None where nothing of the layer is selected.
         """
-        stage = LayerStage(self.layers, number, self._run, self._probes)
+        stage = LayerStage(self.layers, number, self._recordings)
         run = self._squares(stage, self._own[number], advance) if self._own[number] else None
         with frozen(self._model):
             stage.finish()
         for recorded in (*self._run, *self._probes):
-            self.boundaries.discard((number + 1, recorded.call))
+            if not (self.outer.both and number + 1 == len(self._own)):
+                self.boundaries.discard((number + 1, recorded.call))
             self.boundaries.discard(gradient_key(number + 1, recorded.call))
         return run
 
@@ -214,9 +235,7 @@ class LayerwiseRun:
                 if number == 0:
                     self._short_loss = float(loss.detach())
 
-    def _squares(
-        self, stage: LayerStage, own: dict[str, nn.Parameter], advance: Callable[[int], object]
-    ) -> Run:
+    def _squares(self, stage: Stage, own: dict[str, nn.Parameter], advance: Callable[[int], object]) -> Run:
         methods = choose_methods(stage, own, self.samples, self.rules, self.budget)
         run = Run(stage, own, methods, self.samples, self._impl, self._precision)
         run.all_batches(self.budget, advance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from tomfisher.fisher.run import Run
 from tomfisher.fisher.selection import describe_params
 from tomfisher.models.opened import OpenedModel
 from tomfisher.runtime.rules import Rules
+
+_AFTER = "after the layers"
 
 
 class Part:
@@ -55,6 +57,7 @@ class Part:
         self.outcomes: list[Outcome] = []
         self.is_resumed = self.is_turned = False
         self.up_from, self.down_from = 0, len(run.layers.modules) - 1
+        self._is_after_done = False
         self._out, self._sums = out, dict[str, Tensor]()
         self._store: GrowingStore | None = None
         if out is None:
@@ -94,7 +97,8 @@ class Part:
             )
         self.is_resumed = True
         down = [name for name in self._store.done if name.startswith("down ")]
-        self.outcomes = [Outcome(**facts[name]) for name in down if facts[name]]
+        self._is_after_done = _AFTER in self._store.done
+        self.outcomes = [Outcome(**facts[name]) for name in (_AFTER, *down) if facts.get(name)]
         if down:
             self.down_from = int(down[-1].split()[1]) - 1
         if self.run.boundaries.is_kept:
@@ -124,9 +128,18 @@ class Part:
                 call = self.run.calls[int(name)]
                 self.run.boundaries[gradient_key(self.down_from + 1, call)] = gradient
 
+    def after(self, advance: Callable[[int], object]) -> None:
+        """The squares of what comes after the layers, unless an earlier process had them."""
+        if self.run.outer.after and not self._is_after_done:
+            self._is_after_done = True
+            self._done(_AFTER, self.run.after(advance), {})
+
     def down_done(self, number: int, done: Run | None) -> None:
-        """The squares of a layer are complete."""
+        """The squares of a layer are complete; of number -1 those of what comes before the layers."""
         self.down_from = number - 1
+        self._done(f"down {number}", done, {} if self.run.boundaries.is_kept else self._gradients(number))
+
+    def _done(self, step: str, done: Run | None, carried: dict[str, Tensor]) -> None:
         outcome = None if done is None else Outcome.of(done)
         self.outcomes += [] if outcome is None else [outcome]
         squares = {} if done is None else done.F
@@ -135,9 +148,7 @@ class Part:
             return
         for name, F in squares.items():
             self._store.write(name, F)
-        kept = {} if self.run.boundaries.is_kept else self._gradients(number)
-        step = f"down {number}"
-        self._commit(step, kept, **{step: None if outcome is None else asdict(outcome)})
+        self._commit(step, carried, **{step: None if outcome is None else asdict(outcome)})
 
     def finish(self, facts: dict[str, Any], methods: dict[str, str]) -> FisherDiagonal:
         """The result, its store closed with what it says of itself."""

@@ -14,6 +14,7 @@ from torch import nn
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.layerwise import LayerwiseRun
 from tomfisher.fisher.linear_maps import LinearMaps, coverage, linear_maps
+from tomfisher.fisher.outer_stages import outer_of
 from tomfisher.fisher.part import Part
 from tomfisher.fisher.record import Asked, describe_run
 from tomfisher.fisher.selection import Params, select_parameters
@@ -67,7 +68,7 @@ def stream_diagonals(
         One for each set, in order.
 
     Raises:
-        UnsupportedLayers: layers of this model cannot run one at a time, or the selection reaches outside of them.
+        UnsupportedLayers: layers of this model cannot run one at a time, or a selected parameter is used in several.
     """
     model = opened.model
     layers = Layers(opened, Boundaries())
@@ -82,21 +83,24 @@ def stream_diagonals(
                 check_samples(model, each.samples)
         maps = _linear_maps(layers)
         selection = _selection(layers, asked.params, maps)
+        outer = outer_of(layers, selection)
         parts = []
         for each in sets:
             boundaries = _boundaries(boundary, each.out)
             stack.callback(boundaries.close)
             run = LayerwiseRun(
-                layers, boundaries, selection, each.samples, stage, budget, asked.impl, asked.precision
+                layers, boundaries, selection, each.samples, stage, budget, asked.impl, asked.precision, outer
             )
             parts.append(stack.enter_context(Part(run, each.out, asked, opened, digest(each.samples))))
             run.record()
             parts[-1].restore()
         tokens = sum(len(sample) for each in sets for sample in each.samples)
-        total = tokens * (2 * len(layers.modules) - parts[0].run.lowest)
+        ends = bool(outer.after) + bool(outer.before)
+        total = tokens * (2 * len(layers.modules) - parts[0].run.lowest + ends)
         with progress_bar(total=total, desc="Fisher, layer by layer", unit="token", enabled=progress) as bar:
             _up(layers, parts, bar.update)
             _down(layers, parts, bar.update)
+            _before(layers, parts, bar.update)
         read = {"passes": layers.passes, "bytes_read": opened.bytes_read, "file_bytes": opened.file_bytes}
         results = []
         for part, each in zip(parts, sets, strict=True):
@@ -141,7 +145,9 @@ def _up(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object])
             opened.load(opened.outer)
         for part in going:
             part.turn(short_loss if part is going[0] else None)
-    opened.free(opened.outer)
+    for part in parts:
+        part.after(advance)
+    opened.free([name for name in opened.outer if name not in parts[0].run.outer.needed])
 
 
 def _down(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object]) -> None:
@@ -153,6 +159,16 @@ def _down(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object
             for part in parts:
                 if part.down_from >= number:
                     part.down_done(number, part.run.down(number, advance))
+
+
+def _before(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object]) -> None:
+    """The squares of what comes before the layers; it has its weights since the way up."""
+    outer = parts[0].run.outer
+    if outer.before:
+        with layers.opened.loaded(outer.needed):
+            for part in parts:
+                if part.down_from >= -1:
+                    part.down_done(-1, part.run.before(advance))
 
 
 def _boundaries(boundary: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Boundaries:
@@ -172,15 +188,8 @@ def _linear_maps(layers: Layers) -> LinearMaps:
 
 
 def _selection(layers: Layers, params: Params, maps: LinearMaps) -> dict[str, nn.Parameter]:
-    """The selected parameters, each of them in one layer."""
+    """The selected parameters, each of them in one layer or outside of all."""
     selection = select_parameters(layers.model, params, maps.weights)
-    inside = {name for names in layers.parameters for name in names}
-    if outside := [name for name in selection if name not in inside]:
-        raise UnsupportedLayers(
-            f"{outside[0]} and {len(outside) - 1} more of the selected parameters lie outside the decoder's layers, "
-            "which a streamed Fisher does not reach. Select what the layers hold (params='decoder-linear'), or load "
-            "the model whole."
-        )
     if shared := _shared(layers, selection):
         name, other = next(iter(shared.items()))
         raise UnsupportedLayers(
@@ -193,13 +202,13 @@ def _selection(layers: Layers, params: Params, maps: LinearMaps) -> dict[str, nn
 
 def _shared(layers: Layers, selection: dict[str, nn.Parameter]) -> dict[str, str]:
     """Of every selected parameter that does not belong to one layer alone, another name."""
-    home = {f"{name}." for name, _ in layers.opened.layers}
+    home = [f"{name}." for name, _ in layers.opened.layers]
     names: dict[int, list[str]] = {}
     for name, parameter in layers.model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     found = {}
     for name, parameter in selection.items():
-        layer = next(prefix for prefix in home if name.startswith(prefix))
-        if beside := [other for other in names[id(parameter)] if not other.startswith(layer)]:
-            found[name] = beside[0]
+        layers_of = {next((n for n in home if other.startswith(n)), "") for other in names[id(parameter)]}
+        if len(layers_of) > 1:
+            found[name] = next(other for other in names[id(parameter)] if other != name)
     return found

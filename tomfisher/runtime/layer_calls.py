@@ -77,6 +77,14 @@ class Call:
     forms: Sequence[Form]
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors that layers get beside the hidden states."""
+        found: list[Tensor] = []
+        mapped(
+            lambda value: found.append(value) if isinstance(value, Tensor) else None, tuple(self.arguments)
+        )
+        return found
+
     def run(self, number: int, layer: nn.Module, hidden: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """The layer's output for these hidden states, with the other arguments as they were.
 

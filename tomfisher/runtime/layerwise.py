@@ -294,6 +294,16 @@ class Layers:
             yield
 
     @contextmanager
+    def ended_by(self, last: Callable[[Call, Tensor], Tensor]) -> Iterator[None]:
+        """Inside the block a forward goes past the layers, and on with what `last` gives.
+
+        Args:
+            last: gets the call with all its arguments, and what entered the first layer, with its graph.
+        """
+        with self._stubs(last):
+            yield
+
+    @contextmanager
     def resolving(self, calls: Sequence[Call]) -> Iterator[list[Call]]:
         """Inside the block a forward that is one of the calls ends with what `forward` made of it.
 
