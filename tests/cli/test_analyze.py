@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tomfisher import SparseMask, tasks
-from tomfisher.analysis import analyze, mask_profile
+from tomfisher.analysis import analyze, interaction, mask_profile
 from tomfisher.cli.main import main
 from tomfisher.models import describe, load_model
 from tomfisher.tasks.encode import encode
@@ -185,3 +185,27 @@ def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):
     assert main([*TASK, *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new.json").exists()
+
+
+def test_interaction_is_told_of_the_mask_and_of_nothing_else(mask_file, tmp_path, capsys, loaded):
+    report = tmp_path / "together.json"
+    arguments = [*TASK, "--parts", "interaction", "--mask", str(mask_file), "--output_path", str(report)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "joint / diagonal" in out and "RoPE spectrum" not in out
+    found = json.loads(report.read_text())
+    assert set(found) == {"model", "scan", "mask", "baseline", "masked", "change", "interaction"} - {
+        "masked",
+        "change",
+    }
+    stories = tasks.load("testbed", n=8, split="evaluation")
+    mask, samples = SparseMask.load(mask_file), encode(loaded.tokenizer, stories, supervise="answer")
+    expected = interaction(loaded.model, samples, mask, progress=False).to_dict()
+    assert found["interaction"]["nnz"] == mask.nnz and found["interaction"]["samples"] == 8
+    for part in ("first", "diagonal", "joint", "measured", "ratio"):
+        assert found["interaction"][part] == pytest.approx(expected[part], rel=1e-4, abs=1e-7)
+
+
+def test_interaction_without_a_mask_is_refused(capsys):
+    assert main([*TASK, "--parts", "interaction"]) == 2
+    assert "The part interaction says how far a mask's weights act together" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from tomfisher.analysis.analyze import Analysis, analyze
 from tomfisher.analysis.change import HeadChange, PairChange, SinkChange, SpectrumChange, compare
 from tomfisher.analysis.enrichment import Enrichment, RowTest
+from tomfisher.analysis.interaction import Interaction, interaction, interactions
 from tomfisher.analysis.low_rank import effective_rank
 from tomfisher.analysis.overlap import Overlap, overlap
 from tomfisher.analysis.profile import MaskProfile, mask_profile
@@ -14,6 +15,7 @@ __all__ = [
     "AttentionSinks",
     "Enrichment",
     "HeadChange",
+    "Interaction",
     "LayerSinks",
     "LayerSpectrum",
     "MaskProfile",
@@ -28,6 +30,8 @@ __all__ = [
     "bands",
     "compare",
     "effective_rank",
+    "interaction",
+    "interactions",
     "mask_profile",
     "overlap",
     "rope_spectrum",

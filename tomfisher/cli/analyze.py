@@ -23,7 +23,10 @@ from tomfisher.files import refuse_existing
 from tomfisher.progress import note
 
 if TYPE_CHECKING:
+    from tomfisher.models import LoadedModel
+    from tomfisher.sample import Sample
     from tomfisher.studies.model_analysis import ModelAnalysis
+    from tomfisher.tasks.story import Story
 
 PROMPT_FIELDS = ("bos", "chat_template", "system_prompt")
 
@@ -33,17 +36,21 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "analyze",
-        "RoPE frequencies, attention sinks and the shape of a mask, before and after it",
+        "RoPE frequencies, attention sinks, the shape of a mask and how its weights act together",
         "Run prompts through a model and print, per layer, which rotary frequencies its queries and keys use\n"
         "and how much attention the first token gets. With --mask, again with the masked weights overwritten:\n"
         "what changed, and where the mask lies: layers, modules, heads, frequencies, rank. A part that a model cannot\n"
-        "have (RoPE of MPT, sinks of Mamba) is named and skipped. --compare_masks needs no model.",
+        "have (RoPE of MPT, sinks of Mamba) is named and skipped. --parts interaction compares what the Fisher\n"
+        "diagonal says about the mask with what its weights do together, and with the measured change of the loss.\n"
+        "--compare_masks needs no model.",
         (
             "tomfisher analyze --model smollm2-135m --task false-belief --limit 64",
             "tomfisher analyze --model testbed-llama --task testbed \\\n"
             "      --mask runs/demo-testbed/masks/task-control-0.003.safetensors --output_path inside.json",
             "tomfisher analyze --model ./my-model --texts prompts.txt --parts sinks --maps 0.3,5.1 \\\n"
             "      --output_path sinks.json",
+            "tomfisher analyze --model testbed-llama --task testbed --parts interaction \\\n"
+            "      --mask runs/demo-testbed/masks/task-control-0.003.safetensors",
             "tomfisher analyze --compare_masks runs/demo-testbed/masks/task-control-0.0*.safetensors",
         ),
     )
@@ -57,7 +64,8 @@ def add_parser(subparsers: Any) -> None:
         "--max_length", type=int, help="cut prompts to this many tokens [the model's context]"
     )
     parser.add_argument(
-        "--parts", help="what to measure: rope, sinks, profile [rope,sinks, with --mask also profile]"
+        "--parts",
+        help="what to measure: rope, sinks, profile, interaction [rope,sinks, with --mask also profile]",
     )
     parser.add_argument(
         "--maps", default="", help="LAYER.HEAD,...: write these heads' whole attention maps, first prompt"
@@ -101,7 +109,7 @@ def _analyze(args: argparse.Namespace) -> ModelAnalysis:
     """Read prompts, mask and model, and analyse."""
     from tomfisher.masks import SparseMask
     from tomfisher.studies.config import parse_fill
-    from tomfisher.studies.model_analysis import analyze_model, chosen_parts
+    from tomfisher.studies.model_analysis import INTERACTION, analyze_model, chosen_parts
     from tomfisher.studies.prompts import prompt_ids
 
     heads = _heads(args.maps)
@@ -121,18 +129,33 @@ def _analyze(args: argparse.Namespace) -> ModelAnalysis:
         fill=parse_fill(setting(args, "fill")),
         seed=setting(args, "seed"),
         compat=setting(args, "compat"),
+        samples=_samples(args, loaded, texts) if INTERACTION in parts else (),
     )
+
+
+def _samples(args: argparse.Namespace, loaded: LoadedModel, texts: list[str]) -> list[Sample]:
+    """What the loss is of: the task's stories with their answers supervised, or every token of the texts."""
+    from tomfisher.tasks.encode import encode
+
+    if args.texts:
+        return encode(loaded.tokenizer, texts, "all", args.max_length, **wording(args))
+    return encode(loaded.tokenizer, _stories(args), "answer", args.max_length, **wording(args))
 
 
 def _tables(found: ModelAnalysis) -> list[str]:
     """The tables; what they leave out is said."""
     from tomfisher.results.analysis_tables import analysis_notes, analysis_tables, profile_tables
+    from tomfisher.results.interaction import interaction_table
+    from tomfisher.studies.model_analysis import INTERACTION
 
     lines = analysis_notes(found.baseline, found.parts)
     blocks = analysis_tables(found.baseline, found.change, found.parts)
     if found.profile is not None:
         lines += [f"no {part}: {reason}" for part, reason in found.profile.unavailable.items()]
         blocks += profile_tables(found.profile)
+    if found.interaction is not None:
+        shown = interaction_table(["mask"], [([str(found.mask)], found.to_dict()[INTERACTION])])
+        blocks.append(f"{shown.caption}\n{shown.text()}")
     for line in lines:
         note(line)
     return blocks
@@ -140,20 +163,26 @@ def _tables(found: ModelAnalysis) -> list[str]:
 
 def _texts(args: argparse.Namespace) -> list[str]:
     """The prompts in words: those of the task, or the first of a file of texts."""
-    from tomfisher.studies.config import Config
-    from tomfisher.studies.inputs import Inputs
     from tomfisher.studies.prompts import prompt_texts
 
     given = given_settings(args)
     if args.limit < 1:
         raise ValueError(f"--limit must be at least 1 prompt, got {args.limit}.")
     if not args.texts:
-        given.pop("output_path")
         note_own_texts(str(given.get("model", "")), given, ("task",))
-        return [story.prompt for story in Inputs(Config.from_dict(given), whole_file=True).questions]
+        return [story.prompt for story in _stories(args)]
     if "task" in given:
         raise ValueError("--task and --texts both name prompts. Give one of them.")
     return prompt_texts(args.texts, args.limit)
+
+
+def _stories(args: argparse.Namespace) -> list[Story]:
+    """The stories of the task."""
+    from tomfisher.studies.config import Config
+    from tomfisher.studies.inputs import Inputs
+
+    given = {name: value for name, value in given_settings(args).items() if name != "output_path"}
+    return Inputs(Config.from_dict(given), whole_file=True).questions
 
 
 def _words(text: str) -> list[str]:

@@ -42,7 +42,14 @@ GROUPS = {
         "repetitions",
     ),
     "perplexity": PERPLEXITY_FIELDS,
-    "analysis": ("analysis_prompts", "analysis_random_masks", "parts", "maps", "compare_masks"),
+    "analysis": (
+        "analysis_prompts",
+        "analysis_random_masks",
+        "interaction",
+        "parts",
+        "maps",
+        "compare_masks",
+    ),
     "training": (
         *(
             "steps",

@@ -52,6 +52,18 @@ class Accumulator:
             raise LayoutError(f"{tensor.shape[-1]} numbers a token where this rank holds {here} of {whole}")
         return self.part.taken(tensor, -1, of) if tensor.shape[-1] == whole else tensor
 
+    def add(self, left: Tensor, right: Tensor, layout: BatchLayout) -> None:
+        """Take in a batch of a weight matrix whose gradient of sample n is `left[n].T @ right[n]`.
+
+        Args:
+            left: `[B, T, rows of the weight]`.
+            right: `[B, T, columns of the weight]`.
+            layout: how to multiply.
+        """
+        if self.rows is not None:
+            left = left[..., self.rows]
+        ops.squared_gradient_(self.F, left, right.to(left.dtype), **layout.products)
+
 
 @dataclass(frozen=True)
 class BatchLayout:
@@ -118,9 +130,7 @@ def matrix_product(
         target = accumulators["weight"]
         y, x = target.own(y, int(transposed)), target.own(x, int(not transposed))
         left, right = (x, y) if transposed else (y, x)
-        if target.rows is not None:
-            left = left[..., target.rows]
-        ops.squared_gradient_(target.F, left, right.to(left.dtype), **layout.products)
+        target.add(left, right, layout)
     if bias_square is not None:
         accumulators["bias"].F.add_(bias_square)
 

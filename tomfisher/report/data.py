@@ -30,6 +30,7 @@ class RunData:
         config: the settings (`config.yaml`, or what the results remember of it).
         inside: content of `analysis.json`, or None.
         values: content of `fisher-values.json`, or None.
+        together: content of `interaction.json`, or None.
         extras: what `ablations.json`, `finetune.json` and `grid.json` hold where there is such a file of this run, in
             the run folder or in a folder of that name below it.
         architectures: the studies of the folder that the run lies in, if it is that of the preset architectures.
@@ -48,6 +49,7 @@ class RunData:
     missing: tuple[Missing, ...] = ()
     complete: bool = True
     label: str = ""
+    together: dict[str, Any] | None = None
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -154,11 +156,16 @@ def load(run: str | os.PathLike[str]) -> RunData:
         why = problem or "this run has no analysis.json"
         prompts = " --analysis_prompts 64" if config.get("analysis_prompts") == 0 else ""
         missing.append(Missing("What happened inside the model", f"{why}. {_rerun(path)}{prompts} adds it."))
+    together, problem = read_json(path / "interaction.json")
+    if problem:
+        missing.append(Missing("How far the weights act together", problem))
     extras, rejected = read_extras(path, results.provenance)
     missing += rejected
     missing += _controls(results)
     beside = _beside(path)
-    return RunData(path, results, config, inside, values, extras, beside, tuple(missing), complete)
+    return RunData(
+        path, results, config, inside, values, extras, beside, tuple(missing), complete, together=together
+    )
 
 
 def _beside(path: Path) -> Architectures | None:

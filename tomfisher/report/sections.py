@@ -28,6 +28,7 @@ from tomfisher.results.ablations import ablation_table
 from tomfisher.results.equal_kappa import sentences
 from tomfisher.results.fill_grid import grid_table
 from tomfisher.results.frontier import criteria_table, frontier_table, is_frontier
+from tomfisher.results.interaction import study_table
 from tomfisher.results.results import ABLATIONS, FINETUNE, GRID, Results
 from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL, Row
 from tomfisher.results.sweep import sweep_table
@@ -103,6 +104,8 @@ class Writer:
             self._frontier(self.data.results)
         if self.data.values is not None:
             self._values(self.data.values)
+        if self.data.together is not None:
+            self._together(self.data.together)
         if self.data.inside is not None:
             self._inside(self.data.inside)
         self._extras()
@@ -175,6 +178,16 @@ class Writer:
             "weight: how much the model's answers depend on it. A mask takes the far right end of the task's."
         )
         self._add("values", "How large the Fisher values are", [text], tables=tables)
+
+    def _together(self, together: Mapping[str, Any]) -> None:
+        tables = self._tables("the interaction", lambda: study_table(together, PAGE))
+        text = (
+            "The method ranks weights one by one, by the diagonal of the Fisher matrix. What a mask does to the loss "
+            "also depends on how its weights act together, which the diagonal leaves out. Both are compared here, and "
+            f"with what happens, on the {together.get('samples', 'same')} samples that the task's Fisher diagonal was "
+            "taken of."
+        )
+        self._add("interaction", "What the diagonal misses", [text], tables=tables)
 
     def _inside(self, inside: Mapping[str, Any]) -> None:
         for part, why in (inside.get("unavailable") or {}).items():

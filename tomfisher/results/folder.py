@@ -26,6 +26,7 @@ FINETUNE_FILES = ("finetune.json", "finetune.csv", "delta.safetensors")
 ABLATION_FILES = (INPUTS, "ablations.json", "ablations.csv")
 OWN_FILES = (
     *(INPUTS, "results.json", "results.csv", "verdict.txt", "fisher-values.json", "analysis.json"),
+    "interaction.json",
     *("report.html", *FINETUNE_FILES),
 )
 CRITERIA = "criteria"  # sums of gradients and norms of inputs

@@ -12,7 +12,7 @@ from tomfisher.results.folder import CONFIG, EXTRAS, OWN_FILES, OWN_FOLDERS, Run
 from tomfisher.runtime import ranks
 from tomfisher.studies.config import HEADER, PERPLEXITY_WINDOW, Config, read_yaml
 
-OF_ANALYSIS = ("analysis_prompts", "analysis_random_masks")
+OF_ANALYSIS = ("analysis_prompts", "analysis_random_masks", "interaction")
 FREE = ("output_path", "boundary", *OF_ANALYSIS)  # no result depends on them
 AFTER_FISHER = frozenset(  # settings that no Fisher store depends on
     (

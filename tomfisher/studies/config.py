@@ -166,6 +166,9 @@ class Config:
     analysis_random_masks: int = _setting(
         3, "random masks in that analysis; at most the study's at that kappa, at least 1"
     )
+    interaction: bool = _setting(
+        False, "after the sweep: how far the weights of every mask act together, on the task's Fisher samples"
+    )
     seed: int = _setting(0, "seed of samples, questions and random masks")
     stream: Literal["auto", "yes", "no"] = _setting(
         "auto",
@@ -434,6 +437,8 @@ def _check_streamed(config: Config) -> None:
     from tomfisher.evaluate.streamed import refuse_resident_ways
 
     refuse_resident_ways(config.method)
+    if config.interaction:
+        raise ValueError("interaction needs the whole model in memory; leave it or stream out.")
     for name in config.criterion or ():
         if not set(criteria.get(name).needs) <= set(criteria.OF_STORES):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from tomfisher.progress import note, progress_bar
 from tomfisher.results.analysis import FILE as ANALYSIS
 from tomfisher.results.analysis import chosen_kappa
 from tomfisher.results.folder import CRITERIA, RunFolder
+from tomfisher.results.interaction import FILE as INTERACTION
 from tomfisher.results.power import too_few
 from tomfisher.results.results import Results
 from tomfisher.results.row import BASELINE, CONTROL_ONLY, TASK_CONTROL
@@ -31,7 +33,7 @@ from tomfisher.runtime import ranks
 from tomfisher.runtime.rules import check_run, remembered
 from tomfisher.runtime.scan import scan_of
 from tomfisher.runtime.torch_state import plain_torch
-from tomfisher.studies import analysis, fisher_values
+from tomfisher.studies import analysis, fisher_values, interaction
 from tomfisher.studies.claim import claimed
 from tomfisher.studies.config import Config, parse_fill
 from tomfisher.studies.diagonals import Diagonals
@@ -92,7 +94,8 @@ class Experiment:
     def run(self, progress: bool = True) -> Results:
         """Do what is left to do and write `results.json`, `results.csv`, `verdict.txt` and the details.
 
-        The details are `fisher-values.json` and, unless `analysis_prompts` is 0, `analysis.json`.
+        The details are `fisher-values.json`, unless `analysis_prompts` is 0 `analysis.json`, and with `interaction`
+        `interaction.json`.
 
         In an initialised process group of `torch.distributed` every rank makes this call. Fisher diagonals, questions
         and text are shared out; the first rank writes the folder, which all have to see, and analyses alone.
@@ -161,6 +164,8 @@ class Experiment:
             self.say("no analysis: it looks into the layers, which needs the whole model in memory")
         elif self.config.analysis_prompts:
             self._analyze(folder, results, masks)
+        if self.config.interaction:
+            self._interact(folder, masks)
         found.append(results)
         return results.to_dict()
 
@@ -259,6 +264,22 @@ class Experiment:
         for part, reason in measured["unavailable"].items():
             self.say(f"no {part}: {reason}")
         _write_compact(folder, ANALYSIS, measured)
+
+    def _interact(self, folder: RunFolder, study_masks: StudyMasks) -> None:
+        """Write `interaction.json`, unless it is there and of the same masks."""
+        plans = interaction.plans_of(self.config)
+        masks = {plan.key: study_masks.kept(plan) for plan in plans if plan.seed is None}
+        for plan in plans:
+            if plan.seed is not None:
+                own = dataclasses.replace(plan, mask=TASK_CONTROL, seed=None)
+                masks[plan.key] = masks[own.key].random_like(plan.seed)
+        if interaction.is_current(folder.path / INTERACTION, interaction.inputs_of(self.config, masks)):
+            return
+        loaded = self._model(folder, "fisher", self.fisher_dtype)
+        samples = self.inputs.samples("task", loaded)
+        self.say(f"interaction of the weights of {len(masks)} masks, on {len(samples)} task samples")
+        found = interaction.measure(self.config, loaded, samples, plans, masks, self._progress)
+        _write_compact(folder, INTERACTION, found)
 
     @contextlib.contextmanager
     def _perturbed(self, folder: RunFolder, model: Any, mask: SparseMask | None) -> Iterator[int]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tomfisher.analysis.analyze import PARTS, Analysis, analyze, check_request
 from tomfisher.analysis.change import SinkChange, SpectrumChange, compare
+from tomfisher.analysis.interaction import Interaction, interaction
+from tomfisher.analysis.jsonable import jsonable
 from tomfisher.analysis.profile import MaskProfile, mask_profile
 from tomfisher.models.load import LoadedModel
 from tomfisher.near_miss import unknown
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
 
     from tomfisher.perturbation import Perturbation
     from tomfisher.perturbation.fill import FillLike
+    from tomfisher.sample import Sample
 
-PROFILE = "profile"
+PROFILE, INTERACTION = "profile", "interaction"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class ModelAnalysis:
         masked: the model under the mask, if there is one and a part was asked for.
         change: of every part that both have.
         profile: where the mask lies, if that was asked for.
+        interaction: how far its weights act together, if that was asked for.
     """
 
     model: dict[str, Any]
@@ -47,6 +51,7 @@ class ModelAnalysis:
     masked: Analysis | None
     change: dict[str, SpectrumChange | SinkChange]
     profile: MaskProfile | None
+    interaction: Interaction | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-ready; states and profile that there are not are left out."""
@@ -57,6 +62,8 @@ class ModelAnalysis:
             found["change"] = {part: change.to_dict() for part, change in self.change.items()}
         if self.profile is not None:
             found[PROFILE] = self.profile.to_dict()
+        if self.interaction is not None:
+            found[INTERACTION] = jsonable(self.interaction.to_dict())
         return found
 
 
@@ -70,6 +77,7 @@ def analyze_model(
     fill: FillLike = "mean",
     seed: int = 0,
     compat: str | None = None,
+    samples: Sequence[Sample] = (),
 ) -> ModelAnalysis:
     """Analyse a model and, with a perturbation, analyse it again while that is applied.
 
@@ -83,12 +91,13 @@ def analyze_model(
         fill: of the perturbation, for the profile.
         seed: likewise.
         compat: likewise.
+        samples: for the interaction: what the loss is of.
     """
-    measured = tuple(part for part in parts if part != PROFILE)
+    measured = tuple(part for part in parts if part not in (PROFILE, INTERACTION))
     needed = dict.fromkeys([*measured, "rope"] if PROFILE in parts else measured)
     masked = None
     with remembered():
-        baseline = analyze(loaded.model, prompts, list(needed), heads)
+        baseline = analyze(loaded.model, prompts, list(needed), heads) if needed else Analysis({}, {})
         if perturbation is not None and measured:
             with perturbation:
                 masked = analyze(loaded.model, prompts, measured, heads)
@@ -96,6 +105,9 @@ def analyze_model(
     if PROFILE in parts and perturbation is not None:
         spectrum = baseline.results.get("rope")
         profile = mask_profile(perturbation.mask, loaded.model, spectrum, fill=fill, seed=seed, compat=compat)
+    together = None
+    if INTERACTION in parts and perturbation is not None:
+        together = interaction(loaded.model, samples, perturbation.mask, fill, seed, compat)
     return ModelAnalysis(
         loaded.identity,
         scan_of(loaded.model),
@@ -105,6 +117,7 @@ def analyze_model(
         masked,
         _changes(baseline, masked),
         profile,
+        together,
     )
 
 
@@ -119,21 +132,26 @@ def chosen_parts(
     """The parts that were asked for, or all that there can be.
 
     Args:
-        asked: of "rope", "sinks" and "profile"; None asks for all.
-        with_mask: whether there is a mask, which the profile is of.
+        asked: of "rope", "sinks", "profile" and "interaction"; None asks for all but the last, which takes a pass with
+            gradients.
+        with_mask: whether there is a mask, which the last two are of.
         heads: (layer, head) whose maps are wanted.
 
     Raises:
         ValueError: no part, an unknown one, or one without what it needs.
     """
-    known = [*PARTS, PROFILE]
-    parts = list(known if with_mask else PARTS) if asked is None else list(asked)
+    known = [*PARTS, PROFILE, INTERACTION]
+    parts = [*PARTS, *([PROFILE] if with_mask else [])] if asked is None else list(asked)
     if not parts:
         raise ValueError(f"No part to analyse. Parts: {', '.join(known)}.")
     for part in parts:
         if part not in known:
             raise ValueError(unknown("part", part, known))
-    if PROFILE in parts and not with_mask:
-        raise ValueError("The part profile says where a mask lies. Give its file: --mask FILE.")
-    check_request([part for part in parts if part != PROFILE] or ["rope"], heads)
+    for part, says in (
+        (PROFILE, "where a mask lies"),
+        (INTERACTION, "how far a mask's weights act together"),
+    ):
+        if part in parts and not with_mask:
+            raise ValueError(f"The part {part} says {says}. Give its file: --mask FILE.")
+    check_request([part for part in parts if part in PARTS] or ["rope"], heads)
     return parts
