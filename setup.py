@@ -8,11 +8,13 @@ several versions of both. Environment variables:
 
 - `TOMFISHER_BUILD_EXT=0` leaves the extension out (pure Python, the plain-PyTorch references run);
 - `TOMFISHER_WERROR=1` makes compiler warnings errors;
+- `CFLAGS` come after our own flags: `CFLAGS=-O0` builds in half the time what runs much slower;
 - `MAX_JOBS` bounds the number of compilers that run at once.
 """
 
 import os
 import platform
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,7 @@ def extension() -> dict[str, Any]:
     flags = ["-O3", "-g0", "-fvisibility=hidden", f"-ffile-prefix-map={ROOT}=.", "-Wall", "-Wextra"]
     flags += [f"-DTORCH_TARGET_VERSION={STABLE_ABI_SINCE}"]
     flags += ["-Werror"] if os.environ.get("TOMFISHER_WERROR") == "1" else []
+    flags += shlex.split(os.environ.get("CFLAGS", ""))
     for path in cpp_extension.include_paths():
         flags += ["-isystem", path]  # no warnings from torch's headers
     module = cpp_extension.CppExtension(

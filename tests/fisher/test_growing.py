@@ -7,16 +7,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import killed_runs
 import pytest
 import torch
 from killed_runs import FACTS, ODD, RUN, SHARD_BYTES, begin, files, grow, values
+from processes import run_forks
 
 from tomfisher import FisherDiagonal
 from tomfisher.fisher import growing, shards, store
@@ -224,23 +223,23 @@ def quick_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def killed(how: str, folder: Path, expected: Path) -> int:
-    """Run `killed_runs` in a process of its own; how many of its runs died."""
-    command = [sys.executable, killed_runs.__file__, how, str(folder / "grown"), str(expected)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return int(done.stdout)
+    """Run a function of `killed_runs` in a process of its own; how many of its runs died."""
+    code = f"from killed_runs import *\nprint({how}(Path({str(folder)!r}, 'grown'), files(Path({str(expected)!r}))))"
+    (done,) = run_forks(expected.parent, code)
+    assert done.code == 0, done.out + done.err
+    return int(done.out)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("expected")
 def test_killed_at_every_call_that_touches_the_disk(tmp_path: Path, quick_disk: Path) -> None:
-    assert killed("at-every-call", quick_disk, tmp_path / "at-once") > 50
+    assert killed("at_every_call", quick_disk, tmp_path / "at-once") > 50
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("expected")
 def test_killed_at_random_moments(tmp_path: Path, quick_disk: Path) -> None:
-    assert killed("at-random", quick_disk, tmp_path / "at-once") >= 25
+    assert killed("at_random", quick_disk, tmp_path / "at-once") >= 25
 
 
 def test_a_disk_too_small_is_said_before_the_work(tmp_path: Path) -> None:
@@ -259,12 +258,12 @@ def test_a_disk_too_small_is_said_before_the_work(tmp_path: Path) -> None:
 
 
 LIMITED = """
-import resource, sys
+import os, resource
 from pathlib import Path
 import killed_runs
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["LIMIT"]), resource.RLIM_INFINITY))
 try:
-    killed_runs.grow(Path(sys.argv[1]), carried=5000)
+    killed_runs.grow(Path("grown"), carried=5000)
 except OSError as error:
     print(error)
 """
@@ -282,10 +281,8 @@ except OSError as error:
     ],
 )
 def test_files_that_cannot_grow(tmp_path: Path, expected: dict[str, bytes], limit: int, match: str) -> None:
-    command = [sys.executable, "-c", LIMITED, str(tmp_path / "grown"), str(limit)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(killed_runs.__file__).parent)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert re.search(match, done.stdout), done.stdout + done.stderr
+    (done,) = run_forks(tmp_path, LIMITED, [{"LIMIT": str(limit)}])
+    assert re.search(match, done.out), done.out + done.err
     grow(tmp_path / "grown")
     assert files(tmp_path / "grown") == expected
 

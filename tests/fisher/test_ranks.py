@@ -54,8 +54,8 @@ told(afterwards=equal(take(samples), take(samples)))
 """
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_several_ranks_take_the_fisher_of_one(size: int, tmp_path: Path) -> None:
+def test_several_ranks_take_the_fisher_of_one(tmp_path: Path) -> None:
+    size = 3  # two add up to the same in either order
     ended = [process.facts for process in run_ranks(tmp_path, TOGETHER, size)]
     for facts in ended:
         for name in ("empirical", "sampled", "small"):

@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_forks
 
 from tomfisher import FisherDiagonal, SparseMask, evaluate, perturb, provenance, tasks, top_fraction
 from tomfisher.models import load_model
@@ -21,14 +18,25 @@ from tomfisher.studies import Config, Experiment
 
 pytestmark = pytest.mark.slow
 
-# a pause after each file leaves time to be killed
+# killed as soon as a file appears; a pause after each one leaves time for it
 RUN = """
-import sys, time
+import os, signal, threading, time
+from pathlib import Path
+import torch
 from tomfisher.studies import Config, Experiment
 from tomfisher.results.folder import RunFolder
-write = RunFolder.write_text
-RunFolder.write_text = lambda *args: (write(*args), time.sleep(0.1))
-Experiment(Config.resolve({}, config=sys.argv[1])).run(progress=False)
+
+def kill(stage):
+    while not stage.exists():
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+torch.set_num_threads(int(os.environ["THREADS"]))
+if stage := os.environ.get("STAGE"):
+    write = RunFolder.write_text
+    RunFolder.write_text = lambda *args: (write(*args), time.sleep(0.05))
+    threading.Thread(target=kill, args=[Path(stage)], daemon=True).start()
+Experiment(Config.resolve({}, config="study.yaml")).run(progress=False)
 """
 
 
@@ -131,20 +139,14 @@ def test_config_yaml_of_the_folder_runs_the_same_study(finished, tmp_path):
 def test_killed_run_started_again_ends_like_an_unbroken_one(finished, stage, tmp_path):
     """SIGKILL as soon as a file appears, then the same command again."""
     folder = tmp_path / "killed"
-    config = tmp_path / "study.yaml"
-    config.write_text(Config.from_dict({**finished, "output_path": str(folder)}).to_yaml())
-    command = [sys.executable, "-c", RUN, str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (folder / stage).exists() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    config = Config.from_dict({**finished, "output_path": str(folder)})
+    (tmp_path / "study.yaml").write_text(config.to_yaml())
+    threads = {"THREADS": str(torch.get_num_threads())}
+    (killed,) = run_forks(tmp_path, RUN, [{**threads, "STAGE": str(folder / stage)}])
+    assert killed.code == -signal.SIGKILL, killed.err
     assert (folder / stage).exists() and not (folder / "results.json").exists()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    (done,) = run_forks(tmp_path, RUN, [threads])
+    assert done.code == 0, done.err
     unbroken, resumed = without_time(finished["output_path"]), without_time(folder)
     for data in (unbroken, resumed):  # the one was started by pytest
         del data["provenance"]["command"]

@@ -1,7 +1,4 @@
-"""A run that grows a small store of odd shapes, and a program that kills it, begins it again and compares the bytes.
-
-python killed_runs.py at-every-call | at-random TARGET EXPECTED
-"""
+"""A run that grows a small store of odd shapes; in forks of this process it is killed, begun again and compared."""
 
 from __future__ import annotations
 
@@ -173,8 +170,3 @@ def at_random(target: Path, expected: Mapping[str, bytes]) -> int:
             deaths += _status(process) == -signal.SIGKILL
         _finish(target, expected)
     return deaths
-
-
-if __name__ == "__main__":
-    how = {"at-every-call": at_every_call, "at-random": at_random}[sys.argv[1]]
-    print(how(Path(sys.argv[2]), files(Path(sys.argv[3]))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -13,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+SUPPORT = Path(__file__).resolve().parent
 
 PRELUDE = """
 import json, os, signal, sys, time
@@ -49,22 +53,6 @@ UNGROUP = """
 if dist.is_initialized():
     dist.destroy_process_group()
 """
-# What all ranks import is imported once, then the process splits into them.
-FORK = """
-import transformers.models.llama.modeling_llama, tomfisher.fisher.estimator, tomfisher.evaluate
-for rank in range(int(os.environ["WORLD_SIZE"])):
-    if not (child := os.fork()):
-        for descriptor, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-        os.environ["RANK"] = str(rank)
-        break
-    print(child, flush=True)
-else:
-    for line in sys.stdin:  # a rank to wait for; without a limit, since whoever asks has one
-        _, status = os.waitpid(int(line), 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-    os._exit(0)
-"""
 
 
 @dataclass(frozen=True)
@@ -93,53 +81,104 @@ def run_ranks(
     """Run a script on every rank of a group whose store rank 0 keeps, as a launcher without a watch over them does.
 
     Args:
-        folder: for the script and what it prints, which is also the working directory.
+        folder: as in `run_forks`.
         body: follows `PRELUDE` and `GROUP`.
         size: number of ranks.
         environment: more variables.
-        timeout: seconds for all; those that are left then are killed, and the test fails.
-        leave: ranks that do not end by themselves; they are killed when the others have ended.
+        timeout: as in `run_forks`.
+        leave: as in `run_forks`.
     """
-    script = folder / "ranks.py"
-    script.write_text(PRELUDE + FORK + GROUP + body + UNGROUP, encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     given = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with subprocess.Popen(
-        [sys.executable, str(script)],
-        cwd=folder,
-        env={**_environment(), **given, **(environment or {})},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    environments = [{**given, "RANK": str(rank), **(environment or {})} for rank in range(size)]
+    return run_forks(folder, PRELUDE + GROUP + body + UNGROUP, environments, timeout, leave)
+
+
+def run_forks(
+    folder: Path,
+    script: str,
+    environments: Sequence[Mapping[str, str]] = ({},),
+    timeout: float = 240,
+    leave: Sequence[int] = (),
+) -> list[Ended]:
+    """Run a script in processes that begin with tomfisher and transformers imported, which takes seconds otherwise.
+
+    Args:
+        folder: for the script and what it prints, which is also the working directory.
+        script: Python.
+        environments: more variables, of each process that is to run it.
+        timeout: seconds for all; those that are left then are killed, and the test fails.
+        leave: processes that do not end by themselves; they are killed when the others have ended.
+    """
+    file = folder / "script.py"
+    file.write_text(script, encoding="utf-8")
+    server, size = _server(), len(environments)
+    request = {
+        "script": str(file),
+        "folder": str(folder),
+        "environments": [{**_environment(), **more} for more in environments],
+    }
+    try:
+        leader = _answer(server, json.dumps(request))
         try:
-            return _ended(process, folder, size, leave, timeout)
+            codes = _ended(server, leader, size, leave, timeout)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(leader, signal.SIGKILL)
+        assert server.stdout is not None and server.stdout.readline() == "ended\n"
+    except BaseException:
+        server.kill()
+        _server.cache_clear()
+        raise
+    texts = [[(folder / f"{rank}.{name}").read_text() for name in ("out", "err")] for rank in range(size)]
+    return [Ended(codes[rank], *texts[rank]) for rank in range(size)]
 
 
 def _ended(
-    process: subprocess.Popen[str], folder: Path, size: int, leave: Sequence[int], timeout: float
-) -> list[Ended]:
-    """Wait for each rank, those to leave last."""
-    assert process.stdin is not None and process.stdout is not None
-    watch = threading.Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
+    server: subprocess.Popen[str], leader: int, size: int, leave: Sequence[int], timeout: float
+) -> dict[int, int]:
+    """Wait for each process, those to leave last; their exit codes."""
+    watch = threading.Timer(timeout, os.killpg, (leader, signal.SIGKILL))
     watch.start()
     try:
-        pids = [int(process.stdout.readline()) for _ in range(size)]
+        pids = [_answer(server) for _ in range(size)]
         codes = {}
         for rank in sorted(range(size), key=lambda rank: rank in leave):
             if rank in leave:
                 os.kill(pids[rank], signal.SIGKILL)
-            print(pids[rank], file=process.stdin, flush=True)
-            codes[rank] = int(process.stdout.readline())
+            codes[rank] = _answer(server, str(pids[rank]))
     finally:
         watch.cancel()
-    texts = [[(folder / f"{rank}.{name}").read_text() for name in ("out", "err")] for rank in range(size)]
-    return [Ended(codes[rank], *texts[rank]) for rank in range(size)]
+    return codes
+
+
+def _answer(server: subprocess.Popen[str], line: str | None = None) -> int:
+    """The next number that the server says, after a line to it."""
+    assert server.stdin is not None and server.stdout is not None
+    if line is not None:
+        print(line, file=server.stdin, flush=True)
+    return int(server.stdout.readline())
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """`fork_server.py`, which ends with this process."""
+    server = subprocess.Popen(
+        [sys.executable, str(SUPPORT / "fork_server.py")],
+        env=_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    atexit.register(_close, server)
+    return server
+
+
+def _close(server: subprocess.Popen[str]) -> None:
+    with server:
+        pass
 
 
 def torchrun(folder: Path, size: int, *arguments: str, timeout: float = 300) -> Ended:
@@ -171,11 +210,10 @@ def torchrun(folder: Path, size: int, *arguments: str, timeout: float = 300) -> 
 
 def _environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "RANK", "WORLD", "MASTER"))}
-    support = str(Path(__file__).resolve().parent)
     return {
         **kept,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": support,
+        "PYTHONPATH": str(SUPPORT),
         "PYTHONSAFEPATH": "1",
         "HF_HUB_OFFLINE": "1",
     }
