@@ -1,11 +1,11 @@
-"""Commands under torchrun: one result, written and printed once."""
+"""Commands as a launcher starts them on several ranks: one result, written and printed once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from processes import Ended, torchrun
+from processes import Ended, launched, run_forks
 
 import tomfisher
 from tomfisher.cli.main import main
@@ -18,14 +18,17 @@ FISHER = (
 )
 
 
-def _tomfisher(folder: Path, size: int, *words: str) -> Ended:
-    return torchrun(folder, size, "-m", "tomfisher", *words)
+def _tomfisher(folder: Path, *words: str) -> list[Ended]:
+    """Two ranks of a command."""
+    code = f"import sys\nfrom tomfisher.cli.main import main\nsys.exit(main({list(words)!r}))"
+    return run_forks(folder, code, launched(2))
 
 
 def test_fisher_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    ended = _tomfisher(tmp_path, 2, *FISHER, "two")
-    assert ended.code == 0, ended.err
-    assert ended.out.count("two: ") == 1
+    first, second = _tomfisher(tmp_path, *FISHER, "two")
+    assert first.code == second.code == 0, first.err + second.err
+    assert first.out.count("two: ") == 1
+    assert second.out == ""
     assert main([*FISHER, str(tmp_path / "one")]) == 0
     one, two = (tomfisher.FisherDiagonal.load(tmp_path / name) for name in ("one", "two"))
     assert one.num_samples == two.num_samples == 6
@@ -36,10 +39,10 @@ def test_fisher_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
 
 
 def test_what_two_processes_cannot_do_is_said(tmp_path: Path) -> None:
-    ended = _tomfisher(tmp_path, 2, "ls", "tasks")
-    assert ended.code != 0
-    assert "`tomfisher ls` works in one process, but is started as one of 2" in ended.err
+    ended = _tomfisher(tmp_path, "ls", "tasks")
+    assert all(each.code for each in ended)
+    assert "`tomfisher ls` works in one process, but is started as one of 2" in ended[0].err
     (tmp_path / "here").write_text("a file")
-    ended = _tomfisher(tmp_path, 2, *FISHER, "here")
-    assert ended.code != 0
-    assert "rank 0: here is a file, not a folder" in ended.err
+    ended = _tomfisher(tmp_path, *FISHER, "here")
+    assert all(each.code for each in ended)
+    assert "rank 0: here is a file, not a folder" in ended[0].err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -88,12 +89,17 @@ def run_ranks(
         timeout: as in `run_forks`.
         leave: as in `run_forks`.
     """
+    environments = [{**each, **(environment or {})} for each in launched(size)]
+    return run_forks(folder, PRELUDE + GROUP + body + UNGROUP, environments, timeout, leave)
+
+
+def launched(size: int) -> list[dict[str, str]]:
+    """The variables that a launcher gives to each of so many ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     given = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environments = [{**given, "RANK": str(rank), **(environment or {})} for rank in range(size)]
-    return run_forks(folder, PRELUDE + GROUP + body + UNGROUP, environments, timeout, leave)
+    return [{**given, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
 def run_forks(
@@ -125,7 +131,8 @@ def run_forks(
         try:
             codes = _ended(server, leader, size, leave, timeout)
         finally:
-            os.killpg(leader, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # after the timeout
+                os.killpg(leader, signal.SIGKILL)
         assert server.stdout is not None and server.stdout.readline() == "ended\n"
     except BaseException:
         server.kill()
