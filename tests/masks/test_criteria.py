@@ -39,6 +39,7 @@ def test_definitions(known):
         "taylor": (w * g.sum(0)).abs(),
         "batch-gradient": g.sum(0).square(),
         "fill": g.square().sum(0) * k.change.square(),
+        "obd": g.square().sum(0) * w.square(),
         "wanda": w.abs() * k.input_norm.double(),
     }
     assert set(expected) == set(criteria.NAMES)

@@ -151,6 +151,15 @@ def fill(F: Tensor, change: Tensor) -> Tensor:
     return F.double() * change.double().square()
 
 
+@_criterion("obd", "F w^2", ["fisher", "weight"])
+def obd(F: Tensor, weight: Tensor) -> Tensor:
+    """F_i w_i²: twice the second-order change of the loss if the weight became 0, with F in place of the Hessian.
+
+    Source: LeCun, Denker and Solla, Optimal Brain Damage (NIPS 1989), equation 5, without the half.
+    """
+    return F.double() * weight.double().square()
+
+
 @_criterion("wanda", "|w| ||x||", ["weight", "input_norm"])
 def wanda(weight: Tensor, input_norm: Tensor) -> Tensor:
     """|w_ij| ‖x_j‖: a weight times the norm of the input that it multiplies, over all tokens of the texts.

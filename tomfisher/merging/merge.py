@@ -51,9 +51,9 @@ def merge(
 ) -> Merged:
     """Average fine-tuned models, each weight with the Fisher diagonal of each model.
 
-    `θ = Σ_m λ_m (F_m / N_m + floor) θ_m / Σ_m λ_m (F_m / N_m + floor)`, in float64, then rounded to the model's dtype; N_m is the number
-    of samples of F_m. A weight that no sample of any model reached, and tensors that the stores do not hold
-    (embeddings and norms, with the default `params`), get `Σ_m λ_m θ_m / Σ_m λ_m`.
+    `θ = Σ_m λ_m (F_m / N_m + floor) θ_m / Σ_m λ_m (F_m / N_m + floor)`, in float64, then rounded to the model's
+    dtype; N_m is the number of samples of F_m. A weight that no sample of any model reached, and tensors that the
+    stores do not hold (embeddings and norms, with the default `params`), get `Σ_m λ_m θ_m / Σ_m λ_m`.
 
     The new files are laid out like those of the first model, and a part of a tensor is read, averaged and written at
     a time: memory does not grow with the model. Config and tokenizer are the first model's, as are dtypes and tensors
