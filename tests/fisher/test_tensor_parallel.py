@@ -149,3 +149,59 @@ def test_what_would_be_wrong_is_refused_by_name(tmp_path: Path) -> None:
         assert facts["style"].startswith("ValueError: model.norm is split over the ranks as 'all_reduce'")
         assert "this process works alone" in facts["alone"]
         assert "embed_tokens.weight has hooks on its gradient" in facts["hooks"]
+
+
+STUDIED = """
+from tomfisher import evaluate, tasks
+from tomfisher.models import load_model
+
+loaded = load_model("testbed-llama", device="cpu")
+if rank == 0:
+    loaded.model.save_pretrained("testbed")
+dist.barrier()
+plan = DistributedConfig(tp_size=size)
+model = transformers.AutoModelForCausalLM.from_pretrained("testbed", distributed_config=plan).eval()
+stories = tasks.load("testbed", n=24, seed=0)
+text = " ".join(story.prompt for story in stories)
+samples = tomfisher.encode(loaded.tokenizer, stories[:6])
+def measured(model):
+    score = evaluate.score(model, loaded.tokenizer, stories, progress=False, batch_size=6)
+    words = evaluate.score(model, loaded.tokenizer, stories[:4], method="generate", progress=False)
+    ppl = evaluate.perplexity(model, loaded.tokenizer, text, progress=False, window=16, stride=8)
+    return [r.correct for r in score.records], [r.correct for r in words.records], ppl.token
+def close(a, b):
+    return a[:2] == b[:2] and abs(a[2] / b[2] - 1) < 1e-5
+
+F = take(model, samples, params="decoder-linear", out="store")
+stored = tomfisher.FisherDiagonal.load("store")
+for scope in ("tensor", "model"):
+    masks = [tomfisher.top_fraction(each, 0.01, scope=scope) for each in (F, stored)]
+    told(**{f"mask {scope}": all(torch.equal(masks[0][n], masks[1][n]) for n in stored)})
+mask = tomfisher.top_fraction(F, 0.02)
+
+alone = loaded.model
+def own(model):
+    return {n: p.to_local().clone() if hasattr(p, "to_local") else p.clone() for n, p in model.named_parameters()}
+def same(model, whole):
+    named = dict(whole.named_parameters())
+    return all(torch.equal(p.full_tensor() if hasattr(p, "full_tensor") else p, named[n])
+               for n, p in model.named_parameters())
+with ranks.alone():
+    before = measured(alone)
+told(before=close(measured(model), before))
+weights = own(model)
+for fill in ("mean", "noise", "scale:0.5", 0.25):
+    with tomfisher.perturb(model, mask, fill, seed=4), tomfisher.perturb(alone, mask, fill, seed=4):
+        told(**{f"written {fill}": same(model, alone)})
+        if fill == "mean":
+            with ranks.alone():
+                after = measured(alone)
+            told(after=close(measured(model), after), damaged=before != after)
+    told(**{f"undone {fill}": all(torch.equal(each, weights[n]) for n, each in own(model).items())})
+"""
+
+
+def test_a_split_model_is_studied_as_one_process_does(tmp_path: Path) -> None:
+    for process in run_ranks(tmp_path, LOADING + STUDIED, 2):
+        assert len(process.facts) == 13
+        assert all(process.facts.values()), process.facts

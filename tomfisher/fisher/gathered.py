@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from torch import Tensor
 
 from tomfisher.fisher.store import OnDisk
 from tomfisher.runtime import ranks
+from tomfisher.runtime.parts import whole
 from tomfisher.runtime.ranks import Team
 from tomfisher.runtime.sharded import is_sharded
 
@@ -49,12 +49,6 @@ class Gathered(OnDisk):
     def done(self) -> None:
         """Let the others go on, on rank 0."""
         self._team.exchange(_TURN)
-
-
-def whole(tensor: Any) -> Tensor:
-    """A DTensor as a plain tensor, the same on every rank of its mesh, all of which have to ask; others as they are."""
-    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
-    return full
 
 
 def is_split(tensors: Mapping[str, Tensor]) -> bool:

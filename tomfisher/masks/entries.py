@@ -13,6 +13,7 @@ from tomfisher import ops
 from tomfisher.ops import Span, Summary
 from tomfisher.ops.checks import DTYPES
 from tomfisher.progress import progress_bar
+from tomfisher.runtime.parts import whole
 from tomfisher.runtime.torch_state import plain_torch
 
 
@@ -93,12 +94,14 @@ def stored(F: Mapping[str, Tensor]) -> bool:
 def entries_of(F: Mapping[str, Tensor], name: str) -> Entries:
     """The entries of `F[name]`, which stay in their file where F is a Fisher store opened from disk.
 
+    Where ranks hold parts of a tensor, all of them have to ask, and each gets the whole.
+
     Args:
         F: any mapping from names to tensors.
         name: one of its names.
     """
     span = F.span(name) if hasattr(F, "span") else None
-    return Entries(name, F[name] if span is None or span.dtype not in DTYPES else span)
+    return Entries(name, whole(F[name]) if span is None or span.dtype not in DTYPES else span)
 
 
 @plain_torch()

@@ -40,8 +40,8 @@ def perturb(
     that share memory (tied embeddings) are written once, at the union of their masked entries. A `Perturbation` that
     is dropped without `undo()` leaves its change for good.
 
-    Where FSDP2 (`fully_shard`) has spread the weights over ranks, all of them make this call and apply it together:
-    each writes the entries in its rows. Fills are of the whole tensor.
+    Where FSDP2 (`fully_shard`) or transformers' tensor parallelism has spread the weights over ranks, all of them make
+    this call and apply it together: each writes the entries that it holds. Fills are of the whole tensor.
 
     Args:
         target: the model, or a mapping from names to tensors, of float16, bfloat16, float32 or float64.

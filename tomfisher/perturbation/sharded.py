@@ -1,4 +1,4 @@
-"""`perturb` of weights that are spread over ranks by rows: every rank writes, and undoes, the entries that it holds."""
+"""`perturb` of weights that are spread over ranks: every rank writes, and undoes, the entries that it holds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tomfisher.perturbation.fill import Fill, squared_deviations
 from tomfisher.perturbation.session import Perturbation
 from tomfisher.perturbation.targets import Target, check_names, named_tensors
 from tomfisher.runtime import ranks
-from tomfisher.runtime.sharded import check_by_rows, is_sharded, local_rows, rows_of, settle
+from tomfisher.runtime.parts import part_of
+from tomfisher.runtime.sharded import check_spread, is_sharded, local_rows, settle
 
 
 @dataclass(frozen=True)
@@ -29,40 +30,32 @@ class _Weight:
         names: sorted; several if weights are tied.
         tensor: a DTensor, or a plain tensor that every rank holds whole.
         index: `[k]` flat positions in the whole tensor, sorted.
-        low: flat position of the first entry that this rank holds.
-        high: that behind the last one.
+        here: which of them this rank holds, rising.
+        own: those as flat positions in what it holds.
+        is_cut: whether other ranks hold other entries.
     """
 
     names: tuple[str, ...]
     tensor: Any
     index: Tensor
-    low: int
-    high: int
+    here: Tensor
+    own: Tensor
+    is_cut: bool
 
     @property
     def local(self) -> Tensor:
         """What this rank holds."""
         return local_rows(self.tensor) if is_sharded(self.tensor) else self.tensor
 
-    @property
-    def here(self) -> Tensor:
-        """Which of the positions this rank holds."""
-        return (self.index >= self.low) & (self.index < self.high)
-
-    @property
-    def own(self) -> Tensor:
-        """The positions that this rank holds, counted from its first entry."""
-        return self.index[self.here] - self.low
-
 
 class ShardedPerturbation(Perturbation):
-    """A `Perturbation` of which every rank writes the entries in its rows; all ranks apply it together.
+    """A `Perturbation` of which every rank writes the entries that it holds; all ranks apply it together.
 
     What a fill needs of a whole tensor, as its mean, is added up over the ranks in float64. The undo is each rank's
     own and exchanges nothing.
 
     Attributes:
-        mask: the entries that this rank writes, in tensors of its rows.
+        mask: the entries that this rank writes, in tensors of what it holds.
     """
 
     def __init__(
@@ -79,7 +72,8 @@ class ShardedPerturbation(Perturbation):
         self._compat = compat
         tensors = named_tensors(target)
         check_names(tensors, mask)
-        check_by_rows({name: tensors[name] for name in mask if is_sharded(tensors[name])}, self._team.size)
+        spread = {name: tensors[name] for name in mask if is_sharded(tensors[name])}
+        check_spread(spread, self._team.size)
         self._weights = _merged(tensors, mask)
         self._weight_of = {name: weight for weight in self._weights for name in weight.names}
         own = {name: weight.own for name, weight in self._weight_of.items()}
@@ -159,7 +153,7 @@ class ShardedPerturbation(Perturbation):
         """Numbers of each tensor, added over the ranks that hold parts of it."""
         told = self._team.exchange(what, own)
         return [
-            math.fsum(each) if is_sharded(weight.tensor) else each[0]
+            math.fsum(each) if weight.is_cut else each[0]
             for weight, each in zip(self._weights, zip(*told, strict=True), strict=True)
         ]
 
@@ -197,12 +191,8 @@ def _merged(tensors: Mapping[str, Any], mask: SparseMask) -> list[_Weight]:
     for names in together.values():
         tensor = tensors[names[0]]
         index = mask[names[0]] if len(names) == 1 else torch.cat([mask[name] for name in names]).unique()
-        low, high = 0, tensor.numel()
-        if is_sharded(tensor):
-            width = math.prod(tensor.shape[1:])
-            rows = rows_of(tensor.shape[0], tensor.device_mesh.size(), tensor.device_mesh.get_local_rank())
-            low, high = rows.start * width, rows.stop * width
-        weights.append(_Weight(tuple(sorted(names)), tensor, index, low, high))
+        part = part_of(tensor)
+        weights.append(_Weight(tuple(sorted(names)), tensor, index, *part.find(index), part.is_cut))
     return weights
 
 

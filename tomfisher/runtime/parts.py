@@ -32,6 +32,11 @@ class Part:
             size if own is None else len(own) for size, own in zip(self.shape, self.index, strict=True)
         )
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether other ranks hold other entries."""
+        return any(own is not None for own in self.index)
+
     def taken(self, tensor: Tensor, dim: int, of: int) -> Tensor:
         """What a tensor has along `dim` at the positions of dimension `of` that are here.
 
@@ -85,6 +90,12 @@ def local_of(tensor: Any) -> Tensor:
     held = tensor.detach()
     local: Tensor = held.to_local() if is_sharded(held) else held
     return local
+
+
+def whole(tensor: Any) -> Tensor:
+    """A DTensor as a plain tensor, the same on every rank of its mesh, all of which have to ask; others as they are."""
+    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return full
 
 
 def placed_like(tensor: Any, local: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parameters of which every rank holds some of the rows, as FSDP2's `fully_shard` leaves them: which rows those are."""
+"""Parameters that are spread over the ranks: by rows, as FSDP2's `fully_shard` leaves them, or along any dimension."""
 
 from __future__ import annotations
 
@@ -42,16 +42,34 @@ def check_by_rows(tensors: Mapping[str, Any], working: int) -> None:
     Raises:
         ValueError: naming the tensor, its placements and its mesh.
     """
+    _check(tensors, working, by_rows=True)
+
+
+def check_spread(tensors: Mapping[str, Any], working: int) -> None:
+    """Refuse DTensors that are not spread over all ranks of the process group: by rows, by columns, in pieces or whole.
+
+    Args:
+        tensors: DTensors by name.
+        working: number of ranks that make this call together.
+
+    Raises:
+        ValueError: naming the tensor, its placements and its mesh.
+    """
+    _check(tensors, working, by_rows=False)
+
+
+def _check(tensors: Mapping[str, Any], working: int, by_rows: bool) -> None:
     if not dist.is_initialized():
         raise ValueError(
             "Weights that are spread over ranks need the process group that spread them: none is there."
         )
     for name, tensor in tensors.items():
-        if fault := _fault(tensor):
+        if fault := _fault(tensor, by_rows):
             raise ValueError(
                 f"{name} is spread over the ranks as {list(tensor.placements)} on {tensor.device_mesh}: {fault}. "
                 "Supported is FSDP2 over all ranks of the process group: fully_shard(layer) of every decoder layer, on "
-                "a mesh of one dimension, with its default placement."
+                "a mesh of one dimension, with its default placement"
+                f"{'' if by_rows else '; and what transformers splits over all of them with tp_size and ep_size'}."
             )
         if working < tensor.device_mesh.size():
             raise ValueError(
@@ -60,7 +78,7 @@ def check_by_rows(tensors: Mapping[str, Any], working: int) -> None:
             )
 
 
-def _fault(tensor: Any) -> str | None:
+def _fault(tensor: Any, by_rows: bool) -> str | None:
     from torch.distributed.tensor import Shard
 
     mesh = tensor.device_mesh
@@ -69,11 +87,14 @@ def _fault(tensor: Any) -> str | None:
     if mesh.mesh.tolist() != list(range(dist.get_world_size())):
         return f"the mesh is not that of all {dist.get_world_size()} ranks, in their order"
     (placement,) = tensor.placements
+    if not by_rows:
+        held = placement.is_replicate() or hasattr(placement, "dim")
+        return None if held else f"{placement} is not supported: no rank holds its entries"
     if type(placement) is not Shard or placement.dim != 0:
         return f"{placement} is not supported, only rows are (Shard(dim=0))"
     rows = rows_of(tensor.shape[0], mesh.size(), dist.get_rank())
-    if (held := local_rows(tensor).shape[0]) != len(rows):
-        return f"this rank holds {held} of {tensor.shape[0]} rows, not {len(rows)}"
+    if (count := local_rows(tensor).shape[0]) != len(rows):
+        return f"this rank holds {count} of {tensor.shape[0]} rows, not {len(rows)}"
     return None
 
 
