@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from . import tables
 from .launch import FUSED, on_device, require_device, sent
-from .scatter import ENTRIES, Launch, memory_places, prepare
+from .scatter import ENTRIES, Found, Launch, found, memory_places, prepare
 from .tables import COLUMNS, Table, locate, widen
 from .variant import Variant
 from .weight_sums import fold, sums_without, weight_sums
@@ -66,7 +67,7 @@ def masked_fill_mean_(
     if not all(map(math.isfinite, means.tolist())):  # no tensor is allocated once the first entry is written
         return means
     try:
-        torch._foreach_copy_(list(undo), entries.old)
+        torch._foreach_copy_(list(undo), entries.old())
     except BaseException:
         entries.undo()
         raise
@@ -79,9 +80,6 @@ class Entries:
     Args:
         weights: at least one, as for `masked_fill_mean_`; their memory must stay where it is.
         indices: as for `masked_fill_mean_`; not to be changed.
-
-    Attributes:
-        old: the values before the fill, `[k]` per weight.
     """
 
     def __init__(self, weights: Sequence[Tensor], indices: Sequence[Tensor]) -> None:
@@ -89,33 +87,34 @@ class Entries:
         self._weights, self._indices = list(weights), list(indices)
         self._device = weights[0].device
         self._places = [memory_places(w, index) for w, index in zip(weights, indices, strict=True)]
-        kinds = list(tables.by_kind(weights))
-        self.old = self._logs(kinds)
-        self._means = {
-            dtype: torch.zeros(len(weights), dtype=dtype, device=self._device) for dtype, _ in kinds
-        }
-        mean_of = [self._means[w.dtype].data_ptr() + i * w.element_size() for i, w in enumerate(weights)]
-        self._back = prepare(weights, self._places, [old.data_ptr() for old in self.old])
-        self._fill = prepare(weights, self._places, mean_of, each=False)
+        entries = found(weights, self._places)
+        logs, means = np.zeros(len(weights), np.int64), np.zeros(len(weights), np.int64)
+        self._logs: list[
+            tuple[np.ndarray, list[int], Tensor]
+        ] = []  # positions, counts and old values of each dtype
+        self._means: dict[torch.dtype, Tensor] = {}
+        for dtype, at in entries.kinds:
+            counts = entries.counts[at]
+            log = torch.empty(int(counts.sum()), dtype=dtype, device=self._device)
+            mean = torch.zeros(len(weights), dtype=dtype, device=self._device)
+            logs[at] = log.data_ptr() + dtype.itemsize * (counts.cumsum() - counts)
+            means[at] = mean.data_ptr() + dtype.itemsize * at
+            self._logs.append((at, counts.tolist(), log))
+            self._means[dtype] = mean
+        self._back = prepare(entries, logs, self._device)
+        self._fill = prepare(entries, means, self._device, each=False)
         # what is read into the log is what is written back from it: one table serves both
         self._gather = [_Gather(launch.dtype, launch.table) for launch in self._back]
         self._masked = torch.zeros((len(weights), 2), dtype=torch.float64, device=self._device)
-        left = [w.numel() - i.numel() if i.numel() else 0 for w, i in zip(weights, indices, strict=True)]
-        grains = {dtype: torch.finfo(dtype).eps / 8 for dtype, _ in kinds}
-        tolerance = [
-            grains[w.dtype] if _within_bound(w, i) else 0.0 for w, i in zip(weights, indices, strict=True)
-        ]
-        self._left, self._tolerance = sent(np.array([left, tolerance]), self._device)
+        numbers = _left_and_tolerance(entries, tables.sizes(weights))
+        self._left, self._tolerance = sent(numbers, self._device)
         self._masks = self._left > 0
 
-    def _logs(self, kinds: Sequence[tuple[torch.dtype, list[int]]]) -> list[Tensor]:
-        """Room for the old values of every weight, one allocation per dtype."""
-        logs: dict[int, Tensor] = {}
-        for dtype, positions in kinds:
-            counts = [self._indices[i].numel() for i in positions]
-            room = torch.empty(sum(counts), dtype=dtype, device=self._device)
-            logs.update(zip(positions, room.split(counts), strict=True))
-        return [logs[i] for i in range(len(self._weights))]
+    def old(self) -> list[Tensor]:
+        """The values before the fill, `[k]` per weight."""
+        split = [zip(at.tolist(), log.split(counts), strict=True) for at, counts, log in self._logs]
+        parts = dict(chain.from_iterable(split))
+        return [parts[i] for i in range(len(parts))]
 
     def fill_mean(self, sums: Tensor) -> Tensor:
         """Log the old values and write the means of the unmasked ones; after an error nothing is written.
@@ -156,9 +155,10 @@ class Entries:
         """Means in float64, on the device and on the CPU.
 
         The differences `totals` are off by at most 2^-46 of the absolute sum: no entry passes through more than
-        128 roundings in both sums together, as long as `_within_bound`. Where that exceeds a quarter of a unit
-        in the last place of the weight's dtype, an eighth of its epsilon, or where sums of finite entries
-        overflow, the unmasked entries alone are added up again. One synchronisation, or two if that happens.
+        128 roundings in both sums together, as long as lanes are short (`_left_and_tolerance`). Where that exceeds
+        a quarter of a unit in the last place of the weight's dtype, an eighth of its epsilon, or where sums of
+        finite entries overflow, the unmasked entries alone are added up again. One synchronisation, or two if that
+        happens.
         """
         good = (absolute * 2.0**-46 <= totals.abs() * self._tolerance) & totals.isfinite()
         means = torch.where(self._masks, totals / self._left, 0.0)
@@ -197,9 +197,18 @@ class _Gather:
             fold(self._table, self._partial, sums)
 
 
-def _within_bound(weight: Tensor, index: Tensor) -> bool:
-    """Whether lanes are short enough for the bound on rounding: 71 roundings in the one sum, 53 in the other."""
-    return weight.numel() <= 1 << 32 and index.numel() <= 1 << 26
+def _left_and_tolerance(entries: Found, sizes: np.ndarray) -> np.ndarray:
+    """Of each tensor the number of unmasked entries, 0 where nothing is masked, and an eighth of its dtype's epsilon.
+
+    Where lanes are too long for the bound on rounding, 71 roundings in the one sum and 53 in the other, the
+    tolerance is 0.
+    """
+    numbers = np.zeros((2, len(sizes)))
+    numbers[0] = np.where(entries.counts > 0, sizes - entries.counts, 0)
+    for dtype, at in entries.kinds:
+        short = (sizes[at] <= 1 << 32) & (entries.counts[at] <= 1 << 26)
+        numbers[1, at] = np.where(short, torch.finfo(dtype).eps / 8, 0.0)
+    return numbers
 
 
 def _narrow(means: Tensor, dtype: torch.dtype) -> Tensor:

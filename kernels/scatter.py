@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from . import tables
 from .launch import FUSED, on_device, require_device
-from .tables import COLUMNS, Row, Table, locate
+from .tables import COLUMNS, Rows, Table, locate
 from .variant import Variant
 
 ENTRIES = 1 << 9  # per program
@@ -41,9 +43,10 @@ def scatter_(weights: Sequence[Tensor], indices: Sequence[Tensor], values: Seque
         indices: int64 `[k]`, in range, no repetitions.
         values: `[k]` of the weights' dtypes.
     """
+    require_device(weights[0])
     places = [memory_places(weight, index) for weight, index in zip(weights, indices, strict=True)]
     sources = [value.contiguous() for value in values]
-    for launch in prepare(weights, places, [source.data_ptr() for source in sources]):
+    for launch in prepare(found(weights, places), tables.addresses(sources), weights[0].device):
         launch.run()
 
 
@@ -77,38 +80,46 @@ class Launch:
             )
 
 
-def prepare(
-    weights: Sequence[Tensor], places: Sequence[Tensor], sources: Sequence[int], each: bool = True
-) -> list[Launch]:
+class Found(NamedTuple):
+    """Entries of tensors, as tables name them.
+
+    Attributes:
+        kinds: positions of the tensors of each dtype.
+        weights: the tensors' addresses, int64 `[n]`.
+        places: addresses of their `memory_places`, which must stay where they are.
+        counts: how many entries each has.
+    """
+
+    kinds: list[tuple[torch.dtype, np.ndarray]]
+    weights: np.ndarray
+    places: np.ndarray
+    counts: np.ndarray
+
+
+def found(weights: Sequence[Tensor], places: Sequence[Tensor]) -> Found:
+    """The entries at `memory_places` of tensors on one device."""
+    return Found(
+        tables.by_kind(weights), tables.addresses(weights), tables.addresses(places), tables.sizes(places)
+    )
+
+
+def prepare(entries: Found, sources: np.ndarray, device: torch.device, each: bool = True) -> list[Launch]:
     """Everything that a write allocates; what it returns only starts kernels.
 
     Args:
-        weights: on one device.
-        places: `memory_places` of what is written.
-        sources: address of each weight's values.
+        entries: what is written.
+        sources: address of each tensor's values, int64 `[n]`.
+        device: of the tensors.
         each: whether there is a value per position; otherwise one per tensor.
 
     Returns:
         One launch per dtype.
     """
-    require_device(weights[0])
-    return [
-        Launch(
-            dtype,
-            each,
-            tables.build(rows_of(weights, places, sources, positions), ENTRIES, weights[0].device),
-        )
-        for dtype, positions in tables.by_kind(weights)
-    ]
-
-
-def rows_of(
-    weights: Sequence[Tensor], places: Sequence[Tensor], others: Sequence[int], positions: Sequence[int]
-) -> list[Row]:
-    """Rows (weight, places, another address) of the tensors at some positions of the lists."""
-    return [
-        Row(places[i].numel(), i, weights[i].data_ptr(), places[i].data_ptr(), others[i]) for i in positions
-    ]
+    launches = []
+    for dtype, at in entries.kinds:
+        rows = Rows(entries.counts[at], at, entries.weights[at], entries.places[at], sources[at])
+        launches.append(Launch(dtype, each, tables.build(rows, ENTRIES, device)))
+    return launches
 
 
 def memory_places(weight: Tensor, index: Tensor) -> Tensor:

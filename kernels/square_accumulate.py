@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import tables
 from .launch import FUSED, on_device
-from .tables import COLUMNS, Row, Table, locate, widen
+from .tables import COLUMNS, Rows, Table, locate, widen
 from .variant import Variant
 
 CHUNK = 1 << 13
@@ -83,13 +83,12 @@ def _launches(
     targets: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> list[tuple[torch.dtype, Table, bool]]:
     """Dtype, table and alignment of every launch: all memory is there before the first F is changed."""
+    sizes, added_to, added = tables.sizes(targets), tables.addresses(targets), tables.addresses(gradients)
     found = []
-    for dtype, positions in tables.by_kind(gradients):
-        rows = [Row(targets[i].numel(), i, targets[i].data_ptr(), gradients[i].data_ptr()) for i in positions]
-        table = tables.build(rows, CHUNK, targets[0].device)
+    for dtype, at in tables.by_kind(gradients):
+        table = tables.build(Rows(sizes[at], at, added_to[at], added[at]), CHUNK, targets[0].device)
         if table.programs:
-            aligned = tables.aligned(t for i in positions for t in (targets[i], gradients[i]))
-            found.append((dtype, table, aligned))
+            found.append((dtype, table, tables.aligned(added_to[at], added[at])))
     return found
 
 

@@ -187,7 +187,9 @@ def squared_gradient(
         if 0 in (F.numel(), grad_output.shape[0], len(bounds)):
             return
         problem = problem_of(F, grad_output, len(bounds), precision)
-        Y, X = (aligned_rows(rows.to(problem.dtype)) for rows in (grad_output, input))
+        if grad_output.dtype != problem.dtype:
+            grad_output, input = grad_output.to(problem.dtype), input.to(problem.dtype)
+        Y, X = aligned_rows(grad_output), aligned_rows(input)
         config = config or tuning.pick(problem)
         splits = splits or tuning.splits(problem, config)
         work = schedule.build(F, problem.rows, bounds, targets, config.block_tokens, splits)
@@ -276,7 +278,7 @@ def _launch(F: Tensor, Y: Tensor, X: Tensor, work: schedule.Schedule, config: Co
     d_out, d_in = F.shape[-2:]
 
     def launch(target: Tensor, add: int) -> None:
-        squared_gradient_kernel[(len(work.spans) * config.tiles(d_out, d_in),)](
+        squared_gradient_kernel[(work.spans.shape[0] * config.tiles(d_out, d_in),)](
             target,
             Y,
             X,

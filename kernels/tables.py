@@ -1,10 +1,11 @@
-"""Many tensors in one launch: a device table with one row per tensor, and how a program finds its row."""
+"""Many tensors in one launch: a device table with one row per tensor, and how a program finds its row.
+
+Tables are made column by column: a launch of hundreds of tensors costs the host a few operations on vectors.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from .launch import interpreting, sent
 COLUMNS = tl.constexpr(6)
 # What a row holds: [first program, address, size, position, second address, third address or a length]. `size` is
 # what is divided among the row's programs, `position` the tensor's place in the caller's list.
+
+Column = Sequence[int] | np.ndarray
 
 _BITS = {2: tl.int16, 4: tl.int32, 8: tl.int64}
 _TYPES = {
@@ -52,22 +55,22 @@ def widen(bits, TYPE: tl.constexpr, WIDE: tl.constexpr):
         return bits.to(TYPE, bitcast=True).to(WIDE)
 
 
-class Row(NamedTuple):
-    """One tensor's part of a launch.
+class Rows(NamedTuple):
+    """The tensors of a launch, a column an attribute: `[n]` integers, or one number for all.
 
     Attributes:
-        size: number of entries to divide among programs.
-        position: the tensor's place in the caller's list.
-        first: address.
-        second: address.
-        third: address, or a length.
+        sizes: numbers of entries to divide among programs.
+        positions: the tensors' places in the caller's list.
+        first: addresses.
+        second: addresses.
+        third: addresses, or lengths.
     """
 
-    size: int
-    position: int
-    first: int
-    second: int = 0
-    third: int = 0
+    sizes: Column
+    positions: Column
+    first: Column
+    second: Column | int = 0
+    third: Column | int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Table:
     programs: int
 
 
-def build(rows: Sequence[Row], per_program: int, device: torch.device) -> Table:
+def build(rows: Rows, per_program: int, device: torch.device) -> Table:
     """Lay out a launch whose programs take `per_program` entries of one tensor each, tensor after tensor.
 
     Raises:
@@ -96,22 +99,28 @@ def build(rows: Sequence[Row], per_program: int, device: torch.device) -> Table:
             "TRITON_INTERPRET=1 runs kernels on the CPU, which cannot follow a table of GPU addresses. "
             "Pass CPU tensors, or unset the variable before triton is imported."
         )
-    blocks = [-(-row.size // per_program) for row in rows]
-    starts = list(itertools.accumulate(blocks, initial=0))
-    lines = [
-        (start, row.first, row.size, row.position, row.second, row.third)
-        for start, row in zip(starts, rows, strict=False)
-    ]
-    data = np.array([*lines, (starts[-1], 0, 0, 0, 0, 0)], dtype=np.int64)
-    return Table(sent(data, device), len(rows), starts[-1])
+    sizes = np.asarray(rows.sizes, np.int64)
+    data = np.zeros((len(sizes) + 1, COLUMNS.value), np.int64)
+    data[1:, 0] = (-(-sizes // per_program)).cumsum()
+    for column, numbers in enumerate((rows.first, sizes, rows.positions, rows.second, rows.third), 1):
+        data[:-1, column] = numbers
+    return Table(sent(data, device), len(sizes), int(data[-1, 0]))
 
 
-def by_kind(tensors: Iterable[Tensor]) -> Iterator[tuple[torch.dtype, list[int]]]:
+def by_kind(tensors: Iterable[Tensor]) -> list[tuple[torch.dtype, np.ndarray]]:
     """Positions of the tensors of each dtype: one launch works on one dtype."""
-    groups: dict[torch.dtype, list[int]] = defaultdict(list)
-    for position, tensor in enumerate(tensors):
-        groups[tensor.dtype].append(position)
-    yield from groups.items()
+    dtypes = [tensor.dtype for tensor in tensors]
+    return [(kind, np.flatnonzero([dtype == kind for dtype in dtypes])) for kind in dict.fromkeys(dtypes)]
+
+
+def addresses(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Of the tensors' first entries, int64 `[n]`."""
+    return np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
+
+
+def sizes(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Numbers of entries, int64 `[n]`."""
+    return np.fromiter(map(Tensor.numel, tensors), np.int64, len(tensors))
 
 
 def bits_of(dtype: torch.dtype) -> tl.dtype:
@@ -124,6 +133,6 @@ def type_of(dtype: torch.dtype) -> tl.dtype:
     return _TYPES[dtype]
 
 
-def aligned(tensors: Iterable[Tensor]) -> bool:
-    """Whether all start at a multiple of 16 bytes, so that vector loads may be used."""
-    return all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+def aligned(*addresses: np.ndarray) -> bool:
+    """Whether all are multiples of 16 bytes, so that vector loads may be used."""
+    return not any((column % 16).any() for column in addresses)

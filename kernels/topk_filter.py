@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import tables
 from .launch import FUSED, sent
-from .tables import COLUMNS, Row, Table, locate
+from .tables import COLUMNS, Rows, Table, locate
 from .variant import Variant
 
 BLOCK = 4096
@@ -207,15 +207,14 @@ def cut(flats: Sequence[Tensor], starts: Sequence[int], groups: Sequence[range])
     Returns:
         The blocks, group after group.
     """
-    rows, ends, programs = [], [], 0
-    for group, members in enumerate(groups):
-        for i in members:
-            if flats[i].numel():
-                rows.append(Row(flats[i].numel(), i, flats[i].data_ptr(), starts[i], group))
-                programs += triton.cdiv(flats[i].numel(), BLOCK)
-        ends.append(programs)
+    sizes, addresses = tables.sizes(flats), tables.addresses(flats)
+    members = [(i, group) for group, chosen in enumerate(groups) for i in chosen if sizes[i]]
+    at, owner = np.array(members, np.int64).reshape(-1, 2).T
+    rows = Rows(sizes[at], at, addresses[at], np.array(starts)[at], owner)
     table = tables.build(rows, BLOCK, flats[0].device)
-    return Blocks(table, tuple(ends), flats[0].dtype, tables.aligned(flats[row.position] for row in rows))
+    blocks = np.append(0, (-(-sizes[at] // BLOCK)).cumsum())
+    ends = blocks[np.searchsorted(owner, np.arange(len(groups)), side="right")]
+    return Blocks(table, tuple(ends.tolist()), flats[0].dtype, tables.aligned(addresses[at]))
 
 
 def sample(draws: Sequence[tuple[Tensor, int, int]], out: Tensor) -> None:
@@ -225,11 +224,9 @@ def sample(draws: Sequence[tuple[Tensor, int, int]], out: Tensor) -> None:
         draws: a vector, how many of its entries are drawn, and where they begin in `out`.
         out: `[m]`, the vectors' dtype, written.
     """
-    rows = [
-        Row(count, i, flat.data_ptr(), place, flat.numel())
-        for i, (flat, count, place) in enumerate(draws)
-        if count
-    ]
+    drawn = [draw for draw in draws if draw[1]]
+    vectors, counts, places = [v for v, _, _ in drawn], [k for _, k, _ in drawn], [p for _, _, p in drawn]
+    rows = Rows(counts, range(len(drawn)), tables.addresses(vectors), places, tables.sizes(vectors))
     table = tables.build(rows, SAMPLE_BLOCK, out.device)
     if table.programs:
         sample_kernel[(table.programs,)](

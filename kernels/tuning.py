@@ -6,10 +6,9 @@ import json
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,8 +21,7 @@ _REMEMBERED = 256  # problems whose answers are kept: all layers of a batch, cal
 _FULL = {64: 0.75, 32: 0.5}
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """One tile of F and how it is computed.
 
     Attributes:
@@ -49,14 +47,12 @@ class Config:
 
 
 @cache
-def gpu_name(device: torch.device | None = None) -> str:
-    """Name of a GPU, of the current one by default; "cpu" for anything else."""
-    is_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
-    return torch.cuda.get_device_name(device) if is_gpu else "cpu"
+def gpu_name(device: torch.device) -> str:
+    """Name of a GPU; "cpu" for anything else."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What the choice depends on.
 
     Attributes:
@@ -78,7 +74,7 @@ class Problem:
     segments: int
     slices: int = 1
     aligned: bool = True
-    gpu: str = field(default_factory=gpu_name)
+    gpu: str = "cpu"
     precision: str = "ieee"
 
 
@@ -159,7 +155,7 @@ def tune(problem: Problem, measure: Callable[[Config], float], save: bool = Fals
     if save:
         _tuned.cache_clear()  # another process may have saved since
         table = {**_tuned(problem.gpu), _key(problem): best}
-        _write(table_path(problem.gpu), {key: asdict(config) for key, config in table.items()})
+        _write(table_path(problem.gpu), {key: config._asdict() for key, config in table.items()})
         _tuned.cache_clear()
     return best
 
@@ -241,7 +237,7 @@ def _tuned(gpu: str) -> dict[str, Config]:
 
 def _config(entry: Any) -> Config | None:
     """The shipped configuration with these fields, if there is one."""
-    return next((config for config in (*_HALF, *_SINGLE) if asdict(config) == entry), None)
+    return next((config for config in (*_HALF, *_SINGLE) if config._asdict() == entry), None)
 
 
 def _ignore(path: Path, reason: str) -> None:

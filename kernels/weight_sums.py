@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import tables
 from .launch import FUSED, on_device
-from .tables import COLUMNS, Row, Table, locate, widen
+from .tables import COLUMNS, Rows, Table, locate, widen
 from .variant import Variant
 
 CHUNK = 1 << 15
@@ -151,13 +151,13 @@ def weight_sums(weights: Sequence[Tensor]) -> Tensor:
     Returns:
         float64 `[n, 2]` on that device.
     """
-    dense = [weight.detach().contiguous() for weight in weights]
+    dense = _dense(weights)
+    sizes, addresses = tables.sizes(dense), tables.addresses(dense)
     out = torch.zeros((len(dense), 2), dtype=torch.float64, device=dense[0].device)
     with on_device(out):
-        for dtype, positions in tables.by_kind(dense):
-            rows = [Row(dense[i].numel(), i, dense[i].data_ptr()) for i in positions]
-            switches = {"ALIGNED": tables.aligned(dense[i] for i in positions)}
-            _launch(sums_kernel, dtype, rows, out, switches)
+        for dtype, at in tables.by_kind(dense):
+            switches = {"ALIGNED": tables.aligned(addresses[at])}
+            _launch(sums_kernel, dtype, Rows(sizes[at], at, addresses[at]), out, switches)
     return out
 
 
@@ -171,20 +171,22 @@ def sums_without(weights: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor
     Returns:
         float64 `[n, 2]` on the weights' device.
     """
-    dense = [weight.detach().contiguous() for weight in weights]
-    listed = [index.contiguous() for index in indices]
+    dense, listed = _dense(weights), [index.contiguous() for index in indices]
+    sizes, addresses = tables.sizes(dense), tables.addresses(dense)
+    counts, places = tables.sizes(listed), tables.addresses(listed)
     out = torch.zeros((len(dense), 2), dtype=torch.float64, device=dense[0].device)
     with on_device(out):
-        for dtype, positions in tables.by_kind(dense):
-            rows = [
-                Row(dense[i].numel(), i, dense[i].data_ptr(), listed[i].data_ptr(), listed[i].numel())
-                for i in positions
-            ]
+        for dtype, at in tables.by_kind(dense):
+            rows = Rows(sizes[at], at, addresses[at], places[at], counts[at])
             _launch(sums_without_kernel, dtype, rows, out, {})
     return out
 
 
-def _launch(kernel: Any, dtype: torch.dtype, rows: list[Row], out: Tensor, switches: dict[str, bool]) -> None:
+def _dense(weights: Sequence[Tensor]) -> list[Tensor]:
+    return [weight if weight.is_contiguous() else weight.detach().contiguous() for weight in weights]
+
+
+def _launch(kernel: Any, dtype: torch.dtype, rows: Rows, out: Tensor, switches: dict[str, bool]) -> None:
     table = tables.build(rows, CHUNK, out.device)
     if not table.programs:
         return

@@ -27,6 +27,10 @@ def fill() -> Arguments:
     return [torch.randn(3, 2), torch.randn(7)], [torch.tensor([0, 5]), torch.tensor([3])]
 
 
+def entries() -> Arguments:
+    return [torch.randn(3, 2), torch.randn(7)], torch.tensor([0, 5, 3]), [2, 1]
+
+
 CALLS: dict[str, Callable[[Path], Arguments]] = {
     "cpu_isa": lambda _: (),
     "squared_gradient_": lambda _: (
@@ -38,6 +42,9 @@ CALLS: dict[str, Callable[[Path], Arguments]] = {
     "weight_sums": lambda _: (fill()[0], 2),
     "masked_fill_mean_": lambda _: (*fill(), [torch.empty(2), torch.empty(1)], None, 2),
     "scatter_": lambda _: (*fill(), [torch.randn(2), torch.randn(1)], 2),
+    "gather_entries": lambda _: (*entries(), torch.empty(3), 2),
+    "put_entries": lambda _: (*entries(), torch.randn(3), 2),
+    "fill_entries": lambda _: (*entries(), torch.empty(3), torch.ones(2, 2, dtype=torch.float64), 2),
     "select": lambda _: (
         [torch.randn(20), torch.randn(7)], [4, 2], torch.tensor([0.5], dtype=torch.float64), 2,
     ),

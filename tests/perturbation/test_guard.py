@@ -38,8 +38,8 @@ def interrupted_writes(monkeypatch):
 
     def slow(entries: Entries, values) -> None:
         progress.append(0)
-        for i, target in enumerate(entries.targets):
-            scatter_([target.view], [target.index], [values[i]])
+        for i, (target, part) in enumerate(zip(entries.targets, entries.split(values), strict=True)):
+            scatter_([target.view], [target.index], [part])
             progress[-1] += 1
             if i == 0:
                 press()

@@ -23,6 +23,7 @@ _NEEDS = {
     "triton-hopper": ("triton", "pip install triton (Linux)"),
     "cpp": ("tomfisher._C", "pip install . from a source checkout, with a C++ compiler"),
 }
+_PLAIN = frozenset({Tensor, nn.Parameter})
 _table: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
@@ -86,7 +87,7 @@ def traced(*tensors: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return True
-    return any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors)
+    return not _PLAIN.issuperset(map(type, tensors))
 
 
 def _find(op: str, impl: str) -> Callable[..., Any] | None:

@@ -139,9 +139,9 @@ def check_means(means: Tensor) -> None:
     Raises:
         NonFiniteMeanError: a mean is not finite.
     """
-    for position, mean in enumerate(means.tolist()):
-        if not math.isfinite(mean):
-            raise NonFiniteMeanError(position)
+    finite = list(map(math.isfinite, means.tolist()))
+    if not all(finite):
+        raise NonFiniteMeanError(finite.index(False))
 
 
 @register("masked_fill_mean_", "reference")

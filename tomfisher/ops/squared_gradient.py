@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from tomfisher.ops.checks import integers, valid_lengths
 from tomfisher.ops.dispatch import Impl, register, resolve, traced
@@ -67,17 +66,17 @@ def squared_gradient_(
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     _check_tensors(F, grad_output, input, targets is not None)
-    Y, X = _rows(grad_output), _rows(input)
-    if traced(F, grad_output, input):
-        bounds, chosen = _numbers(F, grad_output, offsets, targets, lengths)
-        starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
-        _op(F, Y, X, starts, stops, chosen, impl, precision)
-        return F
-    name, run = _implementation(F, impl, precision)
-    packed = offsets is not None and lengths is None and grad_output.ndim == 2
-    there = packed and name in _TAKE_TENSORS and _on_device(F, offsets, targets)
     with torch.no_grad():
-        if there:
+        Y, X = grad_output.flatten(0, -2), input.flatten(0, -2)
+        if traced(F, grad_output, input):
+            bounds, chosen = _numbers(F, grad_output, offsets, targets, lengths)
+            starts, stops = [start for start, _ in bounds], [stop for _, stop in bounds]
+            _op(F, Y, X, starts, stops, chosen, impl, precision)
+            return F
+        _check_apart(F, grad_output, input)
+        name, run = _implementation(F, impl, precision)
+        packed = offsets is not None and lengths is None and grad_output.ndim == 2
+        if packed and name in _TAKE_TENSORS and _on_device(F, offsets, targets):
             run(F, Y, X, *_tensors(F, Y, offsets, targets))
         else:
             run(F, Y, X, *_numbers(F, grad_output, offsets, targets, lengths))
@@ -106,6 +105,7 @@ def _op(
     impl: str,
     precision: str = "ieee",
 ) -> None:
+    _check_apart(F, grad_output, input)
     _, run = _implementation(F, impl, precision)
     with torch.no_grad():
         run(F, grad_output, input, list(zip(starts, stops, strict=True)), targets)
@@ -170,21 +170,14 @@ def _check_tensors(F: Tensor, grad_output: Tensor, input: Tensor, has_targets: b
             f"F's last two dimensions must be [d_out, d_in] = [{grad_output.shape[-1]}, {input.shape[-1]}], "
             f"got {tuple(F.shape)}."
         )
-    if _overlap(F, grad_output) or _overlap(F, input):
+
+
+def _check_apart(F: Tensor, grad_output: Tensor, input: Tensor) -> None:
+    memory = F.untyped_storage().data_ptr()
+    if memory and memory in (grad_output.untyped_storage().data_ptr(), input.untyped_storage().data_ptr()):
         raise ValueError(
             "F shares memory with grad_output or input; it is written while they are read. Clone F."
         )
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    if torch.compiler.is_compiling() or isinstance(a, FakeTensor):
-        return False  # traced tensors have no addresses
-    first, second = a.untyped_storage().data_ptr(), b.untyped_storage().data_ptr()
-    return first == second and first != 0  # 0: nothing allocated
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.detach().flatten(0, -2)
 
 
 def _numbers(

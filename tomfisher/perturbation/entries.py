@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from tomfisher.ops import scatter_
-from tomfisher.ops.dispatch import Impl, resolve
+from tomfisher.ops.dispatch import Impl
+from tomfisher.ops.entries import entry_functions
 from tomfisher.ops.masked_fill import check_means, round_once
+from tomfisher.perturbation.sums import Contents
 from tomfisher.perturbation.targets import Target
 
 _SHOWN = 3
@@ -47,32 +49,38 @@ class Entries:
     Attributes:
         targets: the targets.
         weights: their tensors.
+        places: of these.
         full: a target without an unmasked entry, and so without a mean, if there is one.
+        contents: what the weights held when their sums were last asked for, where sums are kept.
+        sums: of these contents, float64 `[n, 2]`.
     """
 
     def __init__(self, targets: Sequence[Target], impl: Impl) -> None:
         self.targets = list(targets)
         self.weights = [target.view for target in targets]
+        self.places = [target.place for target in targets]
         self.full = next((each for each in targets if each.index.numel() == each.view.numel()), None)
-        self._old = [target.view.new_empty(target.index.numel()) for target in targets]
-        self._written = self._old[0][:0]  # what was written, one target after another
+        self._index = torch.cat([target.index for target in targets])
+        self._counts = [target.index.numel() for target in targets]
+        self._repeats = torch.tensor(self._counts)
+        self._old = self.weights[0].new_empty(self._index.numel())
+        self._written = self._old[:0]
         self._dirty = False  # whether there is something to restore
-        self._indices = [target.index for target in targets]
-        self._counts = torch.tensor([index.numel() for index in self._indices])
-        device = targets[0].view.device
-        self._fill = resolve("masked_fill_mean_", impl, device)[1]
-        self._scatter = resolve("scatter_", impl, device)[1]
+        self.contents: list[Contents] = []
+        self.sums: Tensor | None = None
+        self._functions = entry_functions(impl, self._index.device)
 
-    def read(self) -> list[Tensor]:
-        """What stands there now, `[k]` per target, bit patterns unchanged."""
-        return list(map(torch.take, self.weights, self._indices))
+    def read(self) -> Tensor:
+        """What stands there now, one target after another, bit patterns unchanged."""
+        return self._functions.gather(self.weights, self._index, self._counts)
 
     def write(self, values: Sequence[Tensor]) -> None:
         """Keep the old values and write others, `[k]` per target."""
+        joined = torch.cat(list(values))
         self._old = self.read()
         self._dirty = True
-        self._put(values)
-        self._written = torch.cat(self.read())
+        self._put(joined)
+        self._written = joined
 
     def fill_mean(self, sums: Tensor) -> None:
         """Keep the old values and write the mean of each tensor's unmasked entries.
@@ -83,12 +91,12 @@ class Entries:
         Raises:
             NonFiniteMeanError: a tensor has no finite mean; nothing is written.
         """
-        means = self._fill(self.weights, self._indices, self._old, sums)
+        means = self._functions.fill(self.weights, self._index, self._counts, self._old, sums)
         check_means(means)
         self._dirty = True
         increment_version(self.weights)
-        written = round_once(means, self.weights[0].dtype).repeat_interleave(self._counts)
-        self._written = written.to(self.weights[0].device)
+        written = round_once(means, self._old.dtype).repeat_interleave(self._repeats)
+        self._written = written.to(self._old.device)
 
     def restore(self) -> None:
         """Write the old values back, bit for bit, if others were written, be it in part."""
@@ -96,16 +104,20 @@ class Entries:
             self._put(self._old)
             self._dirty = False
 
-    def _put(self, values: Sequence[Tensor]) -> None:
-        self._scatter(self.weights, self._indices, values)
+    def _put(self, values: Tensor) -> None:
+        self._functions.put(self.weights, self._index, self._counts, values)
         increment_version(self.weights)
+
+    def split(self, values: Tensor) -> Sequence[Tensor]:
+        """Of one target after another as of each target, `[k]`."""
+        return values.split(self._counts)
 
     def changed(self) -> list[Changed]:
         """The entries that hold other bits than were written."""
         values = self.read()
-        if torch.equal(torch.cat(values).view(torch.uint8), self._written.view(torch.uint8)):
+        if torch.equal(values.view(torch.uint8), self._written.view(torch.uint8)):
             return []
-        parts = zip(self.targets, values, self._written.split(self._counts.tolist()), strict=True)
+        parts = zip(self.targets, self.split(values), self.split(self._written), strict=True)
         each = [changed(t.label, t.weight, t.positions(), value, then) for t, value, then in parts]
         return [one for one in each if one is not None]
 

@@ -86,7 +86,7 @@ def write_fill(fill: Fill, entries: Entries, sums: Tensor | None, seed: int) -> 
         ValueError: a value cannot be computed; the tensor is named.
     """
     if sums is None:
-        pairs = zip(entries.targets, entries.read(), strict=True)
+        pairs = zip(entries.targets, entries.split(entries.read()), strict=True)
         entries.write([_new_values(fill, target, old, seed) for target, old in pairs])
         return
     if entries.full is not None:

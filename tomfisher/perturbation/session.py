@@ -9,7 +9,6 @@ from types import TracebackType
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
@@ -20,7 +19,7 @@ from tomfisher.perturbation.entries import Changed, Entries, describe, put_back
 from tomfisher.perturbation.fill import Fill, write_fill
 from tomfisher.perturbation.guard import deferred_interrupt
 from tomfisher.perturbation.sums import Contents, WeightSums, complete, version_of
-from tomfisher.perturbation.targets import Place, Target, lookup, named_tensors, place_of, resolve_targets
+from tomfisher.perturbation.targets import Memory, Target, lookup, named_tensors, place_of, resolve_targets
 from tomfisher.runtime.torch_state import plain_torch
 
 
@@ -55,10 +54,7 @@ class Perturbation:
         # how the names of the mask are looked up, what that gave, and where the tensors lie
         self._look: Callable[[], list[object]] = list
         self._found: list[object] = []
-        self._tensors: list[Tensor] = []
-        self._places: list[Place] = []
-        # while these are referred to, the identities of the storages are given to no others
-        self._storages: list[StorageWeakRef] = []
+        self._memory = Memory([])
         self._entries: list[Entries] = []
         self._keys: frozenset[guard.Key] = frozenset()  # of the storages
         # while it is applied, by device: what the weights held before, and their versions right after the write
@@ -120,19 +116,13 @@ class Perturbation:
         self._entries = [Entries(targets, self._impl) for targets in by_kind.values()]
         self._look = lookup(self._target, list(self.mask))
         self._found = self._look()
-        self._tensors = [each for each in self._found if isinstance(each, Tensor)]
-        self._places = list(map(place_of, self._tensors))
-        self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in self._tensors]
+        self._memory = Memory([each for each in self._found if isinstance(each, Tensor)])
         self._keys = frozenset(target.key for target in self._targets())
 
     def _unmoved(self) -> bool:
         """Whether every name still leads to the same tensor in the same memory."""
         found = self._look()
-        return (
-            len(found) == len(self._found)
-            and all(map(is_, found, self._found))
-            and list(map(place_of, self._tensors)) == self._places
-        )
+        return len(found) == len(self._found) and all(map(is_, found, self._found)) and self._memory.unmoved()
 
     def _targets(self) -> list[Target]:
         return [target for entries in self._entries for target in entries.targets]
@@ -140,7 +130,7 @@ class Perturbation:
     def _let_go(self) -> None:
         """Forget views, which would keep memory that the model replaces; its own tensors may be remembered."""
         if any(target.view is not target.weight for target in self._targets()):
-            self._found, self._tensors, self._entries = [], [], []
+            self._found, self._memory, self._entries = [], Memory([]), []
 
     def _write(self) -> None:
         self._find()
@@ -163,7 +153,7 @@ class Perturbation:
     def _contents(self, entries: Entries) -> list[Contents]:
         """What the tensors hold now, where sums are kept."""
         sums = self._sums
-        return [] if sums is None else [sums.contents(each.view, each.place) for each in entries.targets]
+        return [] if sums is None else sums.contents(entries.weights, entries.places)
 
     def _sums_of(self, entries: Entries, contents: list[Contents]) -> Tensor | None:
         """What a mean of unmasked entries is taken from; None for other fills."""
@@ -171,7 +161,9 @@ class Perturbation:
             return None
         if self._sums is None:
             return weight_sums(entries.weights, self._impl)
-        return complete(entries.weights, contents, self._impl)
+        if entries.contents != contents:
+            entries.sums, entries.contents = complete(entries.weights, contents, self._impl), contents
+        return entries.sums
 
     def undo(self) -> None:
         """Write the old values back, bit for bit, where still stands what was written. Ctrl-C waits until it is done.
@@ -207,17 +199,18 @@ class Perturbation:
         sums = self._sums
         if sums is None:
             return entries.restore()
-        now = [sums.since(target.view, target.place) for target in entries.targets]
+        now = list(map(sums.since, entries.weights, entries.places))
         entries.restore()
-        for target, contents, own in zip(entries.targets, before, map(eq, now, after), strict=True):
+        marks = zip(entries.weights, entries.places, before, map(eq, now, after), strict=True)
+        for weight, place, contents, own in marks:
             if own:
-                sums.mark(target.view, target.place, contents)
+                sums.mark(weight, place, contents)
 
     def _refuse_moved(self) -> None:
         """Weights whose memory was replaced, as by `model.to(...)`, cannot be reached any more."""
         if self._unmoved():
             return
-        named, places = named_tensors(self._target), dict(zip(self.mask, self._places, strict=True))
+        named, places = named_tensors(self._target), dict(zip(self.mask, self._memory.places, strict=True))
         replaced, converted = [], []
         for name in (name for target in self._targets() for name in target.names):
             place, before = place_of(named[name]) if name in named else None, places[name]

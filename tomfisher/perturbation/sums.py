@@ -58,13 +58,17 @@ class WeightSums:
         Returns:
             float64 `[n, 2]` on their device.
         """
-        return complete(tensors, [self.contents(tensor, place_of(tensor)) for tensor in tensors], impl)
+        return complete(tensors, self.contents(tensors, list(map(place_of, tensors))), impl)
 
-    def contents(self, tensor: Tensor, place: Place) -> Contents:
-        """What the tensor at `place_of(tensor)` holds; new contents if it was written to since the last call."""
-        seen, version = self._seen.get(place), version_of(tensor)
-        if seen is not None and seen[1] == version:
-            return seen[2]
+    def contents(self, tensors: Sequence[Tensor], places: Sequence[Place]) -> list[Contents]:
+        """What tensors hold, given `place_of` each; new contents where one was written to since the last call."""
+        found = zip(tensors, places, map(self._seen.get, places), map(version_of, tensors), strict=True)
+        return [
+            seen[2] if seen is not None and seen[1] == version else self._new(tensor, place, version)
+            for tensor, place, seen, version in found
+        ]
+
+    def _new(self, tensor: Tensor, place: Place, version: int | None) -> Contents:
         contents = Contents(version)
         self.mark(tensor, place, contents)
         return contents

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tomfisher.masks import SparseMask
 from tomfisher.masks.store import some
+from tomfisher.ops.checks import DTYPES, is_expanded
 from tomfisher.perturbation.guard import Key
 from tomfisher.runtime.freed import is_freed
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 
 Place = tuple[int, int, torch.dtype, torch.Size, tuple[int, ...]]
 
@@ -55,6 +54,41 @@ class Target:
         for dimension, size in enumerate(self.weight.shape):
             flat = flat * size + in_memory[order.index(dimension)]
         return flat
+
+
+class Memory:
+    """Where tensors lie, remembered without keeping the memory itself.
+
+    Args:
+        tensors: whose memory it is; they themselves are kept.
+
+    Attributes:
+        places: `place_of` each of them, then.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._layouts = _layouts(self._tensors)
+        # while these are referred to, the identities of the storages are given to no others
+        self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+        self._identities = [storage.cdata for storage in self._storages]
+        self.places: list[Place] = list(zip(self._identities, *self._layouts, strict=True))
+
+    def unmoved(self) -> bool:
+        """Whether each still has that memory, dtype, shape and order.
+
+        An address with a storage that lives on is that storage's: no other can have been given it.
+        """
+        expired = map(torch.UntypedStorage._expired, self._identities)
+        return _layouts(self._tensors) == self._layouts and not any(expired)
+
+
+def _layouts(
+    tensors: list[Tensor],
+) -> tuple[list[int], list[torch.dtype], list[torch.Size], list[tuple[int, ...]]]:
+    """Column by column what `place_of` gives of each tensor beside its storage: half its time for hundreds of them."""
+    dtypes, shapes = [tensor.dtype for tensor in tensors], [tensor.shape for tensor in tensors]
+    return list(map(Tensor.data_ptr, tensors)), dtypes, shapes, list(map(Tensor.stride, tensors))
 
 
 def place_of(tensor: Tensor) -> Place:
@@ -116,11 +150,11 @@ def resolve_targets(target: nn.Module | Mapping[str, Tensor], mask: SparseMask) 
     check_names(tensors, mask)
     for name in mask:
         _check_tensor(name, tensors[name])
-    shared: dict[Place, dict[str, Tensor]] = {}  # the memory of a vector or a tensor with gaps, by name
+    shared: dict[Hashable, dict[str, Tensor]] = {}  # positions by name, for each memory
     for name, index in _beside(tensors, mask).items():
         if index.numel():
-            view = _in_memory(tensors[name])
-            shared.setdefault(place_of(view), {})[name] = _in_view(tensors[name], view, index)
+            tensor = tensors[name]
+            shared.setdefault(_memory_of(tensor), {})[name] = _in_view(tensor, index)
     targets = [_merge(tensors, indices) for indices in shared.values()]
     _check_overlap(targets)
     return targets
@@ -160,7 +194,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
             f"{name!r} is still in its file: open_model reads it when it is asked. Load it first, with "
             "OpenedModel.load, or the whole model with tomfisher.models.load_model."
         )
-    if tensor.is_quantized or tensor.dtype not in _DTYPES:
+    if tensor.is_quantized or tensor.dtype not in DTYPES:
         raise TypeError(
             f"{name!r} has dtype {tensor.dtype}: only float16, bfloat16, float32 and float64 weights can be "
             "perturbed. Load the model without quantisation."
@@ -170,7 +204,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
             f"{name!r} is a {type(tensor).__name__} of layout {tensor.layout}: only plain dense tensors can "
             "be perturbed. Load the model unsharded and without quantisation."
         )
-    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+    if not tensor.is_contiguous() and is_expanded(tensor):
         raise ValueError(
             f"{name!r} is an expanded view: its entries share memory. Give it memory with clone()."
         )
@@ -195,18 +229,23 @@ def _memory_order(tensor: Tensor) -> list[int]:
 
 
 def _in_memory(tensor: Tensor) -> Tensor:
-    """The tensor as a vector in memory order; as it is if it has gaps."""
+    """The tensor as it is if it is contiguous or has gaps, else as a vector in memory order."""
     if tensor.is_contiguous():
-        return tensor.detach().view(-1)
+        return tensor
     ordered = tensor.detach().permute(_memory_order(tensor))
     return ordered.view(-1) if ordered.is_contiguous() else tensor
 
 
-def _in_view(tensor: Tensor, view: Tensor, index: Tensor) -> Tensor:
+def _memory_of(tensor: Tensor) -> Hashable:
+    """The same for tensors that are one vector in memory, whatever their order; the place of one with gaps."""
+    view = _in_memory(tensor)
+    place = place_of(view)
+    return (*place[:3], view.numel()) if view.is_contiguous() else place
+
+
+def _in_view(tensor: Tensor, index: Tensor) -> Tensor:
     """Row-major positions in the tensor as positions in its `_in_memory`."""
-    if tensor.is_contiguous() or view is tensor:
-        return index
-    return _offsets(tensor, index).sort().values
+    return index if _in_memory(tensor) is tensor else _offsets(tensor, index).sort().values
 
 
 def _offsets(tensor: Tensor, index: Tensor) -> Tensor:
@@ -221,7 +260,7 @@ def _merge(tensors: Mapping[str, Tensor], indices: dict[str, Tensor]) -> Target:
     names = tuple(sorted(indices))
     index = indices[names[0]] if len(names) == 1 else torch.cat(list(indices.values())).unique()
     weight = tensors[names[0]]
-    view = weight if weight.is_contiguous() else _in_memory(weight)
+    view = _in_memory(weight)
     key = (str(weight.device), weight.untyped_storage().data_ptr())
     return Target(names, weight, view, index, key, place_of(view))
 

@@ -155,15 +155,13 @@ def fill(count: int) -> tuple[Callable[[], object], Callable[[], object]]:
     )
 
 
-def test_the_tables_of_a_fill_cost_a_weight_views_and_a_few_calls(without_kernels: None) -> None:
+def test_the_tables_of_a_fill_cost_a_weight_a_few_calls(without_kernels: None) -> None:
+    """And none of PyTorch's operations: addresses and sizes become columns of a table."""
     few, many = fill(24), fill(224)
     for call in (*few, *many):
         call()
-    for calls, view, most in zip(
-        zip(few, many, strict=True), ("detach", "as_strided"), (12, 28), strict=True
-    ):
+    for calls, most in zip(zip(few, many, strict=True), (1, 3), strict=True):
         small, large = (Counter(operations(call)) for call in calls)
-        assert {name.removeprefix("aten::") for name in large - small} == {view}
-        assert large[f"aten::{view}"] - small[f"aten::{view}"] == 200, "one for each weight"
+        assert small == large
         short, long = (len(functions(call)) for call in calls)
         assert long - short <= 200 * most

@@ -175,3 +175,32 @@ def _in_memory(weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     for coordinate, step in zip(coordinates, weight.stride(), strict=True):
         position += coordinate * step
     return weight.as_strided((extent,), (1,)), position
+
+
+@register("gather_entries", "cpp")
+def gather_entries(weights: Sequence[Tensor], index: Tensor, counts: Sequence[int]) -> Tensor:
+    """The entries as they stand there; of tensors with gaps one by one."""
+    if not all(map(Tensor.is_contiguous, weights)):
+        return torch.cat(list(map(torch.take, weights, index.split(counts))))
+    values = weights[0].new_empty(index.numel())
+    torch.ops.tomfisher_cpp.gather_entries(weights, index, counts, values, torch.get_num_threads())
+    return values
+
+
+@register("put_entries", "cpp")
+def put_entries(weights: Sequence[Tensor], index: Tensor, counts: Sequence[int], values: Tensor) -> None:
+    """Write bit patterns; to tensors with gaps by lists."""
+    if not all(map(Tensor.is_contiguous, weights)):
+        return scatter_(weights, index.split(counts), values.split(counts))
+    torch.ops.tomfisher_cpp.put_entries(weights, index, counts, values, torch.get_num_threads())
+
+
+@register("fill_entries", "cpp")
+def fill_entries(
+    weights: Sequence[Tensor], index: Tensor, counts: Sequence[int], undo: Tensor, sums: Tensor
+) -> Tensor:
+    """Fill with the mean of the other entries; tensors with gaps by lists."""
+    if not all(map(Tensor.is_contiguous, weights)):
+        return masked_fill_mean_(weights, index.split(counts), undo.split(counts), sums)
+    threads = torch.get_num_threads()
+    return torch.ops.tomfisher_cpp.fill_entries(weights, index, counts, undo, sums.contiguous(), threads)
