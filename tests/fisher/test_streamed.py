@@ -132,6 +132,8 @@ def test_maps_that_only_a_forward_shows_are_found_one_layer_at_a_time(
     assert "model.layers.1.mlp.gate.weight" in F  # the router
     assert list(F) == list(select_parameters(model, "decoder-linear"))
     assert F.metadata["coverage"]["missing"] == []
+    streamed = F.metadata["streamed"]
+    assert streamed["bytes_read"] <= 2.05 * streamed["file_bytes"]  # the model is asked with made-up weights
 
 
 @pytest.mark.parametrize("boundary", ["ram", "folder"])
@@ -174,7 +176,7 @@ def test_parameters_outside_the_layers_have_the_bits_of_a_resident_run(
     assert [name for name in F if not torch.equal(F[name], expected[name])] == []
     outside = [name for name in F if not name.startswith(inside)]
     assert len(outside) >= 2 and all(F[name].any() for name in outside)
-    assert F.metadata["streamed"]["passes"] == (2 if family == "mixtral" else 1)  # routers are asked for
+    assert F.metadata["streamed"]["passes"] == 1
 
 
 def test_a_tied_embedding_is_counted_once_per_sample(tiny: SimpleNamespace, tmp_path: Path) -> None:

@@ -182,8 +182,8 @@ def _boundaries(boundary: str | os.PathLike[str], out: str | os.PathLike[str] | 
 
 
 def _linear_maps(layers: Layers) -> LinearMaps:
-    """The decoder's linear maps; where the model has to be asked, each layer is read once more."""
-    with layers.on_demand():
+    """The decoder's linear maps; where the model has to be asked, it is with made-up weights."""
+    with layers.made_up():
         return linear_maps(layers.model)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.forward import forward
+from tomfisher.runtime.freed import allocate, free, is_freed
 from tomfisher.runtime.layer_calls import (
     WAY,
     Call,
@@ -37,6 +38,7 @@ from tomfisher.runtime.layer_calls import (
     mapped,
     marked,
 )
+from tomfisher.runtime.made_up import make_up_
 from tomfisher.runtime.modes import running
 from tomfisher.runtime.rules import weights_kept
 
@@ -247,17 +249,25 @@ class Layers:
             yield
 
     @contextmanager
-    def on_demand(self) -> Iterator[None]:
-        """Inside the block the model is whole for one forward at a time: a layer is read when it is called."""
+    def made_up(self) -> Iterator[None]:
+        """Inside the block the model can be called as a whole: weights that are not there are made up."""
 
-        def fetching(number: int, layer: nn.Module) -> Callable[..., Any]:
-            def fetch(*args: Any, **kwargs: Any) -> Any:
-                with self.on(number):
-                    return type(layer).forward(layer, *args, **kwargs)
+        def making(number: int, layer: nn.Module) -> Callable[..., Any]:
+            own = layer.forward
 
-            return fetch
+            def run(*args: Any, **kwargs: Any) -> Any:
+                freed = [parameter for parameter in layer.parameters() if is_freed(parameter)]
+                try:
+                    for parameter in freed:
+                        make_up_(allocate(parameter))
+                    return own(*args, **kwargs)
+                finally:
+                    for parameter in freed:
+                        free(parameter)
 
-        with self.replaced(fetching):
+            return run
+
+        with self.replaced(making):
             yield
 
     @contextmanager

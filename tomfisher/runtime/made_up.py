@@ -41,14 +41,34 @@ def made_up(parameters: Iterable[nn.Parameter]) -> Iterator[Callable[[], bool]]:
             parameter.data = data
 
 
+def make_up_(tensor: Tensor) -> None:
+    """Fill a tensor with such numbers."""
+    numbers = _pattern(tensor.numel(), tensor.dtype, tensor.shape[-1] if tensor.ndim > 1 else None)
+    if not tensor.is_contiguous():
+        tensor.copy_(_repeated(numbers, tensor.numel()).view(tensor.shape))
+    elif tensor.numel():
+        flat = tensor.view(-1)
+        whole = len(flat) // len(numbers) * len(numbers)
+        flat[:whole].view(-1, len(numbers)).copy_(numbers)
+        flat[whole:].copy_(numbers[: len(flat) - whole])
+
+
 def _numbers(members: list[nn.Parameter], are_matrices: bool) -> Tensor:
-    """As many numbers as the largest of these has; zeros where they are no floating-point numbers."""
-    size, dtype = max(parameter.numel() for parameter in members), members[0].dtype
+    """As many numbers as the largest of these has."""
+    size = max(parameter.numel() for parameter in members)
+    widest = max(parameter.shape[-1] for parameter in members) if are_matrices else None
+    return _repeated(_pattern(size, members[0].dtype, widest), size)
+
+
+def _pattern(size: int, dtype: torch.dtype, width: int | None) -> Tensor:
+    """The numbers that are repeated: of matrices of so many columns, or of vectors; zeros where they are no floats."""
+    number = min(size, _PERIOD)
     if not dtype.is_floating_point:
-        return torch.zeros(size, dtype=dtype)
-    numbers = torch.randn(min(size, _PERIOD), generator=torch.Generator().manual_seed(0))
-    if are_matrices:
-        numbers *= max(max(parameter.shape[-1], 1) for parameter in members) ** -0.5
-    else:
-        numbers = _VECTOR_MEAN + _VECTOR_SPREAD * numbers
-    return numbers.to(dtype).repeat(-(-size // _PERIOD))[:size] if size else numbers.to(dtype)
+        return torch.zeros(number, dtype=dtype)
+    numbers = torch.randn(number, generator=torch.Generator().manual_seed(0))
+    numbers = _VECTOR_MEAN + _VECTOR_SPREAD * numbers if width is None else numbers * max(width, 1) ** -0.5
+    return numbers.to(dtype)
+
+
+def _repeated(numbers: Tensor, size: int) -> Tensor:
+    return numbers.repeat(-(-size // len(numbers)))[:size] if size else numbers

@@ -32,6 +32,7 @@ from torch.nn.modules import module as registry
 from tomfisher.runtime.batches import pad, plan_batches
 from tomfisher.runtime.device import device_of, embedding_of
 from tomfisher.runtime.forward import Rows, accepts, forward, logits_at, logprobs, rows_of, set_rows
+from tomfisher.runtime.freed import is_streamed
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.weights import WeightBits
 
@@ -413,7 +414,8 @@ class _Questions:
         # equal to the bit, the call has been repeated. Else the text itself tells noise from a look ahead.
         end = where.index(cuts[-1]) if cuts else 0
         repeats = end > 0 and torch.equal(own[:end], changed[cuts[-1]][:end])
-        if not repeats:
+        # layers that come and go answer what was asked before there were numbers: what may be asked is asked there
+        if not repeats or is_streamed(self.model):
             repeats = self._again("repeats", own, self._at(self.longest, where=where)[0], _WAY["random"])
         for cut, other in changed.items():
             self.alone[tuple(self._changed(self.longest, cut))] = other[
