@@ -148,3 +148,12 @@ def test_means_have_intervals_over_the_samples():
     ratio = found.ratio
     assert ratio.low < ratio.mean < ratio.high
     assert ratio.mean == pytest.approx((found.joint.sum() / found.diagonal.sum()).item())
+
+
+def test_what_cannot_be_measured_is_refused():
+    model, mask = random_model("llama-gqa"), linear_mask(random_model("llama-gqa"))
+    with pytest.raises(ValueError, match="samples is empty"):
+        interaction(model, [], mask)
+    other = SparseMask({"nothing": torch.tensor([0])}, {"nothing": (2, 2)})
+    with pytest.raises(ValueError, match="nothing"):
+        interaction(model, training_samples(), other, progress=False)

@@ -20,6 +20,7 @@ from tomfisher.perturbation import perturb
 from tomfisher.perturbation.fill import FillLike
 from tomfisher.progress import progress_bar
 from tomfisher.runtime.device import device_of
+from tomfisher.runtime.gate import check_samples, check_trainable
 from tomfisher.runtime.memory import token_budget
 from tomfisher.runtime.modes import measuring
 from tomfisher.runtime.rules import check_rules
@@ -178,8 +179,12 @@ def interactions(
         FloatingPointError: a loss is not finite.
     """
     chosen = list(samples)
+    if not chosen:
+        raise ValueError("samples is empty: an interaction is a mean over at least one Sample.")
+    check_trainable(model, "An interaction")
+    check_samples(model, chosen)
     budget = token_budget(tokens_per_batch, model, device_of(model))
-    rules = check_rules(model, [sample.input_ids for sample in chosen], tokens=budget) if chosen else None
+    rules = check_rules(model, [sample.input_ids for sample in chosen], tokens=budget)
     stage = WholeModel(model, rules, labels, reduction, seed)
     before = _losses(stage, chosen, budget)
     collectors = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from tomfisher.cli.common import (
@@ -32,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher run --model HuggingFaceTB/SmolLM2-360M --kappas 1e-5,1e-4 --limit 160",
             "tomfisher run --preset demo-testbed --control_kappa 0.1,0.3 --criterion ratio --output_path runs/frontier",
             "tomfisher run --preset demo-testbed --criterion magnitude,taylor,fill,wanda --output_path runs/criteria",
+            "tomfisher run --config runs/demo-testbed/config.yaml --interaction",
             "tomfisher run --model ./my-model --task my_task.jsonl --control my_text.txt",
             "tomfisher run --config runs/demo-testbed/config.yaml",
             "torchrun --nproc_per_node 2 -m tomfisher run --preset demo-smollm2",
@@ -65,9 +67,12 @@ def run_study(config: Any, overwrite: bool) -> int:
     from tomfisher import report
     from tomfisher.results import judge
     from tomfisher.results.frontier import criteria_table, frontier_table, is_frontier
+    from tomfisher.results.interaction import FILE as INTERACTION
+    from tomfisher.results.interaction import study_table
     from tomfisher.results.sweep import sweep_table
     from tomfisher.runtime import ranks
     from tomfisher.studies import Experiment
+    from tomfisher.text_files import read_json
 
     team = ranks.current()
     results = Experiment(config, overwrite=overwrite).run()
@@ -78,6 +83,10 @@ def run_study(config: Any, overwrite: bool) -> int:
         print(f"{sweep_table(results).text()}\n")
         if is_frontier(results):
             print(f"{frontier_table(results).text()}\n\n{criteria_table(results).text()}\n")
+        if config.interaction:
+            together = study_table(read_json(Path(config.output_path).expanduser() / INTERACTION))
+            print_wrapped([together.caption])
+            print(f"{together.text()}\n")
         print_wrapped(judge(results).sentences)
         print(f"\nResults: {config.output_path}/results.json, results.csv, verdict.txt")
     print(f"Report:  {page}")
