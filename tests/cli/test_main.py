@@ -98,6 +98,11 @@ def test_help_needs_no_torch():
         (["run", "--config", "no/such.yaml"], "no/such.yaml: there is no such file"),
         (["run", "--model", "m", "--n_task", "few"], "n_task must be a whole number"),
         (["run", "--model", "m", "--labels", "true"], "labels must be one of empirical, sampled"),
+        (["run", "--model", "m", "--criterion", "wandas"], "Did you mean 'wanda'"),
+        (
+            ["mask", "--task_store", "s", "--kappa", "0.1", "--control_kappa", "0.1", "--output_path", "x"],
+            "not given",
+        ),
         (["evaluate", "--model", "smollm2-135"], "Did you mean 'smollm2-135m'"),
         (["ls", "nothing"], "is not a run folder"),
         (["mask", "--output_path", "x"], "needs --task_store and --kappa"),

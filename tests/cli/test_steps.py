@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tomfisher import FisherDiagonal, SparseMask, perturb
+from tomfisher import FisherDiagonal, SparseMask, perturb, top_fraction
 from tomfisher.cli.main import main
+from tomfisher.masks import criteria
 from tomfisher.models import load_model
 from tomfisher.results import Results
 from tomfisher.results.row import states_of
@@ -93,6 +94,20 @@ def test_mask_command_writes_several_kappas_from_one_reading(study, tmp_path, ca
 
 
 @pytest.mark.parametrize("control", [True, False])
+def test_mask_command_leaves_more_to_the_control(study, tmp_path, capsys):
+    stores = ["--task_store", str(study / "fisher/task"), "--control_store", str(study / "fisher/control")]
+    made = [*stores, "--kappa", "0.03", "--output_path"]
+    assert main(["mask", *made, str(tmp_path / "grid.safetensors"), "--control_kappa", "0.2"]) == 0
+    assert main(["mask", *made, str(tmp_path / "ratio.safetensors"), "--criterion", "ratio"]) == 0
+    task, control = (FisherDiagonal.load(study / "fisher" / which) for which in ("task", "control"))
+    expected = top_fraction(task, 0.03) - top_fraction(control, 0.2)
+    assert SparseMask.load(tmp_path / "grid.safetensors") == expected
+    ratios = {name: criteria.ratio(task[name], control[name], 0.5) for name in task}
+    assert SparseMask.load(tmp_path / "ratio.safetensors") == top_fraction(ratios, 0.03)
+    assert main(["mask", *made, str(tmp_path / "x"), "--control_kappa", "0.1,0.2"]) == 2
+    assert "one --control_kappa" in capsys.readouterr().err
+
+
 def test_one_empty_mask_among_several_writes_none(study, tmp_path, capsys, control):
     stores = ["--task_store", f"{study}/fisher/task"]
     stores += ["--control_store", f"{study}/fisher/control"] if control else []

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from tomfisher.near_miss import nearest
-from tomfisher.runtime.torch_state import plain_torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FISHER = "fisher"
 OF_STORES = ("fisher", "other", "quantile")  # what Fisher stores alone give
@@ -43,7 +44,7 @@ class Known:
     change: Tensor | None = None
 
 
-Score = Callable[..., Tensor]
+Score = Callable[..., "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,6 @@ class Criterion:
         """Whether the ranking depends on texts at all, so that there is one of the task and one of the control."""
         return self.needs != ("weight",)
 
-    @plain_torch()
     def __call__(self, known: Known) -> Tensor:
         """The score of every entry of a tensor: the larger, the sooner it is chosen.
 
@@ -188,7 +188,7 @@ def get(name: str | None) -> Criterion:
     return _CRITERIA[name]
 
 
-class Scored(Mapping[str, Tensor]):
+class Scored(Mapping[str, "Tensor"]):
     """The scores of a model's tensors, each computed when it is asked for, so that `rank` holds one at a time.
 
     Args:
