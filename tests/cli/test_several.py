@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,39 @@ def test_fisher_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert two.metadata["ranks"]["samples"] == [3, 3]
     for name in one:
         assert float((one[name] - two[name]).norm()) <= 1e-6 * float(one[name].norm())
+
+
+def test_a_model_that_two_processes_share(tmp_path: Path) -> None:
+    parallel = ("--parallel", "tensor")
+    first, second = _tomfisher(tmp_path, *FISHER, "two", *parallel)
+    assert first.code == second.code == 0, first.err + second.err
+    assert main([*FISHER, str(tmp_path / "one")]) == 0
+    one, two = (tomfisher.FisherDiagonal.load(tmp_path / name) for name in ("one", "two"))
+    assert two.metadata["ranks"]["split"] == "model"
+    assert two.metadata["model"] == one.metadata["model"]
+    for name in one:
+        assert float((one[name] - two[name]).norm()) <= 2e-6 * float(one[name].norm())
+    tomfisher.top_fraction(two, 0.02).save(tmp_path / "mask.safetensors")
+    asked = ("evaluate", "--model", "testbed-llama", "--task", "testbed", "--limit", "12", "--device", "cpu")
+    words = (*asked, "--mask", str(tmp_path / "mask.safetensors"), "--output_path")
+    first, second = _tomfisher(tmp_path, *words, "two.json", *parallel)
+    assert first.code == second.code == 0, first.err + second.err
+    assert main([*words, str(tmp_path / "one.json")]) == 0
+    found, expected = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
+    assert found["model"] == expected["model"]
+    assert (
+        found["masked"]["conditions"]
+        == expected["masked"]["conditions"]
+        != expected["baseline"]["conditions"]
+    )
+
+
+def test_a_model_cannot_be_shared_by_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FISHER, str(tmp_path / "one"), "--parallel", "tensor"]) == 2
+    assert (
+        "parallel='tensor' splits a model over several processes, and this one is alone"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_two_processes_cannot_do_is_said(tmp_path: Path) -> None:

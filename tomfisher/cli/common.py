@@ -225,6 +225,16 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(os.path.join(folder, ""))
 
 
+def add_parallel(parser: argparse.ArgumentParser) -> None:
+    """The flag that has several processes share one model."""
+    parser.add_argument(
+        "--parallel",
+        choices=("tensor", "experts"),
+        help="under torchrun: split the model itself over the processes, as transformers does: tensor (its matrices), "
+        "or experts (the same, and a mixture's experts whole) [each process has the whole model]",
+    )
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """The flag that lets a command replace what is at its --output_path."""
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --output_path")

@@ -13,6 +13,7 @@ from tomfisher.cli.common import (
     TASK_FIELDS,
     add_command,
     add_overwrite,
+    add_parallel,
     add_settings,
     given_settings,
     perturbation_of,
@@ -58,6 +59,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--mask", help="mask file (tomfisher mask): measure the perturbed model too")
     parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 [bf16 on CUDA, else fp32]")
     parser.add_argument("--output_path", help="write everything, each answer included, to this JSON file")
+    add_parallel(parser)
     add_overwrite(parser)
     parser.set_defaults(execute=run, output_is_file=True, several=True)
 
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     config = Config.from_dict(settings)
     refuse_idle(config, settings)
     mask = SparseMask.load(args.mask) if args.mask else None
-    loaded = named_model(config, args.dtype, config.device)
+    loaded = named_model(config, args.dtype, config.device, args.parallel)
     perturbation = None if mask is None else _perturbation(args, loaded, mask)
     # a mask may come from the Fisher half of a task file, which it must not be judged on
     inputs = Inputs(config, whole_file=args.mask is None)

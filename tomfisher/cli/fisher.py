@@ -11,6 +11,7 @@ from tomfisher.cli.common import (
     WORDING_FIELDS,
     add_command,
     add_overwrite,
+    add_parallel,
     add_settings,
     given_settings,
     refuse_idle,
@@ -60,6 +61,7 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher fisher --model ./larger-than-memory --task false-belief --stream --output_path stores/task",
             "tomfisher fisher --model testbed-llama --task testbed --labels sampled --params all --output_path s",
             "torchrun --nproc_per_node 2 -m tomfisher fisher --model smollm2-135m --task false-belief --output_path s",
+            "torchrun --nproc_per_node 2 -m tomfisher fisher --parallel tensor --model m --texts t.txt --output_path s",
         ),
     )
     add_data(parser)
@@ -74,6 +76,7 @@ def add_parser(subparsers: Any) -> None:
         help="precision of float32 products in the Triton kernels [ieee]",
     )
     parser.add_argument("--output_path", required=True, help="folder of the store to write")
+    add_parallel(parser)
     add_overwrite(parser)
     parser.set_defaults(execute=run, output_is_replaced=True, several=True)
 
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {name: value for name, value in given_settings(args).items() if name in OF_MODEL}
     config = Config(**settings)
     refuse_idle(config, settings)
-    loaded = named_model(config, setting(args, "fisher_dtype"), config.device)
+    loaded = named_model(config, setting(args, "fisher_dtype"), config.device, args.parallel)
     samples = samples_of(args, loaded)
     fisher = fisher_diagonal(
         loaded.subject,

@@ -17,6 +17,7 @@ from tomfisher.models.adapters import Adapter, adapter_in, merge
 from tomfisher.models.bases import adapter_folder, base_of
 from tomfisher.models.gguf import recorded
 from tomfisher.models.locate import locate, otherwise
+from tomfisher.models.parallel import plan_of
 from tomfisher.models.pretrained import Place, check_kind, place_of, read_model, read_tokenizer
 from tomfisher.runtime.parts import first_values
 from tomfisher.runtime.sharded import is_sharded
@@ -69,6 +70,7 @@ def load_model(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    parallel: str | None = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer, every weight of it from its files.
 
@@ -79,6 +81,8 @@ def load_model(
         device: where the weights go; None is CUDA when there is one, else the CPU.
         trust_remote_code: let transformers run code that comes with the model.
         revision: hub branch, tag or commit.
+        parallel: how transformers splits it over the ranks of the process group, all of which make this call: "tensor",
+            its matrices; "experts", the same, and experts whole on their ranks. None: each process has the whole model.
 
     Returns:
         The model in evaluation mode, with tokenizer, name and identity.
@@ -86,13 +90,13 @@ def load_model(
     Raises:
         ValueError: nothing of that name exists or can be reached; weights are missing, have another shape, or are
             left out of the decoder; whatever else transformers makes of the files; an unknown dtype; a tokenizer
-            without a single special token.
+            without a single special token; a model that cannot be split as `parallel` says.
         ModuleNotFoundError: a package that this source needs is missing.
     """
     place = resolve_device(device)
     precision = "auto" if dtype == "checkpoint" else resolve_dtype(dtype, place)
     origin = find_place(source, trust_remote_code, revision)
-    model, tokenizer, loading = _read(origin, precision)
+    model, tokenizer, loading = _read(origin, precision, plan_of(parallel))
     set_pad_token(tokenizer, source)
     model = model.to(place).eval()
     identity = identify(model, source)
@@ -245,14 +249,19 @@ def heads_of(model: nn.Module) -> dict[str, bytes]:
     }
 
 
-def _read(place: Place, dtype: torch.dtype | str) -> tuple[Any, Any, dict[str, Any]]:
+def _read(place: Place, dtype: torch.dtype | str, plan: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Model, tokenizer, and what is worth recording about the load; an adapter is merged into its model."""
     folder = adapter_folder(place)
     adapter = None if folder is None else adapter_in(folder, place.source)
     if adapter is None:
-        return _read_plain(place, dtype)
+        return _read_plain(place, dtype, plan)
+    if plan is not None:
+        raise ValueError(
+            f"Model {place.source!r} is an adapter, which is merged into whole weights. Merge and save it in one "
+            "process (tomfisher.models.load_model, save_pretrained), and split what was saved."
+        )
     with base_of(adapter, place) as base:
-        model, tokenizer, loading = _read_plain(base, dtype)
+        model, tokenizer, loading = _read_plain(base, dtype, None)
     _check_base(adapter, model, place.source)
     if adapter.has_tokenizer():
         tokenizer = read_tokenizer(place._replace(location=str(adapter.folder)))
@@ -277,10 +286,10 @@ def _check_base(adapter: Adapter, base: Any, source: str) -> None:
         )
 
 
-def _read_plain(place: Place, dtype: torch.dtype | str) -> tuple[Any, Any, dict[str, Any]]:
+def _read_plain(place: Place, dtype: torch.dtype | str, plan: Any) -> tuple[Any, Any, dict[str, Any]]:
     check_kind(place)
     tokenizer = read_tokenizer(place)
-    model, loading = read_model(place, dtype)
+    model, loading = read_model(place, dtype, plan)
     return model, tokenizer, loading | recorded(place.location)
 
 

@@ -85,12 +85,13 @@ def check_kind(place: Place) -> None:
     )
 
 
-def read_model(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, Any]]:
+def read_model(place: Place, dtype: torch.dtype | str, plan: Any = None) -> tuple[Any, dict[str, Any]]:
     """The causal language model at a place, every weight of it from its files.
 
     Args:
         place: see `place_of`.
         dtype: of the weights, or "auto" for that of the files.
+        plan: a `DistributedConfig` of transformers, by which each rank reads its part; None for all of it.
 
     Returns:
         The model on the CPU, and what is worth recording: `stripped`, names of wrappers taken out of the keys, and
@@ -101,19 +102,22 @@ def read_model(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, A
         ValueError: it cannot be read, or is not whole; see `check_complete`.
         ModuleNotFoundError: a package that it needs is missing.
     """
-    model, info, recorded = assemble(place, dtype)
+    model, info, recorded = assemble(place, dtype, plan)
     recorded |= check_assembled(model, info, place.source)
     if zero := zero_matrices(model, place.source):
         recorded["zero"] = {"number": len(zero), "first": zero[:8]}
     return model, recorded
 
 
-def assemble(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def assemble(
+    place: Place, dtype: torch.dtype | str, plan: Any = None
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The model that transformers makes at a place, not yet judged; names of wrappers are taken out of the keys.
 
     Args:
         place: see `place_of`.
         dtype: as for `read_model`.
+        plan: as for `read_model`.
 
     Returns:
         The model, what transformers reports of the load, and what is worth recording.
@@ -124,14 +128,14 @@ def assemble(place: Place, dtype: torch.dtype | str) -> tuple[Any, dict[str, Any
     """
     if (folder := Path(place.location)).is_dir():
         check_files(folder, place.source)
-    model, info = _load(place, dtype, {})
+    model, info = _load(place, dtype, {}, plan)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
             f"Model {place.source!r}: transformers put an adapter beside its weights. Load it from a folder of its own."
         )
     if not (renaming := wrapper_renaming(info)):
         return model, info, {}
-    model, info = _load(place, dtype, renaming)
+    model, info = _load(place, dtype, renaming, plan)
     model._weight_conversions = [c for c in model._weight_conversions if not _undoes(c, renaming)]
     return model, info, {"stripped": sorted({re.sub(r"\W", "", pattern) for pattern in renaming})}
 
@@ -179,7 +183,9 @@ def _tokenizer(place: Place) -> Any:
         return AutoTokenizer.from_pretrained(place.location, **place.options)
 
 
-def _load(place: Place, dtype: torch.dtype | str, renaming: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+def _load(
+    place: Place, dtype: torch.dtype | str, renaming: dict[str, str], plan: Any
+) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     with quiet_unless_terminal(), report_kept() as report, place.explained("the weights"):
@@ -190,6 +196,7 @@ def _load(place: Place, dtype: torch.dtype | str, renaming: dict[str, str]) -> t
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named and refused by check_complete
                 key_mapping=renaming or None,
+                distributed_config=plan,
                 **place.options,
             )
         except RuntimeError as error:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tomfisher.models.loading_errors import explained
 from tomfisher.models.loading_report import first_of
+from tomfisher.runtime.parts import local_of
 from tomfisher.text_files import read_json
 
 WHOLE = "model.safetensors"
@@ -58,10 +59,10 @@ def zero_matrices(model: nn.Module, source: str) -> list[str]:
 
 
 def is_zero_matrix(weight: Tensor) -> bool:
-    """Whether a weight has two dimensions or more and holds nothing but zeros."""
+    """Whether a weight has two dimensions or more and holds nothing but zeros, as far as this rank has it."""
     if weight.ndim < 2 or not weight.is_floating_point() or weight.numel() == 0:
         return False
-    values = weight.detach()
+    values = local_of(weight)
     return not values.flatten()[:64].any() and not values.any()
 
 

@@ -11,18 +11,28 @@ from tomfisher.runtime.positions import has_learned_positions, position_limit
 from tomfisher.studies.config import Config
 
 
-def named_model(config: Config, dtype: str | torch.dtype, device: str | torch.device | None) -> LoadedModel:
+def named_model(
+    config: Config,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    parallel: str | None = None,
+) -> LoadedModel:
     """The config's model in this dtype; with `stream`, opened alone.
 
     Args:
         config: the study.
         dtype: as for `load_model`.
         device: as for `load_model`; a streamed model is on the CPU.
+        parallel: as for `load_model`.
 
     Raises:
         ValueError: as for `load_model` and `open_model`.
     """
     if config.is_streamed:
+        if parallel is not None:
+            raise ValueError(
+                "parallel holds the whole model in several processes, stream a layer in one. Leave one out."
+            )
         from tomfisher.models.opened import load_opened
 
         if config.boundary_folder is not None and not config.boundary_folder.is_dir():
@@ -33,7 +43,7 @@ def named_model(config: Config, dtype: str | torch.dtype, device: str | torch.de
         loaded = load_opened(config.model, precision, config.trust_remote_code, config.revision)
         _ask_for_positions(loaded)
         return loaded
-    return load_model(config.model, dtype, device, config.trust_remote_code, config.revision)
+    return load_model(config.model, dtype, device, config.trust_remote_code, config.revision, parallel)
 
 
 def _ask_for_positions(loaded: LoadedModel) -> None:
