@@ -141,7 +141,7 @@ def test_from_a_call_with_a_warm_schedule_to_its_launch_nothing_is_made(without_
         call()
         ran.append(Counter(operations(call)))
         called.append(functions(call))
-    views = {"aten::detach", "detach", "aten::flatten", "aten::view", "aten::to", LAUNCH}
+    views = {"aten::flatten", "aten::view", LAUNCH}
     assert set(ran[0]) <= views and ran[0] == ran[1] and ran[0][LAUNCH] == 1
     assert called[0] == called[1] and len(called[0]) < 150  # a schedule takes 50 operations and more
 
