@@ -24,6 +24,7 @@ COMMANDS = [
     "analyze",
     "sweep",
     "merge",
+    "export",
     "plan",
     "ls",
     "testbed",

@@ -24,7 +24,7 @@ from tomfisher.version import __version__
 
 COMMANDS = (
     ("run", "fisher", "mask", "perturb", "evaluate", "analyze"),
-    ("ablate", "finetune", "merge", "sweep", "report"),
+    ("ablate", "finetune", "merge", "export", "sweep", "report"),
     ("plan", "ls", "testbed", "bench"),
 )
 EXAMPLES = """\

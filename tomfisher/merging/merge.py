@@ -14,16 +14,17 @@ from torch import Tensor
 
 from tomfisher.files import atomic_path, refuse_foreign
 from tomfisher.merging.average import fisher_average
-from tomfisher.merging.sources import Source, check_alike, open_source, read_entries
+from tomfisher.merging.sources import Source, check_alike, open_source
 from tomfisher.models.stored import INDEX
 from tomfisher.ops import Span
+from tomfisher.ops.spans import read_entries
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.text_files import read_json
 
 RECORD = "merge.json"
-PART = 1 << 20  # entries that are merged at once
+PART = 1 << 18  # entries that are merged at once
 
 
 class Merged(NamedTuple):
@@ -91,12 +92,12 @@ def merge(
         progress_bar(total=total, desc="Merging", unit="weight", enabled=progress) as bar,
     ):
         folder.mkdir()
-        for file in sources[0].checkpoint.files:
+        for file in sources[0].files.checkpoint.files:
             _write(file, folder / file.name, sources, weights, floor, bar)
-        for file in sources[0].beside():
+        for file in sources[0].files.beside():
             shutil.copyfile(file, folder / file.name)
-        if (sources[0].folder / INDEX).is_file():
-            shutil.copyfile(sources[0].folder / INDEX, folder / INDEX)
+        if (sources[0].files.folder / INDEX).is_file():
+            shutil.copyfile(sources[0].files.folder / INDEX, folder / INDEX)
         record = _record(sources, stores, weights, floor)
         record["files"] = sorted(file.name for file in folder.iterdir())
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -232,7 +233,7 @@ def _record(
     each = [
         {
             "model": source.name,
-            "files": source.checkpoint.facts(),
+            "files": source.files.checkpoint.facts(),
             "coefficient": weight,
             "store": None if stores is None else os.fspath(stores[i]),
             "num_samples": None if source.store is None else source.store.num_samples,

@@ -1,4 +1,4 @@
-"""Where each tensor lies in a safetensors file, which the library itself does not say."""
+"""Where each tensor lies in a safetensors file, which the library itself does not say, and reading a part of one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from tomfisher.ops.vectors import Span
 
@@ -53,3 +55,24 @@ def read_spans(path: str | os.PathLike[str]) -> dict[str, Span]:
             )
         spans[name] = Span(path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
     return spans
+
+
+def read_entries(span: Span, start: int, stop: int) -> Tensor:
+    """Some entries of a tensor in a file, by a plain read, so that no page of the file counts as the process's.
+
+    Args:
+        span: where the tensor lies.
+        start: flat index of the first entry.
+        stop: flat index behind the last.
+
+    Returns:
+        A vector of `stop - start` entries.
+
+    Raises:
+        ValueError: the file ends before.
+    """
+    size = span.dtype.itemsize
+    data = np.fromfile(span.path, np.uint8, (stop - start) * size, offset=span.offset + start * size)
+    if data.size != (stop - start) * size:
+        raise ValueError(f"{span.path} ends before its tensors do: it was cut off after it was opened.")
+    return torch.from_numpy(data).view(span.dtype)
