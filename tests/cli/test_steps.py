@@ -93,7 +93,6 @@ def test_mask_command_writes_several_kappas_from_one_reading(study, tmp_path, ca
     assert "tom-0.003.safetensors exists" in capsys.readouterr().err and not written[0].exists()
 
 
-@pytest.mark.parametrize("control", [True, False])
 def test_mask_command_leaves_more_to_the_control(study, tmp_path, capsys):
     stores = ["--task_store", str(study / "fisher/task"), "--control_store", str(study / "fisher/control")]
     made = [*stores, "--kappa", "0.03", "--output_path"]
@@ -108,6 +107,7 @@ def test_mask_command_leaves_more_to_the_control(study, tmp_path, capsys):
     assert "one --control_kappa" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("control", [True, False])
 def test_one_empty_mask_among_several_writes_none(study, tmp_path, capsys, control):
     stores = ["--task_store", f"{study}/fisher/task"]
     stores += ["--control_store", f"{study}/fisher/control"] if control else []
