@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as tf
 
-from tiny_models import FAMILIES, config_of
+from tiny_models import FAMILIES, QUICK, config_of
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,9 @@ def tiny_config() -> Callable[..., tf.PretrainedConfig]:
     return make
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 def family(request: pytest.FixtureRequest) -> str:
     """Any test with this argument runs on every family."""
     return request.param

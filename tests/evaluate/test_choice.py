@@ -32,7 +32,9 @@ def oracle(model, tokenizer, stories):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize(
+    "batch_size", [3, pytest.param(1, marks=pytest.mark.slow), pytest.param(64, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", SHARING)
 def test_logprobs_are_the_oracles(models, tokenizer, stories, name, strategy, batch_size):
     model, share = models(name), strategy != WHOLE

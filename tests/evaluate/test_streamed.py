@@ -66,6 +66,7 @@ def test_questions_and_text_give_the_resident_bits(fresh_model: Any, evaluators:
     assert readings(opened) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_all_masks_of_a_sweep_take_one_reading(fresh_model: Any, evaluators: Any, name: str) -> None:
     model = fresh_model(name)
@@ -86,6 +87,7 @@ def _inside(mask: SparseMask) -> SparseMask:
     return mask.restrict("*layers.*")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt-neox"])  # tied, and with a head of its own
 @pytest.mark.parametrize("fill", ["mean", "noise", "scale:0.5"])
 def test_masked_weights_outside_the_layers(fresh_model: Any, evaluators: Any, name: str, fill: str) -> None:
@@ -111,6 +113,7 @@ def test_hidden_states_may_go_to_a_file(fresh_model: Any, evaluators: Any, tmp_p
     assert boundaries.bytes_written > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])  # tied, learned positions, fused experts
 def test_a_model_in_its_files_is_read_once(
     fresh_model: Any, evaluators: Any, tokenizer: Any, tmp_path: Path, name: str

@@ -10,7 +10,7 @@ import torch
 from resident import Resident
 from torch import Tensor, nn
 
-from tiny_models import ATTENTION, FAMILIES, random_model, smallest_llama
+from tiny_models import ATTENTION, FAMILIES, QUICK, random_model, smallest_llama
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.forward import forward
 from tomfisher.runtime.layer_calls import UnsupportedLayers
@@ -36,9 +36,6 @@ def _layerwise(model: Any, folder: Path | None = None) -> tuple[tuple[dict[str, 
     layers.forward(calls)
     with layers.answering(calls):
         return _program(model), layers
-
-
-QUICK = ("falcon", "gpt2", "llama-gqa", "mamba", "mixtral")
 
 
 @pytest.mark.parametrize(

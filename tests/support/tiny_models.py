@@ -94,6 +94,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# of them and those below, the ones that run before a commit; the others too are marked slow: linear layers, Conv1D,
+# experts, a state, one projection for queries, keys and values
+QUICK = ("llama-gqa", "gpt2", "mixtral", "mamba", "falcon")
 # and these have an attention of another kind
 ATTENTION: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", LONG_GROUPED),
