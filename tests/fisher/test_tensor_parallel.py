@@ -205,3 +205,27 @@ def test_a_split_model_is_studied_as_one_process_does(tmp_path: Path) -> None:
     for process in run_ranks(tmp_path, LOADING + STUDIED, 2):
         assert len(process.facts) == 13
         assert all(process.facts.values()), process.facts
+
+
+ENDING = """
+model = split("llama-gqa")[0]
+many = samples_of(*[12] * 200)
+steps = 0
+def on_the_way(module, arguments):
+    global steps
+    steps += 1
+    if steps == 60 and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+model.register_forward_pre_hook(on_the_way)
+try:
+    take(model, many, tokens_per_batch=12)
+except ranks.RankError as error:
+    sys.exit(f"said: {error}")
+"""
+
+
+def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
+    first, second = run_ranks(tmp_path, LOADING + ENDING, 2, {"TOMFISHER_RANK_TIMEOUT": "4"})
+    assert first.code == 1
+    assert "said: Rank 1 has ended, and the others with it: no sign of life for 4 s" in first.err
+    assert second.code == -9

@@ -152,7 +152,7 @@ def _resident(
     if not is_tensor_parallel(model):
         return _added(model, samples, asked, progress, team, WHOLE)
     split = split_of(model, team)
-    with team.exchanging(), tokens_stay(model, split):
+    with tokens_stay(model, split):
         return _added(model, samples, asked, progress, team, split)
 
 

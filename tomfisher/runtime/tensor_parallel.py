@@ -6,7 +6,8 @@ what a rank holds of each weight is a `Part`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +90,12 @@ class Together(Team):
 
     def __init__(self, team: Team) -> None:
         super().__init__(team._board)
+
+    @contextlib.contextmanager
+    def call(self, name: str) -> Iterator[None]:
+        """As `Team.call`; the model's own exchanges that break off say which rank has ended, too."""
+        with super().call(name), self.exchanging():
+            yield
 
     def share(self, weights: Sequence[int]) -> list[int]:
         """All indices."""
