@@ -58,6 +58,16 @@ def test_gradients_are_those_of_autograd(family, of, budget):
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("share", [0.004, 0.5])
+def test_few_and_many_entries_of_a_matrix_are_the_same_gradients(share):
+    model, samples = random_model("llama-gqa", noise=0.05), training_samples()
+    entries = {n: i for n, i in some_mask(model, share).items() if "_proj" in n}
+    expected = plain(model, samples, entries)
+    for indices, gradients in entry_gradients(model, samples, entries, progress=False):
+        for name, values in gradients.items():
+            torch.testing.assert_close(values.double(), expected[name][indices], rtol=1e-4, atol=1e-7)
+
+
 def test_linear_maps_of_a_plain_model_go_in_batches():
     model, samples = random_model("llama-gqa"), training_samples()
     mask = some_mask(model)

@@ -23,7 +23,8 @@ from tomfisher.runtime.rules import check_rules
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample
 
-BLOCK = 1 << 22  # products at a time
+BLOCK = 1 << 20  # products at a time
+DENSE = 32  # an entry chosen from a product costs about as much as so many entries of the whole product
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,20 @@ class _Entries(Accumulator):
 
     def add(self, left: Tensor, right: Tensor, layout: BatchLayout) -> None:
         """See `Accumulator`: `Σ_t left[n, t, row] · right[n, t, column]` of every entry."""
-        rows, columns = self.positions // right.shape[-1], self.positions % right.shape[-1]
-        step = max(1, BLOCK // max(1, left.shape[0] * left.shape[1]))
+        (B, T, height), width = left.shape, right.shape[-1]
+        if DENSE * self.positions.numel() > height * width:  # so many that whole products cost less
+            whole = [
+                (a.float().T @ b.float()).reshape(-1)[self.positions]
+                for a, b in zip(left, right, strict=True)
+            ]
+            self.found.append(torch.stack(whole))
+            return
+        # a row of T numbers for every sample and feature: what is chosen are whole rows
+        rows, columns = self.positions // width, self.positions % width
+        left, right = (t.float().permute(2, 0, 1).contiguous() for t in (left, right))
+        step = max(1, BLOCK // max(1, B * T))
         parts = [
-            (left[..., r].float() * right[..., c].float()).sum(1)
-            for r, c in zip(rows.split(step), columns.split(step), strict=True)
+            (left[r] * right[c]).sum(2).T for r, c in zip(rows.split(step), columns.split(step), strict=True)
         ]
         self.found.append(torch.cat(parts, 1))
 
