@@ -85,7 +85,8 @@ def test_questions_and_conditions(tmp_path: Path) -> None:
 
 def test_rows_that_hold_plot_and_question(tmp_path: Path) -> None:
     one = {**PLOTS["1"], "question": questions(*FINE)[3]}
-    as_text = {**one, "plot_info": str(one["plot_info"])}
+    info = {**one["plot_info"], "eoi": "Vic's hat"}
+    as_text = {**one, "plot_info": str(info)}
     (tmp_path / "rows.json").write_text(json.dumps([one, as_text]))
     stories = read_published("opentom", tmp_path / "rows.json")
     assert [story.condition for story in stories] == ["opentom/false-belief"] * 2

@@ -12,7 +12,7 @@ a file the one that ends in `_new` is read. Rows of the `datasets` id have the s
 
 from __future__ import annotations
 
-import json
+import ast
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -113,8 +113,8 @@ def _plot(record: Record) -> dict[str, Any]:
     plot = record.value.get("plot_info")
     if isinstance(plot, str):
         try:
-            plot = json.loads(plot.replace("'", '"'))
-        except json.JSONDecodeError:
+            plot = ast.literal_eval(plot)
+        except (ValueError, SyntaxError):
             plot = None
     if not isinstance(plot, dict):
         raise record.refuse("field 'plot_info' must be an object", "Mend the record.")
