@@ -10,7 +10,8 @@ from transformers import LlamaConfig
 from tomfisher.cli.main import main
 from tomfisher.fisher import ways
 from tomfisher.studies import Config
-from tomfisher.studies.machine import Described, bytes_of, machine_for
+from tomfisher.studies.byte_sizes import bytes_of
+from tomfisher.studies.machine import Described, machine_for
 
 
 @pytest.fixture
@@ -49,7 +50,10 @@ def test_what_does_not_fit_here_is_not_loaded(capsys, monkeypatch):
     assert main(["plan", "--model", "llama3-8b", "--device", "cpu", "--fisher_dtype", "bf16"]) == 0
     out = capsys.readouterr().out
     assert "not taken   resident: a process would hold" in out
-    assert "way         streamed" in out and "do not fit into memory here. Take --stream." in out
+    assert (
+        "way         streamed" in out
+        and "do not fit into memory here. They are streamed (--stream auto)." in out
+    )
 
 
 def test_speeds_that_are_given_are_taken():

@@ -327,3 +327,14 @@ def test_what_a_kill_leaves_of_a_journal_is_removed(tmp_path: Path, expected: di
         assert not {*left} & {path.name for path in (tmp_path / "grown.unfinished").iterdir()}
     grow(tmp_path / "grown")
     assert files(tmp_path / "grown") == expected
+
+
+def test_what_was_begun_can_be_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with begin(path) as store:
+        store.commit("a step", facts={"found": 1})
+    with begin(path, {"seed": 1}, anew=True) as store:
+        assert store.done == [] and store.facts == {}
+        store.commit("a step")
+        store.abandon()
+    assert list(tmp_path.iterdir()) == []

@@ -107,13 +107,20 @@ def test_rows_that_padding_changes_are_recorded_anew_in_equal_lengths(
     assert all(torch.equal(F[name], expected[name]) for name in expected)
 
 
-def test_labels_are_drawn_as_in_a_resident_run(tiny: SimpleNamespace) -> None:
+@pytest.mark.parametrize("alike", [False, True])  # whether a batch of the run is one of the probe
+def test_labels_are_drawn_as_in_a_resident_run(tiny: SimpleNamespace, alike: bool) -> None:
     model, samples = tiny.model("llama-gqa").eval(), tiny.samples(6)
+    if alike:
+        texts = torch.arange(3, 37).split([20, 14])
+        samples = [tomfisher.Sample(ids, ids) for ids in texts]
     expected = tomfisher.fisher_diagonal(
         model, samples, labels="sampled", seed=3, tokens_per_batch=60, progress=False
     )
-    F = squares(layer_by_layer(model, samples, "sampled"))
+    runs = finished(layer_by_layer(model, samples, "sampled"))
+    F = {name: squares for each in runs for name, squares in each.F.items()}
     assert all(torch.equal(F[name], expected[name]) for name in expected)
+    methods = {name: method for each in runs for name, method in each.methods.describe().items()}
+    assert methods == expected.methods
 
 
 @pytest.fixture
@@ -275,8 +282,8 @@ def test_a_run_of_all_parameters_goes_on_after_every_step(
         except Killed:
             pass
     ups = [f"padded batches: up {number}" for number in range(4)] + ["turned"]
-    downs = [f"down {number}" for number in range(3, -2, -1)]
-    assert steps == [*(ups if boundary == "auto" else []), "after the layers", *downs]
+    downs = [f"down {number}" for number in range(4, -2, -1)]  # from after the layers to before them
+    assert steps == [*(ups if boundary == "auto" else []), *downs]
     assert F.methods == expected.methods
     for file in sorted(whole.glob("*.safetensors")):
         assert file.read_bytes() == (out / file.name).read_bytes()

@@ -61,6 +61,20 @@ def test_two_processes_run_the_study_of_one(tiny_settings: dict[str, Any], tmp_p
     _assert_same_study(one, two)
 
 
+def test_two_processes_stream_the_study_of_one(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    settings = tiny_settings | {"analysis_prompts": 0, "share_prefix": "no"}
+    one, two = (settings | {"output_path": str(tmp_path / name)} for name in ("one", "two"))
+    Experiment(one).run(progress=False)
+    (tmp_path / "study.yaml").write_text(Config.from_dict(two | {"stream": "yes"}).to_yaml())
+    ended = torchrun(tmp_path, 2, "-m", "tomfisher", "run", "--config", "study.yaml")
+    assert ended.code == 0, ended.err
+    assert ended.out.count("Results: ") == 1
+    _assert_same_study(tmp_path / "one", tmp_path / "two")
+    metadata = FisherDiagonal.load(tmp_path / "two" / "fisher" / "task").metadata
+    assert metadata["ranks"]["world_size"] == 2 and metadata["streamed"]["passes"] == 1
+    assert sorted(path.name for path in (tmp_path / "two" / "fisher").iterdir()) == ["control", "task"]
+
+
 KILLED = """
 from tomfisher.studies import Config, Experiment
 from tomfisher.studies.measure import Measure

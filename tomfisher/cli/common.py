@@ -190,8 +190,26 @@ def refuse_idle(config: Config, given: Mapping[str, Any]) -> None:
             "--analysis_prompts needs the whole model in memory, since the analysis looks into its layers. Leave it or "
             "--stream out; tomfisher analyze does it later on a machine that holds the model."
         )
-    if "boundary" in given and not config.is_streamed:
+    if "max_memory" in given and config.stream != "auto":
+        raise ValueError("--max_memory belongs to --stream auto. Leave one of the two out.")
+    if "boundary" in given and not (config.is_streamed or given.get("stream") == "auto"):
         raise ValueError("--boundary belongs to --stream. Leave it out, or give --stream.")
+
+
+def streamed_if_too_large(config: Config, parallel: str | None, dtype: str | None = None) -> Config:
+    """The config, streamed where `--stream auto` has to, which is said.
+
+    Args:
+        config: the settings.
+        parallel: as `load_model` takes it; a model that is split over processes is in memory.
+        dtype: of the weights where no F is taken.
+    """
+    from tomfisher.studies.auto_stream import decided
+
+    config, why = (config, "") if parallel else decided(config, dtype)
+    if why:
+        note(why)
+    return config
 
 
 def refuse_own_input(args: argparse.Namespace) -> None:

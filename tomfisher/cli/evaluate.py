@@ -20,6 +20,7 @@ from tomfisher.cli.common import (
     refuse_idle,
     save_then_print,
     setting,
+    streamed_if_too_large,
 )
 from tomfisher.files import refuse_existing
 
@@ -55,7 +56,9 @@ def add_parser(subparsers: Any) -> None:
     )
     names = (*MODEL_FIELDS, *TASK_FIELDS, *PERPLEXITY_FIELDS)
     add_settings(parser, *names, required=("model",), helps={"control": CONTROL})
-    add_settings(parser, "fill", "compat", "batch_size", "seed", "share_prefix", "stream", "boundary")
+    add_settings(
+        parser, "fill", "compat", "batch_size", "seed", "share_prefix", "stream", "max_memory", "boundary"
+    )
     parser.add_argument("--mask", help="mask file (tomfisher mask): measure the perturbed model too")
     parser.add_argument("--dtype", default="auto", help="fp32, bf16, fp16 [bf16 on CUDA, else fp32]")
     parser.add_argument("--output_path", help="write everything, each answer included, to this JSON file")
@@ -81,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     settings.pop("output_path", None)
     config = Config.from_dict(settings)
     refuse_idle(config, settings)
+    config = streamed_if_too_large(config, args.parallel, args.dtype)
     mask = SparseMask.load(args.mask) if args.mask else None
     loaded = named_model(config, args.dtype, config.device, args.parallel)
     perturbation = None if mask is None else _perturbation(args, loaded, mask)

@@ -16,6 +16,7 @@ from tomfisher.cli.common import (
     given_settings,
     refuse_idle,
     setting,
+    streamed_if_too_large,
     wording,
 )
 from tomfisher.files import refuse_existing
@@ -29,9 +30,18 @@ DATA = (
     *("task", "n_task", "control", "n_control", "control_length", "max_length", "supervise", "seed"),
     *WORDING_FIELDS,
 )
-RUN = ("labels", "reduction", "params", "tokens_per_batch", "fisher_dtype", "stream", "boundary")
+RUN = (
+    "labels",
+    "reduction",
+    "params",
+    "tokens_per_batch",
+    "fisher_dtype",
+    "stream",
+    "max_memory",
+    "boundary",
+)
 
-OF_MODEL = (*MODEL_FIELDS, "stream", "boundary")
+OF_RUN = (*MODEL_FIELDS, *RUN, "n_task", "n_control", "control_length")  # on which depends whether it fits
 
 HELPS = {
     "task": "built-in task (tomfisher ls tasks) or a JSON/JSONL file; exactly one of --task, --control and --texts",
@@ -100,9 +110,10 @@ def run(args: argparse.Namespace) -> int:
 
     refuse_existing(args.output_path, args.overwrite)
     check_target(args.output_path)
-    settings = {name: value for name, value in given_settings(args).items() if name in OF_MODEL}
+    settings = {name: value for name, value in given_settings(args).items() if name in OF_RUN}
     config = Config(**settings)
     refuse_idle(config, settings)
+    config = streamed_if_too_large(config, args.parallel)
     loaded = named_model(config, setting(args, "fisher_dtype"), config.device, args.parallel)
     samples = samples_of(args, loaded)
     fisher = fisher_diagonal(

@@ -9,7 +9,10 @@ from tomfisher.cli.common import MODEL_FIELDS, PERPLEXITY_FIELDS, WORDING_FIELDS
 
 # the parts of a command's help, and the flags that stand there; all others stand under "options"
 GROUPS = {
-    "model": (*MODEL_FIELDS, "dtype", "eval_dtype", "batch_size", "impl", "stream", "boundary", "parallel"),
+    "model": (
+        *(*MODEL_FIELDS, "dtype", "eval_dtype", "batch_size", "impl", "stream", "max_memory", "boundary"),
+        "parallel",
+    ),
     "texts": (
         *("task", "control", "texts", "n_task", "n_control", "control_length", "max_length", "limit", "seed"),
         *("supervise", *WORDING_FIELDS),

@@ -77,7 +77,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def size(text: str) -> int:
     """The argparse type of sizes and speeds."""
-    from tomfisher.studies.machine import bytes_of
+    from tomfisher.studies.byte_sizes import bytes_of
 
     try:
         return bytes_of(text)
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if not has_weights(config.model):
         print("\nNot probed: the weights are not here.")
     elif paper.choice.today is None or paper.choice.today.way.stream:
-        streamed = " Take --stream." if paper.choice.today is not None else ""
+        streamed = " They are streamed (--stream auto)." if paper.choice.today is not None else ""
         print(f"\nNot probed: the model and its F do not fit into memory here.{streamed}")
     else:
         print("\n" + format_study(plan_study(config, args.impl)))
@@ -119,8 +119,8 @@ def on_paper(config: Config, said: Described, samples: int | None, tokens: int |
 
     from tomfisher.benchmarks import models
     from tomfisher.fisher.sizes import sizes_of
-    from tomfisher.fisher.way import Work
     from tomfisher.models.load import resolve_dtype
+    from tomfisher.studies.auto_stream import work_of
     from tomfisher.studies.config import parse_params
     from tomfisher.studies.machine import machine_for
     from tomfisher.studies.scale_plan import plan_scale
@@ -128,15 +128,8 @@ def on_paper(config: Config, said: Described, samples: int | None, tokens: int |
     machine = machine_for(config, said)
     dtype = resolve_dtype(config.fisher_dtype, torch.device("cpu"))
     model = models.without_weights(config.model, config.trust_remote_code, config.revision)
-    work = Work(
-        samples=samples or config.n_task,
-        length=tokens or config.control_length,
-        fishers=max(1, [config.task_store, config.control_store].count(None)),
-        tokens_per_batch=config.tokens_per_batch
-        if config.tokens_per_batch == "auto"
-        else int(config.tokens_per_batch),
-    )
-    return plan_scale(sizes_of(model, parse_params(config.params), dtype), machine, work, dtype)
+    sizes = sizes_of(model, parse_params(config.params), dtype)
+    return plan_scale(sizes, machine, work_of(config, samples, tokens), dtype)
 
 
 def on_gpu(settings: dict[str, Any], name: str) -> str:

@@ -70,7 +70,8 @@ def fisher_diagonal(
     In an initialised process group of `torch.distributed` every rank makes this call with the same arguments. Each
     takes a share of the samples with about as many tokens as the others' (`tomfisher.runtime.ranks.shares`), and gets
     the whole result: sums are added in rank order, with the same bits each time for a fixed number of ranks. Rank 0
-    writes `out`, and shows the progress of its own share. An opened model is run by one process. Where transformers
+    writes `out`, and shows the progress of its own share. Of an opened model each rank reads every layer. Where
+    transformers
     has split the model itself over all ranks (tensor parallel, experts), each rank runs all samples, and the result
     holds DTensors that are split as the parameters are.
 
@@ -122,7 +123,6 @@ def fisher_diagonal(
             team.first("a look at out", partial(_check_out, out))
         _check_settings(asked, samples)
         if isinstance(model, OpenedModel):
-            _refuse_several(team)
             return stream_diagonals(model, [SampleSet(samples, out)], asked, boundary, progress)[0]
         result = _resident(model, samples, asked, progress, team)
         if out is not None:
@@ -133,14 +133,6 @@ def fisher_diagonal(
 def _check_out(out: str | os.PathLike[str]) -> None:
     check_writable(out, folder=True, replaced=True)
     check_target(out)
-
-
-def _refuse_several(team: ranks.Team) -> None:
-    if team.size > 1:
-        raise ValueError(
-            f"An opened model is run layer by layer in one process, but there are {team.size} ranks. Start one, or load"
-            " the whole model on each: tomfisher.models.load_model."
-        )
 
 
 def _resident(
@@ -194,9 +186,9 @@ def _added(
         F = {name: placed_like(parameter, F[name]) for name, parameter in selection.items()}
     else:
         add_up(team, F)
-    parts = team.exchange("what ran", what_ran(runs, own, samples))
-    taken = methods_of(parts)
     outcomes = [Outcome.of(run) for run in runs]
+    parts = team.exchange("what ran", what_ran(outcomes, own, samples))
+    taken = methods_of(parts)
     described = describe_run(asked, model, outcomes, rules, coverage(maps, taken), budget, identity, data)
     return FisherDiagonal(
         F,

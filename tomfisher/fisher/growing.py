@@ -67,6 +67,7 @@ class GrowingStore:
         *,
         shard_bytes: int = SHARD_BYTES,
         spare: int = 0,
+        anew: bool = False,
     ) -> GrowingStore:
         """Begin a store, or continue the unfinished one that the same run left.
 
@@ -76,6 +77,7 @@ class GrowingStore:
             run: by what the run is known again: model, data and settings, as plain JSON values.
             shard_bytes: the largest shard, as of `write_store`.
             spare: bytes that have to be free beside the store, such as those of the carried tensors, twice.
+            anew: forget an unfinished one.
 
         Raises:
             OSError: of `check_target`, or the disk is too small for the whole store.
@@ -93,7 +95,7 @@ class GrowingStore:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder))
             journal.clear_temporaries(folder)
-            if is_unfinished(path):
+            if is_unfinished(path) and not anew:
                 state = _continued(path, layout, wanted)
                 check_space(folder / SHARDS, layout, spare)
             else:
@@ -211,6 +213,11 @@ class GrowingStore:
             shutil.rmtree(self._folder / REPLACED, ignore_errors=True)
             (self._folder / journal.FILE).unlink()
             shutil.rmtree(self._folder)
+        self.close()
+
+    def abandon(self) -> None:
+        """Forget what was begun, and let go of it."""
+        shutil.rmtree(self._folder)
         self.close()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from tomfisher.fisher.recordings import PartBatch, Recordings, rows_of
 from tomfisher.runtime.batches import Batch
+from tomfisher.runtime.board import check
 from tomfisher.runtime.layer_calls import Call
 from tomfisher.runtime.layerwise import Layers
 from tomfisher.runtime.tensor_parallel import WHOLE
@@ -48,6 +50,7 @@ class LayerStage:
     def forward(self, batch: Batch) -> Tensor:
         """The layer's output, `[B, T, D]`."""
         assert isinstance(batch, PartBatch)
+        check()
         hidden = batch.call.boundaries[self._number, batch.call]
         self._leaf = rows_of(hidden, batch).detach().requires_grad_()
         return batch.call.run(self._number, self._layer, self._leaf, batch.rows)
@@ -79,8 +82,10 @@ class LayerStage:
             )
 
     def probing(self) -> LayerStage:
-        """See `Stage`: the gradient at the output is the one that the run has."""
-        return self
+        """See `Stage`: the gradient at the output is the one of each batch."""
+        stage = copy.copy(self)
+        stage._recordings = self._recordings.probing()
+        return stage
 
     def finish(self) -> None:
         """Complete the gradients at the input: of batches that went through in parts, or not at all."""

@@ -10,7 +10,7 @@ so that all of it takes two readings of the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,13 @@ class LayerwiseRun:
         layers: of the model, which have learnt how it hands hidden states on.
         boundaries: where the hidden states are kept.
         selection: parameters by name.
-        samples: what goes through.
+        samples: of the Fisher diagonal, which the rules and the probe are asked with.
         stage: how losses are made of logits.
         budget: `B * T` of a batch.
         impl: of the ops.
         precision: of their float32 products.
         outer: the selected parameters outside of the layers.
+        own: indices of the samples that go through; None for all.
 
     Attributes:
         outer: the same.
@@ -74,9 +75,11 @@ class LayerwiseRun:
         impl: ops.Impl,
         precision: ops.Precision,
         outer: Outer | None = None,
+        own: Sequence[int] | None = None,
     ) -> None:
         self.outer = outer or Outer()
         self.layers, self.boundaries, self.samples, self.budget = layers, boundaries, samples, budget
+        self.own = list(range(len(samples)) if own is None else own)
         self.selection = dict(selection)
         self.rules = Rules()
         self._model = layers.model
@@ -175,11 +178,14 @@ class LayerwiseRun:
         run = self._squares(stage, self._own[number], advance) if self._own[number] else None
         with frozen(self._model):
             stage.finish()
+        return run
+
+    def forget(self, number: int) -> None:
+        """Make room: a layer is done for good, and what came out of it and the gradient there are of no more use."""
         for recorded in (*self._run, *self._probes):
             if not (self.outer.both and number + 1 == len(self._own)):
                 self.boundaries.discard((number + 1, recorded.call))
             self.boundaries.discard(gradient_key(number + 1, recorded.call))
-        return run
 
     def _ask(self) -> Rules:
         texts = [sample.input_ids for sample in self.samples]
@@ -192,8 +198,8 @@ class LayerwiseRun:
     def _batches(self) -> list[Batch]:
         """The run's batches: single samples where autograd has to take a parameter, as in a resident run."""
         alone = 1 if capturable(self._model, self.selection)[1] else None
-        plan = self.rules.plan([len(sample) for sample in self.samples], self.budget, alone)
-        return [collate(self.samples, indices) for indices in plan]
+        plan = self.rules.plan([len(self.samples[i]) for i in self.own], self.budget, alone)
+        return [collate(self.samples, [self.own[i] for i in indices]) for indices in plan]
 
     def _probe_batches(self) -> list[Batch]:
         """All that `choose_methods` and what follows from it look at: batches, and each of their samples alone."""
@@ -238,5 +244,5 @@ class LayerwiseRun:
     def _squares(self, stage: Stage, own: dict[str, nn.Parameter], advance: Callable[[int], object]) -> Run:
         methods = choose_methods(stage, own, self.samples, self.rules, self.budget)
         run = Run(stage, own, methods, self.samples, self._impl, self._precision)
-        run.all_batches(self.budget, advance)
+        run.all_batches(self.budget, advance, self.own)
         return run

@@ -133,7 +133,7 @@ class AfterLayers(_Recorded):
 
     def probing(self) -> AfterLayers:
         """See `Stage`."""
-        return AfterLayers(self._layers, self._recordings, self._losses.probing())
+        return AfterLayers(self._layers, self._recordings.probing(), self._losses.probing())
 
 
 class _Reached(Exception):
@@ -195,8 +195,8 @@ class BeforeLayers(_Recorded):
         LayerStage(self._layers, 0, self._recordings).check(values, called)
 
     def probing(self) -> BeforeLayers:
-        """See `Stage`: the gradient is the one that the run has."""
-        return self
+        """See `Stage`: the gradient is the one of each batch."""
+        return BeforeLayers(self._layers, self._recordings.probing(), self._losses, self._both)
 
     def _above(self, batch: Batch) -> Tensor:
         assert isinstance(batch, PartBatch)

@@ -1,9 +1,14 @@
-"""One Fisher diagonal of a layer-by-layer run: where it stands, in the journal of its store if it has one."""
+"""One Fisher diagonal of a layer-by-layer run: where it stands, in the journal of its store if it has one.
+
+Of several ranks the first one writes the store, and each other one keeps a journal beside it. Layers go down in step:
+the others have kept what the next layer needs before the first one writes a layer's sums, and begin with the next
+layer afterwards. So a rank is never behind the store and at most one layer ahead of it, which it then does again.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +17,16 @@ from torch import Tensor
 
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.growing import GrowingStore
+from tomfisher.fisher.journal import unfinished_of
 from tomfisher.fisher.layer_stage import gradient_key
 from tomfisher.fisher.layerwise import LayerwiseRun
 from tomfisher.fisher.record import Asked, Outcome
 from tomfisher.fisher.run import Run
 from tomfisher.fisher.selection import describe_params
+from tomfisher.fisher.together import add_up
 from tomfisher.models.opened import OpenedModel
+from tomfisher.runtime.ranks import Team
 from tomfisher.runtime.rules import Rules
-
-_AFTER = "after the layers"
 
 
 class Part:
@@ -35,14 +41,15 @@ class Part:
         asked: the settings.
         opened: the model.
         data: digest of the samples.
+        team: the ranks, each of which has a part for its samples.
 
     Attributes:
         data: digest of the samples.
-        outcomes: of the layers that are done.
         is_resumed: whether an earlier process did some of it.
         is_turned: whether the gradients that enter the last layer are there.
         up_from: the first layer to go up with.
-        down_from: the first layer to go down with.
+        down_from: the first layer to go down with; the number of layers stands for what comes after them, and -1 for
+            what comes before.
     """
 
     def __init__(
@@ -52,12 +59,14 @@ class Part:
         asked: Asked,
         opened: OpenedModel,
         data: str,
+        team: Team,
     ) -> None:
         self.run, self.data = run, data
-        self.outcomes: list[Outcome] = []
+        self._team = team
+        self._outcomes: dict[int, Outcome] = {}  # by layer
         self.is_resumed = self.is_turned = False
-        self.up_from, self.down_from = 0, len(run.layers.modules) - 1
-        self._is_after_done = False
+        self.up_from, self._top = 0, len(run.layers.modules) - (0 if run.outer.after else 1)
+        self.down_from = self._top
         self._out, self._sums = out, dict[str, Tensor]()
         self._store: GrowingStore | None = None
         if out is None:
@@ -68,9 +77,10 @@ class Part:
             "data_sha256": data,
             "settings": asdict(asked) | {"params": describe_params(asked.params)},
             "hidden_states": "file" if run.boundaries.is_kept else "memory",
+            "ranks": team.size,
         }
         shapes = {name: tuple(parameter.shape) for name, parameter in run.selection.items()}
-        self._store = GrowingStore.begin(Path(out), shapes, facts)
+        self._store = _begun(Path(os.path.realpath(out)), shapes, facts, team)
         run.rules = Rules(batches=self._store.facts.get("batches", run.rules.batches))
 
     def __enter__(self) -> Part:
@@ -82,25 +92,42 @@ class Part:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the samples."""
-        return sum(map(len, self.run.samples))
+        """Tokens of the samples that go through here."""
+        return sum(len(self.run.samples[i]) for i in self.run.own)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """What the layers that are done found out, from the last layer on."""
+        return list(self._outcomes.values())
 
     def restore(self) -> None:
         """Take up what an earlier process left. The run has recorded its forwards, and what is outside is loaded."""
-        if self._store is None or not self._store.done:
+        if self._store is None:
             return
-        facts = self._store.facts
+        if self._store.done:
+            self._take_up(self._store)
+        written, *_ = self._team.exchange("the layers that are done", self.down_from)
+        if self.down_from not in (written, written - 1):
+            raise ValueError(
+                f"Rank {self._team.rank} does not have what it kept of layer {written + 1}, from which {self._out} "
+                f"goes on. Delete {unfinished_of(self._out or '')} to begin anew."
+            )
+        self.down_from = written
+        self._outcomes = {layer: outcome for layer, outcome in self._outcomes.items() if layer > written}
+        if self.run.boundaries.is_kept and written < self._top:
+            self.run.forget(written + 1)
+
+    def _take_up(self, store: GrowingStore) -> None:
+        facts = store.facts
         if facts["digests"] != [call.digest.hex() for call in self.run.calls]:
             raise ValueError(
                 "What enters the model's layers is not what it was when this store was begun, though model and data "
                 "are the same: another version of PyTorch or transformers? Delete the unfinished store to begin anew."
             )
         self.is_resumed = True
-        down = [name for name in self._store.done if name.startswith("down ")]
-        self._is_after_done = _AFTER in self._store.done
-        self.outcomes = [Outcome(**facts[name]) for name in (_AFTER, *down) if facts.get(name)]
-        if down:
-            self.down_from = int(down[-1].split()[1]) - 1
+        down = {int(name.split()[1].rstrip(",")): name for name in store.done if name.startswith("down ")}
+        self._outcomes = {layer: Outcome(**facts[name]) for layer, name in down.items() if facts[name]}
+        self.down_from = min([*down, self._top + 1]) - 1
         if self.run.boundaries.is_kept:
             self.run.boundaries.adopt({self._key(*key): tuple(place) for key, place in facts["places"]})
             self.up_from, self.is_turned = facts["up"], facts["turned"]
@@ -125,45 +152,64 @@ class Part:
             self._commit("turned")
         elif self._store is not None and self.is_resumed:
             for name, gradient in self._store.carried.items():
-                call = self.run.calls[int(name)]
-                self.run.boundaries[gradient_key(self.down_from + 1, call)] = gradient
-
-    def after(self, advance: Callable[[int], object]) -> None:
-        """The squares of what comes after the layers, unless an earlier process had them."""
-        if self.run.outer.after and not self._is_after_done:
-            self._is_after_done = True
-            self._done(_AFTER, self.run.after(advance), {})
+                layer, call = map(int, name.split())
+                if layer == self.down_from + 1:
+                    self.run.boundaries[gradient_key(layer, self.run.calls[call])] = gradient
 
     def down_done(self, number: int, done: Run | None) -> None:
-        """The squares of a layer are complete; of number -1 those of what comes before the layers."""
-        self.down_from = number - 1
-        self._done(f"down {number}", done, {} if self.run.boundaries.is_kept else self._gradients(number))
+        """The squares of a layer are complete, once those of all ranks are added.
 
-    def _done(self, step: str, done: Run | None, carried: dict[str, Tensor]) -> None:
-        outcome = None if done is None else Outcome.of(done)
-        self.outcomes += [] if outcome is None else [outcome]
-        squares = {} if done is None else done.F
+        Args:
+            number: of the layer, as `down_from` was.
+            done: its run; None where nothing of it is selected.
+        """
+        self.down_from = number - 1
+        if done is not None:
+            self._outcomes[number] = Outcome.of(done)
+        squares = (
+            {} if done is None else {name: done.F[name] for name in self.run.selection if name in done.F}
+        )
+        add_up(self._team, squares)
         if self._store is None:
             self._sums.update(squares)
-            return
-        for name, F in squares.items():
-            self._store.write(name, F)
-        self._commit(step, carried, **{step: None if outcome is None else asdict(outcome)})
+        elif self._team.is_first:
+            self._team.exchange(f"layer {number}, kept")
+            for name, F in squares.items():
+                self._store.write(name, F)
+            self._commit_down(number, self._gradients(number))
+            self._team.exchange(f"layer {number}, written")
+        else:
+            self._commit_down(number, {**self._gradients(number), **self._gradients(number + 1)})
+            self._team.exchange(f"layer {number}, kept")
+            self._team.exchange(f"layer {number}, written")
+        self.run.forget(number)
+
+    def _commit_down(self, number: int, gradients: Mapping[str, Tensor]) -> None:
+        assert self._store is not None
+        step, outcome = f"down {number}", self._outcomes.get(number)
+        if step in self._store.done:  # before the store had it, so that it was done again
+            step += f", after {len(self._store.done)} steps"
+        kept = {} if self.run.boundaries.is_kept else gradients
+        self._commit(step, kept, **{step: None if outcome is None else asdict(outcome)})
 
     def finish(self, facts: dict[str, Any], methods: dict[str, str]) -> FisherDiagonal:
         """The result, its store closed with what it says of itself."""
-        counts = len(self.run.samples), self.num_tokens
+        counts = len(self.run.samples), sum(map(len, self.run.samples))
         if self._store is None or self._out is None:
             F = FisherDiagonal({n: self._sums[n] for n in self.run.selection}, *counts, methods, facts)
         else:
-            self._store.finish(
-                {"num_samples": counts[0], "num_tokens": counts[1], **facts, "methods": methods}
-            )
+            if self._team.is_first:
+                self._store.finish(
+                    {"num_samples": counts[0], "num_tokens": counts[1], **facts, "methods": methods}
+                )
+            self._team.exchange("the finished store")
+            if not self._team.is_first:
+                self._store.abandon()
             F = FisherDiagonal.load(self._out, verify=False)
         self.run.boundaries.remove()
         return F
 
-    def _commit(self, step: str, tensors: dict[str, Tensor] | None = None, **facts: Any) -> None:
+    def _commit(self, step: str, tensors: Mapping[str, Tensor] | None = None, **facts: Any) -> None:
         if self._store is None:
             return
         self.run.boundaries.sync()
@@ -179,12 +225,30 @@ class Part:
         self._store.commit(step, tensors or {}, {**always, **facts})
 
     def _gradients(self, number: int) -> dict[str, Tensor]:
-        keys = {str(i): gradient_key(number, call) for i, call in enumerate(self.run.calls)}
+        keys = {f"{number} {i}": gradient_key(number, call) for i, call in enumerate(self.run.calls)}
         return {name: self.run.boundaries[key] for name, key in keys.items() if key in self.run.boundaries}
 
     def _key(self, kind: str, layer: int, call: int) -> Hashable:
         recorded = self.run.calls[call]
         return gradient_key(layer, recorded) if kind == "gradient" else (layer, recorded)
+
+
+def _begun(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], run: Mapping[str, Any], team: Team
+) -> GrowingStore:
+    """The store at `path`; on the other ranks one without tensors beside it, for its journal."""
+    if team.is_first:
+        store = GrowingStore.begin(path, shapes, run)
+        team.exchange("the unfinished store", not store.done)
+        return store
+    is_new, *_ = team.exchange("the unfinished store")
+    if not unfinished_of(path).is_dir():
+        raise ValueError(
+            f"Rank {team.rank} does not see what rank 0 writes to {unfinished_of(path)}. Several hosts need a file "
+            "system that they share: give a path on it."
+        )
+    own = path.with_name(f"{path.name}.rank-{team.rank}")
+    return GrowingStore.begin(own, {}, run, anew=is_new)
 
 
 def _call(key: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ class Recordings:
     """
 
     def __init__(self, run: Sequence[Recorded], probes: Sequence[Recorded]) -> None:
-        self._run = run
+        self._run, self._probes = run, probes
         # a batch that is in both is the run's, whose labels may be drawn from the model
         self._whole = {_content(r.batch): r.call for r in (*probes, *run)}
         self._of_run = {r.call for r in run}
@@ -59,8 +60,14 @@ class Recordings:
 
     @property
     def calls(self) -> list[Call]:
-        """Of every batch, once."""
-        return list(self._whole.values())
+        """Of every batch."""
+        return [recorded.call for recorded in (*self._run, *self._probes)]
+
+    def probing(self) -> Recordings:
+        """The same for the probe: a batch that is in both is its own, as each of its samples alone is."""
+        found = copy.copy(self)
+        found._whole = {**self._whole, **{_content(r.batch): r.call for r in self._probes}}
+        return found
 
     def is_of_run(self, batch: Batch) -> bool:
         """Whether a batch is one of the run's, or of rows of one, and not of the probe's."""

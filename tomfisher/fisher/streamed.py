@@ -19,8 +19,10 @@ from tomfisher.fisher.part import Part
 from tomfisher.fisher.record import Asked, describe_run
 from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.fisher.stage import WholeModel
+from tomfisher.fisher.together import agree, agree_on_weights, merged, methods_of, what_ran
 from tomfisher.models.opened import OpenedModel
 from tomfisher.progress import progress_bar
+from tomfisher.runtime import ranks
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples
@@ -56,6 +58,9 @@ def stream_diagonals(
 ) -> list[FisherDiagonal]:
     """The sums of `fisher_diagonal` for several sets of samples, with one decoder layer in memory at a time.
 
+    Each of several ranks reads every layer, for its share of the samples; the first one writes the stores, which all
+    have to see.
+
     Args:
         opened: from `open_model`.
         sets: whose layers are read together.
@@ -70,7 +75,7 @@ def stream_diagonals(
     Raises:
         UnsupportedLayers: layers of this model cannot run one at a time, or a selected parameter is used in several.
     """
-    model = opened.model
+    model, team = opened.model, ranks.current()
     layers = Layers(opened, Boundaries())
     budget = token_budget(asked.tokens_per_batch, model, device_of(model))
     stage = WholeModel(model, None, asked.labels, asked.reduction, asked.seed)
@@ -86,25 +91,39 @@ def stream_diagonals(
         outer = outer_of(layers, selection)
         parts = []
         for each in sets:
-            boundaries = _boundaries(boundary, each.out)
+            data, own = digest(each.samples), team.share([len(sample) for sample in each.samples])
+            agree(team, asked, selection, opened.identity(), data)
+            boundaries = _boundaries(boundary, each.out, team.rank)
             stack.callback(boundaries.close)
             run = LayerwiseRun(
-                layers, boundaries, selection, each.samples, stage, budget, asked.impl, asked.precision, outer
+                layers,
+                boundaries,
+                selection,
+                each.samples,
+                stage,
+                budget,
+                asked.impl,
+                asked.precision,
+                outer,
+                own,
             )
-            parts.append(stack.enter_context(Part(run, each.out, asked, opened, digest(each.samples))))
+            parts.append(stack.enter_context(Part(run, each.out, asked, opened, data, team)))
             run.record()
             parts[-1].restore()
-        tokens = sum(len(sample) for each in sets for sample in each.samples)
         ends = bool(outer.after) + bool(outer.before)
-        total = tokens * (2 * len(layers.modules) - parts[0].run.lowest + ends)
-        with progress_bar(total=total, desc="Fisher, layer by layer", unit="token", enabled=progress) as bar:
+        steps = 2 * len(layers.modules) - parts[0].run.lowest + ends
+        total, shown = sum(part.num_tokens for part in parts) * steps, progress and team.is_first
+        with progress_bar(total=total, desc="Fisher, layer by layer", unit="token", enabled=shown) as bar:
             _up(layers, parts, bar.update)
+            agree_on_weights(team, opened.identity())
+            _after(layers, parts, bar.update)
             _down(layers, parts, bar.update)
             _before(layers, parts, bar.update)
         read = {"passes": layers.passes, "bytes_read": opened.bytes_read, "file_bytes": opened.file_bytes}
         results = []
         for part, each in zip(parts, sets, strict=True):
-            taken = {name: method for o in part.outcomes for name, method in o.methods.items()}
+            ran = team.exchange("what ran", what_ran(part.outcomes, part.run.own, each.samples))
+            taken = methods_of(ran)
             described = describe_run(
                 asked,
                 model,
@@ -115,7 +134,8 @@ def stream_diagonals(
                 opened.identity(),
                 part.data,
             )
-            facts = described | {"streamed": {**read, "resumed": part.is_resumed}, **each.facts}
+            streamed = {"streamed": {**read, "resumed": part.is_resumed}}
+            facts = {**merged(described, ran), **streamed, **each.facts}
             results.append(part.finish(facts, {name: taken[name] for name in selection}))
     return results
 
@@ -145,9 +165,15 @@ def _up(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object])
             opened.load(opened.outer)
         for part in going:
             part.turn(short_loss if part is going[0] else None)
+
+
+def _after(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object]) -> None:
+    """The squares of what comes after the layers; what is outside of them and not needed any more leaves."""
     for part in parts:
-        part.after(advance)
-    opened.free([name for name in opened.outer if name not in parts[0].run.outer.needed])
+        if part.down_from == len(layers.modules):
+            part.down_done(part.down_from, part.run.after(advance))
+    outer = layers.opened.outer
+    layers.opened.free([name for name in outer if name not in parts[0].run.outer.needed])
 
 
 def _down(layers: Layers, parts: Sequence[Part], advance: Callable[[int], object]) -> None:
@@ -171,14 +197,17 @@ def _before(layers: Layers, parts: Sequence[Part], advance: Callable[[int], obje
                     part.down_done(-1, part.run.before(advance))
 
 
-def _boundaries(boundary: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Boundaries:
+def _boundaries(
+    boundary: str | os.PathLike[str], out: str | os.PathLike[str] | None, rank: int
+) -> Boundaries:
     if boundary == "ram" or (boundary == "auto" and out is None):
         return Boundaries()
     if out is None:
         return Boundaries(boundary)
     store = Path(os.path.realpath(out))
     store.parent.mkdir(parents=True, exist_ok=True)
-    return Boundaries(store.parent if boundary == "auto" else boundary, f"{store.name}.hidden-states")
+    name = f"{store.name}.hidden-states" + (f".rank-{rank}" if rank else "")
+    return Boundaries(store.parent if boundary == "auto" else boundary, name)
 
 
 def _linear_maps(layers: Layers) -> LinearMaps:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tomfisher.fisher.flags import where
-from tomfisher.fisher.record import Asked
-from tomfisher.fisher.run import Run
+from tomfisher.fisher.record import Asked, Outcome
 from tomfisher.fisher.selection import describe_params
 from tomfisher.runtime.ranks import Team
 from tomfisher.sample import Sample
@@ -46,6 +45,21 @@ def agree(
     team.check_backend([parameter.device for parameter in selection.values()])
 
 
+def agree_on_weights(team: Team, identity: Mapping[str, Any]) -> None:
+    """Refuse ranks that read other weights; where one that resumed has not read all of them, none is compared.
+
+    Args:
+        team: the ranks.
+        identity: of an opened model.
+
+    Raises:
+        ValueError: naming the rank.
+    """
+    said = {key: identity[key] for key in ("weights_sha256", "content_sha256")}
+    if all(team.exchange("whether all weights were read", None not in said.values())):
+        team.agree("the weights in the model's files", said)
+
+
 def add_up(team: Team, F: Mapping[str, Tensor]) -> None:
     """Replace the sums of one rank by those of all, added in rank order.
 
@@ -62,13 +76,13 @@ def add_up(team: Team, F: Mapping[str, Tensor]) -> None:
         )
 
 
-def what_ran(runs: Sequence[Run], own: Sequence[int], samples: Sequence[Sample]) -> dict[str, Any]:
+def what_ran(outcomes: Sequence[Outcome], own: Sequence[int], samples: Sequence[Sample]) -> dict[str, Any]:
     """What one rank did with its own samples, as JSON."""
     return {
-        "methods": {name: method for run in runs for name, method in run.methods.describe().items()},
-        "implementations": {op: impl for run in runs for op, impl in run.implementations.items()},
-        "probed_tokens": max(run.methods.probed_tokens for run in runs),
-        "budget": min(run.budget for run in runs),
+        "methods": {name: method for outcome in outcomes for name, method in outcome.methods.items()},
+        "implementations": {op: impl for outcome in outcomes for op, impl in outcome.implementations.items()},
+        "probed_tokens": max(outcome.probed_tokens for outcome in outcomes),
+        "budget": min(outcome.budget for outcome in outcomes),
         "samples": len(own),
         "tokens": sum(len(samples[i]) for i in own),
     }

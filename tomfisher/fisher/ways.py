@@ -25,7 +25,7 @@ FEATURES: dict[Feature, str] = {
     "experts": "experts split over the devices of a node",
 }
 # The only place that says what exists: a feature goes in here in the commit that brings it.
-BUILT: frozenset[Feature] = frozenset({"stream", "samples"})
+BUILT: frozenset[Feature] = frozenset({"stream", "stream in several", "samples"})
 
 ROOM = 0.9  # of a memory: the rest is for the driver, the allocator's fragments, the interpreter
 FAST_LINK = 100e9  # bytes per second, below which tensor parallel ranks would wait for each other

@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from tomfisher.runtime.board import check
 from tomfisher.runtime.boundaries import Boundaries
 from tomfisher.runtime.forward import forward
 from tomfisher.runtime.freed import allocate, free, is_freed
@@ -226,6 +227,7 @@ class Layers:
     def _step(self, number: int, layer: nn.Module, call: Call, keep: bool) -> None:
         hidden = call.boundaries[number, call]
         version = hidden._version if not hidden.is_inference() else None
+        check()
         call.boundaries[number + 1, call] = call.run(number, layer, hidden)
         if version is not None and hidden._version != version:
             raise UnsupportedLayers(f"layer {number} writes into its input. {WAY}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tomfisher.files import sha256_of_file
 from tomfisher.results.folder import CONFIG, EXTRAS, OWN_FILES, OWN_FOLDERS, RunFolder, listed
@@ -13,7 +14,7 @@ from tomfisher.runtime import ranks
 from tomfisher.studies.config import HEADER, PERPLEXITY_WINDOW, Config, read_yaml
 
 OF_ANALYSIS = ("analysis_prompts", "analysis_random_masks", "interaction")
-FREE = ("output_path", "boundary", *OF_ANALYSIS)  # no result depends on them
+FREE = ("output_path", "boundary", "max_memory", *OF_ANALYSIS)  # no result depends on them
 AFTER_FISHER = frozenset(  # settings that no Fisher store depends on
     (
         *("eval_dtype", "kappas", "scope", "fill", "compat", "random_seeds", "random_kappas"),
@@ -52,6 +53,14 @@ def claimed(config: Config, overwrite: bool = False) -> Iterator[RunFolder]:
         folder.remove_leftovers()
         team.exchange("the run folder", _settings_sha256(folder))
         yield folder
+
+
+def way_of_study(path: str | os.PathLike[str]) -> Literal["auto", "yes", "no"] | None:
+    """The `stream` setting of the study that was begun in a folder; None without one that can be read."""
+    file = Path(path).expanduser() / CONFIG
+    if not file.is_file() or not file.read_text(encoding="utf-8", errors="replace").startswith(HEADER):
+        return None
+    return Config.from_dict(_read_settings(file)).stream
 
 
 def _seen(config: Config, team: ranks.Team) -> RunFolder:

@@ -14,6 +14,7 @@ import yaml
 from tomfisher import testbed, text_files
 from tomfisher.masks import criteria
 from tomfisher.near_miss import unknown
+from tomfisher.studies.byte_sizes import bytes_of
 from tomfisher.studies.presets import preset_values
 
 HEADER = "# Re-run this study: tomfisher run --config config.yaml"
@@ -173,10 +174,13 @@ class Config:
     stream: Literal["auto", "yes", "no"] = _setting(
         "auto",
         "read the model's layers from their files one after the other instead of holding it in memory, on the CPU; "
-        "auto: no",
+        "auto: where the model, and F if one is taken, do not fit into what is free",
         kind="word",
         choices=("auto", "yes", "no"),
         bare="yes",
+    )
+    max_memory: str | None = _setting(
+        None, "with --stream auto: memory that a process may take, such as 16GB [what is free]", kind="str"
     )
     boundary: str = _setting(
         "auto",
@@ -421,8 +425,17 @@ def _check(config: Config) -> None:
             raise ValueError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}.")
     _check_counts(config)
     _check_wording(config)
+    if config.max_memory is not None:
+        _check_size("max_memory", config.max_memory)
     if config.is_streamed:
         _check_streamed(config)
+
+
+def _check_size(name: str, text: str) -> None:
+    try:
+        bytes_of(text)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
 
 
 def _check_wording(config: Config) -> None:

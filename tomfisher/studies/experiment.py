@@ -34,12 +34,13 @@ from tomfisher.runtime.rules import check_run, remembered
 from tomfisher.runtime.scan import scan_of
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.studies import analysis, fisher_values, interaction
-from tomfisher.studies.claim import claimed
+from tomfisher.studies.auto_stream import decided
+from tomfisher.studies.claim import claimed, way_of_study
 from tomfisher.studies.config import Config, parse_fill
 from tomfisher.studies.diagonals import Diagonals
 from tomfisher.studies.inputs import Inputs
 from tomfisher.studies.materials import Materials
-from tomfisher.studies.measure import Measure, perplexity_window
+from tomfisher.studies.measure import Measure, measured_of, perplexity_window, told_of
 from tomfisher.studies.named_model import named_model
 from tomfisher.studies.points import PlannedPoint, noun_of, planned_points, tested
 from tomfisher.studies.saved_points import collected, save_point
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from tomfisher.perturbation import Perturbation, WeightSums
 
 _KNOWN_WHEN_READ = ("weights_sha256", "content_sha256")  # of a streamed model's identity
-_PLACES = ("output_path", "boundary")  # settings that say where something lies
+_PLACES = ("output_path", "boundary", "max_memory")  # settings that say where something lies, or may
 
 
 class Experiment:
@@ -114,12 +115,7 @@ class Experiment:
         """
         team = ranks.current()
         self._progress = progress and team.is_first
-        if self.config.is_streamed and team.size > 1:
-            raise ValueError(
-                f"A streamed study runs in one process, but there are {team.size} ranks. Start it without torchrun, or "
-                "without --stream."
-            )
-        with team.call("run"), claimed(self.config, self.overwrite) as folder:
+        with team.call("run"), claimed(self._decided(), self.overwrite) as folder:
             diagonals, masks = self._open(folder)
             if not folder.pinned():
                 folder.pin(**self._circumstances())
@@ -140,6 +136,19 @@ class Experiment:
             told = team.first("the results", lambda: self._finish(folder, found, diagonals, masks))
             self._loaded = self._prepared = None
         return found[0] if found else Results.from_dict(told)
+
+    def _decided(self) -> Config:
+        """The config, streamed where "auto" has to; a study that was begun goes on as it was."""
+        begun = None if self.overwrite else way_of_study(self.config.output_path)
+        if begun is not None and self.config.stream == "auto":
+            self.config = dataclasses.replace(self.config, stream=begun)
+        else:
+            taken = None in (self.config.task_store, self.config.control_store)
+            self.config, why = decided(self.config, None if taken else self.eval_dtype)
+            if why:
+                self.say(why)
+        self.device = torch.device("cpu") if self.config.is_streamed else self.device
+        return self.config
 
     def _open(self, folder: RunFolder) -> tuple[Diagonals, StudyMasks]:
         """What gives the folder's Fisher diagonals and masks, each when it is first asked for."""
@@ -219,17 +228,20 @@ class Experiment:
         stores: Mapping[str, FisherDiagonal],
         masks: StudyMasks,
     ) -> None:
-        """All points in one reading of the weights."""
+        """All points in one reading of the weights, or each rank's share of them in one of its own."""
         from tomfisher.perturbation import State
 
         config, fill = self.config, parse_fill(self.config.fill)
         states = [State(masks.saved(plan), fill, config.seed, config.compat) for plan in pending]
-        found = measure.in_states(states)
-        loaded = measure.loaded
-        identity = loaded.identity_now()
-        _check_weights(stores, identity)
+        team = ranks.current()
+        own = team.share([1] * len(states))
+        found = measure.in_states([states[i] for i in own]) if own else []
+        identity = measure.loaded.identity_now()
+        if own:
+            _check_weights(stores, identity)
         folder.pin(read_weights={key: identity[key] for key in _KNOWN_WHEN_READ})
-        for plan, each in zip(pending, found, strict=True):
+        told = team.merged("the points", len(states), dict(zip(own, map(told_of, found), strict=True)))
+        for plan, each in zip(pending, map(measured_of, told), strict=True):
             if each.implementations:
                 folder.pin(fill_implementations=each.implementations)
             save_point(folder, plan, each.nnz, measure.rules, *each.results)

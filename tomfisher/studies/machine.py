@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,6 @@ from tomfisher.runtime import gpus
 from tomfisher.runtime.machine import Machine, free_device_memory, free_memory
 from tomfisher.studies.config import Config
 
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kmgtp]?)(i?)b?(?:/s)?", re.IGNORECASE)
 ASSUMED_GPU = "h100"
 
 
@@ -70,19 +67,6 @@ def machine_for(config: Config, said: Described = Described()) -> Machine:
         link=said.link_speed or machine.link,
         network=said.network_speed or machine.network,
     )
-
-
-def bytes_of(text: str) -> int:
-    """A size or speed such as "80GB", "16GiB", "2.5GB/s" or "1000000" in bytes.
-
-    Raises:
-        ValueError: it is none.
-    """
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"must be a size such as 80GB, 16GiB or 2GB/s, got {text!r}.")
-    number, unit, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** _UNITS[unit.lower()])
 
 
 def _described(config: Config, said: Described) -> Machine:

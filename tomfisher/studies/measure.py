@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tomfisher import evaluate
@@ -125,6 +125,23 @@ class Measure:
         return (
             f"{len(self.inputs.questions)} questions and {self.config.perplexity_tokens} tokens of text each"
         )
+
+
+def told_of(found: Measured) -> dict[str, Any]:
+    """What a measurement with a perplexity gave, as JSON."""
+    scores, perplexity = found.results
+    return {
+        "scores": scores.to_dict(),
+        "perplexity": perplexity.to_dict(),
+        "nnz": found.nnz,
+        "implementations": found.implementations,
+    }
+
+
+def measured_of(told: Mapping[str, Any]) -> Measured:
+    """The measurement of which `told_of` told."""
+    results = Scores.from_dict(told["scores"]), evaluate.Perplexity(**told["perplexity"])
+    return Measured(results, told["nnz"], told["implementations"])
 
 
 def perplexity_window(config: Config, model: Any) -> int:

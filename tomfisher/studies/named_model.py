@@ -31,7 +31,7 @@ def named_model(
     if config.is_streamed:
         if parallel is not None:
             raise ValueError(
-                "parallel holds the whole model in several processes, stream a layer in one. Leave one out."
+                "parallel holds the whole model in several processes, stream one layer at a time. Leave one out."
             )
         from tomfisher.models.opened import load_opened
 
