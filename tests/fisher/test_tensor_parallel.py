@@ -128,6 +128,7 @@ def test_parts_of_unequal_size_and_heads_that_cannot_be_shared(tmp_path: Path) -
 REFUSED = """
 norm = "model.layers.*.self_attn.q_norm"
 told(unsummed=refusal(take, split("qwen3", tp_plan={norm: "replicate"})[0], samples))
+told(in_place=refusal(take, split("llama4")[0], samples))
 model = split("llama-gqa", tp_plan={"model.norm": "all_reduce"})[0]
 told(style=refusal(take, model, samples))
 model = split("llama-gqa")[0]
@@ -147,6 +148,7 @@ def test_what_would_be_wrong_is_refused_by_name(tmp_path: Path) -> None:
         assert "model.layers.0.self_attn.q_norm.weight" in facts["unsummed"]
         assert "replicated_with_grad_allreduce" in facts["unsummed"]
         assert facts["style"].startswith("ValueError: model.norm is split over the ranks as 'all_reduce'")
+        assert "Llama4ForCausalLM has no forward with gradients" in facts["in_place"]
         assert "this process works alone" in facts["alone"]
         assert "embed_tokens.weight has hooks on its gradient" in facts["hooks"]
 

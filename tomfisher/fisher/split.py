@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tomfisher.fisher.flags import where
 from tomfisher.fisher.probe import probe_samples
 from tomfisher.fisher.stage import Stage
+from tomfisher.runtime.batches import Batch
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.tensor_parallel import Split, styles_of
 from tomfisher.sample import Sample
@@ -66,7 +67,7 @@ def check_replicated(stage: Stage, selection: Mapping[str, nn.Parameter], sample
         samples: those of the run.
 
     Raises:
-        ValueError: naming the parameters.
+        ValueError: naming the parameters; or the model, split as it is, has no forward with gradients.
     """
     split = stage.split
     held = {name: p for name, p in selection.items() if split.shape(p) == tuple(p.shape)}
@@ -90,7 +91,7 @@ def check_replicated(stage: Stage, selection: Mapping[str, nn.Parameter], sample
     with frozen(stage.model, trainable=tuple(held.values())):
         try:
             batch = stage.batch([sample], [0])
-            stage.forward(batch)
+            _first_forward(stage, batch)
             for name in held:
                 watch(name)
             outputs = stage.forward(batch)
@@ -105,3 +106,16 @@ def check_replicated(stage: Stage, selection: Mapping[str, nn.Parameter], sample
             "gradient of it: the model's plan lacks the rule replicated_with_grad_allreduce for its module. Add it "
             "(tp_plan of DistributedConfig), or leave these parameters out (params)."
         )
+
+
+def _first_forward(stage: Stage, batch: Batch) -> None:
+    """`stage.forward` with gradients, with what autograd forbids in a model that is split said in words."""
+    try:
+        stage.forward(batch)
+    except RuntimeError as error:
+        if "modified inplace" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(stage.model).__name__} has no forward with gradients where transformers splits it over ranks, "
+            f"which a Fisher diagonal needs: {' '.join(str(error).split())[:200]} Load it in one process."
+        ) from error
