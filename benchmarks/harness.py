@@ -26,6 +26,7 @@ from tomfisher.runtime.onednn import outruns_mkl, product
 PEERS = ("backpack-for-pytorch", "opacus", "opt-einsum")
 FLUSH_BYTES = 256 << 20  # larger than the L2 cache of any GPU in `gpus`
 SLEEP_CYCLES = 40_000_000  # about 20 ms of a GPU: longer than the host takes to launch what is timed
+_MATMUL_SIZES = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def matmul_rate(
     In float32 on the CPU that of oneDNN too, where the Fisher uses it.
     """
     place = torch.device(device)
-    size = size or (8192 if place.type == "cuda" else 1024)
+    size = size or _MATMUL_SIZES[place.type]
     a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
     ways = {"mm": Contender(lambda: torch.mm(a, b))}
     if (dtype, place.type) == (torch.float32, "cpu") and outruns_mkl():
