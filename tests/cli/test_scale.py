@@ -29,7 +29,7 @@ def test_a_machine_is_described_and_what_is_lacking_said(capsys, monkeypatch):
     assert all(len(line) <= 100 for line in out.splitlines())
     assert "each 64 of 32 tokens" in out and "4 nodes of 8 GPUs with 80.0 GB each" in out
     assert "way         resident, weights sharded over 8, samples split over 32" in out
-    assert "not supported yet: weights sharded within a node (FSDP2)" in out
+    assert "not supported yet: weights sharded over GPUs (FSDP2)" in out
     assert "today       nothing that the code can do fits" in out
     total = float(re.search(r"in all, above the interpreter +([\d.]+)", out)[1])
     parts = re.findall(r"^ {14}(?!in all)\S.* +([\d.]+) +[\d.]+$", out, re.MULTILINE)

@@ -72,6 +72,29 @@ def test_a_model_cannot_be_shared_by_one_process(tmp_path: Path, capsys: pytest.
     )
 
 
+def test_a_model_spread_over_two_processes_gives_the_store_of_one(tmp_path: Path) -> None:
+    first, second = _tomfisher(tmp_path, *FISHER, "two", "--shard")
+    assert first.code == second.code == 0, first.err + second.err
+    assert first.out.count("two: ") == 1
+    assert main([*FISHER, str(tmp_path / "one")]) == 0
+    one, two = (tomfisher.FisherDiagonal.load(tmp_path / name) for name in ("one", "two"))
+    assert two.metadata["sharded"]["passes"] == 1
+    assert two.metadata["model"]["weights_sha256"] == one.metadata["model"]["weights_sha256"]
+    assert list(one) == list(two)
+    for name in one:
+        assert float((one[name] - two[name]).norm()) <= 1e-6 * float(one[name].norm())
+
+
+def test_shard_needs_several_processes_and_no_stream(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*FISHER, str(tmp_path / "one"), "--shard"]) == 2
+    assert "--shard spreads a model over processes, and this is one alone" in capsys.readouterr().err
+    ended = _tomfisher(tmp_path, *FISHER, "two", "--shard", "--stream")
+    assert all(each.code for each in ended)
+    assert "--shard and --stream are two ways" in ended[0].err
+
+
 def test_what_two_processes_cannot_do_is_said(tmp_path: Path) -> None:
     ended = _tomfisher(tmp_path, "ls", "tasks")
     assert all(each.code for each in ended)

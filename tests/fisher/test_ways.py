@@ -75,8 +75,9 @@ def test_each_feature_is_asked_for_by_the_ways_that_need_it(monkeypatch):
     assert lacking(Way(stream=True), on_gpu=False) == (FEATURES["stream"],)
     everything = Way(stream=True, samples=8, shards=2, tensor=2, experts=2, prefetch=False)
     assert set(lacking(everything, on_gpu=True)) == {
-        text for name, text in FEATURES.items() if name != "stream"
+        text for name, text in FEATURES.items() if name not in ("stream", "shards")
     }
+    assert lacking(Way(samples=8, shards=8), on_gpu=False) == (FEATURES["samples"], FEATURES["shards"])
     monkeypatch.setattr(ways, "BUILT", frozenset(FEATURES))
     assert lacking(everything, on_gpu=True) == ()
 

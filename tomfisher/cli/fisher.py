@@ -19,12 +19,14 @@ from tomfisher.cli.common import (
     streamed_if_too_large,
     wording,
 )
+from tomfisher.cli.several import TORCHRUN, is_one_of_several
 from tomfisher.files import refuse_existing
 from tomfisher.progress import note
 
 if TYPE_CHECKING:
     from tomfisher.models import LoadedModel
     from tomfisher.sample import Sample
+    from tomfisher.studies.config import Config
 
 DATA = (
     *("task", "n_task", "control", "n_control", "control_length", "max_length", "supervise", "seed"),
@@ -71,6 +73,7 @@ def add_parser(subparsers: Any) -> None:
             "tomfisher fisher --model ./larger-than-memory --task false-belief --stream --output_path stores/task",
             "tomfisher fisher --model testbed-llama --task testbed --labels sampled --params all --output_path s",
             "torchrun --nproc_per_node 2 -m tomfisher fisher --model smollm2-135m --task false-belief --output_path s",
+            "torchrun --nproc_per_node 2 -m tomfisher fisher --shard --model ./big --texts t.txt --output_path s",
             "torchrun --nproc_per_node 2 -m tomfisher fisher --parallel tensor --model m --texts t.txt --output_path s",
         ),
     )
@@ -84,6 +87,11 @@ def add_parser(subparsers: Any) -> None:
         choices=("ieee", "tf32x3", "tf32"),
         default="ieee",
         help="precision of float32 products in the Triton kernels [ieee]",
+    )
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="under torchrun, on the CPU: spread the rows of weights and F over the processes (FSDP2)",
     )
     parser.add_argument("--output_path", required=True, help="folder of the store to write")
     add_parallel(parser)
@@ -114,7 +122,9 @@ def run(args: argparse.Namespace) -> int:
     config = Config(**settings)
     refuse_idle(config, settings)
     config = streamed_if_too_large(config, args.parallel)
-    loaded = named_model(config, setting(args, "fisher_dtype"), config.device, args.parallel)
+    if args.shard:
+        _check_sharded(config, args.parallel)
+    loaded = named_model(config, setting(args, "fisher_dtype"), config.device, args.parallel, args.shard)
     samples = samples_of(args, loaded)
     fisher = fisher_diagonal(
         loaded.subject,
@@ -127,9 +137,9 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         seed=setting(args, "seed"),
         boundary=config.boundary,
-        out=args.output_path if config.is_streamed else None,
+        out=args.output_path if config.is_streamed or args.shard else None,
     )
-    if not config.is_streamed:
+    if not (config.is_streamed or args.shard):
         fisher.metadata.update(model=loaded.identity)
         save_by_ranks(fisher, args.output_path, ranks.current())
     slow = sum(method != "captured" for method in fisher.methods.values())
@@ -142,6 +152,21 @@ def run(args: argparse.Namespace) -> int:
         f"{fisher.num_samples} samples, {fisher.num_tokens:,} tokens ({_said(fisher.implementations)})"
     )
     return 0
+
+
+def _check_sharded(config: Config, parallel: str | None) -> None:
+    """Refuse what does not go with --shard."""
+    if not is_one_of_several():
+        raise ValueError(
+            f"--shard spreads a model over processes, and this is one alone. Start several: {TORCHRUN} ..."
+        )
+    if config.is_streamed or parallel is not None:
+        other = "--stream" if config.is_streamed else "--parallel"
+        raise ValueError(
+            f"--shard and {other} are two ways to run a model that one process cannot hold. Give one."
+        )
+    if config.device not in (None, "cpu"):
+        raise ValueError(f"--shard works on the CPU, got --device {config.device}. Leave one of the two out.")
 
 
 def samples_of(args: argparse.Namespace, loaded: LoadedModel) -> list[Sample]:

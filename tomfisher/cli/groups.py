@@ -12,6 +12,7 @@ GROUPS = {
     "model": (
         *(*MODEL_FIELDS, "dtype", "eval_dtype", "batch_size", "impl", "stream", "max_memory", "boundary"),
         "parallel",
+        "shard",
     ),
     "texts": (
         *("task", "control", "texts", "n_task", "n_control", "control_length", "max_length", "limit", "seed"),

@@ -28,6 +28,7 @@ from tomfisher.fisher.streamed import SampleSet, stream_diagonals
 from tomfisher.fisher.together import add_up, agree, merged, methods_of, what_ran
 from tomfisher.models.load import identify
 from tomfisher.models.opened import OpenedModel
+from tomfisher.models.sharded import ShardedModel
 from tomfisher.progress import progress_bar
 from tomfisher.runtime import ranks
 from tomfisher.runtime.device import device_of
@@ -35,6 +36,7 @@ from tomfisher.runtime.gate import check_samples, check_trainable
 from tomfisher.runtime.memory import token_budget
 from tomfisher.runtime.parts import placed_like
 from tomfisher.runtime.rules import check_rules, weights_kept
+from tomfisher.runtime.sharded import sharded_names
 from tomfisher.runtime.tensor_parallel import WHOLE, Split, adds_up, is_tensor_parallel, split_of, team_for
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.sample import Sample, digest
@@ -124,6 +126,10 @@ def fisher_diagonal(
         _check_settings(asked, samples)
         if isinstance(model, OpenedModel):
             return stream_diagonals(model, [SampleSet(samples, out)], asked, boundary, progress)[0]
+        if not is_tensor_parallel(model) and sharded_names(model.named_parameters()):
+            sharded = ShardedModel(model, team)
+            with sharded.resting():
+                return stream_diagonals(sharded, [SampleSet(samples, out)], asked, boundary, progress)[0]
         result = _resident(model, samples, asked, progress, team)
         if out is not None:
             save_by_ranks(result, out, team)

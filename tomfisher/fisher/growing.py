@@ -156,6 +156,12 @@ class GrowingStore:
         elif digest is not None:
             self._digests[name] = (stop, digest)
 
+    def note_rows(self, name: str, start: int, stop: int) -> None:
+        """Another process has written these rows at their place; they count with the next commit."""
+        self._journal.sha256.pop(name, None)
+        self._digests.pop(name, None)
+        self._journal.add_rows(name, start, stop)
+
     @plain_torch()
     def commit(
         self, step: str, tensors: Mapping[str, Tensor] | None = None, facts: Mapping[str, Any] | None = None
@@ -184,11 +190,12 @@ class GrowingStore:
         self._committed = {name: list(rows) for name, rows in self._journal.rows.items()}
 
     @plain_torch()
-    def finish(self, facts: Mapping[str, Any]) -> None:
+    def finish(self, facts: Mapping[str, Any], digests: Mapping[str, str] | None = None) -> None:
         """Write index and record, and put the store at its path; the journal goes.
 
         Args:
             facts: what the record says of the tensors, as of `write_store`.
+            digests: SHA-256 of tensors that other processes had a part in, which are else read.
 
         Raises:
             OSError: of `check_target`, or the disk is full or broken; nothing is lost.
@@ -203,6 +210,7 @@ class GrowingStore:
                 f"wholly written, such as {missing[0]!r}. Write them first."
             )
         check_target(self._path)
+        self._journal.sha256.update(digests or {})
         source = self._folder / SHARDS
         with self._kept():
             if source.exists():

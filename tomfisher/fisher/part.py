@@ -21,12 +21,16 @@ from tomfisher.fisher.journal import unfinished_of
 from tomfisher.fisher.layer_stage import gradient_key
 from tomfisher.fisher.layerwise import LayerwiseRun
 from tomfisher.fisher.record import Asked, Outcome
+from tomfisher.fisher.rows import SharedStore, add_up_rows, as_shards
 from tomfisher.fisher.run import Run
 from tomfisher.fisher.selection import describe_params
 from tomfisher.fisher.together import add_up
 from tomfisher.models.opened import OpenedModel
+from tomfisher.models.sharded import ShardedModel
 from tomfisher.runtime.ranks import Team
 from tomfisher.runtime.rules import Rules
+
+_KNOWN_BY = ("config_sha256", "headers_sha256", "shards_sha256", "dtype")  # of a model's identity
 
 
 class Part:
@@ -57,7 +61,7 @@ class Part:
         run: LayerwiseRun,
         out: str | os.PathLike[str] | None,
         asked: Asked,
-        opened: OpenedModel,
+        opened: OpenedModel | ShardedModel,
         data: str,
         team: Team,
     ) -> None:
@@ -68,19 +72,22 @@ class Part:
         self.up_from, self._top = 0, len(run.layers.modules) - (0 if run.outer.after else 1)
         self.down_from = self._top
         self._out, self._sums = out, dict[str, Tensor]()
+        self._mesh = opened.mesh if isinstance(opened, ShardedModel) else None
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in run.selection.items()}
         self._store: GrowingStore | None = None
         if out is None:
             return
         identity = opened.identity()
         facts = {
-            "model": {key: identity[key] for key in ("config_sha256", "headers_sha256", "dtype")},
+            "model": {key: identity[key] for key in _KNOWN_BY if key in identity},
             "data_sha256": data,
             "settings": asdict(asked) | {"params": describe_params(asked.params)},
             "hidden_states": "file" if run.boundaries.is_kept else "memory",
             "ranks": team.size,
         }
-        shapes = {name: tuple(parameter.shape) for name, parameter in run.selection.items()}
-        self._store = _begun(Path(os.path.realpath(out)), shapes, facts, team)
+        path = Path(os.path.realpath(out))
+        self._store = _begun(path, self._shapes, facts, team)
+        self._shared = SharedStore(team, path, self._shapes, self._store if team.is_first else None)
         run.rules = Rules(batches=self._store.facts.get("batches", run.rules.batches))
 
     def __enter__(self) -> Part:
@@ -169,16 +176,21 @@ class Part:
         squares = (
             {} if done is None else {name: done.F[name] for name in self.run.selection if name in done.F}
         )
-        add_up(self._team, squares)
-        if self._store is None:
+        if self._store is None and self._mesh is None:
+            add_up(self._team, squares)
             self._sums.update(squares)
+            self.run.forget(number)
+            return
+        rows = add_up_rows(self._team, squares)
+        if self._store is None:
+            self._sums.update(rows)
         elif self._team.is_first:
             self._team.exchange(f"layer {number}, kept")
-            for name, F in squares.items():
-                self._store.write(name, F)
+            self._shared.write(rows)
             self._commit_down(number, self._gradients(number))
             self._team.exchange(f"layer {number}, written")
         else:
+            self._shared.write(rows)
             self._commit_down(number, {**self._gradients(number), **self._gradients(number + 1)})
             self._team.exchange(f"layer {number}, kept")
             self._team.exchange(f"layer {number}, written")
@@ -196,11 +208,14 @@ class Part:
         """The result, its store closed with what it says of itself."""
         counts = len(self.run.samples), sum(map(len, self.run.samples))
         if self._store is None or self._out is None:
-            F = FisherDiagonal({n: self._sums[n] for n in self.run.selection}, *counts, methods, facts)
+            sums = {n: self._sums[n] for n in self.run.selection}
+            whole = sums if self._mesh is None else as_shards(sums, self._shapes, self._mesh)
+            F = FisherDiagonal(whole, *counts, methods, facts)
         else:
+            digests = self._shared.digests()
             if self._team.is_first:
                 self._store.finish(
-                    {"num_samples": counts[0], "num_tokens": counts[1], **facts, "methods": methods}
+                    {"num_samples": counts[0], "num_tokens": counts[1], **facts, "methods": methods}, digests
                 )
             self._team.exchange("the finished store")
             if not self._team.is_first:

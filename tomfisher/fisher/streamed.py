@@ -21,6 +21,7 @@ from tomfisher.fisher.selection import Params, select_parameters
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.fisher.together import agree, agree_on_weights, merged, methods_of, what_ran
 from tomfisher.models.opened import OpenedModel
+from tomfisher.models.sharded import ShardedModel
 from tomfisher.progress import progress_bar
 from tomfisher.runtime import ranks
 from tomfisher.runtime.boundaries import Boundaries
@@ -50,7 +51,7 @@ class SampleSet:
 
 
 def stream_diagonals(
-    opened: OpenedModel,
+    opened: OpenedModel | ShardedModel,
     sets: Sequence[SampleSet],
     asked: Asked,
     boundary: str | os.PathLike[str] = "auto",
@@ -62,7 +63,7 @@ def stream_diagonals(
     have to see.
 
     Args:
-        opened: from `open_model`.
+        opened: from `open_model`, or a model whose weights are spread over the ranks, inside `resting`.
         sets: whose layers are read together.
         asked: the settings.
         boundary: "ram", or the folder of a file for the hidden states between layers; "auto" is memory for results in
@@ -119,7 +120,8 @@ def stream_diagonals(
             _after(layers, parts, bar.update)
             _down(layers, parts, bar.update)
             _before(layers, parts, bar.update)
-        read = {"passes": layers.passes, "bytes_read": opened.bytes_read, "file_bytes": opened.file_bytes}
+        read = {"passes": layers.passes, **opened.traffic}
+        kind = "sharded" if isinstance(opened, ShardedModel) else "streamed"
         results = []
         for part, each in zip(parts, sets, strict=True):
             ran = team.exchange("what ran", what_ran(part.outcomes, part.run.own, each.samples))
@@ -134,8 +136,8 @@ def stream_diagonals(
                 opened.identity(),
                 part.data,
             )
-            streamed = {"streamed": {**read, "resumed": part.is_resumed}}
-            facts = {**merged(described, ran), **streamed, **each.facts}
+            went = {kind: {**read, "resumed": part.is_resumed}}
+            facts = {**merged(described, ran), **went, **each.facts}
             results.append(part.finish(facts, {name: taken[name] for name in selection}))
     return results
 

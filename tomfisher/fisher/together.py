@@ -55,7 +55,7 @@ def agree_on_weights(team: Team, identity: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the rank.
     """
-    said = {key: identity[key] for key in ("weights_sha256", "content_sha256")}
+    said = {key: identity[key] for key in ("weights_sha256", "content_sha256") if key in identity}
     if all(team.exchange("whether all weights were read", None not in said.values())):
         team.agree("the weights in the model's files", said)
 
@@ -69,6 +69,15 @@ def add_up(team: Team, F: Mapping[str, Tensor]) -> None:
     if team.size == 1:
         return
     team.sum_(list(F.values()))
+    check_sums(F)
+
+
+def check_sums(F: Mapping[str, Tensor]) -> None:
+    """Refuse sums over ranks that overflow, which those of single ranks do not.
+
+    Raises:
+        FloatingPointError: naming the tensor.
+    """
     # squares are no less than 0, so that the largest tells
     for name in where({n: ~torch.isfinite(f.amax()) for n, f in F.items() if f.numel()}):
         raise FloatingPointError(

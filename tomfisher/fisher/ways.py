@@ -12,7 +12,16 @@ from tomfisher.fisher.way import Way, Work
 from tomfisher.runtime.machine import Machine
 
 Feature = Literal[
-    "stream", "stream on a GPU", "no ahead", "stream in several", "samples", "shards", "tensor", "experts"
+    "stream",
+    "stream on a GPU",
+    "no ahead",
+    "stream in several",
+    "samples",
+    "shards",
+    "shards on a GPU",
+    "shards within a node",
+    "tensor",
+    "experts",
 ]
 FEATURES: dict[Feature, str] = {
     "stream": "streaming the layers from disk",
@@ -20,12 +29,14 @@ FEATURES: dict[Feature, str] = {
     "no ahead": "streaming without reading a layer ahead",
     "stream in several": "streaming in several processes",
     "samples": "one run of several processes, each with its samples",
-    "shards": "weights sharded within a node (FSDP2)",
+    "shards": "weights sharded over processes (FSDP2)",
+    "shards on a GPU": "weights sharded over GPUs (FSDP2)",
+    "shards within a node": "weights sharded within each of several nodes (FSDP2)",
     "tensor": "tensor parallel models",
     "experts": "experts split over the devices of a node",
 }
 # The only place that says what exists: a feature goes in here in the commit that brings it.
-BUILT: frozenset[Feature] = frozenset({"stream", "stream in several", "samples"})
+BUILT: frozenset[Feature] = frozenset({"stream", "stream in several", "samples", "shards"})
 
 ROOM = 0.9  # of a memory: the rest is for the driver, the allocator's fragments, the interpreter
 FAST_LINK = 100e9  # bytes per second, below which tensor parallel ranks would wait for each other
@@ -70,7 +81,9 @@ def _needs(way: Way, on_gpu: bool) -> Iterator[Feature]:
     if way.samples > 1:
         yield "samples"
     if way.shards > 1:
-        yield "shards"
+        yield "shards on a GPU" if on_gpu else "shards"
+    if 1 < way.shards < way.ranks:
+        yield "shards within a node"
     if way.tensor > 1:
         yield "tensor"
     if way.experts > 1:

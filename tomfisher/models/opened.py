@@ -91,6 +91,11 @@ class OpenedModel:
         """Bytes of the files, of which tensors that the model has no use for are never read."""
         return self._checkpoint.file_bytes
 
+    @property
+    def traffic(self) -> dict[str, int]:
+        """What was read of how much, as a result records it."""
+        return {"bytes_read": self.bytes_read, "file_bytes": self.file_bytes}
+
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer, with `pad_token` set.

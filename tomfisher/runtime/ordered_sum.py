@@ -126,12 +126,18 @@ def gather_rows(rows: Tensor, into: Tensor) -> None:
     sent[: len(rows) * width] = rows.detach().contiguous().view(-1).view(torch.uint8)
     whole = into.view(-1).view(torch.uint8)
     if len(into) == size * len(parts[0]) and place == into.device:
-        _finish(dist.all_gather_into_tensor(whole, sent, async_op=True))
+        _finish(_all_gather(whole, sent))
         return
     received = torch.empty(size, len(sent), dtype=torch.uint8, device=place)
-    _finish(dist.all_gather_into_tensor(received.view(-1), sent, async_op=True))
+    _finish(_all_gather(received.view(-1), sent))
     for part, piece in zip(parts, received, strict=True):
         whole[part.start * width : part.stop * width] = piece[: len(part) * width]
+
+
+def _all_gather(received: Tensor, sent: Tensor) -> Any:
+    """`all_gather_single`, as it is called since torch 2.13."""
+    gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return gather(received, sent, async_op=True)
 
 
 def _finish(work: Any) -> None:

@@ -16,6 +16,7 @@ def named_model(
     dtype: str | torch.dtype,
     device: str | torch.device | None,
     parallel: str | None = None,
+    shard: bool = False,
 ) -> LoadedModel:
     """The config's model in this dtype; with `stream`, opened alone.
 
@@ -24,16 +25,18 @@ def named_model(
         dtype: as for `load_model`.
         device: as for `load_model`; a streamed model is on the CPU.
         parallel: as for `load_model`.
+        shard: whether the rows of the weights are spread over the ranks of the process group, on the CPU.
 
     Raises:
         ValueError: as for `load_model` and `open_model`.
     """
-    if config.is_streamed:
+    if config.is_streamed or shard:
         if parallel is not None:
             raise ValueError(
                 "parallel holds the whole model in several processes, stream one layer at a time. Leave one out."
             )
         from tomfisher.models.opened import load_opened
+        from tomfisher.models.sharded import spread
 
         if config.boundary_folder is not None and not config.boundary_folder.is_dir():
             raise ValueError(
@@ -42,7 +45,7 @@ def named_model(
         precision = resolve_dtype(dtype, torch.device("cpu"))
         loaded = load_opened(config.model, precision, config.trust_remote_code, config.revision)
         _ask_for_positions(loaded)
-        return loaded
+        return spread(loaded) if shard else loaded
     return load_model(config.model, dtype, device, config.trust_remote_code, config.revision, parallel)
 
 
