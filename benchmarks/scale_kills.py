@@ -137,9 +137,9 @@ def _logged(wanted: Pass, log: Path) -> None:
         commit(self, step, *args, **kwargs)
         note(f"{_DONE} {step}")
 
-    def logged_finish(self: GrowingStore, facts: Any) -> None:
+    def logged_finish(self: GrowingStore, *args: Any, **kwargs: Any) -> None:
         note(_FINISHING)
-        finish(self, facts)
+        finish(self, *args, **kwargs)
 
     Layers.on = logged_on  # type: ignore[method-assign]
     GrowingStore.commit = logged_commit  # type: ignore[method-assign]
