@@ -19,9 +19,9 @@ FISHER = (
 )
 
 
-def _tomfisher(folder: Path, *words: str) -> list[Ended]:
-    """Two ranks of a command."""
-    code = f"import sys\nfrom tomfisher.cli.main import main\nsys.exit(main({list(words)!r}))"
+def _tomfisher(folder: Path, *words: str, before: str = "") -> list[Ended]:
+    """Two ranks of a command, after some Python."""
+    code = f"{before}\nimport sys\nfrom tomfisher.cli.main import main\nsys.exit(main({list(words)!r}))"
     return run_forks(folder, code, launched(2))
 
 
@@ -73,7 +73,9 @@ def test_a_model_cannot_be_shared_by_one_process(tmp_path: Path, capsys: pytest.
 
 
 def test_a_model_spread_over_two_processes_gives_the_store_of_one(tmp_path: Path) -> None:
-    first, second = _tomfisher(tmp_path, *FISHER, "two", "--shard")
+    little = "from tomfisher.studies import auto_stream\nauto_stream.free_memory = lambda: 2"
+    words = (*FISHER, "two", "--shard", "--boundary", str(tmp_path))
+    first, second = _tomfisher(tmp_path, *words, before=little)  # which --stream auto would stream
     assert first.code == second.code == 0, first.err + second.err
     assert first.out.count("two: ") == 1
     assert main([*FISHER, str(tmp_path / "one")]) == 0
@@ -90,6 +92,8 @@ def test_shard_needs_several_processes_and_no_stream(
 ) -> None:
     assert main([*FISHER, str(tmp_path / "one"), "--shard"]) == 2
     assert "--shard spreads a model over processes, and this is one alone" in capsys.readouterr().err
+    assert main([*FISHER, str(tmp_path / "one"), "--shard", "--max_memory", "1GB"]) == 2
+    assert "--max_memory belongs to --stream auto" in capsys.readouterr().err
     ended = _tomfisher(tmp_path, *FISHER, "two", "--shard", "--stream")
     assert all(each.code for each in ended)
     assert "--shard and --stream are two ways" in ended[0].err

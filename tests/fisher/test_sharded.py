@@ -69,7 +69,9 @@ partly = random_model("llama-gqa", 0.05)
 whole = take(partly, samples)
 sharded(partly, root=False, layers=partly.model.layers[:1])
 F = take(partly, samples)
-told(partly=all(torch.equal(local(F[n]), mine(whole[n])) for n in whole))
+placed = {n: hasattr(F[n], "placements") for n in F}
+told(partly=all(torch.equal(local(F[n]), mine(whole[n]) if placed[n] else whole[n]) for n in whole))
+told(placed=placed == {n: hasattr(p, "placements") for n, p in partly.named_parameters() if n in placed})
 """
 
 
@@ -82,7 +84,7 @@ def test_sharded_weights_give_the_bits_of_whole_ones(tmp_path: Path, size: int, 
     for facts in ended:
         for name in families:
             assert [key for key, value in facts[name].items() if not value] == [], name
-        assert facts["partly"]
+        assert facts["partly"] and facts["placed"]
     assert sum(facts["held"] for facts in ended) == ended[0]["all"]
     for name in families:
         shards = [
@@ -176,3 +178,43 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_sentence(tmp_path: Path) -
     for rank in (0, 2):
         assert ended[rank].code == 1
         assert "said: Rank 1 has ended" in ended[rank].err
+
+
+DISTURBED = """
+from tomfisher.fisher.growing import GrowingStore
+from tomfisher.fisher.layerwise import LayerwiseRun
+from tomfisher.runtime.layerwise import Layers
+
+who, at = int(os.environ["WHO"]), os.environ["AT"]
+def failing(owner, name, where):
+    plain = getattr(owner, name)
+    def run(self, *arguments, **more):
+        if rank == who and where == at and (number := at.split()[-1]) in str(arguments[0]):
+            raise OSError(f"failed on purpose at {at}")
+        return plain(self, *arguments, **more)
+    setattr(owner, name, run)
+failing(Layers, "_step", "up 2")
+failing(GrowingStore, "commit", "turned")
+failing(LayerwiseRun, "down", "down 1")
+
+samples = samples_of(5, 9, 30, 12, 7, 21, 3)
+model = sharded(random_model("smollm3", 0.05))
+told(said=refusal(take, model, samples, params="all", out="store"))
+if not at:
+    take(model, samples, params="all", out="whole")
+"""
+
+
+def test_ranks_that_stopped_at_different_layers_go_on_together(tmp_path: Path) -> None:
+    for who, at in [(1, "up 2"), (1, "turned"), (0, "down 1"), (0, "")]:
+        ended = run_ranks(tmp_path, SHARDED + DISTURBED, 2, {"WHO": str(who), "AT": at}, timeout=60)
+        for rank, process in enumerate(ended):
+            said = process.facts["said"]
+            if at:
+                expected = "OSError: failed on purpose" if rank == who else f"RankError: Rank {who} has ended"
+                assert said.startswith(expected)
+            else:
+                assert said is None
+    for file in (tmp_path / "whole").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "store" / file.name).read_bytes()
+    assert not list(tmp_path.glob("*.unfinished"))

@@ -172,8 +172,13 @@ def kappa(text: str) -> float:
         ) from None
 
 
-def refuse_idle(config: Config, given: Mapping[str, Any]) -> None:
-    """Refuse flags that mean nothing for the way in which questions are answered.
+def refuse_idle(config: Config, given: Mapping[str, Any], shard: bool = False) -> None:
+    """Refuse flags that mean nothing for the way in which questions are answered, or F is taken.
+
+    Args:
+        config: the settings.
+        given: those of them that the user gave.
+        shard: whether weights are spread over processes, which keeps hidden states between layers as a stream does.
 
     Raises:
         ValueError: naming the flag, and the method that it is for.
@@ -190,9 +195,9 @@ def refuse_idle(config: Config, given: Mapping[str, Any]) -> None:
             "--analysis_prompts needs the whole model in memory, since the analysis looks into its layers. Leave it or "
             "--stream out; tomfisher analyze does it later on a machine that holds the model."
         )
-    if "max_memory" in given and config.stream != "auto":
+    if "max_memory" in given and (shard or config.stream != "auto"):
         raise ValueError("--max_memory belongs to --stream auto. Leave one of the two out.")
-    if "boundary" in given and not (config.is_streamed or given.get("stream") == "auto"):
+    if "boundary" in given and not (shard or config.is_streamed or given.get("stream") == "auto"):
         raise ValueError("--boundary belongs to --stream. Leave it out, or give --stream.")
 
 

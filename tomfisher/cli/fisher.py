@@ -120,10 +120,11 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.output_path)
     settings = {name: value for name, value in given_settings(args).items() if name in OF_RUN}
     config = Config(**settings)
-    refuse_idle(config, settings)
-    config = streamed_if_too_large(config, args.parallel)
+    refuse_idle(config, settings, args.shard)
     if args.shard:
         _check_sharded(config, args.parallel)
+    else:
+        config = streamed_if_too_large(config, args.parallel)
     loaded = named_model(config, setting(args, "fisher_dtype"), config.device, args.parallel, args.shard)
     samples = samples_of(args, loaded)
     fisher = fisher_diagonal(

@@ -72,10 +72,11 @@ def fisher_diagonal(
     In an initialised process group of `torch.distributed` every rank makes this call with the same arguments. Each
     takes a share of the samples with about as many tokens as the others' (`tomfisher.runtime.ranks.shares`), and gets
     the whole result: sums are added in rank order, with the same bits each time for a fixed number of ranks. Rank 0
-    writes `out`, and shows the progress of its own share. Of an opened model each rank reads every layer. Where
-    transformers
-    has split the model itself over all ranks (tensor parallel, experts), each rank runs all samples, and the result
-    holds DTensors that are split as the parameters are.
+    writes `out`, and shows the progress of its own share. Of an opened model each rank reads every layer, and writes
+    its rows of F to `out`. So it does where FSDP2 (`fully_shard`) spreads the weights over all ranks, on the CPU: each
+    layer is gathered when it is needed. Where transformers has split the model itself over all ranks (tensor parallel,
+    experts), each rank runs all samples. Of both the result without `out` holds DTensors that are split as the
+    parameters are.
 
     Args:
         model: a transformers causal language model, on any device(s), in any floating-point dtype. It comes

@@ -1,8 +1,10 @@
 """One Fisher diagonal of a layer-by-layer run: where it stands, in the journal of its store if it has one.
 
-Of several ranks the first one writes the store, and each other one keeps a journal beside it. Layers go down in step:
-the others have kept what the next layer needs before the first one writes a layer's sums, and begin with the next
-layer afterwards. So a rank is never behind the store and at most one layer ahead of it, which it then does again.
+Of several ranks each writes its rows of a layer's sums into one store, whose journal the first one keeps; each other
+one has a journal beside it. Layers go down in step: the others have written their rows, and kept what the next layer
+needs, before the first one commits the layer, and begin with the next layer afterwards. So a rank is never behind the
+store and at most one layer ahead of it, which it then does again. Ranks that gather their layers from each other go up
+in step as well: they go on from the first layer that one of them has not done.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from tomfisher.fisher.journal import unfinished_of
 from tomfisher.fisher.layer_stage import gradient_key
 from tomfisher.fisher.layerwise import LayerwiseRun
 from tomfisher.fisher.record import Asked, Outcome
-from tomfisher.fisher.rows import SharedStore, add_up_rows, as_shards
+from tomfisher.fisher.rows import SharedStore, add_up_rows, placed_as
 from tomfisher.fisher.run import Run
 from tomfisher.fisher.selection import describe_params
 from tomfisher.fisher.together import add_up
@@ -72,7 +74,7 @@ class Part:
         self.up_from, self._top = 0, len(run.layers.modules) - (0 if run.outer.after else 1)
         self.down_from = self._top
         self._out, self._sums = out, dict[str, Tensor]()
-        self._mesh = opened.mesh if isinstance(opened, ShardedModel) else None
+        self._shards = opened.shards if isinstance(opened, ShardedModel) else None
         self._shapes = {name: tuple(parameter.shape) for name, parameter in run.selection.items()}
         self._store: GrowingStore | None = None
         if out is None:
@@ -121,6 +123,10 @@ class Part:
             )
         self.down_from = written
         self._outcomes = {layer: outcome for layer, outcome in self._outcomes.items() if layer > written}
+        if self._shards is not None:
+            stand = self._team.exchange("the way up", [self.up_from, self.is_turned])
+            self.up_from = min(up_from for up_from, _ in stand)
+            self.is_turned = all(is_turned for _, is_turned in stand)
         if self.run.boundaries.is_kept and written < self._top:
             self.run.forget(written + 1)
 
@@ -133,7 +139,7 @@ class Part:
             )
         self.is_resumed = True
         down = {int(name.split()[1].rstrip(",")): name for name in store.done if name.startswith("down ")}
-        self._outcomes = {layer: Outcome(**facts[name]) for layer, name in down.items() if facts[name]}
+        self._outcomes = {layer: Outcome(**facts[name]) for layer, name in down.items() if facts.get(name)}
         self.down_from = min([*down, self._top + 1]) - 1
         if self.run.boundaries.is_kept:
             self.run.boundaries.adopt({self._key(*key): tuple(place) for key, place in facts["places"]})
@@ -148,8 +154,14 @@ class Part:
             self._commit(f"{self.run.rules.batches}: up {number}")
 
     def turn(self, short_loss: float | None) -> None:
-        """`LayerwiseRun.turn`; where rows stood in one forward that must not, all begins anew."""
-        if not self.run.turn(short_loss):
+        """`LayerwiseRun.turn`; where rows stood in one forward that must not, all begins anew.
+
+        Ranks that gather their layers from each other do so together.
+        """
+        is_turned = self.run.turn(short_loss)
+        if self._shards is not None:
+            is_turned = all(self._team.exchange("the turn", is_turned))
+        if not is_turned:
             self.run.boundaries.clear()
             self.run.record()
             self.up_from = 0
@@ -176,7 +188,7 @@ class Part:
         squares = (
             {} if done is None else {name: done.F[name] for name in self.run.selection if name in done.F}
         )
-        if self._store is None and self._mesh is None:
+        if self._store is None and self._shards is None:
             add_up(self._team, squares)
             self._sums.update(squares)
             self.run.forget(number)
@@ -198,19 +210,18 @@ class Part:
 
     def _commit_down(self, number: int, gradients: Mapping[str, Tensor]) -> None:
         assert self._store is not None
-        step, outcome = f"down {number}", self._outcomes.get(number)
-        if step in self._store.done:  # before the store had it, so that it was done again
-            step += f", after {len(self._store.done)} steps"
-        kept = {} if self.run.boundaries.is_kept else gradients
-        self._commit(step, kept, **{step: None if outcome is None else asdict(outcome)})
+        self._commit(
+            f"down {number}", {} if self.run.boundaries.is_kept else gradients, self._outcomes.get(number)
+        )
 
     def finish(self, facts: dict[str, Any], methods: dict[str, str]) -> FisherDiagonal:
         """The result, its store closed with what it says of itself."""
         counts = len(self.run.samples), sum(map(len, self.run.samples))
         if self._store is None or self._out is None:
             sums = {n: self._sums[n] for n in self.run.selection}
-            whole = sums if self._mesh is None else as_shards(sums, self._shapes, self._mesh)
-            F = FisherDiagonal(whole, *counts, methods, facts)
+            if self._shards is not None:
+                sums = placed_as(self._team, self._shards, sums, self._shapes)
+            F = FisherDiagonal(sums, *counts, methods, facts)
         else:
             digests = self._shared.digests()
             if self._team.is_first:
@@ -224,20 +235,26 @@ class Part:
         self.run.boundaries.remove()
         return F
 
-    def _commit(self, step: str, tensors: Mapping[str, Tensor] | None = None, **facts: Any) -> None:
+    def _commit(
+        self, step: str, tensors: Mapping[str, Tensor] | None = None, outcome: Outcome | None = None
+    ) -> None:
         if self._store is None:
             return
+        if step in self._store.done:  # before another rank had done it, so that it was done again
+            step += f", after {len(self._store.done)} steps"
         self.run.boundaries.sync()
-        always: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "batches": self.run.rules.batches,
             "digests": [call.digest.hex() for call in self.run.calls],
         }
         if self.run.boundaries.is_kept:
             number = {call: index for index, call in enumerate(self.run.calls)}
             places = self.run.boundaries.places().items()
-            always["places"] = [[_named(key, number), place] for key, place in places if _call(key) in number]
-            always |= {"up": self.up_from, "turned": self.is_turned}
-        self._store.commit(step, tensors or {}, {**always, **facts})
+            facts["places"] = [[_named(key, number), place] for key, place in places if _call(key) in number]
+            facts |= {"up": self.up_from, "turned": self.is_turned}
+        if outcome is not None:
+            facts[step] = asdict(outcome)
+        self._store.commit(step, tensors or {}, facts)
 
     def _gradients(self, number: int) -> dict[str, Tensor]:
         keys = {f"{number} {i}": gradient_key(number, call) for i, call in enumerate(self.run.calls)}

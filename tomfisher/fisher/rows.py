@@ -17,6 +17,7 @@ from tomfisher.fisher.growing import SHARDS, GrowingStore
 from tomfisher.fisher.journal import unfinished_of
 from tomfisher.fisher.shards import ITEM, Shapes, lay_out, sha256_of_part
 from tomfisher.fisher.together import check_sums
+from tomfisher.runtime.parts import placed_like
 from tomfisher.runtime.ranks import Team
 from tomfisher.runtime.sharded import rows_of
 from tomfisher.tensor_files import bytes_of
@@ -102,28 +103,24 @@ class SharedStore:
         return self._shapes[name][0] if self._shapes[name] else 1
 
 
-def as_shards(rows: Mapping[str, Tensor], shapes: Shapes, mesh: Any) -> dict[str, Any]:
-    """Rows of this rank as DTensors, sharded along dimension 0 as `fully_shard` does.
+def placed_as(
+    team: Team, shards: Mapping[str, Any], rows: Mapping[str, Tensor], shapes: Shapes
+) -> dict[str, Any]:
+    """Sums of which every rank has its rows, as the parameters are: DTensors, or whole where those are plain.
 
     Args:
-        rows: by name.
+        team: all ranks of the shards' mesh; each makes this call.
+        shards: the parameters that are DTensors, by name.
+        rows: `[r, ...]` by name, in the same order on all ranks.
         shapes: of the whole tensors.
-        mesh: of all ranks.
     """
-    from torch.distributed.tensor import DTensor, Shard
-
     return {
-        name: DTensor.from_local(
-            own,
-            mesh,
-            [Shard(0)],
-            run_check=False,
-            shape=torch.Size(shapes[name]),
-            stride=_strides(shapes[name]),
-        )
+        name: placed_like(shards[name], own) if name in shards else _put_together(team, own, shapes[name])
         for name, own in rows.items()
     }
 
 
-def _strides(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+def _put_together(team: Team, rows: Tensor, shape: Sequence[int]) -> Tensor:
+    whole = rows.new_empty(tuple(shape))
+    team.gather_rows(rows, torch.atleast_1d(whole))
+    return whole

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from tomfisher import ops
 from tomfisher.fisher.diagonal import FisherDiagonal
 from tomfisher.fisher.layerwise import LayerwiseRun
 from tomfisher.fisher.linear_maps import LinearMaps, coverage, linear_maps
@@ -59,8 +60,8 @@ def stream_diagonals(
 ) -> list[FisherDiagonal]:
     """The sums of `fisher_diagonal` for several sets of samples, with one decoder layer in memory at a time.
 
-    Each of several ranks reads every layer, for its share of the samples; the first one writes the stores, which all
-    have to see.
+    Each of several ranks reads every layer, for its share of the samples, and writes its rows of F into the stores,
+    which all have to see.
 
     Args:
         opened: from `open_model`, or a model whose weights are spread over the ranks, inside `resting`.
@@ -75,6 +76,7 @@ def stream_diagonals(
 
     Raises:
         UnsupportedLayers: layers of this model cannot run one at a time, or a selected parameter is used in several.
+        NotImplementedError: the implementation asked for does not exist here.
     """
     model, team = opened.model, ranks.current()
     layers = Layers(opened, Boundaries())
@@ -89,6 +91,9 @@ def stream_diagonals(
                 check_samples(model, each.samples)
         maps = _linear_maps(layers)
         selection = _selection(layers, asked.params, maps)
+        ops.resolve(
+            "squared_gradient_", asked.impl, device_of(model)
+        )  # one that is missing stops the run here
         outer = outer_of(layers, selection)
         parts = []
         for each in sets:

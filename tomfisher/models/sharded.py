@@ -97,15 +97,17 @@ class ShardedModel:
             names: of parameters, the same on all ranks.
 
         Raises:
-            RankError: a rank has ended.
+            RankError: a rank has ended, or gathers others.
         """
-        for name in dict.fromkeys(self._names[name] for name in names):
-            shell = self._shells.get(name)
-            if shell is not None and is_freed(shell):
-                shard = self.shards[name]
-                self._team.gather_rows(local_rows(shard), allocate(shell))
-                self.gathered += shell.numel() * shell.itemsize
-                self._heads.setdefault(name, head_of(shell))
+        wanted = dict.fromkeys(self._names[name] for name in names)
+        missing = [name for name in wanted if name in self._shells and is_freed(self._shells[name])]
+        if missing:  # where ranks differ in it, rows of different tensors would be put together
+            self._team.exchange(f"gathering {missing[0]} and {len(missing) - 1} more")
+        for name in missing:
+            shell = self._shells[name]
+            self._team.gather_rows(local_rows(self.shards[name]), allocate(shell))
+            self.gathered += shell.numel() * shell.itemsize
+            self._heads.setdefault(name, head_of(shell))
 
     def free(self, names: Iterable[str]) -> None:
         """Give the memory of gathered parameters back."""
