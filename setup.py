@@ -8,7 +8,8 @@ several versions of both. Environment variables:
 
 - `TOMFISHER_BUILD_EXT=0` leaves the extension out (pure Python, the plain-PyTorch references run);
 - `TOMFISHER_WERROR=1` makes compiler warnings errors;
-- `CFLAGS` come after our own flags: `CFLAGS=-O0` builds in half the time what runs much slower;
+- `TOMFISHER_CXXFLAGS` come after our own flags: `-O0` builds in half the time what runs much slower. They are not
+  `CFLAGS`, in which distributions of Python hold an `-O2`, and which may be of C alone;
 - `MAX_JOBS` bounds the number of compilers that run at once.
 """
 
@@ -81,7 +82,7 @@ def extension() -> dict[str, Any]:
     flags = ["-O3", "-g0", "-fvisibility=hidden", f"-ffile-prefix-map={ROOT}=.", "-Wall", "-Wextra"]
     flags += [f"-DTORCH_TARGET_VERSION={STABLE_ABI_SINCE}"]
     flags += ["-Werror"] if os.environ.get("TOMFISHER_WERROR") == "1" else []
-    flags += shlex.split(os.environ.get("CFLAGS", ""))
+    flags += shlex.split(os.environ.get("TOMFISHER_CXXFLAGS", ""))
     for path in cpp_extension.include_paths():
         flags += ["-isystem", path]  # no warnings from torch's headers
     module = cpp_extension.CppExtension(

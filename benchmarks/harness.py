@@ -160,7 +160,7 @@ def matmul_rate(
     In float32 on the CPU that of oneDNN too, where the Fisher uses it.
     """
     place = torch.device(device)
-    size = size or _MATMUL_SIZES[place.type]
+    size = size or _MATMUL_SIZES.get(place.type, 1024)
     a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
     ways = {"mm": Contender(lambda: torch.mm(a, b))}
     if (dtype, place.type) == (torch.float32, "cpu") and outruns_mkl():

@@ -110,7 +110,7 @@ void scatter_(std::vector<Tensor> weights, std::vector<Tensor> indices, std::vec
 }
 
 // Entries of weights of one dtype, those of each weight behind those of the one before, in one index and one vector
-// of values: hundreds of tensors take a third of the time to hand over.
+// of values: hundreds of tensors are handed over with fewer objects.
 std::vector<fill::Fill> joined(const std::vector<Tensor>& weights, const Tensor& index,
                                const std::vector<int64_t>& counts, const Tensor& values, void* first) {
   STD_TORCH_CHECK(weights.size() == counts.size() && is_plain(values) && values.numel() == index.numel(),

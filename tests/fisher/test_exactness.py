@@ -28,7 +28,9 @@ def test_all_parameters_equal_the_definition(tiny: SimpleNamespace, family: str,
 
 
 @pytest.mark.parametrize(
-    ("count", "checkpointing"), [(1, False), (9, False), (9, True)], ids=["1", "9", "9-checkpointed"]
+    ("count", "checkpointing"),
+    [(1, False), (1, True), (9, False), (9, True)],
+    ids=["1", "1-checkpointed", "9", "9-checkpointed"],
 )
 def test_batched_decoder_weights_equal_the_definition(
     tiny: SimpleNamespace, family: str, count: int, checkpointing: bool

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bits import DTYPES, bits, random_bits
-from tomfisher.ops import masked_fill_mean_, scatter_, weight_sums
+from tomfisher.ops import dispatch, masked_fill_mean_, scatter_, weight_sums
 from tomfisher.ops.entries import EntryFunctions, entry_functions
 from tomfisher.ops.scatter import gather
 
@@ -56,3 +56,28 @@ def test_a_mean_that_is_not_finite_leaves_all_as_it_was() -> None:
     means = functions().fill(weights, INDEX, COUNTS, torch.empty(8), weight_sums(weights))
     assert means.isfinite().tolist() == [True, True, True, False]
     assert all(map(torch.equal, weights, before))
+
+
+def test_an_implementation_of_the_lists_alone_is_what_runs(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: str
+) -> None:
+    """And is what is said to run, though the reference has all that it lacks."""
+    for entries in ("gather_entries", "put_entries", "fill_entries"):
+        monkeypatch.delitem(dispatch._table, (entries, on_cpu), raising=False)
+    ran = []
+    for op in ("scatter_", "masked_fill_mean_"):
+        function = dispatch.resolve(op, on_cpu, torch.device("cpu"))[1]
+        monkeypatch.setitem(
+            dispatch._table,
+            (op, on_cpu),
+            lambda *given, op=op, function=function: (ran.append(op), function(*given))[1],
+        )
+    weights = weights_of(torch.float32, "contiguous")
+    sums, undo = weight_sums(weights, impl="reference"), torch.empty(8)
+    before = [weight.clone() for weight in weights]
+    gather, put, fill, names = functions()
+    fill(weights, INDEX, COUNTS, undo, sums)
+    assert not all(map(torch.equal, weights, before))
+    put(weights, INDEX, COUNTS, undo)
+    assert all(map(torch.equal, weights, before)) and torch.equal(gather(weights, INDEX, COUNTS), undo)
+    assert ran == ["masked_fill_mean_", "scatter_"] and set(names.values()) == {on_cpu}

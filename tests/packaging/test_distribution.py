@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def build(source: Path, out: Path, *arguments: str, extension: bool) -> Path:
     """Build what `arguments` ask for, with or without the C++ extension, which is slow and quick to compile."""
     command = [sys.executable, "-m", "build", "--no-isolation", *arguments, "--outdir", str(out), str(source)]
-    environment = {**os.environ, "TOMFISHER_BUILD_EXT": str(int(extension)), "CFLAGS": "-O0"}
+    environment = {**os.environ, "TOMFISHER_BUILD_EXT": str(int(extension)), "TOMFISHER_CXXFLAGS": "-O0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return out

@@ -173,6 +173,21 @@ def test_the_undo_of_a_training_looks_too(failing: bool) -> None:
     assert torch.equal(now, before[name])
 
 
+@pytest.mark.parametrize("step", ["check_means", "round_once"])
+def test_an_error_after_a_mean_was_written_is_undone(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object) -> Tensor:
+        raise MemoryError
+
+    model = model_of()
+    before = bits(model)
+    perturbation = perturb(model, mask_of(model))
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(f"tomfisher.perturbation.entries.{step}", out_of_memory)
+        perturbation.apply()
+    assert not perturbation.applied
+    assert all(torch.equal(bits(model)[name], value) for name, value in before.items())
+
+
 @pytest.mark.parametrize("fill", ["zero", "mean"])
 def test_where_what_was_written_cannot_be_kept_nothing_stays_written(
     fill: str, monkeypatch: pytest.MonkeyPatch

@@ -208,6 +208,23 @@ def test_an_error_in_the_middle_of_apply_restores_everything(monkeypatch) -> Non
     assert same_bits(model, saved)
 
 
+@pytest.mark.parametrize("step", ["version_of", "guard.push"])
+@pytest.mark.parametrize("fill", ["mean", "zero"])
+def test_an_error_after_the_last_write_restores_everything(monkeypatch, fill: str, step: str) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError
+
+    model = small_model()
+    saved, perturbation = snapshot(model), perturb(model, mask_of(model), fill=fill)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(f"tomfisher.perturbation.session.{step}", out_of_memory)
+        perturbation.apply()
+    assert same_bits(model, saved) and not perturbation.applied
+    with perturb(model, mask_of(model, seed=1), fill=fill), perturbation:  # neither is in the other's way
+        assert not same_bits(model, saved)
+    assert same_bits(model, saved)
+
+
 def test_moving_the_model_while_perturbed_is_noticed() -> None:
     model = small_model()
     perturbation = perturb(model, mask_of(model), fill="zero").apply()

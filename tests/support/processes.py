@@ -115,7 +115,7 @@ def run_forks(
         folder: for the script and what it prints, which is also the working directory.
         script: Python.
         environments: more variables, of each process that is to run it.
-        timeout: seconds for all; those that are left then are killed, and the test fails.
+        timeout: seconds for all; those that are left then are killed, and `TimeoutError` says so.
         leave: processes that do not end by themselves; they are killed when the others have ended.
     """
     file = folder / "script.py"
@@ -145,8 +145,14 @@ def run_forks(
 def _ended(
     server: subprocess.Popen[str], leader: int, size: int, leave: Sequence[int], timeout: float
 ) -> dict[int, int]:
-    """Wait for each process, those to leave last; their exit codes."""
-    watch = threading.Timer(timeout, os.killpg, (leader, signal.SIGKILL))
+    """Wait for each process, those to leave last; their exit codes. TimeoutError: they took longer."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        os.killpg(leader, signal.SIGKILL)
+
+    watch = threading.Timer(timeout, end)
     watch.start()
     try:
         pids = [_answer(server) for _ in range(size)]
@@ -155,6 +161,12 @@ def _ended(
             if rank in leave:
                 os.kill(pids[rank], signal.SIGKILL)
             codes[rank] = _answer(server, str(pids[rank]))
+    except ChildProcessError as error:
+        if late.is_set():
+            raise TimeoutError(
+                f"The script was still running after {timeout:g} s, and was killed."
+            ) from error
+        raise
     finally:
         watch.cancel()
     return codes
@@ -165,7 +177,10 @@ def _answer(server: subprocess.Popen[str], line: str | None = None) -> int:
     assert server.stdin is not None and server.stdout is not None
     if line is not None:
         print(line, file=server.stdin, flush=True)
-    return int(server.stdout.readline())
+    said = server.stdout.readline()
+    if said in ("", "ended\n"):
+        raise ChildProcessError("The processes of the script, or their server, ended before they said how.")
+    return int(said)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 from tomfisher.ops import scatter_
 from tomfisher.ops.dispatch import Impl
 from tomfisher.ops.entries import entry_functions
-from tomfisher.ops.masked_fill import check_means, round_once
+from tomfisher.ops.masked_fill import NonFiniteMeanError, check_means, round_once
 from tomfisher.perturbation.sums import Contents
 from tomfisher.perturbation.targets import Target
 
@@ -50,6 +50,8 @@ class Entries:
         targets: the targets.
         weights: their tensors.
         places: of these.
+        device: of all of them.
+        implementations: which implementations of `scatter_` and `masked_fill_mean_` write, keyed by these.
         full: a target without an unmasked entry, and so without a mean, if there is one.
         contents: what the weights held when their sums were last asked for, where sums are kept.
         sums: of these contents, float64 `[n, 2]`.
@@ -68,7 +70,9 @@ class Entries:
         self._dirty = False  # whether there is something to restore
         self.contents: list[Contents] = []
         self.sums: Tensor | None = None
-        self._functions = entry_functions(impl, self._index.device)
+        self.device = self._index.device
+        self._functions = entry_functions(impl, self.device)
+        self.implementations = self._functions.implementations
 
     def read(self) -> Tensor:
         """What stands there now, one target after another, bit patterns unchanged."""
@@ -92,8 +96,12 @@ class Entries:
             NonFiniteMeanError: a tensor has no finite mean; nothing is written.
         """
         means = self._functions.fill(self.weights, self._index, self._counts, self._old, sums)
-        check_means(means)
         self._dirty = True
+        try:
+            check_means(means)
+        except NonFiniteMeanError:
+            self._dirty = False
+            raise
         increment_version(self.weights)
         written = round_once(means, self._old.dtype).repeat_interleave(self._repeats)
         self._written = written.to(self._old.device)

@@ -57,7 +57,8 @@ def perturb(
         impl: "auto", "triton", "cpp" or "reference".
         sums: what is known of the weights, to share between perturbations: a mean then costs as much as there
             are masked entries, but writes that PyTorch does not count, as those of fused optimizers, are not noticed
-            (see `WeightSums`). None: the weights are read whenever it is applied.
+            (see `WeightSums`). None: the weights are read whenever it is applied, as those that are spread over
+            ranks always are.
 
     Returns:
         A `Perturbation`, not applied yet.

@@ -63,11 +63,10 @@ class Perturbation:
         self._find()
         self.nnz = sum(target.index.numel() for target in self._targets())
         self._by_mean = fill.kind == "mean" and compat is None
-        used = ("weight_sums", "masked_fill_mean_", "scatter_") if self._by_mean else ("scatter_",)
         self.implementations = {
-            f"{op}@{device.type}": resolve(op, impl, device)[0]
-            for device in dict.fromkeys(target.view.device for target in self._targets())
-            for op in used
+            f"{op}@{entries.device.type}": name
+            for entries in self._entries
+            for op, name in self._used(entries).items()
         }
         self._let_go()
 
@@ -106,6 +105,15 @@ class Perturbation:
 
     __enter__ = apply
 
+    def _used(self, entries: Entries) -> dict[str, str]:
+        """Operation to implementation."""
+        if not self._by_mean:
+            return {"scatter_": entries.implementations["scatter_"]}
+        return {
+            "weight_sums": resolve("weight_sums", self._impl, entries.device)[0],
+            **entries.implementations,
+        }
+
     def _find(self) -> None:
         """Look where the mask lands, unless every name still leads to the same tensor in the same memory."""
         if self._entries and self._unmoved():
@@ -138,13 +146,13 @@ class Perturbation:
         try:
             for entries, contents in zip(self._entries, before, strict=True):
                 write_fill(fill, entries, self._sums_of(entries, contents), self._seed)
+            self._after = [list(map(version_of, entries.weights)) for entries in self._entries]
             guard.push(self, self._keys)
         except BaseException:
             for entries in self._entries:
                 entries.restore()
             raise
         self._before = before
-        self._after = [list(map(version_of, entries.weights)) for entries in self._entries]
 
     def _filling(self) -> Fill:
         """What is written this time."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import tomfisher._C  # noqa: F401  (registers torch.ops.tomfisher_cpp)
 from tomfisher.ops.dispatch import register
+from tomfisher.ops.entries import gather_one_by_one
 from tomfisher.ops.vectors import Span
 
 
@@ -181,7 +182,7 @@ def _in_memory(weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 def gather_entries(weights: Sequence[Tensor], index: Tensor, counts: Sequence[int]) -> Tensor:
     """The entries as they stand there; of tensors with gaps one by one."""
     if not all(map(Tensor.is_contiguous, weights)):
-        return torch.cat(list(map(torch.take, weights, index.split(counts))))
+        return gather_one_by_one(weights, index, counts)
     values = weights[0].new_empty(index.numel())
     torch.ops.tomfisher_cpp.gather_entries(weights, index, counts, values, torch.get_num_threads())
     return values

@@ -15,7 +15,6 @@ from tomfisher.kernels.squared_gradient import squared_gradient
 from tomfisher.kernels.topk import topk, topk_across
 from tomfisher.kernels.weight_sums import weight_sums
 from tomfisher.ops.dispatch import register
-from tomfisher.ops.entries import by_lists
 
 NAME = "triton"
 
@@ -27,7 +26,6 @@ register("square_accumulate_", NAME)(square_accumulate_)
 register("squared_gradient_", NAME)(squared_gradient)
 register("topk_across", NAME)(topk_across)
 register("weight_sums", NAME)(weight_sums)
-by_lists(NAME)
 
 
 @register("topk", NAME)
