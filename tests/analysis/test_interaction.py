@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from tiny_models import random_model
-from tomfisher import SparseMask, fisher_diagonal
+from tomfisher import Sample, SparseMask, fisher_diagonal, perturb
 from tomfisher.analysis import effective_rank, interaction, interactions
 from tomfisher.analysis.interaction import gram_eigenvalues
+from tomfisher.fisher.objective import drawn_labels
+from tomfisher.runtime.batches import collate
 from training import some_mask, training_samples
 from truth import IGNORED
 
@@ -157,3 +159,25 @@ def test_what_cannot_be_measured_is_refused():
     other = SparseMask({"nothing": torch.tensor([0])}, {"nothing": (2, 2)})
     with pytest.raises(ValueError, match="nothing"):
         interaction(model, training_samples(), other, progress=False)
+
+
+def test_sampled_labels_are_drawn_once_of_the_untouched_model():
+    """A mask whose fill changes every prediction would draw other labels: all losses are of the first ones."""
+    model, samples = random_model("llama-gqa", noise=0.05), training_samples()
+    mask = linear_mask(model, 0.3)
+    with torch.no_grad():
+        batch = collate(samples, range(len(samples)))
+        labels = drawn_labels(model, batch, 7)
+        with perturb(model, mask, fill="zero"):
+            assert not torch.equal(drawn_labels(model, batch, 7), labels)
+    drawn = [Sample(s.input_ids, row[: len(s)].clone()) for s, row in zip(samples, labels, strict=True)]
+    assert any(not torch.equal(a.labels, b.labels) for a, b in zip(drawn, samples, strict=True))
+    expected = interaction(model, drawn, mask, "zero", progress=False)
+    found = interaction(
+        model, samples, mask, "zero", seed=7, labels="sampled", tokens_per_batch=30, progress=False
+    )
+    torch.testing.assert_close(found.measured, expected.measured, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(found.first, expected.first, rtol=1e-4, atol=1e-7)
+    F = fisher_diagonal(model, samples, labels="sampled", seed=7, progress=False)  # of the same labels
+    G = fisher_diagonal(model, drawn, progress=False)
+    assert all(torch.allclose(F[name], G[name], rtol=1e-4, atol=1e-9) for name in F)

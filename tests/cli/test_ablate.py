@@ -4,11 +4,16 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from tomfisher import SparseMask
 from tomfisher.cli.main import main
 from tomfisher.interventions import INTERVENTIONS, PARTS
 from tomfisher.report import load
+from tomfisher.results import Results, judge
+from tomfisher.results.row import Row, point_key
+from tomfisher.results.rule import PAPER, Rule
+from tomfisher.studies.ablate_run import _mask
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,32 @@ def test_the_help_says_of_every_ablation_how_it_is_written_and_what_it_does(caps
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["ablate", str(tmp_path)]) == 2
     assert "is not a run folder: it has no config.yaml" in capsys.readouterr().err
+
+
+def test_without_kappa_the_mask_is_the_one_that_the_verdict_names(tmp_path):
+    """A study whose verdict is about a mask of another rule than the paper's, at a κ that both have."""
+    rule, kappa = Rule("taylor", 0.2), 0.05
+    states = [
+        ("none", 0.0, 0.9, PAPER),
+        ("task-control", kappa, 0.9, PAPER),
+        ("task-control", kappa, 0.1, rule),
+    ]
+    states += [(mask, kappa, 0.9, rule) for mask in ("control-only", "random")]
+    rows = [
+        Row(
+            **{"mask": mask, "kappa": k, "criterion": own.criterion, "control_kappa": own.control_kappa},
+            **{"seed": 0 if mask == "random" else None, "nnz": 3, "perplexity": 10.0},
+            **{"condition": "false-belief", "n": 160, "accuracy": accuracy, "p_vs_baseline": 1e-9},
+            **{"ci95_low": accuracy - 0.05, "ci95_high": accuracy + 0.05},
+        )
+        for mask, k, accuracy, own in states
+    ]
+    results = Results(tuple(rows), {})
+    assert judge(results).rule == rule
+    results.save(tmp_path)
+    (tmp_path / "masks").mkdir()
+    for entry, own in enumerate((PAPER, rule)):
+        mask = SparseMask({"w": torch.tensor([entry])}, {"w": (2, 2)})
+        mask.save(tmp_path / "masks" / f"{point_key('task-control', kappa, rule=own)}.safetensors")
+    assert _mask(tmp_path, None, None)[0]["w"].tolist() == [1]
+    assert _mask(tmp_path, kappa, None)[0]["w"].tolist() == [0]

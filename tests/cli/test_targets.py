@@ -85,6 +85,7 @@ def test_a_fisher_whose_place_is_taken_meanwhile_is_kept_beside_it(
     "argv",
     [
         ["evaluate", *MODEL, "--task", "q.jsonl", "--output_path", "q.jsonl"],
+        ["evaluate", *MODEL, "--task", "bigtom:q.jsonl", "--output_path", "q.jsonl"],
         ["evaluate", *MODEL, "--task", "q.jsonl", "--mask", "m", "--output_path", "./m"],
         ["mask", "--task_store", "store", "--kappa", "1e-3", "--output_path", "store/fisher.json"],
         ["mask", "--task_store", "store", "--kappas", "1e-3,1e-2", "--output_path", "store/new"],

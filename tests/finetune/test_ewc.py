@@ -134,3 +134,30 @@ def test_in_the_trainer_a_penalty_of_zero_changes_nothing(tmp_path: Path) -> Non
     trained(model, tmp_path, [EWCCallback(EWC(model, F, strength=0.0))])
     trained(other, tmp_path, [])
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [("fp16", "fp16 training scales"), ("deepspeed", "DeepSpeed keeps"), ("fsdp", "FSDP spreads")],
+)
+def test_in_the_trainer_what_it_cannot_be_added_to_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, reason: str
+) -> None:
+    pytest.importorskip("accelerate")
+    from transformers import TrainingArguments
+
+    from tomfisher.finetune.ewc_callback import EWCCallback
+
+    model = random_model("llama-gqa", seed=1)
+    callback = EWCCallback(
+        EWC(model, {name: torch.ones_like(p) for name, p in model.named_parameters()}, 1.0)
+    )
+    args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    callback.on_train_begin(args, None, None)
+    setattr(args, setting, True)
+    with pytest.raises(ValueError, match=reason):
+        callback.on_train_begin(args, None, None)
+    setattr(args, setting, False)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` says it
+    with pytest.raises(ValueError, match="FSDP spreads"):
+        callback.on_train_begin(args, None, None)

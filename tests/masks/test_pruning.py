@@ -50,7 +50,7 @@ def test_unreached_weights_go_first_and_ties_by_index(tmp_path) -> None:
         ({}, 0.5, "they lack w"),
         ({"w": torch.ones(3)}, 0.5, r"\(2,\) in F and \(3,\) in the weights"),
         ({"w": torch.tensor([1.0, float("nan")])}, 0.5, "w hold NaN"),
-        ({"w": torch.ones(2)}, 1.0, "strictly between 0 and 1"),
+        ({"w": torch.ones(2)}, 1.0, "^sparsity must lie strictly between 0 and 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(weights, sparsity, reason) -> None:

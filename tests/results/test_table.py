@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tomfisher.results.columns import CI95, COUNT, WEIGHTS, answers, mask_columns, masks_at, on_text
 from tomfisher.results.results import Results
 from tomfisher.results.row import rows_of
@@ -44,6 +46,15 @@ def test_one_line_per_mask_with_random_masks_as_a_range():
         "-1.0%..+1.0%",
     ]
     assert len(lines) == 6
+
+
+def test_the_caption_says_what_the_correction_runs_over():
+    assert "runs over the values of κ of" in sweep_table(RESULTS).caption
+    wider = tuple(replace(row, control_kappa=0.1) for row in RESULTS.at(1e-3, "task-control"))
+    assert (
+        "runs over every task-minus-control mask of the study"
+        in sweep_table(Results((*RESULTS.rows, *wider))).caption
+    )
 
 
 def test_columns_line_up():

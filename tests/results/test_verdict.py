@@ -85,6 +85,19 @@ def test_a_negative_result_says_why(changes, reason):
     assert "Not found" in str(verdict) and reason in str(verdict)
 
 
+def test_a_control_only_mask_of_another_size_is_told_with_it():
+    same, other = study(hit=0.3), study(hit=0.3, control=0.25)
+    assert "while the control-only mask and 2 random masks of the same size" in str(judge(same))
+    resized = [
+        Results(tuple(replace(row, nnz=70) if row.mask == "control-only" else row for row in each.rows), {})
+        for each in (same, other)
+    ]
+    assert "while the control-only mask (70 weights) and 2 random masks of the same size" in str(
+        judge(resized[0])
+    )
+    assert "a control-only mask of 70 weights gives 0.250" in str(judge(resized[1]))
+
+
 @pytest.mark.parametrize(
     ("scenes", "kappas", "best"), [(5, 1, 2 / 32), (6, 1, 2 / 64), (7, 5, 10 / 128), (8, 5, 10 / 256)]
 )
@@ -156,6 +169,7 @@ def test_controls_are_those_of_the_same_rule(rule, controls, found):
 
 def test_what_was_chosen_on_half_of_the_scenes_is_told():
     held = HeldOut(None, 0.1, 1e-3, 77, 0.02, 5, (1.0, 0.2), 20, 10, 1.0, 0.3, (0.2, 0.5), 0.002, (0.7, 0.8))
+    insignificant = replace(held, p=0.2)
     text = str(judge(replace(study(hit=0.3), held_out=held)))
     assert (
         "of 5 masks under +5% perplexity: fisher, control 0.1 at kappa = 0.001 (77 weights, perplexity +2.0%)"
@@ -165,6 +179,7 @@ def test_what_was_chosen_on_half_of_the_scenes_is_told():
         "(n = 20 in 10 clusters): 1.000 to 0.300, 95 % interval 0.200 to 0.500, p = 0.002; clear of its 2"
         in text
     )
+    assert "p = 0.2; clear of its 2" in str(judge(replace(study(hit=0.3), held_out=insignificant)))
     text = str(judge(replace(study(hit=0.85, p=0.3), held_out=replace(held, ci95=(0.2, 0.75)))))
     assert "not clear of its 2 control masks, whose intervals begin at 0.700" in text
 

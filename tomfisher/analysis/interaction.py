@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tomfisher.analysis.low_rank import effective_rank
 from tomfisher.evaluate.statistics import NORMAL_975
 from tomfisher.fisher.entry_gradients import entry_gradients
-from tomfisher.fisher.objective import Labels, Reduction
+from tomfisher.fisher.objective import Labels, Reduction, drawn_labels
 from tomfisher.fisher.stage import WholeModel
 from tomfisher.masks import SparseMask
 from tomfisher.perturbation import perturb
@@ -148,7 +148,7 @@ def interactions(
     spectrum_limit: int = SPECTRUM_LIMIT,
     progress: bool = True,
 ) -> dict[str, Interaction]:
-    """`interaction` of several masks of one model: one pass with gradients for all, and two without for each.
+    """`interaction` of several masks of one model: a pass with gradients and one without for all, one without for each.
 
     For a masked set S, δ = filled - weight on S and g_n = ∂ℓ_n/∂θ_S, Taylor's expansion with the Gauss-Newton
     (empirical Fisher) block in place of the Hessian says that ℓ_n changes by g_n·δ + ½ (g_n·δ)². The method's own
@@ -165,7 +165,8 @@ def interactions(
         fill: what is written to the masked entries, see `tomfisher.perturb`.
         seed: of noise and of sampled labels.
         compat: see `tomfisher.perturb`.
-        labels: see `tomfisher.fisher_diagonal`.
+        labels: see `tomfisher.fisher_diagonal`; "sampled" ones are drawn once, of the model without a mask (a further
+            pass), so that all losses of a sample are of the same labels.
         reduction: over the tokens of one sample.
         tokens_per_batch: `B * T` of a batch, or "auto".
         spectrum_limit: the block's eigenvalues are taken of masks with at most so many entries.
@@ -185,7 +186,9 @@ def interactions(
     check_samples(model, chosen)
     budget = token_budget(tokens_per_batch, model, device_of(model))
     rules = check_rules(model, [sample.input_ids for sample in chosen], tokens=budget)
-    stage = WholeModel(model, rules, labels, reduction, seed)
+    stage = WholeModel(model, rules, "empirical", reduction, seed)
+    if labels == "sampled":
+        chosen = _with_drawn_labels(stage, chosen, budget)
     before = _losses(stage, chosen, budget)
     collectors = {}
     for name in progress_bar(list(masks), desc="loss", unit="mask", enabled=progress):
@@ -197,7 +200,7 @@ def interactions(
         collectors[name] = _Collector(mask, delta, measured, spectrum_limit)
     union = {name: index for name, index in _union(masks.values()).items() if index.numel()}
     batches: Iterator[tuple[list[int], dict[str, Tensor]]] = entry_gradients(
-        model, chosen, union, labels, reduction, tokens_per_batch, progress, seed
+        model, chosen, union, "empirical", reduction, tokens_per_batch, progress, seed
     )
     for indices, gradients in batches if union else ():
         for collector in collectors.values():
@@ -241,18 +244,32 @@ class _Collector:
 
 
 def gram_eigenvalues(gradients: Tensor) -> Tensor:
-    """The eigenvalues of Σ_n g_n g_nᵀ that are not zero, descending, from the Gram matrix g_n · g_m.
+    """The eigenvalues of Σ_n g_n g_nᵀ that are not zero, descending, from that matrix or the Gram matrix g_n · g_m.
+
+    Both have the same ones; the smaller of the two is taken.
 
     Args:
         gradients: `[N, k]`, a row per sample.
 
     Returns:
-        float64, at most min(N, k); what is below machine precision (float64) of N times the largest counts as zero.
+        float64, at most min(N, k); what is at most the float64 machine epsilon times max(N, k) times the largest counts
+        as zero.
     """
     G = gradients.double()
     found = torch.linalg.eigvalsh(G @ G.T if G.shape[0] <= G.shape[1] else G.T @ G).flip(0)
     least = torch.finfo(torch.float64).eps * max(G.shape) * found[:1].sum()
     return found[found > least]
+
+
+def _with_drawn_labels(stage: WholeModel, samples: Sequence[Sample], budget: int) -> list[Sample]:
+    """The samples with labels that the model as it is now predicts."""
+    drawn = list(samples)
+    with measuring(stage.model):
+        for indices in stage.plan(samples, range(len(samples)), budget, None):
+            labels = drawn_labels(stage.model, stage.batch(samples, indices), stage.seed)
+            for index, row in zip(indices, labels, strict=True):
+                drawn[index] = replace(samples[index], labels=row[: len(samples[index])].clone())
+    return drawn
 
 
 def _losses(stage: WholeModel, samples: Sequence[Sample], budget: int) -> Tensor:

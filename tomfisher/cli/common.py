@@ -224,13 +224,16 @@ def refuse_own_input(args: argparse.Namespace) -> None:
         ValueError: naming both.
     """
     from tomfisher.models.builtin import available
+    from tomfisher.tasks import formats
 
     output = os.path.realpath(args.output_path)
     cleared = getattr(args, "overwrite", False) and getattr(args, "output_is_cleared", False)
     for name in INPUTS:
         given = getattr(args, name, None) or ()
         for value in [given] if isinstance(given, str) else given:
-            path = os.path.realpath(os.path.expanduser(value))
+            kind = formats.format_of(value) if name == "task" else None
+            source = value if kind is None else value.partition(":")[2]
+            path = os.path.realpath(os.path.expanduser(source))
             if value in available() or not os.path.exists(path):
                 continue  # a name
             if _within(output, path):

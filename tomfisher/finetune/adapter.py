@@ -109,7 +109,7 @@ def train_adapter(
     Args:
         base: the model, by a name or path that `load_model` takes.
         output_path: new folder; it appears only when the training is complete.
-        recipe: sizes, settings and seed; None for the shipped adapter's.
+        recipe: sizes, settings and seed; None for the defaults.
         threads: of the CPU during training; None leaves torch's number.
         progress: show bars on a terminal.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from transformers import TrainerCallback
@@ -30,13 +31,33 @@ class EWCCallback(TrainerCallback):
         self.penalty = penalty
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the trainer when the model is on its device; the penalty follows it there."""
+        """Called by the trainer when the model is on its device; the penalty follows it there.
+
+        Raises:
+            ValueError: the trainer scales the gradients (fp16), or spreads weights over processes (DeepSpeed, FSDP).
+        """
+        _refuse(args)
         self.penalty.to(args.device)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the trainer when a step's gradients are complete."""
-        if args.fp16:
-            raise ValueError(
-                "Gradients of fp16 training are scaled, to which an EWC penalty cannot be added. Train in bf16 or fp32."
-            )
         self.penalty.add_gradients_()
+
+
+def _refuse(args: Any) -> None:
+    """Stop before the first step where the penalty's gradient cannot be added to those of the trainer."""
+    if args.fp16:
+        raise ValueError(
+            "fp16 training scales its gradients, so that the EWC penalty's cannot be added to them. Train in bf16 or "
+            "fp32."
+        )
+    if args.deepspeed or getattr(args, "deepspeed_plugin", None) is not None:
+        raise ValueError(
+            "DeepSpeed keeps the gradients in buffers of its own, where the EWC penalty's cannot be added. Train "
+            "without it, in one process or with DistributedDataParallel."
+        )
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "on"):
+        raise ValueError(
+            "FSDP spreads the weights over processes, and an EWC penalty holds whole ones. Train without FSDP, in one "
+            "process or with DistributedDataParallel."
+        )

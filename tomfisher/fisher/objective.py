@@ -46,6 +46,28 @@ def sample_losses(model: nn.Module, batch: Batch, labels: Labels, reduction: Red
     return total / (aims != IGNORED).sum(1).to(total)
 
 
+def drawn_labels(model: nn.Module, batch: Batch, seed: int) -> Tensor:
+    """The labels of which `sample_losses` takes the loss with labels="sampled", drawn from the model as it is now.
+
+    Args:
+        model: a transformers causal language model.
+        batch: B padded samples.
+        seed: see `sample_losses`.
+
+    Returns:
+        int64 `[B, T]` on the CPU: the batch's labels, with the supervised ones replaced.
+    """
+    device = device_of(model)
+    targets, positions = _supervised(batch.labels)
+    with torch.no_grad():
+        logits = logits_at(model, to_device(batch.input_ids, device), to_device(positions, device))
+    labels = batch.labels.clone()
+    labels[:, positions + 1] = _draw(
+        logits, targets, to_device(targets, logits.device), batch.indices, seed
+    ).cpu()
+    return labels
+
+
 def backward(losses: Tensor) -> None:
     """Gradients of every sample's loss; none where nothing that requires a gradient has a part in it."""
     if losses.requires_grad:

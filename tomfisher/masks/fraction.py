@@ -7,11 +7,12 @@ from decimal import ROUND_CEILING, Context, Decimal
 from fractions import Fraction
 
 
-def checked_kappa(kappa: float) -> float:
+def checked_kappa(kappa: float, name: str = "kappa") -> float:
     """κ as a float strictly between 0 and 1.
 
     Args:
         kappa: fraction of entries, dimensionless.
+        name: what a message calls it.
 
     Returns:
         The same number as a float.
@@ -21,11 +22,11 @@ def checked_kappa(kappa: float) -> float:
         ValueError: κ is not strictly between 0 and 1 (NaN included).
     """
     if isinstance(kappa, (bool, str)):
-        raise TypeError(f"kappa must be a number, got {kappa!r}.")
+        raise TypeError(f"{name} must be a number, got {kappa!r}.")
     value = float(kappa)
     if not 0.0 < value < 1.0:
         raise ValueError(
-            f"kappa must lie strictly between 0 and 1 (a fraction of the entries), got {kappa}. "
+            f"{name} must lie strictly between 0 and 1 (a fraction of the entries), got {kappa}. "
             "For no perturbation at all leave the mask out."
         )
     return value

@@ -37,18 +37,19 @@ def pruning_mask(
         The entries to prune. `mask.dense(name)` is True where a weight goes; `prune_with_torch` takes the whole.
 
     Raises:
+        TypeError: `sparsity` is no number.
         ValueError: `sparsity` is not in (0, 1), weights are missing or of other shapes, or F or a weight is NaN or
             infinite.
 
     Source:
         LeCun, Denker and Solla, Optimal Brain Damage (NIPS 1989).
     """
-    checked_kappa(sparsity)
+    checked_kappa(sparsity, "sparsity")
     if missing := [name for name in F if name not in weights]:
         raise ValueError(f"weights must name every tensor of F, they lack {some(missing)}.")
     indices, shapes = {}, {}
     for name in progress_bar(F, total=len(F), desc="Pruning mask", unit="tensor", enabled=progress):
-        fisher, weight = F[name], weights[name].detach().cpu()
+        fisher, weight = F[name].detach().cpu(), weights[name].detach().cpu()
         if fisher.shape != weight.shape:
             raise ValueError(
                 f"{name} is {tuple(fisher.shape)} in F and {tuple(weight.shape)} in the weights. Give F of this model."

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from tomfisher.evaluate.statistics import cluster_interval, sign_flip_test
+from tomfisher.results.controls import has_controls
 from tomfisher.results.power import ALPHA
 from tomfisher.results.rule import Rule
 
@@ -24,6 +25,7 @@ class Candidate(NamedTuple):
         rise: relative change of the perplexity.
         answers: to the headline condition.
         controls: the same questions under the control masks of the same rule and κ.
+        kinds: what each of these control masks is, such as "random".
     """
 
     rule: Rule
@@ -32,6 +34,7 @@ class Candidate(NamedTuple):
     rise: float
     answers: Answers
     controls: Sequence[Answers]
+    kinds: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class HeldOut:
         ci95: 95 % interval of `after`.
         p: of the exact sign-flip test over the second half's scenes: one test, nothing to correct.
         controls: on the second half, the lower ends of the 95 % intervals of the control masks of the same rule and κ.
+        kinds: what each of them is, such as "random".
     """
 
     criterion: str | None
@@ -69,6 +73,7 @@ class HeldOut:
     ci95: tuple[float, float]
     p: float
     controls: tuple[float, ...]
+    kinds: tuple[str, ...] = ()
 
     @property
     def rule(self) -> Rule:
@@ -76,10 +81,15 @@ class HeldOut:
         return Rule(self.criterion, self.control_kappa)
 
     @property
+    def is_clear(self) -> bool:
+        """Whether the interval of `after` lies below that of every control; False without controls."""
+        return bool(self.controls) and self.ci95[1] < min(self.controls)
+
+    @property
     def holds(self) -> bool:
-        """Whether the fall is significant there, and clear of every control's interval; False without controls."""
+        """Whether the fall is significant there, and clear of all the controls that the rule is compared with."""
         falls = self.p < ALPHA and self.after < self.before
-        return falls and bool(self.controls) and self.ci95[1] < min(self.controls)
+        return falls and self.is_clear and has_controls(self.rule, self.kinds)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -132,6 +142,7 @@ def hold_out(baseline: Answers, candidates: Iterable[Candidate], limit: float) -
         ci95=cluster_interval(values, scenes),
         p=sign_flip_test(earlier, values, scenes),
         controls=tuple(_low(answers, second) for answers in best.controls),
+        kinds=tuple(best.kinds),
     )
 
 

@@ -11,11 +11,14 @@ from tomfisher.results.tables import PAGE, TEXT, Column, Line, Style, Table, tab
 from tomfisher.results.verdict import headline_tests
 
 MASK_ORDER = (TASK_CONTROL, CONTROL_ONLY, RANDOM)
-CAPTION = (
+_CAPTION = (
     "Every mask of the sweep: accuracies and perplexity. Questions on one story form a cluster: intervals are "
     f"Wilson's for the number of independent questions that they are worth, p is the {TEST} against the untouched "
-    "model, and its correction runs over the values of κ of the task-minus-control mask. Random masks: least to most "
-    "over the seeds."
+    "model, and its correction runs over {family}. Random masks: least to most over the seeds."
+)
+_OVER_KAPPA = "the values of κ of the task-minus-control mask"
+_OVER_RULES = (
+    "every task-minus-control mask of the study, those of other criteria and shares of the control included"
 )
 
 
@@ -45,7 +48,8 @@ def sweep_table(results: Results, style: Style = TEXT, focus: float | None = Non
                     strong.append(len(lines))
                 lines.append(Line([f"{kappa:g}", name], rows))
     columns = [WEIGHTS, *measured(results, _tests(results) if style is PAGE else ())]
-    return table([style.kappa, "mask"], columns, lines, style, CAPTION, words=(1,), strong=strong)
+    caption = _CAPTION.format(family=_OVER_KAPPA if set(results.rules) <= {PAPER} else _OVER_RULES)
+    return table([style.kappa, "mask"], columns, lines, style, caption, words=(1,), strong=strong)
 
 
 def _tests(results: Results) -> list[Column]:

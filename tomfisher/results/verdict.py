@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from tomfisher.evaluate.statistics import TEST
-from tomfisher.masks import criteria
+from tomfisher.results.controls import has_controls
 from tomfisher.results.held_out import HeldOut
 from tomfisher.results.power import ALPHA, too_few
 from tomfisher.results.results import Results, corrected
@@ -109,17 +108,6 @@ def effects_of(results: Results) -> list[Effect]:
     return [_effect(results, row, p) for row, p in headline_tests(results).items()]
 
 
-def has_controls(rule: Rule, masks: Collection[str | None]) -> bool:
-    """Whether these kinds of control masks are all that a mask of the rule is compared with.
-
-    Args:
-        rule: of the mask.
-        masks: kinds that were measured, such as "random".
-    """
-    needed = {RANDOM} if not criteria.get(rule.criterion).reads_texts else {CONTROL_ONLY, RANDOM}
-    return needed <= set(masks)
-
-
 def _effect(results: Results, row: Row, p: float) -> Effect:
     assert row.kappa is not None
     controls = tuple(
@@ -171,7 +159,12 @@ def _place(row: Row) -> str:
 
 
 def _others(effect: Effect) -> str:
-    return "the control-only mask and " if any(c.mask == CONTROL_ONLY for c in effect.controls) else ""
+    """The control-only mask, where there is one, with its size where that is not the mask's own."""
+    sizes = [control.nnz for control in effect.controls if control.mask == CONTROL_ONLY]
+    if not sizes:
+        return ""
+    own = "" if sizes[0] == effect.row.nnz else f" ({sizes[0]} weights)"
+    return f"the control-only mask{own} and "
 
 
 def _on_held_out(results: Results) -> list[str]:
@@ -193,7 +186,7 @@ def _beside(held: HeldOut) -> str:
     """How it stands against the control masks on the second half."""
     if not held.controls:
         return ""
-    clear = "clear of" if held.holds else "not clear of"
+    clear = "clear of" if held.is_clear else "not clear of"
     lowest = f"whose intervals begin at {min(held.controls):.3f} or more"
     return f"; {clear} its {len(held.controls)} control masks, {lowest}"
 
@@ -247,7 +240,8 @@ def _shortfall(results: Results, effect: Effect, able: bool) -> str:
         reasons.append("no random mask was measured there")
     elif not effect.clear and effect.controls:
         lowest = min(effect.controls, key=lambda control: control.accuracy)
-        reasons.append(f"a {lowest.mask} mask of the same size gives {lowest.accuracy:.3f}")
+        size = "the same size" if lowest.nnz == row.nnz else f"{lowest.nnz} weights"
+        reasons.append(f"a {lowest.mask} mask of {size} gives {lowest.accuracy:.3f}")
     if not effect.perplexity_rise < PERPLEXITY_LIMIT:
         reasons.append(f"perplexity changes by {effect.perplexity_rise:+.1%}")
     return (

@@ -16,6 +16,7 @@ from tomfisher.results.ablations import in_order_of
 from tomfisher.results.folder import ABLATION_FILES, POINTS, RunFolder
 from tomfisher.results.results import ABLATIONS, Results
 from tomfisher.results.row import TASK_CONTROL, point_key
+from tomfisher.results.rule import PAPER
 from tomfisher.results.verdict import judge
 from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.scan import scan_of
@@ -75,7 +76,7 @@ def ablate_run(
         run: folder of `tomfisher run`.
         names: ablations, see `parse`; None: `DEFAULT`, and "mixer" where the model has layers without attention.
         combine: also all combinations of up to this many of them.
-        kappa: of the mask; None: the κ of the study's verdict.
+        kappa: of the mask, chosen by the paper's rule; None: the mask that the study's verdict names.
         mask: a mask file instead.
         output_path: where `ablations.json` and `ablations.csv` go; None: `RUN/ablations`.
         overwrite: delete what is there first.
@@ -182,17 +183,20 @@ def _mask(folder: Path, kappa: float | None, file: str | Path | None) -> tuple[S
             raise ValueError("--kappa and --mask both name a mask. Give one of them.")
         return SparseMask.load(file), FROM_FILE
     results = Results.load(folder)
+    rule = PAPER
     if kappa is None:
-        kappa = judge(results).kappa
+        verdict = judge(results)
+        kappa, rule = verdict.kappa, verdict.rule
         if kappa is None:
             raise ValueError(
                 f"The verdict of {folder} names no kappa. Give --kappa, one of "
                 f"{', '.join(f'{k:g}' for k in results.kappas)}, or a --mask file."
             )
-    path = folder / "masks" / f"{point_key(TASK_CONTROL, kappa)}.safetensors"
+    path = folder / "masks" / f"{point_key(TASK_CONTROL, kappa, rule=rule)}.safetensors"
     if not path.is_file():
+        of = "" if rule == PAPER else f" ({rule})"
         raise ValueError(
-            f"{folder} has no mask at kappa {kappa:g}. Its kappas: {', '.join(f'{k:g}' for k in results.kappas)}."
+            f"{folder} has no mask at kappa {kappa:g}{of}. Its kappas: {', '.join(f'{k:g}' for k in results.kappas)}."
         )
     return SparseMask.load(path), TASK_CONTROL
 

@@ -97,7 +97,7 @@ def _held_out(
     for plan in (plan for plan in plans if plan.mask == TASK_CONTROL):
         (row,) = results.at(plan.kappa, TASK_CONTROL, rule=plan.rule)
         controls = [
-            answers[other.key][headline]
+            other
             for other in plans
             if other.mask in (CONTROL_ONLY, RANDOM) and (other.rule, other.kappa) == (plan.rule, plan.kappa)
         ]
@@ -108,7 +108,8 @@ def _held_out(
                 row.nnz or 0,
                 results.rise(row),
                 answers[plan.key][headline],
-                controls,
+                [answers[other.key][headline] for other in controls],
+                [other.mask for other in controls],
             )
         )
     return hold_out(answers[plans[0].key][headline], candidates, PERPLEXITY_LIMIT)

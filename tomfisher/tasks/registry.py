@@ -83,9 +83,9 @@ def load(
         seed: which stories are taken.
         split: "evaluation"; "fisher": belief questions of the false-belief condition only, from a disjoint pool of
             frames, names, things and places; "balanced": every condition of that second pool, such as to train on.
-            A file is cut into two halves that share no item (which half an item is in depends on nothing but the
-            item), and if it has false-belief conditions, its Fisher half keeps only their belief questions
-            ("balanced": all it has); "all" takes the whole file.
+            A file is cut into two halves, equal but for one item, that share no item (by the order of the items'
+            hashes, whatever the seed and the order in the file), and if it has false-belief conditions, its Fisher half
+            keeps only their belief questions ("balanced": all it has); "all" takes the whole file.
 
     Returns:
         Stories with unique ids.

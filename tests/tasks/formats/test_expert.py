@@ -36,7 +36,10 @@ def test_items(tmp_path: Path, name: str) -> None:
         "A tin of tea says 'rice'.;What does Jo think is in it?;rice;tea\nIt rains.;Is it wet?;yes;no\n"
     )
     first, second = read_published(name, path)
-    assert first.condition == second.condition == f"{name}/false-belief" and first.order == 1
+    kind = {"kosinski": "false-belief", "dodell-feder": "belief"}[
+        name
+    ]  # which it is only the published items say
+    assert first.condition == second.condition == f"{name}/{kind}" and first.order == 1
     assert first.scene != second.scene and first.choices == ("rice", "tea") and second.answer_text == "yes"
 
 
@@ -64,7 +67,17 @@ def test_published_samples(sample: Callable[[str], Path]) -> None:
         "ullman/no-belief": 1,
     }
     assert Counter(Counter(s.scene for s in ullman).values()) == {5: 1, 4: 1}
-    for name in ("kosinski", "dodell-feder"):
-        stories = read_published(name, sample(f"{name}.csv"))
-        assert Counter(s.group for s in stories) == {f"{name}/false-belief": 10}
-        assert len({s.scene for s in stories}) == 10
+    kosinski = read_published("kosinski", sample("kosinski.csv"))
+    assert Counter(s.group for s in kosinski) == {"kosinski/false-belief": 10}
+    assert len({s.scene for s in kosinski}) == 10
+
+
+def test_dodell_feders_items_are_sorted_by_what_they_ask(sample: Callable[[str], Path]) -> None:
+    stories = read_published("dodell-feder", sample("dodell-feder.csv"))
+    kinds = [story.condition.removeprefix("dodell-feder/") for story in stories]
+    assert kinds == [
+        *("false-belief", "reality", "false-belief", "reality", "false-belief"),
+        *("false-belief", "true-belief", "false-belief", "knowledge/true-belief", "reality"),
+    ]
+    assert [story.kind == "reality" for story in stories] == [kind == "reality" for kind in kinds]
+    assert len({story.scene for story in stories}) == 10

@@ -69,7 +69,7 @@ def test_a_label_is_loaded_like_a_file(tmp_path: Path) -> None:
     assert len(load(label, n=9, split="evaluation", seed=1)) == 9
 
 
-def test_the_half_of_a_story_does_not_depend_on_the_rest_of_the_file(tmp_path: Path) -> None:
+def test_the_scene_of_a_story_does_not_depend_on_the_rest_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     few = load(f"hitom:{write(tmp_path / 'h.json', 6)}", split="all")
     more = load(f"hitom:{write(tmp_path / 'more' / 'h.json', 30)}", split="all")

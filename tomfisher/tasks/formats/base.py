@@ -12,7 +12,7 @@ from tomfisher.tasks.records import Record
 from tomfisher.tasks.story import Story
 
 QUESTION = "{story}\nQuestion: {question}\nAnswer:"
-ORDINALS = {2: "second-order", 3: "third-order", 4: "fourth-order"}
+_ORDINALS = {2: "second-order", 3: "third-order", 4: "fourth-order"}
 
 
 class Format(NamedTuple):
@@ -37,6 +37,11 @@ class Format(NamedTuple):
     hub: bool = False
 
 
+def level_of(order: int) -> str:
+    """The part of a condition that says the order of a belief: "" for 1, "second-order/" for 2, up to 4."""
+    return f"{_ORDINALS[order]}/" if order > 1 else ""
+
+
 def belief(name: str, order: int, answer: str, real: str) -> str:
     """The condition of a question about a belief, which is false where it differs from what is the case.
 
@@ -49,8 +54,7 @@ def belief(name: str, order: int, answer: str, real: str) -> str:
     Returns:
         `<name>/false-belief` or `<name>/true-belief`; above order 1 with `second-order/` and so on between the two.
     """
-    level = f"{ORDINALS[order]}/" if order > 1 else ""
-    return f"{name}/{level}{'true' if answer == real else 'false'}-belief"
+    return f"{name}/{level_of(order)}{'true' if answer == real else 'false'}-belief"
 
 
 @dataclass

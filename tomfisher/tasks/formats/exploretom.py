@@ -12,7 +12,7 @@ import ast
 import re
 from collections.abc import Sequence
 
-from tomfisher.tasks.formats.base import ORDINALS, Asked, Format
+from tomfisher.tasks.formats.base import Asked, Format, level_of
 from tomfisher.tasks.formats.rows import read_table
 from tomfisher.tasks.records import Record
 from tomfisher.tasks.story import Story
@@ -66,7 +66,7 @@ def _asked(record: Record) -> tuple[str, int]:
 def _condition(what: str, order: int) -> str:
     if order == 0:
         return f"{NAME}/{'reality' if what.startswith('ground_truth') else 'memory'}"
-    level = f"{ORDINALS[order]}/" if order > 1 else ""
+    level = level_of(order)
     kind = "state" if what.startswith("<state_update>") else "knowledge" if what.startswith("<know") else ""
     held = BELIEFS.get(what.rpartition("-")[2])
     return "/".join(filter(None, (NAME, level.rstrip("/"), kind, held or ("" if kind else "belief"))))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tomfisher.tasks.formats.base import ORDINALS, QUESTION, Asked, Format
+from tomfisher.tasks.formats.base import QUESTION, Asked, Format, level_of
 from tomfisher.tasks.records import Record, read_records
 from tomfisher.tasks.story import Story
 
@@ -68,7 +68,7 @@ def _belief(qa: Record) -> tuple[str, int]:
         )
     if order is None:
         raise qa.refuse(f"field 'tom_type' must be first-order or second-order:..., got {kind!r}", "Mend it.")
-    level = f"{ORDINALS[order]}/" if order > 1 else ""
+    level = level_of(order)
     return f"{NAME}/{level}{ACCESS[access]}", order
 
 

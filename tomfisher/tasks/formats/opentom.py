@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tomfisher.tasks.formats.base import ORDINALS, Asked, Format, belief
+from tomfisher.tasks.formats.base import Asked, Format, belief, level_of
 from tomfisher.tasks.records import Record, read_records
 from tomfisher.tasks.story import Story
 from tomfisher.text_files import read_json
@@ -125,7 +125,7 @@ def _sort(qa: Record, plot: Record, observed: Any) -> tuple[tuple[str, ...], str
     """Choices, condition and order of a question."""
     kind, question, answer = qa.text("type"), qa.text("question"), qa.text("answer")
     order = 2 if kind.endswith("-so") else 1
-    level = f"{ORDINALS[2]}/" if order == 2 else ""
+    level = level_of(order)
     who = _WHO.match(question)
     if kind == "attitude":
         return ATTITUDES, f"{NAME}/attitude", 1

@@ -42,8 +42,8 @@ def read_published(name: str, source: str | os.PathLike[str]) -> list[Story]:
             where the format has rows.
 
     Returns:
-        Stories with unique ids, in file order. Questions on one story are one scene, in intervals and in the
-        cut into halves, whatever else the file holds.
+        Stories with unique ids, in file order. Questions on one story are one scene, in intervals and in the cut into
+        halves.
 
     Raises:
         FileNotFoundError: there is no such file.

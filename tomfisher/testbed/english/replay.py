@@ -1,7 +1,8 @@
 """General English that every Python has: the documentation strings of the standard library, and of packages beside it.
 
-A model that is trained on stories alone forgets the rest of the language; this text is trained on beside them. It
-shares nothing with CPython's language reference, by which perplexity is judged.
+A model that is trained on stories alone forgets the rest of the language; this text is trained on beside them.
+Documents that stand as a whole in CPython's language reference, by which perplexity is judged, are left out; single
+sentences may be in both.
 """
 
 from __future__ import annotations
