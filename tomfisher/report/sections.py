@@ -181,11 +181,13 @@ class Writer:
 
     def _together(self, together: Mapping[str, Any]) -> None:
         tables = self._tables("the interaction", lambda: study_table(together, PAGE))
+        given = (self.data.results.provenance.get("config") or {}).get("task_store")
+        whose = "samples of the task" if given else "samples that the task's Fisher diagonal was taken of"
         text = (
             "The method ranks weights one by one, by the diagonal of the Fisher matrix. What a mask does to the loss "
             "also depends on how its weights act together, which the diagonal leaves out. Both are compared here, and "
-            f"with what happens, on the {together.get('samples', 'same')} samples that the task's Fisher diagonal was "
-            "taken of."
+            f"with what happens, on the {together.get('samples', 'same')} {whose}."
+            + (" The diagonal that the masks are made of comes from a store that was given." if given else "")
         )
         self._add("interaction", "What the diagonal misses", [text], tables=tables)
 

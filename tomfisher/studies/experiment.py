@@ -46,6 +46,7 @@ from tomfisher.studies.points import PlannedPoint, noun_of, planned_points, test
 from tomfisher.studies.saved_points import collected, save_point
 from tomfisher.studies.stores import check_belongs, check_weights
 from tomfisher.studies.study_masks import StudyMasks
+from tomfisher.studies.task_texts import read_samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,8 +157,8 @@ class Experiment:
         diagonals = Diagonals(self.config, self.inputs, folder, model, self.say, self._progress)
 
         def materials() -> Materials:
-            kept = folder.path / CRITERIA
-            return Materials(self.config, diagonals(), model, self.inputs.samples, kept, self.say)
+            samples = partial(read_samples, self.inputs, folder, self.say)
+            return Materials(self.config, diagonals(), model, samples, folder.path / CRITERIA, self.say)
 
         return diagonals, StudyMasks(self.config, folder, materials, self.say)
 
@@ -288,7 +289,7 @@ class Experiment:
         if interaction.is_current(folder.path / INTERACTION, interaction.inputs_of(self.config, masks)):
             return
         loaded = self._model(folder, "fisher", self.fisher_dtype)
-        samples = self.inputs.samples("task", loaded)
+        samples = read_samples(self.inputs, folder, self.say, "task", loaded)
         self.say(f"interaction of the weights of {len(masks)} masks, on {len(samples)} task samples")
         found = interaction.measure(self.config, loaded, samples, plans, masks, self._progress)
         _write_compact(folder, INTERACTION, found)

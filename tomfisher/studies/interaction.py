@@ -50,7 +50,7 @@ def measure(
     Args:
         config: the study.
         loaded: its model, unperturbed.
-        samples: the task's samples, of which the Fisher diagonal was taken.
+        samples: the task's samples.
         plans: the masks' points.
         masks: by the key of the point.
         progress: show bars on a terminal.
