@@ -137,6 +137,10 @@ told(columns=refused(shard_placement_fn=lambda p: Shard(p.ndim - 1)))
 told(cast=refused(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)))
 told(reordered=refused(mesh=torch.distributed.device_mesh.DeviceMesh("cpu", [1, 0])))
 model = sharded(random_model("llama-gqa", 0.05))
+told(compiled=refusal(take, torch.compile(model), samples))
+told(plain=refusal(take, fully_shard(torch.nn.Linear(4, 4)), samples))
+told(meta=refusal(take, sharded(random_model("llama-gqa", 0.05).to("meta")), samples))
+told(impl=refusal(take, model, samples, impl="triton-hopper"))
 F, whole = take(model, samples, params="all"), take(random_model("llama-gqa", 0.05), samples, params="all")
 told(everything=max(float((local(F[n]) - mine(whole[n])).norm() / whole[n].norm()) for n in whole) <= 1e-6)
 with ranks.alone():
@@ -152,6 +156,11 @@ def test_other_ways_of_spreading_weights_are_refused_by_name(tmp_path: Path) -> 
         assert "only rows are" in facts["columns"]
         assert "casts weights in every forward" in facts["cast"]
         assert "not that of all 2 ranks" in facts["reordered"]
+        assert facts["compiled"].startswith("TypeError: The model is compiled")
+        assert "model must be a causal language model of transformers, got FSDPLinear" in facts["plain"]
+        assert "model.embed_tokens.weight and" in facts["meta"]
+        assert "are on the meta device" in facts["meta"]
+        assert facts["impl"].startswith("NotImplementedError")
         assert facts["everything"]
         assert "this one works alone" in facts["alone"]
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -44,7 +44,7 @@ from tomfisher.sample import Sample, digest
 
 @plain_torch()
 def fisher_diagonal(
-    model: nn.Module | OpenedModel,
+    model: nn.Module | OpenedModel | ShardedModel,
     samples: Sequence[Sample],
     params: Params = "decoder-linear",
     labels: Labels = "empirical",
@@ -104,7 +104,7 @@ def fisher_diagonal(
         `num_samples`, `num_tokens`, `definition`, `methods` and `implementations`.
 
     Raises:
-        TypeError: a sample is no `Sample`.
+        TypeError: the model is none of these, or a sample is no `Sample`.
         ValueError: no samples, an unknown option, ids outside the vocabulary, a sample longer than the
             model's context, nothing selected, hooks on a selected parameter's gradient, TorchScript in the
             model, no backward pass in evaluation mode, or a model that breaks a rule that a likelihood rests
@@ -127,14 +127,21 @@ def fisher_diagonal(
         _check_settings(asked, samples)
         if isinstance(model, OpenedModel):
             return stream_diagonals(model, [SampleSet(samples, out)], asked, boundary, progress)[0]
-        if not is_tensor_parallel(model) and sharded_names(model.named_parameters()):
-            sharded = ShardedModel(model, team)
-            with sharded.resting():
-                return stream_diagonals(sharded, [SampleSet(samples, out)], asked, boundary, progress)[0]
+        if _is_by_rows(model):
+            model = ShardedModel(model, team)
+        if isinstance(model, ShardedModel):
+            with model.resting():
+                return stream_diagonals(model, [SampleSet(samples, out)], asked, boundary, progress)[0]
         result = _resident(model, samples, asked, progress, team)
         if out is not None:
             save_by_ranks(result, out, team)
     return result
+
+
+def _is_by_rows(model: Any) -> bool:
+    """Whether FSDP2 has spread a model's weights over the ranks, or some of them."""
+    is_split = not isinstance(model, nn.Module) or is_tensor_parallel(model)
+    return not is_split and bool(sharded_names(model.named_parameters()))
 
 
 def _check_out(out: str | os.PathLike[str]) -> None:

@@ -43,8 +43,8 @@ class LoadedModel:
         identity: `source`, `revision`, `model_type`, `config_sha256`, `weights_sha256` (of the first 64
             values of every parameter, rounded to bf16), `num_parameters`, `dtype`, and `loading` where there was
             something special about it: an adapter merged, a GGUF file, names or weights left out.
-        opened: the `OpenedModel` that reads the model's weights from their files when they are needed; None where
-            they are in memory.
+        opened: the `OpenedModel` that reads the model's weights from their files when they are needed, or the
+            `ShardedModel` that gathers them from the ranks; None where they are in memory.
     """
 
     model: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from torch import nn
 from tomfisher.files import sha256_of_text
 from tomfisher.models.load import LoadedModel, describe_source, fingerprint, head_of
 from tomfisher.models.opened import decoder_layers
+from tomfisher.runtime import ranks
 from tomfisher.runtime.freed import allocate, empty_shell, free, is_freed
+from tomfisher.runtime.gate import check_trainable
 from tomfisher.runtime.ranks import Team
 from tomfisher.runtime.sharded import check_by_rows, is_sharded, local_rows, settle
 from tomfisher.runtime.structure import owners_of
@@ -32,29 +34,32 @@ class ShardedModel:
     Args:
         model: a causal language model of transformers; what is not sharded is whole on every rank.
         team: all ranks of the process group.
+        source: what is known of where it comes from, as `identity`; None for what its config says.
 
     Attributes:
         shards: the DTensors, by name.
-        mesh: of the ranks.
         layers: the decoder's layers by name, in order.
         outer: names of the parameters outside of them.
         gathered: bytes of weights that were gathered so far.
 
     Raises:
+        TypeError: as for `check_trainable`; for example the model is compiled, or none of transformers.
         ValueError: weights are spread in another way than by rows over all ranks, their numbers are cast by a policy of
-            mixed precision or are not on the CPU; or the decoder's layers are not one list.
+            mixed precision or are not on the CPU, or there are none yet; or the decoder's layers are not one list.
     """
 
-    def __init__(self, model: Any, team: Team) -> None:
+    def __init__(self, model: Any, team: Team, source: Mapping[str, Any] | None = None) -> None:
+        check_trainable(model, "A Fisher diagonal", rows=True)
         self.model = model
         settle(model)
         self.layers = decoder_layers(
             model, getattr(model.config, "_name_or_path", "") or type(model).__name__
         )
         self.shards: dict[str, Any] = {n: p for n, p in model.named_parameters() if is_sharded(p)}
-        self.mesh = next(iter(self.shards.values())).device_mesh
         check_by_rows(self.shards, team.size)
+        _check_devices(model)
         _check_policies(model)
+        self._source = source
         self.gathered = 0
         self._team = team
         self._shells: dict[str, nn.Parameter] = {}
@@ -137,10 +142,13 @@ class ShardedModel:
     def identity(self) -> dict[str, Any]:
         """As `tomfisher.models.load.identify`, and `shards_sha256` of the first values that each rank holds.
 
+        Where the model was read by `spread`, also what `OpenedModel.identity` says.
+
         `weights_sha256` is None until everything was gathered once.
         """
         whole = all(name in self._heads for name, _ in self.model.named_parameters())
-        return describe_source(self.model, getattr(self.model.config, "_name_or_path", "")) | {
+        name = getattr(self.model.config, "_name_or_path", "")
+        return {**(self._source or describe_source(self.model, name))} | {
             "weights_sha256": fingerprint(self.model, self._heads) if whole else None,
             "shards_sha256": self._shards_sha256,
         }
@@ -170,15 +178,15 @@ def spread(loaded: LoadedModel) -> LoadedModel:
             fully_shard(layer, mesh=mesh)
     with opened.loaded(opened.outer):
         fully_shard(opened.model, mesh=mesh)
-    return LoadedModel(opened.model, loaded.tokenizer, loaded.name, opened.identity())
+    team, identity = ranks.current(), opened.identity()
+    with team.call("spread"):
+        sharded = ShardedModel(opened.model, team, identity)
+    return LoadedModel(opened.model, loaded.tokenizer, loaded.name, identity, sharded)
 
 
 def _shell(shard: Any) -> nn.Parameter:
     """A parameter of the whole tensor's shape without memory."""
-    local = local_rows(shard)
-    if local.device.type != "cpu":
-        raise ValueError(f"Sharded weights have to be on the CPU, these are on {local.device}.")
-    return empty_shell(torch.empty(shard.shape, dtype=local.dtype, device="meta"))
+    return empty_shell(torch.empty(shard.shape, dtype=shard.dtype, device="meta"))
 
 
 def _take_hooks(model: nn.Module) -> list[tuple[dict[int, Any], dict[int, Any]]]:
@@ -194,6 +202,16 @@ def _take_hooks(model: nn.Module) -> list[tuple[dict[int, Any], dict[int, Any]]]
                 for key in foreign:
                     del own[key]
     return taken
+
+
+def _check_devices(model: nn.Module) -> None:
+    """Refuse weights elsewhere than on the CPU, where layers are gathered."""
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            raise ValueError(
+                f"{name} is on {parameter.device}: the Fisher of weights that FSDP2 spreads over ranks is taken on the "
+                "CPU. Shard the model there, on init_device_mesh('cpu', (world_size,))."
+            )
 
 
 def _check_policies(model: nn.Module) -> None:

@@ -81,13 +81,14 @@ def check_causal(model: Any) -> None:
         )
 
 
-def check_trainable(model: Any, what: str, split: bool = False) -> None:
+def check_trainable(model: Any, what: str, split: bool = False, rows: bool = False) -> None:
     """`check_model`, and refuse weights of which autograd or a write would not see the numbers.
 
     Args:
         model: a causal language model of transformers.
         what: what cannot be done, to begin the message with.
         split: whether weights may be split over ranks by transformers' plans.
+        rows: whether each rank may hold some rows of them, as FSDP2's `fully_shard` leaves them.
 
     Raises:
         TypeError: as for `check_model`; or weights are quantised, or spread over processes.
@@ -105,7 +106,7 @@ def check_trainable(model: Any, what: str, split: bool = False) -> None:
             f"{what} needs weights that are floating-point numbers, but {_some(packed)} of {type(model).__name__} are "
             "quantised. Load the model without quantisation, in bfloat16 or float32, or call model.dequantize() first."
         )
-    allowed = split and is_tensor_parallel(model)
+    allowed = rows or (split and is_tensor_parallel(model))
     kinds = {n: p for n, p in model.named_parameters() if is_traceable_wrapper_subclass(p)}
     if sharded := [n for n, p in kinds.items() if not (allowed and is_sharded(p))]:
         raise TypeError(
