@@ -64,6 +64,37 @@ if rank == 0:
     held(first)[0, 0] = dict(whole.named_parameters())[first][0, 0].item()
 told(changed=message, after=agrees(model, whole) == [])
 
+moved = SparseMask({**mask, first: torch.arange(5) + (rank == 1)}, shapes)
+told(moved=refusal(tomfisher.perturb(model, moved).apply), unmoved=agrees(model, whole) == [])
+told(kinds=refusal(tomfisher.perturb(model, mask, 0.5 + rank / 4).apply))
+
+p = tomfisher.perturb(model, mask).apply()
+told(twice=refusal(p.apply), stays=p.applied, within=agrees(model, whole) != [])
+p.undo()
+told(undone=agrees(model, whole) == [])
+
+other, twin = made(True), made(False)
+q = tomfisher.perturb(other, mask)  # before the parameters are replaced
+doubled = {name: (2 * tensor).detach() for name, tensor in other.state_dict().items()}
+other.load_state_dict(doubled, assign=True)
+other.lm_head.weight = other.model.embed_tokens.weight
+with torch.no_grad():
+    for parameter in twin.parameters():
+        parameter.mul_(2)
+with q, tomfisher.perturb(twin, mask):
+    told(replaced=agrees(other, twin) == [])
+head = local_rows(other.lm_head.weight)
+head.fill_(3e38)
+head[:, ::2] = -3e38
+told(overflow=refusal(tomfisher.perturb(other, mask, "noise").apply))
+state, plain = model.state_dict(), dict(whole.named_parameters(remove_duplicate=False))
+told(tied=len({id(state[n]) for n in ("lm_head.weight", "model.embed_tokens.weight")}))
+both = {n: some(plain[n].shape, 30) for n in ("lm_head.weight", "model.embed_tokens.weight")}
+both = SparseMask(both, {n: plain[n].shape for n in both})
+with tomfisher.perturb(state, both, "noise"), tomfisher.perturb(plain, both, "noise"):
+    told(together=agrees(model, whole) == [])
+told(apart=agrees(model, whole) == [])
+
 full = SparseMask({first: torch.arange(32 * 48)}, {first: (32, 48)})
 told(full=refusal(tomfisher.perturb(model, full).apply), still=agrees(model, whole) == [])
 if rank == size - 1:
@@ -95,6 +126,14 @@ def test_every_rank_writes_its_rows_of_what_one_process_writes(tmp_path: Path, s
         else:
             assert facts["changed"] is None
         assert facts["after"]
+        assert "Rank 1 differs from rank 0 in what is perturbed" in facts["moved"]
+        assert facts["unmoved"]
+        assert "value" in facts["kinds"]
+        assert "cannot be applied twice" in facts["twice"]
+        assert facts["stays"] and facts["within"] and facts["undone"]
+        assert facts["replaced"] and facts["together"] and facts["apart"]
+        assert facts["tied"] == 2
+        assert "fill noise gives values in model.embed_tokens.weight" in facts["overflow"]
         assert "is masked entirely" in facts["full"]
         assert facts["still"]
         assert "down_proj.weight holds NaN or infinity" in facts["nan"]

@@ -27,7 +27,8 @@ class Fill:
     Attributes:
         kind: "mean", "number", "noise", "scale" or "values".
         value: the number, or the factor of "scale".
-        values: of "values": gives the values `[k]` of a target, finite and of its dtype.
+        values: gives the values `[k]` of a target, finite and of its dtype; "values" always has it, another kind where
+            they were found elsewhere.
     """
 
     kind: Literal["mean", "number", "noise", "scale", "values"]

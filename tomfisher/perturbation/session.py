@@ -92,8 +92,7 @@ class Perturbation:
             ValueError: a fill cannot be computed (NaN weights, a tensor masked entirely), or the model's
                 tensors have become others.
         """
-        if self.applied:
-            raise RuntimeError(f"{self} cannot be applied twice. Call undo() first.")
+        self._refuse_twice()
         try:
             with plain_torch(), deferred_interrupt(), torch.inference_mode():
                 self._write()
@@ -113,6 +112,10 @@ class Perturbation:
             "weight_sums": resolve("weight_sums", self._impl, entries.device)[0],
             **entries.implementations,
         }
+
+    def _refuse_twice(self) -> None:
+        if self.applied:
+            raise RuntimeError(f"{self} cannot be applied twice. Call undo() first.")
 
     def _find(self) -> None:
         """Look where the mask lands, unless every name still leads to the same tensor in the same memory."""

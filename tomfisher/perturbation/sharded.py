@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from tomfisher.ops.dispatch import Impl
 from tomfisher.ops.masked_fill import round_once, unmasked_sum
 from tomfisher.perturbation.fill import Fill, squared_deviations
 from tomfisher.perturbation.session import Perturbation
-from tomfisher.perturbation.targets import Target, check_names, named_tensors
+from tomfisher.perturbation.targets import Target, check_names, memory_of, named_tensors
 from tomfisher.runtime import ranks
-from tomfisher.runtime.parts import part_of
+from tomfisher.runtime.parts import local_of, part_of
 from tomfisher.runtime.sharded import check_spread, is_sharded, local_rows, settle
 
 
@@ -69,35 +69,60 @@ class ShardedPerturbation(Perturbation):
     ) -> None:
         self._team = ranks.current()
         self._model = target if isinstance(target, nn.Module) else None
-        self._compat = compat
-        tensors = named_tensors(target)
-        check_names(tensors, mask)
-        spread = {name: tensors[name] for name in mask if is_sharded(tensors[name])}
-        check_spread(spread, self._team.size)
-        self._weights = _merged(tensors, mask)
-        self._weight_of = {name: weight for weight in self._weights for name in weight.names}
-        own = {name: weight.own for name, weight in self._weight_of.items()}
-        shapes = {name: tuple(weight.local.shape) for name, weight in self._weight_of.items()}
-        super().__init__(_Rows(target, own), SparseMask(own, shapes), Fill("values"), seed, None, impl, None)
+        self._whole, self._whole_mask, self._compat = target, mask, compat
+        self._lay_out(named_tensors(target))
+        rows = _Rows(target, list(self._weight_of))
+        super().__init__(rows, self.mask, Fill("values"), seed, None, impl, None)
         self.fill = fill
+        self._facts = {
+            "mask": mask.sha256,
+            "fill": fill.kind,
+            "value": fill.value.hex(),
+            "seed": seed,
+            "compat": compat,
+        }
 
     def apply(self) -> ShardedPerturbation:
         """As `Perturbation.apply`, on all ranks: completely on each of them, or on none.
 
         Raises:
             RankError: another rank could not write.
+            ValueError: ranks differ in mask, fill, seed or compat.
         """
+        was_applied = self.applied
         self._settle()
         try:
             with self._team.call("perturb"):
+                self._refuse_twice()
+                self._team.agree("what is perturbed", self._facts)
                 super().apply()
         except BaseException:
-            if self.applied:
+            if self.applied and not was_applied:
                 self.undo()
             raise
         return self
 
     __enter__ = apply
+
+    def _lay_out(self, tensors: Mapping[str, Tensor]) -> None:
+        """Find what this rank holds of the masked tensors."""
+        mask = self._whole_mask
+        check_names(tensors, mask)
+        self._tensors = {name: tensors[name] for name in mask}
+        spread = {name: tensor for name, tensor in self._tensors.items() if is_sharded(tensor)}
+        check_spread(spread, self._team.size)
+        self._weights = _merged(self._tensors, mask)
+        self._weight_of = {name: weight for weight in self._weights for name in weight.names}
+        own = {name: weight.own for name, weight in self._weight_of.items()}
+        shapes = {name: tuple(weight.local.shape) for name, weight in self._weight_of.items()}
+        self.mask = SparseMask(own, shapes)
+
+    def _find(self) -> None:
+        tensors = named_tensors(self._whole)
+        if any(tensors.get(name) is not tensor for name, tensor in self._tensors.items()):
+            with torch.inference_mode(False):  # inside of it a DTensor cannot be detached
+                self._lay_out(tensors)
+        super()._find()
 
     def _undo(self) -> list[Any]:
         self._settle()
@@ -112,10 +137,10 @@ class ShardedPerturbation(Perturbation):
         """The fill with what it has to know of whole tensors."""
         if self.fill.kind == "mean":
             means = self._means(self._compat == "authors")
-            return Fill("values", values=lambda target: _constant(target, means[self._of(target)]))
+            return replace(self.fill, values=lambda target: _constant(target, means[self._of(target)]))
         if self.fill.kind == "noise":
             noise = self._noise()
-            return Fill("values", values=lambda target: noise[self._of(target)].to(target.view))
+            return replace(self.fill, values=lambda target: noise[self._of(target)].to(target.view))
         return self.fill
 
     def _of(self, target: Target) -> tuple[str, ...]:
@@ -161,17 +186,15 @@ class ShardedPerturbation(Perturbation):
 class _Rows(Mapping[str, Tensor]):
     """What this rank holds of tensors, by name, looked up anew each time."""
 
-    def __init__(self, target: nn.Module | Mapping[str, Tensor], names: Mapping[str, Any]) -> None:
-        self._names = names
-        self._held: dict[str, tuple[Mapping[str, Any], str]] = {}
-        for name in names:
-            holder, _, leaf = name.rpartition(".")
-            held = target.get_submodule(holder)._parameters if isinstance(target, nn.Module) else target
-            self._held[name] = (held, leaf if isinstance(target, nn.Module) else name)
+    def __init__(self, target: nn.Module | Mapping[str, Tensor], names: Sequence[str]) -> None:
+        self._target, self._names = target, names
 
     def __getitem__(self, name: str) -> Tensor:
-        held, leaf = self._held[name]
-        tensor = held[leaf]
+        if isinstance(self._target, nn.Module):
+            holder, _, leaf = name.rpartition(".")
+            tensor: Any = self._target.get_submodule(holder)._parameters[leaf]
+        else:
+            tensor = self._target[name]
         return local_rows(tensor) if is_sharded(tensor) else tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -182,18 +205,31 @@ class _Rows(Mapping[str, Tensor]):
 
 
 def _merged(tensors: Mapping[str, Any], mask: SparseMask) -> list[_Weight]:
-    """The tensors of a mask with at least one position, tied ones once."""
-    together: dict[int, list[str]] = {}
-    for name, count in mask.counts().items():
+    """The tensors of a mask with at least one position, tied ones once, in an order that is that of all ranks.
+
+    Raises:
+        ValueError: two share memory without being the same.
+    """
+    together: dict[Hashable, list[str]] = {}
+    for name, count in sorted(mask.counts().items()):
         if count:
-            together.setdefault(id(tensors[name]), []).append(name)
+            together.setdefault(memory_of(local_of(tensors[name])), []).append(name)
     weights = []
     for names in together.values():
         tensor = tensors[names[0]]
+        for name in names[1:]:
+            if _layout(tensors[name]) != _layout(tensor):
+                raise ValueError(
+                    f"{names[0]} and {name} share memory, but not shape, order or placements. Mask one of them only."
+                )
         index = mask[names[0]] if len(names) == 1 else torch.cat([mask[name] for name in names]).unique()
         part = part_of(tensor)
-        weights.append(_Weight(tuple(sorted(names)), tensor, index, *part.find(index), part.is_cut))
+        weights.append(_Weight(tuple(names), tensor, index, *part.find(index), part.is_cut))
     return weights
+
+
+def _layout(tensor: Any) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tuple(tensor.stride()), getattr(tensor, "placements", None)
 
 
 def _constant(target: Target, value: float) -> Tensor:

@@ -154,7 +154,7 @@ def resolve_targets(target: nn.Module | Mapping[str, Tensor], mask: SparseMask) 
     for name, index in _beside(tensors, mask).items():
         if index.numel():
             tensor = tensors[name]
-            shared.setdefault(_memory_of(tensor), {})[name] = _in_view(tensor, index)
+            shared.setdefault(memory_of(tensor), {})[name] = _in_view(tensor, index)
     targets = [_merge(tensors, indices) for indices in shared.values()]
     _check_overlap(targets)
     return targets
@@ -236,7 +236,7 @@ def _in_memory(tensor: Tensor) -> Tensor:
     return ordered.view(-1) if ordered.is_contiguous() else tensor
 
 
-def _memory_of(tensor: Tensor) -> Hashable:
+def memory_of(tensor: Tensor) -> Hashable:
     """The same for tensors that are one vector in memory, whatever their order; the place of one with gaps."""
     view = _in_memory(tensor)
     place = place_of(view)
