@@ -137,3 +137,8 @@ def test_pages_of_mapped_files_are_not_anonymous_memory(tmp_path):
 def test_matmul_rate_counts_two_operations_per_product(monkeypatch):
     monkeypatch.setattr(harness, "interleave", lambda *_, **__: Timings({"mm": [0.5, 0.25]}))
     assert harness.matmul_rate(torch.float32, size=8) == 2 * 8**3 / 0.25
+
+
+def test_matmul_rate_has_a_size_for_devices_that_nobody_chose_one_for(monkeypatch):
+    monkeypatch.setattr(harness, "interleave", lambda *_, **__: Timings({"mm": [0.5]}))
+    assert harness.matmul_rate(torch.float32, "meta") == 2 * 1024**3 / 0.5

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import tomfisher
 from tomfisher.masks import SparseMask
-from tomfisher.ops import scatter_
+from tomfisher.ops import dispatch, scatter_
 from tomfisher.perturbation import WeightSums, perturb
 from tomfisher.perturbation.entries import Entries
 
@@ -223,6 +224,27 @@ def test_an_error_after_the_last_write_restores_everything(monkeypatch, fill: st
     with perturb(model, mask_of(model, seed=1), fill=fill), perturbation:  # neither is in the other's way
         assert not same_bits(model, saved)
     assert same_bits(model, saved)
+
+
+@pytest.mark.parametrize("impl", ["auto", "mine"])
+def test_a_backend_of_the_list_operations_alone_runs_and_is_recorded(monkeypatch, impl: str) -> None:
+    ran: list[str] = []
+
+    def counted(op: str) -> Callable[..., object]:
+        return lambda *given: (ran.append(op), dispatch._table[op, "reference"](*given))[1]
+
+    operations = ["weight_sums", "masked_fill_mean_", "scatter_"]
+    for op in operations:
+        monkeypatch.setitem(dispatch._table, (op, "mine"), counted(op))
+    monkeypatch.setattr(dispatch, "IMPLEMENTATIONS", (*dispatch.IMPLEMENTATIONS, "mine"))
+    monkeypatch.setitem(dispatch._PREFERRED, "cpu", ("mine", "reference"))
+    model = small_model()
+    saved, perturbation = snapshot(model), perturb(model, mask_of(model), impl=impl)
+    assert perturbation.implementations == {f"{op}@cpu": "mine" for op in operations}
+    with perturbation:
+        assert not same_bits(model, saved)
+    assert same_bits(model, saved) and ran == operations
+    assert perturb(model, mask_of(model), fill="zero", impl=impl).implementations == {"scatter_@cpu": "mine"}
 
 
 def test_moving_the_model_while_perturbed_is_noticed() -> None:
