@@ -17,6 +17,7 @@ from tomfisher.results.architectures import outcome
 from tomfisher.results.results import Results
 from tomfisher.results.row import rows_of
 from tomfisher.studies.architectures import configs, run_architectures
+from tomfisher.studies.diagonals import Diagonals
 from tomfisher.studies.experiment import Experiment
 
 pytestmark = pytest.mark.slow
@@ -279,7 +280,7 @@ def test_the_preset_runs_resumes_and_gives_the_same_table(tmp_path, monkeypatch,
     assert mamba.dominant_norm is None and mamba.first_mass is None and set(mamba.where) == {"mixer"}
     assert llama.before("second-order/false-belief").n == 2
     monkeypatch.setattr(Experiment, "_measure", lambda *a: pytest.fail("measured again"))
-    monkeypatch.setattr(Experiment, "_compute", lambda *a: pytest.fail("took the Fisher again"))
+    monkeypatch.setattr(Diagonals, "_compute", lambda *a: pytest.fail("took the Fisher again"))
     (folder / "architectures.json").unlink()
     _, again = run_architectures(given, progress=False)
     measured = [

@@ -92,6 +92,7 @@ class Board:
             self.exchange(f"the end of {name}")
             self._leave()
         except RankError:
+            self._stay()
             raise
         except BaseException as error:
             self._tell(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
@@ -167,6 +168,12 @@ class Board:
             self._ask(self._store.set, f"left/{self._calls}/{self.rank}", "")
         else:
             self._await_others("left")
+
+    def _stay(self) -> None:
+        """Rank 0, whose process may keep the store, gives the others time to hear which rank has ended."""
+        if self.rank == 0 and self._pulse.failure is not None:
+            with contextlib.suppress(RankError):  # the store is gone: there is nothing to hear
+                self._await_others("seen")
 
     def _tell(self, text: str) -> None:
         """Tell the others why this rank ends, and give them time to hear it."""
