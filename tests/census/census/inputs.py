@@ -16,7 +16,7 @@ from tomfisher.tasks import Story
 
 MOST_WEIGHTS = 1_000_000
 # seed and noise of weights on which float32 does not come close to what is allowed by rounding alone
-DRAWN = {"bailing_hybrid": (0, 0.02), "dory": (0, 0.02), "gemma4": (3, 0.05), "gemma4_unified": (2, 0.05)}
+DRAWN = {"bailing_hybrid": (0, 0.02), "dory": (0, 0.02), "gemma4": (3, 0.05), "gemma4_unified": (2, 0.02)}
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 LANGUAGE = (
     "anna ben clara bag box basket tin full of popcorn chocolate red green apple apples thinks that is in the a "

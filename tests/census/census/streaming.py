@@ -36,7 +36,7 @@ class Present:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.layers = decoder_layers(model, "the model")
-        self.bytes_read = self.file_bytes = 0
+        self.traffic: dict[str, int] = {}
         inside = {id(p) for _, layer in self.layers for p in layer.parameters()}
         self.outer = [name for name, p in model.named_parameters() if id(p) not in inside]
 
