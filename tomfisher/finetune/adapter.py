@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -29,10 +28,11 @@ from tomfisher.runtime.batches import collate
 from tomfisher.runtime.modes import frozen
 from tomfisher.runtime.rules import check_rules
 from tomfisher.runtime.structure import is_linear
-from tomfisher.runtime.torch_state import plain_torch, seeded
+from tomfisher.runtime.torch_state import on_cpu
 from tomfisher.sample import Sample
 from tomfisher.tasks import corpus, encode
 from tomfisher.testbed.english import replay, stories
+from tomfisher.testbed.recipe import warm_cosine
 
 WEIGHTS = "adapter_model.safetensors"
 RECORD = "training.json"
@@ -88,10 +88,7 @@ class AdapterRecipe:
 
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step` (from 0)."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+        return warm_cosine(step, self.steps, self.warmup, self.learning_rate)
 
 
 def train_adapter(
@@ -133,7 +130,7 @@ def train_adapter(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
     require_peft()
-    with _cpu(recipe.seed, threads):
+    with on_cpu(recipe.seed, threads):
         loaded = load_model(base, dtype="fp32", device="cpu")
         documents = replay.documents()
         text = corpus.Corpus("documentation strings", documents, sha256_of_text(*documents))
@@ -164,17 +161,6 @@ def train_adapter(
             }
             (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
-
-
-@contextlib.contextmanager
-def _cpu(seed: int, threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    with plain_torch(), seeded(seed):
-        torch.set_num_threads(threads or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def _inject(model: Any, recipe: AdapterRecipe) -> Any:

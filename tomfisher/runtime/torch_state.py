@@ -91,3 +91,15 @@ def seeded(seed: int) -> Iterator[None]:
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(seed)
         yield
+
+
+@contextmanager
+def on_cpu(seed: int, threads: int | None) -> Iterator[None]:
+    """`plain_torch` and `seeded`, with so many CPU threads (None: as many as before); all is as before after it."""
+    before = torch.get_num_threads()
+    with plain_torch(), seeded(seed):
+        torch.set_num_threads(threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

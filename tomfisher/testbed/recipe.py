@@ -85,10 +85,15 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """Learning rate of optimiser step `step` (from 0)."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+        return warm_cosine(step, self.steps, self.warmup, self.learning_rate)
+
+
+def warm_cosine(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Learning rate of optimiser step `step` (from 0): linear warm-up to `peak`, then cosine decay to a tenth of it."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from tomfisher.files import atomic_path, sha256_of_file
 from tomfisher.progress import progress_bar
 from tomfisher.provenance import versions
 from tomfisher.runtime.scan import linear_scan
-from tomfisher.runtime.torch_state import plain_torch, seeded
+from tomfisher.runtime.torch_state import on_cpu
 from tomfisher.sample import IGNORED
 from tomfisher.testbed import language
 from tomfisher.testbed.batches import Batch, batches
@@ -71,7 +71,7 @@ def train(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}.")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_cpu(recipe.seed, threads))
+        stack.enter_context(on_cpu(recipe.seed, threads))
         started = time.perf_counter()
         model = AutoModelForCausalLM.from_config(recipe.config(), dtype=torch.float32).train()
         stack.enter_context(linear_scan(model))
@@ -93,18 +93,6 @@ def train(
     with atomic_path(target) as folder:
         _write(folder, model, record)
     return record
-
-
-@contextlib.contextmanager
-def _cpu(seed: int, threads: int | None) -> Iterator[None]:
-    """Seed and thread count for the block; both are as before after it."""
-    before = torch.get_num_threads()
-    with plain_torch(), seeded(seed):
-        torch.set_num_threads(threads or before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def _optimise(model: Any, recipe: Recipe, progress: bool) -> list[dict[str, Any]]:
