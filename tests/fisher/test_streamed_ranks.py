@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,9 @@ def test_ranks_that_stream_give_the_bits_of_ranks_with_the_whole_model(size: int
         assert facts["passes"] == 1
         assert "Rank 1 differs from rank 0 in what the Fisher diagonal is of" in facts["samples"]
         assert "definition.seed: 0 on rank 0, 1 on rank 1" in facts["seed"]
-        said = "does not see what rank 0 writes to" if rank else "Rank 1 has ended"
-        assert said in facts["folder"]
+        # of several ranks that refuse, rank 0 names the one that it hears of first
+        said = "does not see what rank 0 writes to" if rank else r"Rank [12] has ended"
+        assert re.search(said, facts["folder"])
     left = {path.name for path in folder.iterdir() if not path.name.endswith((".out", ".err", ".py"))}
     assert left == {"model", "store", "few", "seen", "unseen"}
 
