@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import yaml
 
-from tomfisher.studies.config import Config, parse_fill, read_yaml
+from tomfisher.studies.config import Config, read_yaml
+from tomfisher.studies.parsing import parse_fill
 from tomfisher.studies.presets import PRESETS
 
 

@@ -108,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
 def _analyze(args: argparse.Namespace) -> ModelAnalysis:
     """Read prompts, mask and model, and analyse."""
     from tomfisher.masks import SparseMask
-    from tomfisher.studies.config import parse_fill
     from tomfisher.studies.model_analysis import INTERACTION, analyze_model, chosen_parts
+    from tomfisher.studies.parsing import parse_fill
     from tomfisher.studies.prompts import prompt_ids
 
     heads = _heads(args.maps)

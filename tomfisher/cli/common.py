@@ -13,7 +13,8 @@ from typing import Any
 from tomfisher import testbed
 from tomfisher.files import atomic_path
 from tomfisher.progress import note
-from tomfisher.studies.config import Config, check_kappa
+from tomfisher.studies.config import Config
+from tomfisher.studies.parsing import check_kappa
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 MODEL_FIELDS = ("model", "device", "trust_remote_code", "revision")
@@ -107,7 +108,7 @@ def given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def setting(args: argparse.Namespace, name: str) -> Any:
     """One setting of a command that is not a whole study: as given, or its default, in its own type."""
-    from tomfisher.studies.config import coerce
+    from tomfisher.studies.setting import coerce
 
     field = FIELDS[name]
     value = coerce(field, getattr(args, name, field.default))
@@ -143,7 +144,7 @@ def perturbation_of(args: argparse.Namespace, loaded: Any, mask: Any) -> Any:
         ValueError: the mask is of another model.
     """
     from tomfisher.perturbation import perturb
-    from tomfisher.studies.config import parse_fill
+    from tomfisher.studies.parsing import parse_fill
     from tomfisher.studies.stores import check_belongs
 
     check_belongs(mask.shapes, loaded.model, f"The mask {args.mask}")

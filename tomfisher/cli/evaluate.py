@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 def _perturbation(args: argparse.Namespace, loaded: Any, mask: SparseMask) -> Any:
     """What --mask, --fill, --compat and --seed name, not applied yet."""
     from tomfisher.perturbation import State
-    from tomfisher.studies.config import parse_fill
+    from tomfisher.studies.parsing import parse_fill
     from tomfisher.studies.stores import check_belongs
 
     if loaded.opened is None:

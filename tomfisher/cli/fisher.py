@@ -113,8 +113,9 @@ def run(args: argparse.Namespace) -> int:
     from tomfisher.fisher.diagonal import save_by_ranks
     from tomfisher.fisher.store import check_target
     from tomfisher.runtime import ranks
-    from tomfisher.studies.config import Config, parse_params
+    from tomfisher.studies.config import Config
     from tomfisher.studies.named_model import named_model
+    from tomfisher.studies.parsing import parse_params
 
     refuse_existing(args.output_path, args.overwrite)
     check_target(args.output_path)

@@ -14,7 +14,7 @@ from tomfisher.cli.common import (
     setting,
 )
 from tomfisher.files import check_writable, refuse_existing
-from tomfisher.studies.config import check_kappa
+from tomfisher.studies.parsing import check_kappa
 
 if TYPE_CHECKING:
     from tomfisher.masks import SparseMask

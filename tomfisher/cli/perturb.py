@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the perturbed model."""
     from tomfisher.masks import SparseMask
-    from tomfisher.studies.config import parse_fill
+    from tomfisher.studies.parsing import parse_fill
     from tomfisher.studies.perturbed_copy import refuse_other, write_perturbed
 
     target = Path(args.output_path)

@@ -121,8 +121,8 @@ def on_paper(config: Config, said: Described, samples: int | None, tokens: int |
     from tomfisher.fisher.sizes import sizes_of
     from tomfisher.models.load import resolve_dtype
     from tomfisher.studies.auto_stream import work_of
-    from tomfisher.studies.config import parse_params
     from tomfisher.studies.machine import machine_for
+    from tomfisher.studies.parsing import parse_params
     from tomfisher.studies.scale_plan import plan_scale
 
     machine = machine_for(config, said)

@@ -22,10 +22,11 @@ from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.scan import scan_of
 from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.studies.ablation import ablate, known
-from tomfisher.studies.config import Config, parse_fill
+from tomfisher.studies.config import Config
 from tomfisher.studies.experiment import eval_dtype
 from tomfisher.studies.inputs import Inputs
 from tomfisher.studies.measure import Measure
+from tomfisher.studies.parsing import parse_fill
 from tomfisher.studies.prompts import prompt_ids
 from tomfisher.studies.stores import check_belongs, check_weights
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from tomfisher.progress import progress_bar
 from tomfisher.results.analysis import PARTS, means
 from tomfisher.results.row import CONTROL_ONLY, RANDOM, TASK_CONTROL
-from tomfisher.studies.config import Config, parse_fill
+from tomfisher.studies.config import Config
 from tomfisher.studies.inputs import Inputs
+from tomfisher.studies.parsing import parse_fill
 from tomfisher.studies.prompts import prompt_ids
 from tomfisher.text_files import read_json
 

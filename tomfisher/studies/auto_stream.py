@@ -16,7 +16,8 @@ from tomfisher.models.load import find_place, load_structure, resolve_device, re
 from tomfisher.runtime import ranks
 from tomfisher.runtime.machine import Machine, free_memory
 from tomfisher.studies.byte_sizes import bytes_of
-from tomfisher.studies.config import Config, parse_params
+from tomfisher.studies.config import Config
+from tomfisher.studies.parsing import parse_params
 
 
 def decided(config: Config, dtype: str | torch.dtype | None = None) -> tuple[Config, str]:

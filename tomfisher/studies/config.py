@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,32 +15,14 @@ from tomfisher import testbed, text_files
 from tomfisher.masks import criteria
 from tomfisher.near_miss import unknown
 from tomfisher.studies.byte_sizes import bytes_of
+from tomfisher.studies.parsing import check_kappa, parse_fill
 from tomfisher.studies.presets import preset_values
+from tomfisher.studies.setting import coerce, setting
 
 HEADER = "# Re-run this study: tomfisher run --config config.yaml"
 DEFAULT_TEXTS = {"task": "false-belief", "control": "python-reference"}
 PERPLEXITY_WINDOW = 512  # where the model has a context that long
 DTYPE_NAMES = ("auto", "fp32", "bf16", "fp16", "fp64")
-
-
-def _setting(
-    default: Any,
-    help: str,
-    kind: str | None = None,
-    choices: tuple[str, ...] | None = None,
-    nullable: bool = False,
-    bare: str | None = None,
-) -> Any:
-    """A dataclass field with what the command line and the YAML reader need to know about it.
-
-    `kind` is "str", "int", "float", "bool", "floats", "words", "auto or int" or "word"; without it, the default's
-    type. A word is a text for which YAML may read true or false, such as yes and no. A nullable setting may be none.
-    `bare` is the value of a flag without one.
-    """
-    kind = kind or type(default).__name__
-    optional = nullable or default is None
-    metadata = {"help": help, "kind": kind, "choices": choices, "nullable": optional, "bare": bare}
-    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -56,122 +38,122 @@ class Config:
         ValueError: a value is outside its range; the message names the field, the rule and the way out.
     """
 
-    model: str = _setting("", "hub id, local folder, .gguf file or built-in name (tomfisher ls models)")
-    task: str = _setting(
+    model: str = setting("", "hub id, local folder, .gguf file or built-in name (tomfisher ls models)")
+    task: str = setting(
         "",
         "built-in task, a JSON/JSONL file, or FORMAT:FILE of published data (tomfisher ls tasks) "
         "[false-belief; a testbed model's own]",
     )
-    control: str = _setting(
+    control: str = setting(
         "",
         "general text: built-in corpus, .txt, JSON/JSONL or datasets id (name:config:split) "
         "[python-reference; a testbed model's own]",
     )
-    output_path: str = _setting("", "run folder [runs/MODEL-TASK]")
-    n_task: int = _setting(100, "task samples in the Fisher diagonal")
-    n_control: int = _setting(100, "control samples in the Fisher diagonal")
-    control_length: int = _setting(128, "tokens per control sample")
-    max_length: int | None = _setting(
+    output_path: str = setting("", "run folder [runs/MODEL-TASK]")
+    n_task: int = setting(100, "task samples in the Fisher diagonal")
+    n_control: int = setting(100, "control samples in the Fisher diagonal")
+    control_length: int = setting(128, "tokens per control sample")
+    max_length: int | None = setting(
         None, "cut task samples to this many tokens [the model's context]", kind="int"
     )
-    supervise: Literal["answer", "last", "all"] = _setting(
+    supervise: Literal["answer", "last", "all"] = setting(
         "answer", "supervised tokens of a task sample", choices=("answer", "last", "all")
     )
-    labels: Literal["empirical", "sampled"] = _setting(
+    labels: Literal["empirical", "sampled"] = setting(
         "empirical", "labels of the Fisher loss", choices=("empirical", "sampled")
     )
-    reduction: Literal["mean", "sum"] = _setting(
+    reduction: Literal["mean", "sum"] = setting(
         "mean", "per-sample loss over its tokens", choices=("mean", "sum")
     )
-    gap: str = _setting(
+    gap: str = setting(
         "auto",
         "between prompt and answer: auto (a story's own, else one space where the writing has spaces), space, none, "
         "newline or punctuation",
     )
-    bos: str = _setting(
+    bos: str = setting(
         "auto",
         "begin-of-sequence token before questions, samples and windows of text; auto: as the tokenizer does",
         kind="word",
         choices=("auto", "yes", "no"),
     )
-    chat_template: bool = _setting(
+    chat_template: bool = setting(
         False, "put every prompt as the user's turn of the tokenizer's chat template"
     )
-    system_prompt: str | None = _setting(
+    system_prompt: str | None = setting(
         None, "with --chat_template: the text of the system's turn", kind="str"
     )
-    params: str = _setting(
+    params: str = setting(
         "decoder-linear", "parameters: decoder-linear, attention-qk, all or comma-separated globs"
     )
-    task_store: str | None = _setting(
+    task_store: str | None = setting(
         None, "use this Fisher store of the task instead of computing one", kind="str"
     )
-    control_store: str | None = _setting(
+    control_store: str | None = setting(
         None, "use this Fisher store of the control instead of computing one", kind="str"
     )
-    tokens_per_batch: str | int = _setting("auto", "tokens per Fisher batch, or auto", kind="auto or int")
-    fisher_dtype: str = _setting("fp32", "weights' dtype while the Fisher is taken", choices=DTYPE_NAMES)
-    eval_dtype: str = _setting(
+    tokens_per_batch: str | int = setting("auto", "tokens per Fisher batch, or auto", kind="auto or int")
+    fisher_dtype: str = setting("fp32", "weights' dtype while the Fisher is taken", choices=DTYPE_NAMES)
+    eval_dtype: str = setting(
         "auto", "weights' dtype while measuring; auto: bf16 on CUDA or a CPU fast at it", choices=DTYPE_NAMES
     )
-    kappas: tuple[float, ...] = _setting(
+    kappas: tuple[float, ...] = setting(
         (1e-5, 2e-5, 5e-5, 1e-4, 1e-3), "fractions of a tensor's weights, comma-separated", kind="floats"
     )
-    scope: Literal["tensor", "layer", "model"] = _setting(
+    scope: Literal["tensor", "layer", "model"] = setting(
         "tensor", "where the top fraction is taken", choices=("tensor", "layer", "model")
     )
-    control_kappa: tuple[float, ...] | None = _setting(
+    control_kappa: tuple[float, ...] | None = setting(
         None,
         "fractions of the control's ranking that masks leave alone, comma-separated, every one with every kappa; the "
         "paper's rule (control_kappa = kappa) is always measured",
         kind="floats",
     )
-    criterion: tuple[str, ...] | None = _setting(
+    criterion: tuple[str, ...] | None = setting(
         None,
         f"further rankings of the weights beside the Fisher diagonal, comma-separated: {', '.join(criteria.NAMES[1:])}",
         kind="words",
     )
-    ratio_quantile: float = _setting(
+    ratio_quantile: float = setting(
         0.5, "criterion ratio: quantile of the control's positive Fisher values that is added to them"
     )
-    fill: str = _setting("mean", "what masked weights become: mean, zero, noise, scale:FACTOR or a number")
-    compat: str | None = _setting(
+    fill: str = setting("mean", "what masked weights become: mean, zero, noise, scale:FACTOR or a number")
+    compat: str | None = setting(
         None, "authors: the paper's thresholding and fill mean", kind="str", choices=("authors",)
     )
-    random_seeds: int = _setting(5, "random masks per kappa")
-    random_kappas: tuple[float, ...] | None = _setting(
+    random_seeds: int = setting(5, "random masks per kappa")
+    random_kappas: tuple[float, ...] | None = setting(
         None, "kappas at which random masks are measured [all]", kind="floats"
     )
-    limit: int | None = _setting(320, "evaluation questions; none: all", kind="int", nullable=True)
-    method: str = _setting("choice", "how a question is answered", choices=("choice", "generate"))
-    normalize: str = _setting(
+    limit: int | None = setting(320, "evaluation questions; none: all", kind="int", nullable=True)
+    method: str = setting("choice", "how a question is answered", choices=("choice", "generate"))
+    normalize: str = setting(
         "total",
         "choice: compare total log-probabilities, or those per token, character or byte (lm-eval: acc, -, acc_norm, "
         "acc_bytes)",
         choices=("total", "token", "character", "byte"),
     )
-    max_new_tokens: int | None = _setting(
+    max_new_tokens: int | None = setting(
         None, "generate: tokens per answer [the longest choice's and 3 more, at least 5]", kind="int"
     )
-    temperature: float = _setting(0.0, "generate: sampling temperature, 0 is greedy")
-    top_p: float = _setting(1.0, "generate: nucleus size")
-    repetitions: int = _setting(1, "generate: answers per question")
-    perplexity_tokens: int = _setting(8192, "tokens of the perplexity text")
-    perplexity_window: int | None = _setting(
+    temperature: float = setting(0.0, "generate: sampling temperature, 0 is greedy")
+    top_p: float = setting(1.0, "generate: nucleus size")
+    repetitions: int = setting(1, "generate: answers per question")
+    perplexity_tokens: int = setting(8192, "tokens of the perplexity text")
+    perplexity_window: int | None = setting(
         None,
         "context window of the perplexity, tokens [512, or the model's context if that is less]",
         kind="int",
     )
-    perplexity_stride: int | None = _setting(None, "step between windows, tokens [the window]", kind="int")
-    analysis_prompts: int = _setting(64, "questions read by the analysis after the sweep; 0: no analysis")
-    analysis_random_masks: int = _setting(
+    perplexity_stride: int | None = setting(None, "step between windows, tokens [the window]", kind="int")
+    analysis_prompts: int = setting(64, "questions read by the analysis after the sweep; 0: no analysis")
+    analysis_random_masks: int = setting(
         3, "random masks in that analysis; at most the study's at that kappa, at least 1"
     )
-    interaction: bool = _setting(
+    interaction: bool = setting(
         False, "after the sweep: how far the weights of every mask act together, on the task's Fisher samples"
     )
-    seed: int = _setting(0, "seed of samples, questions and random masks")
-    stream: Literal["auto", "yes", "no"] = _setting(
+    seed: int = setting(0, "seed of samples, questions and random masks")
+    stream: Literal["auto", "yes", "no"] = setting(
         "auto",
         "read the model's layers from their files one after the other instead of holding it in memory, on the CPU; "
         "auto: where the model, and F if one is taken, do not fit into what is free",
@@ -179,27 +161,27 @@ class Config:
         choices=("auto", "yes", "no"),
         bare="yes",
     )
-    max_memory: str | None = _setting(
+    max_memory: str | None = setting(
         None, "with --stream auto: memory that a process may take, such as 16GB [what is free]", kind="str"
     )
-    boundary: str = _setting(
+    boundary: str = setting(
         "auto",
         "with --stream: where hidden states between layers are kept: ram or a folder; auto: those of a Fisher diagonal "
         "beside its store, so that it goes on where it was interrupted, others in memory",
     )
-    share_prefix: Literal["auto", "no"] = _setting(
+    share_prefix: Literal["auto", "no"] = setting(
         "auto",
         "choice: compute what questions begin with once where the model allows it; no: every question whole, with the "
         "rounding of --stream",
         kind="word",
         choices=("auto", "no"),
     )
-    device: str | None = _setting(None, "cpu, cuda or cuda:N [cuda if there is one]", kind="str")
-    batch_size: int | None = _setting(
+    device: str | None = setting(None, "cpu, cuda or cuda:N [cuda if there is one]", kind="str")
+    batch_size: int | None = setting(
         None, "sequences per evaluation batch [chosen by the evaluation]", kind="int"
     )
-    trust_remote_code: bool = _setting(False, "let transformers run code that comes with the model")
-    revision: str | None = _setting(None, "hub branch, tag or commit of the model", kind="str")
+    trust_remote_code: bool = setting(False, "let transformers run code that comes with the model")
+    revision: str | None = setting(None, "hub branch, tag or commit of the model", kind="str")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -265,79 +247,6 @@ class Config:
         return f"{HEADER}\n{body}"
 
 
-def coerce(field: dataclasses.Field[Any], value: Any) -> Any:
-    """A value from the command line or YAML as the field's kind; YAML reads 1e-5 as a text, for one.
-
-    Raises:
-        ValueError: the value is none of that kind.
-    """
-    kind = field.metadata["kind"]
-    if field.metadata["nullable"] and value in (None, "none"):
-        return None
-    try:
-        return _READERS[kind](value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{field.name} must be {_WORDS[kind]}, got {value!r}.") from None
-
-
-def _read_int(value: Any) -> int:
-    if isinstance(value, bool) or int(value) != float(value):
-        raise ValueError
-    return int(value)
-
-
-def _read_bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _read_str(value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike, int, float)) or isinstance(value, bool):
-        raise TypeError
-    return str(value)
-
-
-def _read_word(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return _read_str(value)
-
-
-def _read_floats(value: Any) -> tuple[float, ...]:
-    if isinstance(value, (int, float)):
-        value = [value]
-    parts = value.split(",") if isinstance(value, str) else value
-    return tuple(sorted({float(part) for part in parts if str(part).strip()}))
-
-
-def _read_words(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    return tuple(dict.fromkeys(str(part).strip() for part in parts if str(part).strip()))
-
-
-_READERS: dict[str, Callable[[Any], Any]] = {
-    "str": _read_str,
-    "int": _read_int,
-    "float": float,
-    "bool": _read_bool,
-    "floats": _read_floats,
-    "word": _read_word,
-    "words": _read_words,
-    "auto or int": lambda value: "auto" if value == "auto" else _read_int(value),
-}
-_WORDS = {
-    "str": "a text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "floats": "numbers such as 1e-5,1e-4",
-    "word": "a word",
-    "words": "words, comma-separated",
-    "auto or int": "'auto' or a whole number",
-}
-
-
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Keys and values of a config file.
 
@@ -359,46 +268,6 @@ def refuse_unknown(values: Mapping[str, Any], where: str = "config") -> None:
     for key in values:
         if key not in known:
             raise ValueError(f"{where}: {unknown('setting', str(key), known)}")
-
-
-def check_kappa(kappa: float, name: str = "kappa") -> float:
-    """The value, if it lies strictly between 0 and 1.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not 0.0 < kappa < 1.0:
-        note = " Kappa 0 is the baseline, which is always measured." if kappa == 0 else ""
-        raise ValueError(
-            f"{name} must lie strictly between 0 and 1 (a fraction such as 1e-4), got {kappa:g}.{note}"
-        )
-    return kappa
-
-
-NAMED_PARAMS = ("decoder-linear", "attention-qk", "all")
-
-
-def parse_params(text: str) -> str | list[str]:
-    """The `params` setting as `fisher_diagonal` takes it: a name, or a list of glob patterns."""
-    return text if text in NAMED_PARAMS else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def parse_fill(text: str | float) -> str | float:
-    """The fill as `tomfisher.perturb` takes it: a word, "scale:FACTOR", or a number.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    name, _, factor = str(text).partition(":")
-    if name in ("mean", "zero", "noise") and not factor:
-        return name
-    try:
-        number = float(factor) if name == "scale" else float(text)
-    except ValueError:
-        raise ValueError(
-            f"fill must be mean, zero, noise, scale:FACTOR (e.g. scale:0.5) or a number, got {text!r}."
-        ) from None
-    return f"scale:{factor}" if name == "scale" else number
 
 
 def _check(config: Config) -> None:

@@ -14,8 +14,9 @@ from tomfisher.runtime.device import device_of
 from tomfisher.runtime.gate import check_samples
 from tomfisher.runtime.memory import token_budget
 from tomfisher.runtime.rules import check_run, way_of
-from tomfisher.studies.config import Config, parse_params
+from tomfisher.studies.config import Config
 from tomfisher.studies.inputs import Inputs
+from tomfisher.studies.parsing import parse_params
 from tomfisher.studies.stores import check_pair, open_own, open_store
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from tomfisher.perturbation import State
 from tomfisher.results.conditions import conditions_of, perplexities
 from tomfisher.runtime.rules import remembered
 from tomfisher.runtime.scan import scan_of
-from tomfisher.studies.config import parse_fill
 from tomfisher.studies.measure import Measure
+from tomfisher.studies.parsing import parse_fill
 
 if TYPE_CHECKING:
     from tomfisher.perturbation import Perturbation

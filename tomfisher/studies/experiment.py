@@ -36,12 +36,13 @@ from tomfisher.runtime.torch_state import plain_torch
 from tomfisher.studies import analysis, fisher_values, interaction
 from tomfisher.studies.auto_stream import decided
 from tomfisher.studies.claim import claimed, way_of_study
-from tomfisher.studies.config import Config, parse_fill
+from tomfisher.studies.config import Config
 from tomfisher.studies.diagonals import Diagonals
 from tomfisher.studies.inputs import Inputs
 from tomfisher.studies.materials import Materials
 from tomfisher.studies.measure import Measure, measured_of, perplexity_window, told_of
 from tomfisher.studies.named_model import named_model
+from tomfisher.studies.parsing import parse_fill
 from tomfisher.studies.points import PlannedPoint, noun_of, planned_points, tested
 from tomfisher.studies.saved_points import collected, save_point
 from tomfisher.studies.stores import check_belongs, check_weights

@@ -9,8 +9,9 @@ from typing import Any
 from tomfisher.results.fill_grid import gathered
 from tomfisher.results.folder import RunFolder
 from tomfisher.results.results import GRID, Results
-from tomfisher.studies.config import Config, parse_fill
+from tomfisher.studies.config import Config
 from tomfisher.studies.experiment import Experiment
+from tomfisher.studies.parsing import parse_fill
 
 
 def run_grid(

@@ -13,10 +13,11 @@ from tomfisher.models.load import LoadedModel, load_model
 from tomfisher.results.folder import RunFolder
 from tomfisher.results.results import FINETUNE, Results
 from tomfisher.runtime.scan import scan_of
-from tomfisher.studies.config import Config, parse_fill
+from tomfisher.studies.config import Config
 from tomfisher.studies.finetune import Damage, Plan, compare
 from tomfisher.studies.inputs import Inputs
 from tomfisher.studies.measure import Measure
+from tomfisher.studies.parsing import parse_fill
 from tomfisher.studies.stores import check_belongs
 from tomfisher.studies.training_samples import training_samples
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tomfisher.results.row import BASELINE
-from tomfisher.studies.config import Config, parse_fill
+from tomfisher.studies.config import Config
+from tomfisher.studies.parsing import parse_fill
 from tomfisher.studies.points import PlannedPoint, planned_points
 from tomfisher.text_files import read_json
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from tomfisher.masks import criteria
 from tomfisher.masks.criteria import Criterion, Known, Scored
 from tomfisher.runtime import ranks
-from tomfisher.studies.config import Config, parse_fill
+from tomfisher.studies.config import Config
+from tomfisher.studies.parsing import parse_fill
 from tomfisher.tensor_files import TensorFile, sha256_of_tensors
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from tomfisher import ops
 from tomfisher.models.load import LoadedModel, load_model, resolve_device, resolve_dtype
 from tomfisher.progress import note
 from tomfisher.results.power import too_few
-from tomfisher.studies.config import Config, parse_params
+from tomfisher.studies.config import Config
 from tomfisher.studies.experiment import eval_dtype
 from tomfisher.studies.inputs import Inputs
 from tomfisher.studies.measure import Measure, perplexity_window
+from tomfisher.studies.parsing import parse_params
 from tomfisher.studies.points import noun_of, planned_points, tested
 
 if TYPE_CHECKING:
