@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,8 +12,18 @@ from torch import Tensor
 
 from tomfisher.evaluate.execute import batch_arguments, can_pack, can_share, computes_as_made, execute
 from tomfisher.evaluate.normalize import TOTAL, check_normalize, decide, scores_of
-from tomfisher.evaluate.plan import Batch, Pack, Plan, Row, cost, plan_shared, plan_whole, rows_of_plan
-from tomfisher.evaluate.records import ALL, Record, Scores
+from tomfisher.evaluate.plan import (
+    Batch,
+    Pack,
+    Plan,
+    cost,
+    merged_rows,
+    plan_shared,
+    plan_whole,
+    rows_of_plan,
+)
+from tomfisher.evaluate.records import Record, Scores
+from tomfisher.evaluate.stories import check_stories, gap_of, warn_of_equal
 from tomfisher.evaluate.together import agree
 from tomfisher.progress import progress_bar
 from tomfisher.runtime import ranks
@@ -28,7 +37,6 @@ from tomfisher.runtime.positions import check_length
 from tomfisher.runtime.rules import BATCHES, PADDED, SINGLE, Rules, check_rules, difference, weights_kept
 from tomfisher.runtime.tensor_parallel import team_for
 from tomfisher.runtime.torch_state import plain_torch
-from tomfisher.tasks.gap import AUTO
 from tomfisher.tasks.wording import Wording
 from tomfisher.unknown import warn_of_dropped_characters, warn_of_unknown_tokens
 
@@ -98,7 +106,7 @@ class ChoiceEvaluator:
             common, answers = self.wording.branch(tokenizer, prompt, story.choices, gap_of(story))
             spans += [(tuple(common), tuple(answer)) for answer in answers]
             self._owners += [index] * len(answers)
-        _warn_of_equal(spans, self._owners, self.stories)
+        warn_of_equal(spans, self._owners, self.stories)
         self._num_tokens = [len(after) for _, after in spans]
         self._spans = spans
         self._lay_out(merge=True)
@@ -108,7 +116,7 @@ class ChoiceEvaluator:
 
     def _lay_out(self, merge: bool) -> None:
         """Rows, and what is read off each: (answer number, position, target id)."""
-        self.rows, self._row_of = _merge(self._spans, merge)
+        self.rows, self._row_of = merged_rows(self._spans, merge)
         self._reads: list[list[tuple[int, int, int]]] = [[] for _ in self.rows]
         for number, (before, tokens) in enumerate(self._spans):
             reads = self._reads[self._row_of[number]]
@@ -354,91 +362,4 @@ class ChoiceEvaluator:
             start = end
             values = scores_of(logprobs, story.choices, num_tokens, self.normalize)
             correct, best, margin = decide(values, story.answer)
-            yield make_record(story, (correct,), story.choices[best], logprobs, margin, num_tokens)
-
-
-def make_record(
-    story: Any,
-    outcomes: tuple[float, ...],
-    predicted: str,
-    logprobs: tuple[float, ...] | None = None,
-    margin: float | None = None,
-    num_tokens: tuple[int, ...] | None = None,
-) -> Record:
-    """The record of one story from its correctness in every repetition."""
-    return Record(
-        id=story.id,
-        group=story.group,
-        condition=story.condition,
-        cell=story.cell,
-        kind=story.kind,
-        correct=sum(outcomes) / len(outcomes),
-        predicted=predicted,
-        logprobs=logprobs,
-        margin=margin,
-        outcomes=outcomes,
-        choices=tuple(story.choices),
-        answer=story.answer,
-        num_tokens=num_tokens,
-    )
-
-
-def _warn_of_equal(
-    spans: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], owners: Sequence[int], stories: Sequence[Any]
-) -> None:
-    """Say how many stories have choices of the same tokens, such as two unknown words."""
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    equal: dict[int, None] = {}
-    for owner, (_, answer) in zip(owners, spans, strict=True):
-        if (owner, answer) in seen:
-            equal[owner] = None
-        seen.add((owner, answer))
-    if equal:
-        warnings.warn(
-            f"{len(equal)} of {len(stories)} stories, such as {stories[next(iter(equal))].id!r}, have choices that are "
-            "the same in this model's tokens, so they cannot be told apart. Use a model that knows their words.",
-            stacklevel=3,
-        )
-
-
-def gap_of(story: Any) -> str:
-    """What a story says about the gap before its answers."""
-    return str(getattr(story, "gap", AUTO))
-
-
-def check_stories(stories: Sequence[Any]) -> None:
-    """Refuse what cannot be scored, naming the story."""
-    if not stories:
-        raise ValueError("There are no stories to score. Pass at least one.")
-    seen: set[str] = set()
-    for story in stories:
-        rule = ""
-        if len(story.choices) < 2:
-            rule = f"has {len(story.choices)} choice(s); at least 2 are needed"
-        elif len(set(story.choices)) < len(story.choices):
-            rule = f"has equal choices {story.choices!r}; they must differ"
-        elif not 0 <= story.answer < len(story.choices):
-            rule = f"has answer {story.answer}; it must be an index into its {len(story.choices)} choices"
-        elif story.group == ALL:
-            rule = f"is in a group called {ALL!r}, which is the name of the union; rename its condition"
-        elif story.id in seen:
-            rule = "has an id that an earlier story has; ids must be unique"
-        if rule:
-            raise ValueError(f"Story {story.id!r} {rule}.")
-        seen.add(story.id)
-
-
-def _merge(spans: list[tuple[tuple[int, ...], tuple[int, ...]]], merge: bool) -> tuple[list[Row], list[int]]:
-    """Distinct rows, and which one each answer is read off: with `merge` one that begins with all it needs."""
-    inputs = [prompt + answer[:-1] for prompt, answer in spans]
-    longest: dict[tuple[int, ...], tuple[int, ...]] = {}
-    following: tuple[int, ...] = ()
-    for ids in sorted(set(inputs), reverse=True):
-        following = following if merge and following[: len(ids)] == ids else ids
-        longest[ids] = following
-    first: dict[tuple[int, ...], int] = {}
-    for ids, (prompt, _) in zip(inputs, spans, strict=True):
-        whole = longest[ids]
-        first[whole] = min(first.get(whole, len(whole)), len(prompt) - 1)
-    number = {whole: i for i, whole in enumerate(first)}
-    return [Row(whole, start) for whole, start in first.items()], [number[longest[ids]] for ids in inputs]
+            yield Record.of_story(story, (correct,), story.choices[best], logprobs, margin, num_tokens)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tomfisher.evaluate.choice import check_stories, gap_of, make_record
 from tomfisher.evaluate.continuation import generate_is_right, write
 from tomfisher.evaluate.records import Record, Scores
+from tomfisher.evaluate.stories import check_stories, gap_of
 from tomfisher.evaluate.together import agree
 from tomfisher.progress import progress_bar
 from tomfisher.runtime import ranks
@@ -372,7 +372,7 @@ def _reachable(tokenizer: Any, question: _Question, story: Any, wording: Wording
 
 def _record(story: Any, question: _Question, words: list[str]) -> Record:
     picked = [question.chosen(word) for word in words]
-    return make_record(story, tuple(float(i == story.answer) for i, _ in picked), picked[0][1])
+    return Record.of_story(story, tuple(float(i == story.answer) for i, _ in picked), picked[0][1])
 
 
 def _seed_of(text: str) -> int:

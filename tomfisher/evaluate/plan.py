@@ -36,6 +36,24 @@ class Row:
     first: int
 
 
+def merged_rows(
+    spans: list[tuple[tuple[int, ...], tuple[int, ...]]], merge: bool
+) -> tuple[list[Row], list[int]]:
+    """Distinct rows, and which one each answer is read off: with `merge` one that begins with all it needs."""
+    inputs = [prompt + answer[:-1] for prompt, answer in spans]
+    longest: dict[tuple[int, ...], tuple[int, ...]] = {}
+    following: tuple[int, ...] = ()
+    for ids in sorted(set(inputs), reverse=True):
+        following = following if merge and following[: len(ids)] == ids else ids
+        longest[ids] = following
+    first: dict[tuple[int, ...], int] = {}
+    for ids, (prompt, _) in zip(inputs, spans, strict=True):
+        whole = longest[ids]
+        first[whole] = min(first.get(whole, len(whole)), len(prompt) - 1)
+    number = {whole: i for i, whole in enumerate(first)}
+    return [Row(whole, start) for whole, start in first.items()], [number[longest[ids]] for ids in inputs]
+
+
 @dataclass
 class Node:
     """Rows that share their first `end` tokens."""

@@ -48,6 +48,33 @@ class Record:
     answer: int = 0
     num_tokens: tuple[int, ...] | None = None
 
+    @classmethod
+    def of_story(
+        cls,
+        story: Any,
+        outcomes: tuple[float, ...],
+        predicted: str,
+        logprobs: tuple[float, ...] | None = None,
+        margin: float | None = None,
+        num_tokens: tuple[int, ...] | None = None,
+    ) -> Record:
+        """The record of one story from its correctness in every repetition."""
+        return cls(
+            id=story.id,
+            group=story.group,
+            condition=story.condition,
+            cell=story.cell,
+            kind=story.kind,
+            correct=sum(outcomes) / len(outcomes),
+            predicted=predicted,
+            logprobs=logprobs,
+            margin=margin,
+            outcomes=outcomes,
+            choices=tuple(story.choices),
+            answer=story.answer,
+            num_tokens=num_tokens,
+        )
+
     @property
     def scene(self) -> str:
         """What the story shares with those told of the same scene (`tomfisher.tasks.story.scene_of`)."""
